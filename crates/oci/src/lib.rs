@@ -1,0 +1,12 @@
+//! The vocabulary of the Open Container Initiative: digests, references, platforms, image documents and the runtime
+//! spec. Pure data: nothing here does I/O.
+
+pub mod digest;
+pub mod image;
+pub mod platform;
+pub mod reference;
+pub mod spec;
+
+pub use digest::{Digest, Hasher};
+pub use platform::Platform;
+pub use reference::Reference;

@@ -1,0 +1,232 @@
+//! A container's cgroups: limits, membership, freezing, killing. cgroup v2, v1 and the mixed set-up are found out from
+//! the mount table.
+
+mod device_program;
+mod v1;
+mod v2;
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::spec::Resources;
+use crate::{Context, Result, RuntimeError};
+
+pub use v1::Hierarchies;
+pub use v2::Unified;
+
+/// The cgroup of one container.
+pub enum Cgroup {
+    V1(Hierarchies),
+    V2(Unified),
+}
+
+/// What the kernel counts for a cgroup.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Events {
+    /// Processes that the out-of-memory killer ended.
+    pub oom_kills: u64,
+}
+
+impl Cgroup {
+    /// Makes the cgroup `path`, absolute below the hierarchies' roots, and sets its limits.
+    pub fn create(path: &str, resources: &Resources) -> Result<Cgroup> {
+        let path = anchored(path)?;
+        match layout()? {
+            Layout::Unified(mount) => Unified::create(&mount, &path, resources).map(Cgroup::V2),
+            Layout::Hierarchies(mounts) => Hierarchies::create(&mounts, &path, resources).map(Cgroup::V1),
+        }
+    }
+
+    /// The cgroup `path`, which exists.
+    pub fn open(path: &str) -> Result<Cgroup> {
+        let path = anchored(path)?;
+        Ok(match layout()? {
+            Layout::Unified(mount) => Cgroup::V2(Unified::open(&mount, &path)?),
+            Layout::Hierarchies(mounts) => Cgroup::V1(Hierarchies::open(&mounts, &path)),
+        })
+    }
+
+    /// Changes limits of a running container; what is absent stays.
+    pub fn update(&self, resources: &Resources) -> Result<()> {
+        match self {
+            Cgroup::V1(cgroup) => cgroup.apply(resources),
+            Cgroup::V2(cgroup) => cgroup.apply(resources),
+        }
+    }
+
+    /// Files into which a process writes `0` to join. None on v2, where it is born inside.
+    pub(crate) fn join_files(&self) -> Result<Vec<OwnedFd>> {
+        match self {
+            Cgroup::V1(cgroup) => cgroup.join_files(),
+            Cgroup::V2(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// The directory for `CLONE_INTO_CGROUP`.
+    pub(crate) fn clone_into(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Cgroup::V1(_) => None,
+            Cgroup::V2(cgroup) => Some(cgroup.directory()),
+        }
+    }
+
+    /// Stops all processes (`true`) or lets them go on; returns when it is so.
+    pub fn freeze(&self, frozen: bool) -> Result<()> {
+        match self {
+            Cgroup::V1(cgroup) => cgroup.freeze(frozen),
+            Cgroup::V2(cgroup) => cgroup.freeze(frozen),
+        }
+    }
+
+    /// The processes inside, in the caller's PID namespace.
+    pub fn processes(&self) -> io::Result<Vec<i32>> {
+        let text = match self {
+            Cgroup::V1(cgroup) => cgroup.read("pids", "cgroup.procs").or_else(|_| cgroup.read("devices", "cgroup.procs"))?,
+            Cgroup::V2(cgroup) => cgroup.read("cgroup.procs")?,
+        };
+        Ok(text.lines().filter_map(|line| line.trim().parse().ok()).collect())
+    }
+
+    /// Sends SIGKILL to every process inside, also to ones that are being forked.
+    pub fn kill(&self) -> io::Result<()> {
+        if let Cgroup::V2(cgroup) = self
+            && cgroup.write("cgroup.kill", "1").is_ok()
+        {
+            return Ok(());
+        }
+        for _ in 0..100 {
+            let processes = self.processes().unwrap_or_default();
+            if processes.is_empty() {
+                return Ok(());
+            }
+            for pid in processes {
+                let _ = dhow_sys::signal::kill(pid, 9);
+            }
+            // A frozen process dies when it thaws.
+            let _ = self.freeze(false);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// What happened inside so far.
+    pub fn events(&self) -> Events {
+        let (text, key) = match self {
+            Cgroup::V1(cgroup) => (cgroup.read("memory", "memory.oom_control"), "oom_kill"),
+            Cgroup::V2(cgroup) => (cgroup.read("memory.events"), "oom_kill"),
+        };
+        let text = text.unwrap_or_default();
+        let oom_kills = text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok()).unwrap_or(0);
+        Events { oom_kills }
+    }
+
+    /// Removes the cgroup with what is below it. A dying process can hold it for a moment: it is tried for 5 seconds.
+    pub fn remove(&self) -> io::Result<()> {
+        let directories: Vec<&Path> = match self {
+            Cgroup::V1(cgroup) => cgroup.all().map(|hierarchy| hierarchy.path.as_path()).collect(),
+            Cgroup::V2(cgroup) => vec![cgroup.path()],
+        };
+        directories.into_iter().map(remove_directory).fold(Ok(()), |first, next| first.and(next))
+    }
+}
+
+fn remove_directory(path: &Path) -> io::Result<()> {
+    let mut delay = Duration::from_micros(200);
+    let mut waited = Duration::ZERO;
+    loop {
+        match std::fs::remove_dir(path) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if waited > Duration::from_secs(5) => return Err(error),
+            Err(_) => {
+                for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+                    if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                        let _ = remove_directory(&entry.path());
+                    }
+                }
+            }
+        }
+        std::thread::sleep(delay);
+        waited += delay;
+        delay = (delay * 2).min(Duration::from_millis(50));
+    }
+}
+
+/// A cgroup path as it is used below a hierarchy: no `..` leads out of it.
+fn anchored(path: &str) -> Result<PathBuf> {
+    let mut clean = PathBuf::new();
+    for part in path.split('/').filter(|part| !part.is_empty() && *part != ".") {
+        if part == ".." {
+            return Err(RuntimeError::Spec(format!("cgroupsPath {path} leads upwards")));
+        }
+        clean.push(part);
+    }
+    if clean.as_os_str().is_empty() {
+        return Err(RuntimeError::Spec("cgroupsPath is empty".to_owned()));
+    }
+    Ok(clean)
+}
+
+/// What the host mounts.
+pub(crate) enum Layout {
+    Unified(PathBuf),
+    /// Controllers of each v1 hierarchy, comma-separated as mounted, and its mount point.
+    Hierarchies(Vec<(String, PathBuf)>),
+}
+
+/// Whether the host's controllers are on the one hierarchy of cgroup v2.
+pub fn is_unified() -> bool {
+    matches!(layout(), Ok(Layout::Unified(_)))
+}
+
+fn layout() -> Result<Layout> {
+    const CGROUP2_MAGIC: i64 = 0x6367_7270;
+    const STANDARD: &str = "/sys/fs/cgroup";
+    if rustix::fs::statfs(STANDARD).is_ok_and(|stat| i64::from(stat.f_type) == CGROUP2_MAGIC) {
+        return Ok(Layout::Unified(PathBuf::from(STANDARD)));
+    }
+    let table = std::fs::read_to_string("/proc/self/mountinfo").context(|| "read /proc/self/mountinfo".to_owned())?;
+    let mut hierarchies = Vec::new();
+    let mut unified = None;
+    for line in table.lines() {
+        let Some((before, after)) = line.split_once(" - ") else { continue };
+        let mut after = after.split(' ');
+        let (kind, options) = (after.next().unwrap_or_default(), after.nth(1).unwrap_or_default());
+        let mount = PathBuf::from(before.split(' ').nth(4).unwrap_or_default());
+        match kind {
+            "cgroup2" => unified = Some(mount),
+            "cgroup" => {
+                let ours = |option: &&str| v1::CONTROLLERS.contains(option) || option.starts_with("name=");
+                let controllers: Vec<&str> = options.split(',').filter(ours).collect();
+                let name = controllers.join(",");
+                if !name.is_empty() && !hierarchies.iter().any(|(known, _)| *known == name) {
+                    hierarchies.push((name, mount));
+                }
+            }
+            _ => {}
+        }
+    }
+    match (hierarchies.is_empty(), unified) {
+        (false, _) => Ok(Layout::Hierarchies(hierarchies)),
+        (true, Some(mount)) => Ok(Layout::Unified(mount)),
+        (true, None) => {
+            Err(RuntimeError::State("no cgroup hierarchy is mounted: mount -t cgroup2 cgroup2 /sys/fs/cgroup".to_owned()))
+        }
+    }
+}
+
+/// Reads a small kernel file.
+fn read(path: &Path) -> io::Result<String> {
+    std::fs::read_to_string(path)
+}
+
+/// Writes a kernel file in one call, and says which one refused what.
+fn write(path: &Path, value: &str) -> Result<()> {
+    use rustix::fs::{Mode, OFlags};
+    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+    file.and_then(|file| rustix::io::write(&file, value.as_bytes()))
+        .map(drop)
+        .context(|| format!("failed to write \"{value}\": write {}", path.display()))
+}

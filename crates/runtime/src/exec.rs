@@ -1,0 +1,124 @@
+//! Another process in a running container.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use dhow_sys::clone::{self, Clone, CloneArgs};
+use dhow_sys::root::Root;
+use dhow_sys::{process, socket};
+use rustix::fs::{Mode, OFlags};
+
+use crate::cgroup::Cgroup;
+use crate::finish::{Finish, ProcessFiles};
+use crate::init::{connect_stdio, join_cgroup, report, set_size};
+use crate::launch::{Launched, Stdio, libc_flags, reap};
+use crate::seccomp::{self, Filter};
+use crate::spec::{Process, Seccomp};
+use crate::{Context, Result, RuntimeError};
+
+/// A process to run in a container.
+pub struct Exec<'a> {
+    /// The container's init, by descriptor and number.
+    pub init: &'a OwnedFd,
+    pub init_pid: i32,
+    pub process: &'a Process,
+    pub seccomp: Option<&'a Seccomp>,
+    pub cgroup: &'a Cgroup,
+    pub stdio: Stdio,
+    pub preserve_fds: i32,
+}
+
+/// Starts the process. When this returns without an error, its program runs.
+pub fn exec(exec: Exec<'_>) -> Result<Launched> {
+    let filter = exec.seccomp.map(seccomp::compile).transpose()?;
+    let (ours, theirs) = socket::packet_pair().context(|| "create the socket to the process".to_owned())?;
+    let tasks = exec.cgroup.join_files()?;
+    let own = rustix::fs::open("/proc/self/ns/pid_for_children", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .context(|| "open the own PID namespace".to_owned())?;
+    // The parent enters the PID namespace for its child, which is then born there and still its own.
+    process::set_namespace(exec.init.as_fd(), libc_flags::NEW_PID as i32).context(|| "join the PID namespace".to_owned())?;
+    let cloned = clone::clone3(&CloneArgs { flags: 0, cgroup: exec.cgroup.clone_into() });
+    process::set_namespace(own.as_fd(), libc_flags::NEW_PID as i32).context(|| "return to the own PID namespace".to_owned())?;
+    let (pid, pidfd) = match cloned.context(|| "clone the process".to_owned())? {
+        Clone::Child => {
+            drop(ours);
+            let Err(error) = enter(&exec, filter.as_ref(), &theirs, &tasks);
+            report(&theirs, &error);
+            process::exit_now(1)
+        }
+        Clone::Parent { pid, pidfd } => (pid, pidfd),
+    };
+    drop((theirs, tasks));
+    let mut launched = Launched { pid, pidfd, terminal: None };
+    loop {
+        let mut buffer = [0u8; 4096];
+        let mut descriptors = Vec::new();
+        let length = socket::receive(&ours, &mut buffer, &mut descriptors).context(|| "hear from the process".to_owned())?;
+        match buffer[..length].split_first() {
+            None => return Ok(launched),
+            Some((b'T', _)) => launched.terminal = descriptors.pop(),
+            Some((_, text)) => {
+                let _ = dhow_sys::signal::kill_descriptor(launched.pidfd.as_fd(), 9);
+                reap(&launched.pidfd);
+                return Err(RuntimeError::Init(String::from_utf8_lossy(text).into_owned()));
+            }
+        }
+    }
+}
+
+fn enter(exec: &Exec<'_>, filter: Option<&Filter>, socket: &OwnedFd, tasks: &[OwnedFd]) -> Result<std::convert::Infallible> {
+    join_cgroup(tasks)?;
+    let files = ProcessFiles::open()?;
+    if let Some(score) = exec.process.oom_score_adj {
+        files.write_oom_score(score)?;
+    }
+    let finish = Finish::prepare(exec.process, filter, &files)?;
+    let mut flags =
+        libc_flags::NEW_MOUNT | libc_flags::NEW_UTS | libc_flags::NEW_IPC | libc_flags::NEW_NETWORK | libc_flags::NEW_CGROUP;
+    if differs(exec.init_pid, "user") {
+        flags |= libc_flags::NEW_USER;
+    }
+    process::set_namespace(exec.init.as_fd(), flags as i32).context(|| "join the container's namespaces".to_owned())?;
+    if differs(exec.init_pid, "time") {
+        // Not every kernel has time namespaces; a container without its own does not reach this line.
+        process::set_namespace(exec.init.as_fd(), clone::NEW_TIME as i32).context(|| "join the time namespace".to_owned())?;
+    }
+    if flags & libc_flags::NEW_USER != 0 {
+        dhow_sys::ids::set_groups(&[]).context(|| "drop the groups".to_owned())?;
+        dhow_sys::ids::set_gid(0).context(|| "become group 0 of the user namespace".to_owned())?;
+        dhow_sys::ids::set_uid(0).context(|| "become user 0 of the user namespace".to_owned())?;
+    }
+    rustix::process::setsid().context(|| "start a session".to_owned())?;
+    let keyring = c"_ses.exec";
+    process::join_new_session_keyring(keyring).context(|| "join a session keyring".to_owned())?;
+    let mut terminal = None;
+    if let Stdio::Terminal = exec.stdio {
+        let (master, slave) = open_terminal()?;
+        if let Some(size) = &exec.process.console_size {
+            set_size(&master, size.height, size.width)?;
+        }
+        socket::send(socket, b"T", &[master.as_fd()]).context(|| "send the terminal".to_owned())?;
+        terminal = Some(slave);
+    }
+    connect_stdio(&exec.stdio, terminal.as_ref())?;
+    finish.exec(exec.preserve_fds, || Ok(()))
+}
+
+/// Whether a process's namespace is another one than the caller's.
+fn differs(pid: i32, kind: &str) -> bool {
+    let number = |who: &str| rustix::fs::stat(format!("/proc/{who}/ns/{kind}")).ok().map(|stat| (stat.st_dev, stat.st_ino));
+    let theirs = number(&pid.to_string());
+    theirs.is_some() && theirs != number("self")
+}
+
+/// A new terminal of the container's devpts; the caller's root is the container's.
+fn open_terminal() -> Result<(OwnedFd, OwnedFd)> {
+    let root = Root::open_path(Path::new("/")).context(|| "open /".to_owned())?;
+    let master = root
+        .open(Path::new("/dev/pts/ptmx"), OFlags::RDWR | OFlags::NOCTTY | OFlags::NOFOLLOW, 0)
+        .context(|| "open the container's /dev/pts/ptmx".to_owned())?;
+    rustix::pty::unlockpt(&master).context(|| "unlock the terminal".to_owned())?;
+    let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY | rustix::pty::OpenptFlags::CLOEXEC;
+    let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags).context(|| "open the terminal's other end".to_owned())?;
+    Ok((master, slave))
+}

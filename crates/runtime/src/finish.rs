@@ -1,0 +1,231 @@
+//! The last steps of a process before exec, the same for a container's init and for one that joins it: limits, identity,
+//! capabilities, labels, filter.
+
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use dhow_sys::process;
+use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use crate::capabilities::Masks;
+use crate::rootfs::require_procfs;
+use crate::seccomp::Filter;
+use crate::spec::{Capabilities, Process};
+use crate::{Context, Result, RuntimeError};
+
+/// The process's own directory in the host's `/proc`, opened before the container's root is entered: what the container
+/// mounts on its `/proc` cannot redirect a write.
+pub(crate) struct ProcessFiles {
+    directory: OwnedFd,
+}
+
+impl ProcessFiles {
+    pub fn open() -> Result<ProcessFiles> {
+        let directory = rustix::fs::open("/proc/thread-self", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .context(|| "open /proc/thread-self".to_owned())?;
+        Ok(ProcessFiles { directory })
+    }
+
+    fn file(&self, name: &str) -> Result<OwnedFd> {
+        let file = rustix::fs::openat(&self.directory, name, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+            .context(|| format!("open /proc/thread-self/{name}"))?;
+        require_procfs(&file)?;
+        Ok(file)
+    }
+
+    pub fn write_oom_score(&self, score: i32) -> Result<()> {
+        let file = self.file("oom_score_adj")?;
+        rustix::io::write(&file, score.to_string().as_bytes()).context(|| format!("set oom_score_adj to {score}"))?;
+        Ok(())
+    }
+
+    /// A path for an open descriptor that still works in the container's root.
+    pub fn descriptor_path(&self, fd: &OwnedFd) -> PathBuf {
+        PathBuf::from(format!("/proc/thread-self/fd/{}", fd.as_raw_fd()))
+    }
+}
+
+/// What is ready to be applied once the container's root is entered.
+pub(crate) struct Finish<'a> {
+    process: &'a Process,
+    masks: Masks,
+    filter: Option<&'a Filter>,
+    apparmor: Option<OwnedFd>,
+    selinux: Option<OwnedFd>,
+    args: Vec<CString>,
+    env: Vec<CString>,
+}
+
+impl<'a> Finish<'a> {
+    pub fn prepare(process: &'a Process, filter: Option<&'a Filter>, files: &ProcessFiles) -> Result<Finish<'a>> {
+        if process.args.is_empty() {
+            return Err(RuntimeError::Spec("process.args is empty".to_owned()));
+        }
+        let label = |label: &Option<String>, file: &str, module: &str| -> Result<Option<OwnedFd>> {
+            match label.as_deref().filter(|label| !label.is_empty()) {
+                None => Ok(None),
+                Some(label) => files
+                    .file(file)
+                    .map(Some)
+                    .map_err(|error| RuntimeError::Init(format!("{module} label {label} is not supported here: {error}"))),
+            }
+        };
+        let none = Capabilities::default();
+        Ok(Finish {
+            process,
+            masks: Masks::parse(process.capabilities.as_ref().unwrap_or(&none))?,
+            filter,
+            apparmor: label(&process.apparmor_profile, "attr/apparmor/exec", "AppArmor")
+                .or_else(|_| label(&process.apparmor_profile, "attr/exec", "AppArmor"))?,
+            selinux: label(&process.selinux_label, "attr/exec", "SELinux")?,
+            args: crate::launch::c_strings(&process.args)?,
+            env: crate::launch::c_strings(&process.env)?,
+        })
+    }
+
+    /// Becomes the program. `before_exec` runs when all that can fail for the caller's reasons has been done.
+    pub fn exec(self, preserve_fds: i32, before_exec: impl Fn() -> Result<()>) -> Result<Infallible> {
+        let process = self.process;
+        dhow_sys::descriptor::cloexec_from(3 + preserve_fds).context(|| "close descriptors".to_owned())?;
+        for limit in &process.rlimits {
+            let number =
+                rlimit_number(&limit.kind).ok_or_else(|| RuntimeError::Spec(format!("unknown rlimit {}", limit.kind)))?;
+            process::set_rlimit(number, limit.soft, limit.hard)
+                .map_err(|error| RuntimeError::Init(format!("error setting rlimit type {number}: {error}")))?;
+        }
+        rustix::process::umask(Mode::from_raw_mode(process.user.umask.unwrap_or(0o022)));
+        if let Some(file) = &self.apparmor {
+            let text = format!("exec {}", process.apparmor_profile.as_deref().unwrap_or_default());
+            rustix::io::write(file, text.as_bytes()).context(|| format!("apply AppArmor profile: {text}"))?;
+        }
+        if let Some(file) = &self.selinux {
+            let text = process.selinux_label.as_deref().unwrap_or_default();
+            rustix::io::write(file, text.as_bytes()).context(|| format!("apply SELinux label {text}"))?;
+        }
+        // Without no_new_privileges the kernel wants CAP_SYS_ADMIN for a filter: it is installed while there is some.
+        if !process.no_new_privileges {
+            self.install_filter()?;
+        }
+        let entered = self.enter_cwd();
+        self.masks.limit_bounding()?;
+        let ids = "set the user and groups";
+        process::keep_capabilities(true).context(|| ids.to_owned())?;
+        dhow_sys::ids::set_groups(&process.user.additional_gids).context(|| ids.to_owned())?;
+        dhow_sys::ids::set_gid(process.user.gid).context(|| ids.to_owned())?;
+        dhow_sys::ids::set_uid(process.user.uid).context(|| ids.to_owned())?;
+        process::keep_capabilities(false).context(|| ids.to_owned())?;
+        self.masks.apply()?;
+        // A directory that only the user may enter (NFS with root_squash, 0700 of another owner).
+        if entered.is_err() {
+            self.enter_cwd()?;
+        }
+        if process.no_new_privileges {
+            process::set_no_new_privileges().context(|| "set no_new_privs".to_owned())?;
+        }
+        let program = self.find_program()?;
+        before_exec()?;
+        dhow_sys::signal::reset().context(|| "reset the signals".to_owned())?;
+        if process.no_new_privileges {
+            self.install_filter()?;
+        }
+        let program_text = crate::rootfs::c_string(program.as_os_str().as_encoded_bytes())?;
+        let Err(error) = process::exec(&program_text, &self.args, &self.env);
+        Err(RuntimeError::Init(format!("exec {}: {}", program.display(), lower(&error))))
+    }
+
+    fn install_filter(&self) -> Result<()> {
+        match self.filter {
+            Some(filter) => {
+                dhow_sys::seccomp::install(&filter.program, filter.flags).context(|| "install the seccomp filter".to_owned())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Enters the working directory inside the root, by descriptor; magic links like `/proc/self/fd/7` lead nowhere
+    /// (CVE-2024-21626).
+    fn enter_cwd(&self) -> Result<()> {
+        let cwd = &self.process.cwd;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .context(|| "open /".to_owned())?;
+        let directory =
+            rustix::fs::openat2(&root, cwd.as_str(), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve);
+        directory.and_then(rustix::process::fchdir).map_err(|error| {
+            RuntimeError::Init(format!("chdir to cwd (\"{cwd}\") set in config.json failed: {}", lower(&error.into())))
+        })
+    }
+
+    /// Finds the program as Go's `exec.LookPath` does: a name with a slash as it is, others in `PATH`.
+    fn find_program(&self) -> Result<PathBuf> {
+        let name = &self.process.args[0];
+        let failed = |reason: String| Err(RuntimeError::Init(format!("exec: \"{name}\": {reason}")));
+        if name.is_empty() {
+            return failed("executable file not found in $PATH".to_owned());
+        }
+        if name.contains('/') {
+            return match executable(Path::new(name)) {
+                Ok(()) => Ok(PathBuf::from(name)),
+                Err(Errno::NOENT) => failed(format!("stat {name}: no such file or directory")),
+                Err(error) => failed(lower(&error.into())),
+            };
+        }
+        let path = self.process.env.iter().find_map(|variable| variable.strip_prefix("PATH=")).unwrap_or_default();
+        let directories = path.split(':').map(|directory| Path::new(if directory.is_empty() { "." } else { directory }));
+        let found = directories.map(|directory| directory.join(name)).find(|candidate| executable(candidate).is_ok());
+        if let Some(program) = found {
+            return Ok(program);
+        }
+        failed("executable file not found in $PATH".to_owned())
+    }
+}
+
+/// Whether the calling process, with its effective rights, may execute a regular file.
+fn executable(path: &Path) -> Result<(), Errno> {
+    let stat = rustix::fs::stat(path)?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        return Err(Errno::ISDIR);
+    }
+    match rustix::fs::accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS) {
+        // A filter or an old kernel without faccessat2: let exec decide.
+        Err(Errno::NOSYS | Errno::PERM) if stat.st_mode & 0o111 != 0 => Ok(()),
+        Err(_) => Err(Errno::ACCESS),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// An error in Go's words: lower case and without the number, as Docker's clients match it.
+pub(crate) fn lower(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let mut characters = text.chars();
+    characters.next().map(|first| first.to_lowercase().chain(characters).collect()).unwrap_or_default()
+}
+
+/// Kernel numbers of `RLIMIT_*` (`asm-generic/resource.h`).
+fn rlimit_number(name: &str) -> Option<u32> {
+    const NAMES: [&str; 16] = [
+        "CPU",
+        "FSIZE",
+        "DATA",
+        "STACK",
+        "CORE",
+        "RSS",
+        "NPROC",
+        "NOFILE",
+        "MEMLOCK",
+        "AS",
+        "LOCKS",
+        "SIGPENDING",
+        "MSGQUEUE",
+        "NICE",
+        "RTPRIO",
+        "RTTIME",
+    ];
+    let name = name.strip_prefix("RLIMIT_")?;
+    NAMES.iter().position(|known| *known == name).map(|number| number as u32)
+}

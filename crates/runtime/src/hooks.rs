@@ -1,0 +1,64 @@
+//! Programs that the spec wants run at points of a container's life (runtime-spec, config.md#posix-platform-hooks).
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::spec::{Hook, Spec, State};
+use crate::{Context, Result, RuntimeError};
+
+/// Whether the runtime must run hooks while init waits.
+pub(crate) fn has_runtime_hooks(spec: &Spec) -> bool {
+    spec.hooks.as_ref().is_some_and(|hooks| !hooks.prestart.is_empty() || !hooks.create_runtime.is_empty())
+}
+
+/// `prestart` and `createRuntime`, in the runtime's own namespaces.
+pub(crate) fn run_runtime_hooks(spec: &Spec, id: &str, pid: i32, bundle: &Path) -> Result<()> {
+    let hooks = spec.hooks.as_ref();
+    run(hooks.map(|hooks| hooks.prestart.as_slice()), spec, id, pid, bundle)?;
+    run(hooks.map(|hooks| hooks.create_runtime.as_slice()), spec, id, pid, bundle)
+}
+
+/// Runs hooks in order; the first that fails ends it.
+pub fn run(hooks: Option<&[Hook]>, spec: &Spec, id: &str, pid: i32, bundle: &Path) -> Result<()> {
+    let Some(hooks) = hooks.filter(|hooks| !hooks.is_empty()) else { return Ok(()) };
+    let state = State {
+        oci_version: spec.oci_version.clone(),
+        id: id.to_owned(),
+        status: if pid == 0 { "creating" } else { "created" }.to_owned(),
+        pid,
+        bundle: bundle.to_string_lossy().into_owned(),
+        annotations: spec.annotations.clone(),
+    };
+    let state = serde_json::to_vec(&state).map_err(|error| RuntimeError::State(format!("encode the state: {error}")))?;
+    hooks.iter().try_for_each(|hook| run_one(hook, &state))
+}
+
+fn run_one(hook: &Hook, state: &[u8]) -> Result<()> {
+    let failed = |why: String| RuntimeError::Init(format!("error running hook {}: {why}", hook.path));
+    let mut command = Command::new(&hook.path);
+    use std::os::unix::process::CommandExt;
+    if let Some((name, args)) = hook.args.split_first() {
+        command.arg0(name).args(args);
+    }
+    command.env_clear().envs(hook.env.iter().filter_map(|variable| variable.split_once('=')));
+    let mut child = command.stdin(Stdio::piped()).spawn().map_err(|error| failed(error.to_string()))?;
+    if let Some(mut input) = child.stdin.take() {
+        // A hook need not read its input.
+        let _ = input.write_all(state);
+    }
+    let deadline = hook.timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    loop {
+        match child.try_wait().context(|| format!("wait for hook {}", hook.path))? {
+            Some(status) if status.success() => return Ok(()),
+            Some(status) => return Err(failed(status.to_string())),
+            None if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(failed("it ran out of time".to_owned()));
+            }
+            None => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
+}

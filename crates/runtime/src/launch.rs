@@ -1,0 +1,266 @@
+//! The parent's half of a new container: clone the init process, talk it through its set-up, hand it back running.
+//!
+//! The two halves share a packet socket. The child sends `T` (with the terminal's master), `H` (namespaces are made: run
+//! the hooks) and waits for an answer, `R` (about to wait for the start fifo) or `E` and a text; a closed socket without
+//! `E` means that it has exec'ed.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use dhow_sys::clone::{self, Clone, CloneArgs};
+use dhow_sys::{process, socket};
+use rustix::fs::{CWD, Mode, OFlags};
+
+use crate::cgroup::Cgroup;
+pub use crate::rootfs::Rootfs;
+use crate::seccomp;
+use crate::spec::{IdMapping, Namespace, Spec};
+use crate::{Context, Result, RuntimeError, hooks, init};
+
+/// Where the container's standard streams lead.
+pub enum Stdio {
+    /// The caller's own.
+    Inherit,
+    /// Input, output, error.
+    Descriptors([OwnedFd; 3]),
+    /// A new terminal of the container; [`Launched::terminal`] is its master.
+    Terminal,
+}
+
+/// When the container's program starts.
+pub enum Start {
+    /// As soon as the container is set up.
+    AtOnce,
+    /// When somebody opens this FIFO for reading, as runc's `start` does.
+    Fifo(PathBuf),
+}
+
+/// A container to be launched.
+pub struct Launch<'a> {
+    pub id: &'a str,
+    pub spec: &'a Spec,
+    pub rootfs: Rootfs,
+    /// A directory of the host on which the root is attached, in the container's mount namespace only.
+    pub staging: &'a Path,
+    /// Told to hooks.
+    pub bundle: &'a Path,
+    pub cgroup: &'a Cgroup,
+    pub stdio: Stdio,
+    pub start: Start,
+    /// A network namespace to join instead of what the spec says.
+    pub network: Option<OwnedFd>,
+    /// How many descriptors after the standard ones the program inherits.
+    pub preserve_fds: i32,
+}
+
+/// A container's init process.
+#[derive(Debug)]
+pub struct Launched {
+    pub pid: i32,
+    pub pidfd: OwnedFd,
+    pub terminal: Option<OwnedFd>,
+}
+
+/// Bits of `clone(2)` by the spec's names.
+pub(crate) fn namespace_flag(kind: &str) -> Option<u64> {
+    Some(match kind {
+        "mount" => libc_flags::NEW_MOUNT,
+        "uts" => libc_flags::NEW_UTS,
+        "ipc" => libc_flags::NEW_IPC,
+        "pid" => libc_flags::NEW_PID,
+        "network" => libc_flags::NEW_NETWORK,
+        "user" => libc_flags::NEW_USER,
+        "cgroup" => libc_flags::NEW_CGROUP,
+        "time" => clone::NEW_TIME,
+        _ => return None,
+    })
+}
+
+/// `CLONE_NEW*` of `linux/sched.h`.
+pub(crate) mod libc_flags {
+    pub const NEW_MOUNT: u64 = 0x0002_0000;
+    pub const NEW_CGROUP: u64 = 0x0200_0000;
+    pub const NEW_UTS: u64 = 0x0400_0000;
+    pub const NEW_IPC: u64 = 0x0800_0000;
+    pub const NEW_USER: u64 = 0x1000_0000;
+    pub const NEW_PID: u64 = 0x2000_0000;
+    pub const NEW_NETWORK: u64 = 0x4000_0000;
+}
+
+/// A namespace to enter.
+pub(crate) struct Join {
+    pub file: OwnedFd,
+    pub flag: u64,
+}
+
+/// The name of a namespace's file in `/proc/PID/ns`.
+pub fn namespace_file(kind: &str) -> &str {
+    match kind {
+        "mount" => "mnt",
+        "network" => "net",
+        other => other,
+    }
+}
+
+/// Makes the container's init process. When this returns without an error, its program runs (or waits for the FIFO).
+///
+/// # Errors
+/// What the child says about the step that failed; it is dead and reaped then.
+pub fn launch(launch: Launch<'_>) -> Result<Launched> {
+    let linux = launch.spec.linux.clone().unwrap_or_default();
+    let (flags, joins, pid_join) = namespaces(&linux.namespaces, launch.network.as_ref())?;
+    let filter = linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    let (ours, theirs) = socket::packet_pair().context(|| "create the socket to the container's init".to_owned())?;
+    let cgroup_tasks = launch.cgroup.join_files()?;
+    let time_offsets = (!linux.time_offsets.is_empty()).then_some(&linux.time_offsets);
+
+    let own_pid_namespace = match &pid_join {
+        None => None,
+        Some(join) => {
+            let own = rustix::fs::open("/proc/self/ns/pid_for_children", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                .context(|| "open the own PID namespace".to_owned())?;
+            process::set_namespace(join.as_fd(), libc_flags::NEW_PID as i32).context(|| "join the PID namespace".to_owned())?;
+            Some(own)
+        }
+    };
+    if time_offsets.is_some() {
+        return Err(RuntimeError::Spec("timeOffsets are not supported".to_owned()));
+    }
+    let cloned = clone::clone3(&CloneArgs { flags, cgroup: launch.cgroup.clone_into() });
+    if let Some(own) = own_pid_namespace {
+        process::set_namespace(own.as_fd(), libc_flags::NEW_PID as i32)
+            .context(|| "return to the own PID namespace".to_owned())?;
+    }
+    let (pid, pidfd) = match cloned.context(|| "clone the container's init".to_owned())? {
+        Clone::Child => {
+            drop(ours);
+            init::run(init::Child { launch: &launch, flags, joins, filter, socket: theirs, cgroup_tasks })
+        }
+        Clone::Parent { pid, pidfd } => (pid, pidfd),
+    };
+    drop((theirs, joins, cgroup_tasks));
+    let mut launched = Launched { pid, pidfd, terminal: None };
+    match talk(&launch, &ours, &mut launched, flags & libc_flags::NEW_USER != 0) {
+        Ok(()) => Ok(launched),
+        Err(error) => {
+            let _ = dhow_sys::signal::kill_descriptor(launched.pidfd.as_fd(), 9);
+            reap(&launched.pidfd);
+            Err(error)
+        }
+    }
+}
+
+fn talk(launch: &Launch<'_>, socket: &OwnedFd, launched: &mut Launched, user_namespace: bool) -> Result<()> {
+    if user_namespace {
+        let linux = launch.spec.linux.as_ref();
+        write_id_map(launched.pid, "uid_map", linux.map(|linux| linux.uid_mappings.as_slice()).unwrap_or_default())?;
+        write_id_map(launched.pid, "gid_map", linux.map(|linux| linux.gid_mappings.as_slice()).unwrap_or_default())?;
+        rustix::io::write(socket, b"M").context(|| "tell init that its ids are mapped".to_owned())?;
+    }
+    loop {
+        let mut buffer = [0u8; 4096];
+        let mut descriptors = Vec::new();
+        let length =
+            socket::receive(socket, &mut buffer, &mut descriptors).context(|| "hear from the container's init".to_owned())?;
+        match buffer[..length].split_first() {
+            None => return Ok(()),
+            Some((b'T', _)) => launched.terminal = descriptors.pop(),
+            Some((b'H', _)) => {
+                hooks::run_runtime_hooks(launch.spec, launch.id, launched.pid, launch.bundle)?;
+                rustix::io::write(socket, b"H").context(|| "tell init that the hooks ran".to_owned())?;
+            }
+            Some((b'R', _)) => return Ok(()),
+            Some((b'E', text)) => return Err(RuntimeError::Init(String::from_utf8_lossy(text).into_owned())),
+            Some(_) => return Err(RuntimeError::Init("the container's init sent an unknown message".to_owned())),
+        }
+    }
+}
+
+/// Flags to clone with, namespaces the child joins, and the PID namespace, which its parent must join for it.
+fn namespaces(list: &[Namespace], network: Option<&OwnedFd>) -> Result<(u64, Vec<Join>, Option<OwnedFd>)> {
+    let (mut flags, mut joins, mut pid) = (0, Vec::new(), None);
+    for namespace in list {
+        let flag = namespace_flag(&namespace.kind)
+            .ok_or_else(|| RuntimeError::Spec(format!("unknown namespace type {}", namespace.kind)))?;
+        let path = namespace.path.as_deref().filter(|path| !path.is_empty());
+        let file = match (flag, network, path) {
+            (libc_flags::NEW_NETWORK, Some(network), _) => {
+                network.try_clone().context(|| "hold the network namespace".to_owned())?
+            }
+            (_, _, Some(path)) => rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                .context(|| format!("open the {} namespace {path}", namespace.kind))?,
+            _ => {
+                flags |= flag;
+                continue;
+            }
+        };
+        if flag == libc_flags::NEW_PID {
+            pid = Some(file);
+        } else {
+            joins.push(Join { file, flag });
+        }
+    }
+    if flags & libc_flags::NEW_MOUNT == 0 {
+        return Err(RuntimeError::Spec("a container needs a mount namespace of its own".to_owned()));
+    }
+    // The user namespace first: it owns the rights to enter the others.
+    joins.sort_by_key(|join| join.flag != libc_flags::NEW_USER);
+    Ok((flags, joins, pid))
+}
+
+fn write_id_map(pid: i32, file: &str, mappings: &[IdMapping]) -> Result<()> {
+    let text: String = mappings.iter().map(|map| format!("{} {} {}\n", map.container_id, map.host_id, map.size)).collect();
+    std::fs::write(format!("/proc/{pid}/{file}"), text).context(|| format!("write {file}"))
+}
+
+/// A user namespace with these maps and nobody in it, to id-map a mount with.
+pub(crate) fn idmap_namespace(uids: &[IdMapping], gids: &[IdMapping]) -> Result<OwnedFd> {
+    let (ours, theirs) = socket::packet_pair().context(|| "create a socket".to_owned())?;
+    match clone::clone3(&CloneArgs { flags: libc_flags::NEW_USER, cgroup: None })
+        .context(|| "create a user namespace".to_owned())?
+    {
+        Clone::Child => {
+            drop(ours);
+            // Waits until the parent has opened the namespace and closes the socket.
+            let _ = rustix::io::read(&theirs, &mut [0u8; 1]);
+            process::exit_now(0)
+        }
+        Clone::Parent { pid, pidfd } => {
+            drop(theirs);
+            let opened = write_id_map(pid, "uid_map", uids).and_then(|()| write_id_map(pid, "gid_map", gids)).and_then(|()| {
+                rustix::fs::openat(CWD, format!("/proc/{pid}/ns/user"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                    .context(|| "open the user namespace".to_owned())
+            });
+            drop(ours);
+            reap(&pidfd);
+            opened
+        }
+    }
+}
+
+/// Waits for a child and returns its exit status as a shell would: its code, or 128 and the signal.
+pub fn reap(pidfd: &OwnedFd) -> i32 {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    loop {
+        match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {
+            Ok(Some(status)) => return exit_code(&status),
+            Err(rustix::io::Errno::INTR) => {}
+            Ok(None) | Err(_) => return 255,
+        }
+    }
+}
+
+/// An exit status as a shell would say it.
+pub fn exit_code(status: &rustix::process::WaitIdStatus) -> i32 {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => code,
+        (None, Some(signal)) => 128 + signal,
+        (None, None) => 255,
+    }
+}
+
+/// A C string of each text.
+pub(crate) fn c_strings(texts: &[String]) -> Result<Vec<CString>> {
+    texts.iter().map(|text| crate::rootfs::c_string(text.as_str())).collect()
+}

@@ -1,0 +1,451 @@
+//! The container's view of the file system, built by its own init process before `pivot_root`.
+//!
+//! Every destination is resolved inside the root by the kernel, once, to a descriptor, and mounted on by that
+//! descriptor: a link in the image, or one swapped in by a neighbour with a shared volume, cannot lead a mount astray.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use dhow_sys::mount::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, MountAttr, mount_setattr, mount_setattr_at};
+use dhow_sys::root::Root;
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+};
+
+use crate::cgroup::Cgroup;
+use crate::mount_options::{self, MountOptions};
+use crate::spec::{Device, Mount, Spec};
+use crate::{Context, Result, RuntimeError};
+
+/// `f_type` of procfs, `linux/magic.h`.
+const PROC_MAGIC: i64 = 0x9fa0;
+const DEVPTS_MAGIC: i64 = 0x1cd1;
+
+/// What a mount may cover inside `/proc`: single files that a container's owner may want to fake (runc, lxcfs).
+const COVERABLE_IN_PROC: &[&str] = &[
+    "cpuinfo",
+    "diskstats",
+    "meminfo",
+    "stat",
+    "swaps",
+    "uptime",
+    "loadavg",
+    "slabinfo",
+    "sys/kernel/ns_last_pid",
+    "sys/crypto/fips_enabled",
+];
+
+/// Where the root file system comes from.
+pub enum Rootfs {
+    /// A directory of the host.
+    Path(PathBuf),
+    /// A detached mount.
+    Mount(OwnedFd),
+}
+
+/// The root file system, attached in the container's mount namespace.
+pub(crate) struct Tree {
+    pub root: Root,
+}
+
+impl Tree {
+    /// Attaches `rootfs` at `staging`, a directory of the host, in the calling process's new mount namespace.
+    pub fn attach(rootfs: &Rootfs, staging: &Path, spec: &Spec) -> Result<Tree> {
+        let propagation = match spec.linux.as_ref().and_then(|linux| linux.rootfs_propagation.as_deref()) {
+            None | Some("" | "slave" | "rslave") => mount_options::SLAVE,
+            Some("private" | "rprivate") => mount_options::PRIVATE,
+            Some("shared" | "rshared") => mount_options::SHARED,
+            Some("unbindable" | "runbindable") => mount_options::PRIVATE,
+            Some(other) => return Err(RuntimeError::Spec(format!("unknown rootfsPropagation {other}"))),
+        };
+        const RECURSIVE: i32 = 0x8000;
+        mount_setattr_at(CWD, c"/", RECURSIVE, &MountAttr::propagation(propagation))
+            .context(|| "set the propagation of the mounts".to_owned())?;
+        let tree = match rootfs {
+            Rootfs::Path(path) => {
+                clone_tree(CWD, path, true).context(|| format!("open the root file system {}", path.display()))?
+            }
+            Rootfs::Mount(fd) => fd.try_clone().context(|| "hold the root file system".to_owned())?,
+        };
+        if propagation == mount_options::SHARED {
+            // pivot_root wants the parent of the new root private.
+            mount_setattr_at(CWD, c"/", 0, &MountAttr::propagation(mount_options::PRIVATE))
+                .context(|| "make the old root private".to_owned())?;
+        }
+        move_mount(&tree, c"", CWD, staging, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .context(|| format!("attach the root file system at {}", staging.display()))?;
+        Ok(Tree { root: Root::from_descriptor(tree) })
+    }
+
+    /// Makes the spec's mounts, in order.
+    pub fn mount_all(&self, spec: &Spec, cgroup: &Cgroup) -> Result<()> {
+        let cgroup_namespace =
+            spec.linux.as_ref().is_some_and(|linux| linux.namespaces.iter().any(|namespace| namespace.kind == "cgroup"));
+        for mount in &spec.mounts {
+            self.mount(mount, cgroup, cgroup_namespace).map_err(|error| {
+                let source = mount.source.as_deref().unwrap_or(&mount.kind);
+                RuntimeError::Init(format!("error mounting \"{source}\" to rootfs at \"{}\": {error}", mount.destination))
+            })?;
+        }
+        Ok(())
+    }
+
+    fn mount(&self, mount: &Mount, cgroup: &Cgroup, cgroup_namespace: bool) -> Result<()> {
+        let options = MountOptions::parse(&mount.options);
+        let destination = Path::new(&mount.destination);
+        if mount.kind == "cgroup" {
+            return self.mount_cgroup(destination, &options, cgroup, cgroup_namespace);
+        }
+        let (tree, directory) = if options.bind || mount.kind == "bind" {
+            bind_source(mount, &options)?
+        } else {
+            (new_file_system(&mount.kind, mount.source.as_deref(), &options)?, true)
+        };
+        let target = if directory {
+            let link =
+                |handle: OwnedFd| rustix::fs::fstat(handle).map(|s| FileType::from_raw_mode(s.st_mode) == FileType::Symlink);
+            if matches!(mount.kind.as_str(), "proc" | "sysfs")
+                && self.root.handle_nofollow(destination).is_ok_and(|h| link(h) == Ok(true))
+            {
+                return Err(RuntimeError::Spec(format!("{} must be mounted on ordinary directory", mount.kind)));
+            }
+            self.root.create_dir_all(destination, 0o755)
+        } else {
+            self.root.create_file_all(destination, 0o755)
+        }
+        .context(|| format!("create mountpoint {}", mount.destination))?;
+        check_not_in_proc(&target, destination, &mount.kind, &tree)?;
+        attach(&tree, &target)?;
+        apply(&tree, &options)
+    }
+
+    /// The container's cgroups: on v2 the hierarchy itself, on v1 a directory with a mount for each controller.
+    fn mount_cgroup(&self, destination: &Path, options: &MountOptions, cgroup: &Cgroup, namespaced: bool) -> Result<()> {
+        let target = self.root.create_dir_all(destination, 0o755).context(|| "create mountpoint".to_owned())?;
+        let plain = MountOptions { attr: options.attr, ..MountOptions::default() };
+        match cgroup {
+            Cgroup::V2(unified) => {
+                let tree = if namespaced {
+                    new_file_system("cgroup2", Some("cgroup"), &plain)?
+                } else {
+                    let tree = clone_tree(CWD, unified.path(), true).context(|| "bind the cgroup".to_owned())?;
+                    apply(&tree, &plain)?;
+                    tree
+                };
+                attach(&tree, &target)
+            }
+            Cgroup::V1(hierarchies) => {
+                let mut tmpfs = MountOptions { data: vec![("mode".into(), Some("755".into()))], ..plain.clone() };
+                tmpfs.attr.set &= !ATTR_RDONLY;
+                let top = new_file_system("tmpfs", Some("tmpfs"), &tmpfs)?;
+                attach(&top, &target)?;
+                for hierarchy in hierarchies.all() {
+                    let name = &hierarchy.name;
+                    rustix::fs::mkdirat(&top, name.as_str(), Mode::from_raw_mode(0o755)).context(|| format!("mkdir {name}"))?;
+                    let below = rustix::fs::openat(&top, name.as_str(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+                        .context(|| format!("open {name}"))?;
+                    let tree = clone_tree(CWD, &hierarchy.path, true).context(|| format!("bind {}", hierarchy.path.display()))?;
+                    apply(&tree, &plain)?;
+                    attach(&tree, &below)?;
+                    for controller in name.split(',').filter(|controller| controller != name) {
+                        rustix::fs::symlinkat(name.as_str(), &top, controller).context(|| format!("link {controller}"))?;
+                    }
+                }
+                if options.attr.set & ATTR_RDONLY != 0 {
+                    mount_setattr(top.as_fd(), false, &MountAttr::new(ATTR_RDONLY, 0))
+                        .context(|| "make it read-only".to_owned())?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes the devices every container has and the spec's own, and the links of `/dev`.
+    pub fn make_devices(&self, spec: &Spec, bind: bool) -> Result<()> {
+        let dev = self.root.create_dir_all(Path::new("/dev"), 0o755).context(|| "open /dev".to_owned())?;
+        let own = spec.linux.as_ref().map(|linux| linux.devices.as_slice()).unwrap_or_default();
+        let standard = STANDARD_DEVICES.iter().map(|(path, major, minor)| Device {
+            path: (*path).to_owned(),
+            kind: "c".to_owned(),
+            major: *major,
+            minor: *minor,
+            file_mode: Some(0o666),
+            uid: Some(0),
+            gid: Some(0),
+        });
+        let overridden = |device: &Device| own.iter().any(|other| other.path == device.path);
+        for device in standard.filter(|device| !overridden(device)).chain(own.iter().cloned()) {
+            self.make_device(&device, bind)
+                .map_err(|error| RuntimeError::Init(format!("create device {}: {error}", device.path)))?;
+        }
+        for (target, name) in [
+            ("/proc/self/fd", "fd"),
+            ("/proc/self/fd/0", "stdin"),
+            ("/proc/self/fd/1", "stdout"),
+            ("/proc/self/fd/2", "stderr"),
+            ("/proc/kcore", "core"),
+            ("pts/ptmx", "ptmx"),
+        ] {
+            match rustix::fs::symlinkat(target, &dev, name) {
+                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                Err(error) => return Err(error).context(|| format!("link /dev/{name}")),
+            }
+        }
+        Ok(())
+    }
+
+    fn make_device(&self, device: &Device, bind: bool) -> Result<()> {
+        let path = Path::new(&device.path);
+        if bind {
+            // Inside a user namespace a node would be dead: the host's own is bound.
+            let target = self.root.create_file_all(path, 0o666).context(|| "create mountpoint".to_owned())?;
+            let tree = clone_tree(CWD, path, false).context(|| format!("open {}", device.path))?;
+            return attach(&tree, &target);
+        }
+        let (parent, name) = self.root.parent(path, true).context(|| "open its directory".to_owned())?;
+        let kind = match device.kind.as_str() {
+            "c" | "u" => FileType::CharacterDevice,
+            "b" => FileType::BlockDevice,
+            "p" => FileType::Fifo,
+            other => return Err(RuntimeError::Spec(format!("unknown device type {other}"))),
+        };
+        let mode = Mode::from_raw_mode(device.file_mode.unwrap_or(0o666) & 0o7777);
+        let number = rustix::fs::makedev(device.major as u32, device.minor as u32);
+        match rustix::fs::mknodat(&parent, &name, kind, mode, number) {
+            Ok(()) => {}
+            // The image's own /dev, where nothing was mounted on it.
+            Err(rustix::io::Errno::EXIST) => {
+                dhow_sys::root::remove_tree(parent.as_fd(), &name).context(|| "replace".to_owned())?;
+                rustix::fs::mknodat(&parent, &name, kind, mode, number).context(|| "mknod".to_owned())?;
+            }
+            Err(error) => return Err(error).context(|| "mknod".to_owned()),
+        }
+        let (uid, gid) = (device.uid.unwrap_or(0), device.gid.unwrap_or(0));
+        if (uid, gid) != (0, 0) {
+            let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+            rustix::fs::chownat(&parent, &name, Some(uid), Some(gid), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+                .context(|| "chown".to_owned())?;
+        }
+        Ok(())
+    }
+
+    /// Opens a new terminal of the container's own devpts: master and slave. The slave also becomes `/dev/console`.
+    pub fn open_terminal(&self) -> Result<(OwnedFd, OwnedFd)> {
+        let master = self
+            .root
+            .open(Path::new("/dev/pts/ptmx"), OFlags::RDWR | OFlags::NOCTTY | OFlags::NOFOLLOW, 0)
+            .context(|| "open the container's /dev/pts/ptmx".to_owned())?;
+        let kind = rustix::fs::fstatfs(&master).context(|| "stat ptmx".to_owned())?.f_type;
+        if i64::from(kind) != DEVPTS_MAGIC {
+            return Err(RuntimeError::Spec("/dev/pts/ptmx is not on a devpts".to_owned()));
+        }
+        rustix::pty::unlockpt(&master).context(|| "unlock the terminal".to_owned())?;
+        let slave = rustix::pty::ioctl_tiocgptpeer(
+            &master,
+            rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY | rustix::pty::OpenptFlags::CLOEXEC,
+        )
+        .context(|| "open the terminal's other end".to_owned())?;
+        let target = self.root.create_file_all(Path::new("/dev/console"), 0o666).context(|| "create /dev/console".to_owned())?;
+        let tree = open_tree(
+            &slave,
+            c"",
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH,
+        )
+        .context(|| "bind the terminal".to_owned())?;
+        attach(&tree, &target)?;
+        Ok((master, slave))
+    }
+
+    /// Writes the sysctls, through descriptors that are verified to be procfs (CVE-2025-52881's class).
+    pub fn write_sysctls(&self, spec: &Spec) -> Result<()> {
+        for (name, value) in spec.linux.iter().flat_map(|linux| &linux.sysctl) {
+            let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+            let file = self.root.open(&path, OFlags::WRONLY, 0).context(|| format!("open sysctl {name}"))?;
+            require_procfs(&file)?;
+            rustix::io::write(&file, value.as_bytes()).context(|| format!("write sysctl {name} = {value}"))?;
+        }
+        Ok(())
+    }
+
+    /// Makes paths read-only and hides others. Paths that do not exist are skipped.
+    pub fn protect(&self, spec: &Spec) -> Result<()> {
+        let Some(linux) = &spec.linux else { return Ok(()) };
+        for path in &linux.readonly_paths {
+            let Some(handle) = self.existing(path)? else { continue };
+            let tree = clone_tree(handle.as_fd(), Path::new(""), true).context(|| format!("bind {path}"))?;
+            mount_setattr(tree.as_fd(), true, &MountAttr::new(ATTR_RDONLY, 0)).context(|| format!("make {path} read-only"))?;
+            attach(&tree, &handle)?;
+        }
+        if linux.masked_paths.is_empty() {
+            return Ok(());
+        }
+        let null = open_null()?;
+        let mut empty = None;
+        for path in &linux.masked_paths {
+            let Some(handle) = self.existing(path)? else { continue };
+            let stat = rustix::fs::fstat(&handle).context(|| format!("stat {path}"))?;
+            let tree = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                let empty = match &empty {
+                    Some(empty) => empty,
+                    None => empty.insert(empty_directory()?),
+                };
+                clone_tree(AsFd::as_fd(empty), Path::new(""), false)
+            } else {
+                clone_tree(null.as_fd(), Path::new(""), false)
+            }
+            .context(|| format!("mask {path}"))?;
+            attach(&tree, &handle)?;
+        }
+        Ok(())
+    }
+
+    fn existing(&self, path: &str) -> Result<Option<OwnedFd>> {
+        match self.root.handle(Path::new(path)) {
+            Ok(handle) => Ok(Some(handle)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+            Err(error) => Err(error).context(|| format!("open {path}")),
+        }
+    }
+
+    /// Makes the root read-only where the spec says so, and the caller's root.
+    pub fn enter(&self, spec: &Spec) -> Result<()> {
+        if spec.root.as_ref().is_some_and(|root| root.readonly) {
+            mount_setattr(self.root.as_fd(), false, &MountAttr::new(ATTR_RDONLY, 0))
+                .context(|| "make the root read-only".to_owned())?;
+        }
+        rustix::process::fchdir(&self.root).context(|| "enter the new root".to_owned())?;
+        // The old root ends up on top of the new one and is unmounted there (pivot_root(2), "pivot_root(".", ".")").
+        rustix::process::pivot_root(".", ".").context(|| "pivot_root".to_owned())?;
+        rustix::mount::unmount(".", UnmountFlags::DETACH).context(|| "unmount the old root".to_owned())?;
+        rustix::process::chdir("/").context(|| "enter /".to_owned())?;
+        Ok(())
+    }
+}
+
+/// Devices of every container: path, major, minor (runtime-spec, config-linux.md#default-devices).
+const STANDARD_DEVICES: [(&str, i64, i64); 6] = [
+    ("/dev/null", 1, 3),
+    ("/dev/random", 1, 8),
+    ("/dev/full", 1, 7),
+    ("/dev/tty", 5, 0),
+    ("/dev/zero", 1, 5),
+    ("/dev/urandom", 1, 9),
+];
+
+/// A detached copy of the mount (or of the tree of mounts) at `path`.
+pub(crate) fn clone_tree(dir: BorrowedFd<'_>, path: &Path, recursive: bool) -> io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    if path.as_os_str().is_empty() {
+        flags |= OpenTreeFlags::AT_EMPTY_PATH;
+    }
+    Ok(open_tree(dir, path, flags)?)
+}
+
+fn attach(tree: impl AsFd, target: impl AsFd) -> Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(tree, c"", target, c"", flags).context(|| "attach the mount".to_owned())
+}
+
+/// A detached mount of a new file system.
+fn new_file_system(kind: &str, source: Option<&str>, options: &MountOptions) -> Result<OwnedFd> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).context(|| format!("file system type {kind}"))?;
+    if let Some(source) = source.filter(|source| !source.is_empty()) {
+        fsconfig_set_string(&context, "source", source).context(|| format!("source {source}"))?;
+    }
+    for (key, value) in &options.data {
+        match value {
+            Some(value) => {
+                fsconfig_set_string(&context, key.as_str(), value.as_str()).context(|| format!("option {key}={value}"))?
+            }
+            None => fsconfig_set_flag(&context, key.as_str()).context(|| format!("option {key}"))?,
+        }
+    }
+    fsconfig_create(&context).context(|| format!("create the {kind}"))?;
+    let attributes = MountAttrFlags::from_bits_retain(options.attr.set as u32);
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).context(|| format!("mount the {kind}"))
+}
+
+/// A detached copy of a bind mount's source with its options, and whether it is a directory.
+fn bind_source(mount: &Mount, options: &MountOptions) -> Result<(OwnedFd, bool)> {
+    let source = mount.source.as_deref().ok_or_else(|| RuntimeError::Spec("a bind mount needs a source".to_owned()))?;
+    let tree = clone_tree(CWD, Path::new(source), options.recursive).context(|| format!("open {source}"))?;
+    let stat = rustix::fs::fstat(&tree).context(|| format!("stat {source}"))?;
+    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
+        let namespace = crate::launch::idmap_namespace(&mount.uid_mappings, &mount.gid_mappings)?;
+        mount_setattr(tree.as_fd(), options.recursive, &MountAttr::idmapped(namespace.as_fd()))
+            .context(|| "map the ids of the mount".to_owned())?;
+    }
+    if options.attr != MountAttr::default() {
+        mount_setattr(tree.as_fd(), false, &options.attr).context(|| "set the mount's options".to_owned())?;
+    }
+    if options.recursive_attr != MountAttr::default() {
+        mount_setattr(tree.as_fd(), true, &options.recursive_attr)
+            .context(|| "set the options of all mounts below".to_owned())?;
+    }
+    Ok((tree, FileType::from_raw_mode(stat.st_mode) == FileType::Directory))
+}
+
+/// Options that can only be set, or only mean something, on an attached mount.
+fn apply(tree: &OwnedFd, options: &MountOptions) -> Result<()> {
+    for (propagation, recursive) in &options.propagation {
+        mount_setattr(tree.as_fd(), *recursive, &MountAttr::propagation(*propagation))
+            .context(|| "set the propagation".to_owned())?;
+    }
+    if options.propagation.is_empty() && options.attr != MountAttr::default() && !options.bind {
+        mount_setattr(tree.as_fd(), false, &options.attr).context(|| "set the mount's options".to_owned())?;
+    }
+    Ok(())
+}
+
+/// Refuses to cover part of `/proc`: labels and sysctls written there later must reach the real one
+/// (CVE-2019-16884 and its successors).
+fn check_not_in_proc(target: &OwnedFd, destination: &Path, kind: &str, tree: &OwnedFd) -> Result<()> {
+    let is_proc = |fd: &OwnedFd| rustix::fs::fstatfs(fd).is_ok_and(|stat| i64::from(stat.f_type) == PROC_MAGIC);
+    let inside = destination.strip_prefix("/proc").ok().filter(|rest| !rest.as_os_str().is_empty());
+    if inside.is_none() && destination == Path::new("/proc") && kind != "proc" && !is_proc(tree) {
+        return Err(RuntimeError::Spec("only a procfs may be mounted on /proc".to_owned()));
+    }
+    let allowed = inside.is_some_and(|rest| COVERABLE_IN_PROC.iter().any(|path| Path::new(path) == rest));
+    if (inside.is_some() || is_proc(target)) && !allowed && kind != "proc" {
+        return Err(RuntimeError::Spec(format!("\"{}\" cannot be mounted because it is inside /proc", destination.display())));
+    }
+    Ok(())
+}
+
+pub(crate) fn require_procfs(file: &OwnedFd) -> Result<()> {
+    let kind = rustix::fs::fstatfs(file).context(|| "stat a procfs file".to_owned())?.f_type;
+    if i64::from(kind) == PROC_MAGIC { Ok(()) } else { Err(RuntimeError::Spec("/proc is not a procfs".to_owned())) }
+}
+
+/// The host's `/dev/null`, verified to be that device (CVE-2025-31133's class).
+fn open_null() -> Result<OwnedFd> {
+    let null =
+        rustix::fs::open("/dev/null", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context(|| "open /dev/null".to_owned())?;
+    let stat = rustix::fs::fstat(&null).context(|| "stat /dev/null".to_owned())?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice || stat.st_rdev != rustix::fs::makedev(1, 3) {
+        return Err(RuntimeError::Spec("/dev/null of the host is not the null device".to_owned()));
+    }
+    Ok(null)
+}
+
+/// A read-only tmpfs that cannot hold anything.
+fn empty_directory() -> Result<OwnedFd> {
+    let mut options = MountOptions {
+        data: vec![("nr_blocks".into(), Some("1".into())), ("nr_inodes".into(), Some("1".into()))],
+        ..MountOptions::default()
+    };
+    options.attr.set = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC;
+    new_file_system("tmpfs", Some("tmpfs"), &options)
+}
+
+/// A C string of a path or text that came from outside.
+pub(crate) fn c_string(text: impl Into<Vec<u8>>) -> Result<CString> {
+    CString::new(text).map_err(|_| RuntimeError::Spec("a text holds a zero byte".to_owned()))
+}

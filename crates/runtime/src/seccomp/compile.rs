@@ -1,0 +1,424 @@
+//! From the spec's seccomp section to a classic BPF program for x86_64, x86 and x32.
+//!
+//! The program looks at the architecture, then finds the system call's number by binary search over ranges with equal
+//! treatment; conditions on arguments are tested at the leaf. The facts it follows are those of libseccomp, which runc
+//! uses: an architecture without rules is killed, conditions of one rule are AND-ed, rules of one call are OR-ed in
+//! order, and a call newer than every call the profile names fails with `ENOSYS` (runc, `patchbpf`), so that programs
+//! fall back to what they used before.
+
+use std::collections::BTreeMap;
+
+use dhow_sys::seccomp::Instruction;
+
+use super::syscalls;
+use crate::spec::{Seccomp, SeccompArgument};
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum SeccompError {
+    #[error("seccomp: unknown action {0}")]
+    UnknownAction(String),
+    #[error("seccomp: unknown operator {0}")]
+    UnknownOperator(String),
+    #[error("seccomp: unknown architecture {0}")]
+    UnknownArchitecture(String),
+    #[error("seccomp: unknown flag {0}")]
+    UnknownFlag(String),
+    #[error("seccomp: argument index {0} is not 0 to 5")]
+    ArgumentIndex(u32),
+    #[error("seccomp: the filter needs {0} instructions, and the kernel takes 4096")]
+    TooLong(usize),
+    #[error("seccomp: SCMP_ACT_NOTIFY needs a listener, which is not supported")]
+    Notify,
+}
+
+/// A compiled filter and the flags of `seccomp(2)` to install it with.
+#[derive(Debug, Clone)]
+pub struct Filter {
+    pub program: Vec<Instruction>,
+    pub flags: u32,
+}
+
+const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
+const AUDIT_ARCH_I386: u32 = 0x4000_0003;
+const X32_BIT: u32 = 0x4000_0000;
+
+const KILL_PROCESS: u32 = 0x8000_0000;
+const KILL_THREAD: u32 = 0;
+const TRAP: u32 = 0x0003_0000;
+const ERRNO: u32 = 0x0005_0000;
+const TRACE: u32 = 0x7ff0_0000;
+const LOG: u32 = 0x7ffc_0000;
+const ALLOW: u32 = 0x7fff_0000;
+const ENOSYS: u32 = 38;
+const EPERM: u32 = 1;
+
+// Instruction codes of linux/bpf_common.h.
+const LOAD: u16 = 0x20;
+const AND: u16 = 0x54;
+const JUMP: u16 = 0x05;
+const JUMP_EQ: u16 = 0x15;
+const JUMP_GT: u16 = 0x25;
+const JUMP_GE: u16 = 0x35;
+const RETURN: u16 = 0x06;
+
+/// What happens to one system call: an action, or conditions that choose one.
+#[derive(Clone, PartialEq, Debug)]
+enum Treatment {
+    Action(u32),
+    Conditions(Vec<(Vec<SeccompArgument>, u32)>),
+}
+
+/// Compiles a seccomp section.
+pub fn compile(seccomp: &Seccomp) -> Result<Filter, SeccompError> {
+    let default = action(&seccomp.default_action, seccomp.default_errno_ret)?;
+    let mut architectures: Vec<&str> = seccomp.architectures.iter().map(String::as_str).collect();
+    if architectures.is_empty() {
+        architectures.push("SCMP_ARCH_X86_64");
+    }
+    let has = |name: &str| architectures.contains(&name);
+    if let Some(unknown) = architectures.iter().find(|name| !name.starts_with("SCMP_ARCH_")) {
+        return Err(SeccompError::UnknownArchitecture((*unknown).to_owned()));
+    }
+    let section = |table, present: bool| -> Result<Vec<Instruction>, SeccompError> {
+        if present { dispatch(&treatments(seccomp, default, table)?, default) } else { Ok(vec![ret(KILL_PROCESS)]) }
+    };
+    let x86_64 = section(syscalls::X86_64, has("SCMP_ARCH_X86_64"))?;
+    let x32 = section(syscalls::X32, has("SCMP_ARCH_X32"))?;
+    let x86 = section(syscalls::X86, has("SCMP_ARCH_X86"))?;
+
+    const OFFSET_NUMBER: u32 = 0;
+    const OFFSET_ARCHITECTURE: u32 = 4;
+    let mut program = vec![load(OFFSET_ARCHITECTURE)];
+    let x86_64_length = x86_64.len() + x32.len() + 4;
+    program.extend([jump_if(JUMP_EQ, AUDIT_ARCH_X86_64, 1, 0), jump(x86_64_length)]);
+    // x32 calls come under the same architecture, with a bit in the number; -1, which a tracer may leave, has it too.
+    program.extend([load(OFFSET_NUMBER), jump_if(JUMP_GE, X32_BIT, 0, 1), jump(x86_64.len())]);
+    program.extend(x86_64);
+    if x32.len() > 1 {
+        program.extend([Instruction { code: AND, jump_true: 0, jump_false: 0, operand: !X32_BIT }]);
+    } else {
+        program.push(ret(KILL_PROCESS));
+    }
+    program.extend(x32);
+    program.extend([jump_if(JUMP_EQ, AUDIT_ARCH_I386, 1, 0), ret(KILL_PROCESS), load(OFFSET_NUMBER)]);
+    program.extend(x86);
+    if program.len() > 4096 {
+        return Err(SeccompError::TooLong(program.len()));
+    }
+    Ok(Filter { program, flags: flags(&seccomp.flags)? })
+}
+
+fn flags(names: &[String]) -> Result<u32, SeccompError> {
+    names.iter().try_fold(0, |flags, name| match name.as_str() {
+        // A filter for one single-threaded process needs no TSYNC.
+        "SECCOMP_FILTER_FLAG_TSYNC" => Ok(flags),
+        "SECCOMP_FILTER_FLAG_LOG" => Ok(flags | 2),
+        "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => Ok(flags | 4),
+        other => Err(SeccompError::UnknownFlag(other.to_owned())),
+    })
+}
+
+fn action(name: &str, errno: Option<u32>) -> Result<u32, SeccompError> {
+    let data = errno.unwrap_or(EPERM) & 0xffff;
+    match name {
+        "SCMP_ACT_ALLOW" => Ok(ALLOW),
+        "SCMP_ACT_ERRNO" => Ok(ERRNO | data),
+        "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" => Ok(KILL_THREAD),
+        "SCMP_ACT_KILL_PROCESS" => Ok(KILL_PROCESS),
+        "SCMP_ACT_TRAP" => Ok(TRAP),
+        "SCMP_ACT_TRACE" => Ok(TRACE | data),
+        "SCMP_ACT_LOG" => Ok(LOG),
+        "SCMP_ACT_NOTIFY" => Err(SeccompError::Notify),
+        other => Err(SeccompError::UnknownAction(other.to_owned())),
+    }
+}
+
+/// The treatment of each system call of one architecture that a rule names. Names of other architectures are skipped.
+fn treatments(seccomp: &Seccomp, default: u32, table: &[(&str, u32)]) -> Result<BTreeMap<u32, Treatment>, SeccompError> {
+    let mut treatments: BTreeMap<u32, Treatment> = BTreeMap::new();
+    for rule in &seccomp.syscalls {
+        let action = action(&rule.action, rule.errno_ret)?;
+        if let Some(bad) = rule.args.iter().find(|argument| argument.index > 5) {
+            return Err(SeccompError::ArgumentIndex(bad.index));
+        }
+        for name in &rule.names {
+            let Ok(position) = table.binary_search_by_key(&name.as_str(), |(known, _)| known) else { continue };
+            let entry = treatments.entry(table[position].1);
+            if rule.args.is_empty() {
+                // The unconditional rule wins, as in libseccomp, wherever it stands; the first of two counts.
+                entry
+                    .and_modify(|now| {
+                        if matches!(now, Treatment::Conditions(_)) {
+                            *now = Treatment::Action(action);
+                        }
+                    })
+                    .or_insert(Treatment::Action(action));
+            } else if action != default {
+                match entry.or_insert_with(|| Treatment::Conditions(vec![])) {
+                    Treatment::Conditions(conditions) => conditions.push((rule.args.clone(), action)),
+                    Treatment::Action(_) => {}
+                }
+            }
+        }
+    }
+    Ok(treatments)
+}
+
+/// Code that returns the action for the number in the accumulator.
+fn dispatch(treatments: &BTreeMap<u32, Treatment>, default: u32) -> Result<Vec<Instruction>, SeccompError> {
+    // Ranges of equal treatment, each from its number up to the next one's.
+    let mut ranges: Vec<(u32, Treatment)> = vec![(0, Treatment::Action(default))];
+    let mut add = |start: u32, treatment: Treatment| {
+        if ranges.last().is_some_and(|(from, _)| *from == start) {
+            ranges.pop();
+        }
+        if ranges.last().is_none_or(|(_, last)| *last != treatment) {
+            ranges.push((start, treatment));
+        }
+    };
+    for (number, treatment) in treatments {
+        add(*number, treatment.clone());
+        add(number + 1, Treatment::Action(default));
+    }
+    if let Some(newest) = treatments.keys().last()
+        && default & 0xffff_0000 != ALLOW
+        && default & 0xffff_0000 != LOG
+    {
+        add(newest + 1, Treatment::Action(ERRNO | ENOSYS));
+    }
+    search(&ranges, default)
+}
+
+fn search(ranges: &[(u32, Treatment)], default: u32) -> Result<Vec<Instruction>, SeccompError> {
+    if let [(_, treatment)] = ranges {
+        return match treatment {
+            Treatment::Action(action) => Ok(vec![ret(*action)]),
+            Treatment::Conditions(conditions) => conditional(conditions, default),
+        };
+    }
+    let (low, high) = ranges.split_at(ranges.len() / 2);
+    let (left, right) = (search(low, default)?, search(high, default)?);
+    let mut code = Vec::with_capacity(left.len() + right.len() + 2);
+    match u8::try_from(left.len()) {
+        Ok(distance) => code.push(jump_if(JUMP_GE, high[0].0, distance, 0)),
+        Err(_) => code.extend([jump_if(JUMP_GE, high[0].0, 0, 1), jump(left.len())]),
+    }
+    code.extend(left);
+    code.extend(right);
+    Ok(code)
+}
+
+/// Code that tests rules on arguments in order and returns the action of the first that matches.
+fn conditional(rules: &[(Vec<SeccompArgument>, u32)], default: u32) -> Result<Vec<Instruction>, SeccompError> {
+    let mut code = Vec::new();
+    for (arguments, action) in rules {
+        let mut rule = vec![ret(*action)];
+        for argument in arguments.iter().rev() {
+            rule = condition(argument, rule)?;
+        }
+        code.extend(rule);
+    }
+    code.push(ret(default));
+    Ok(code)
+}
+
+/// Code that runs `matched` if the condition holds and falls through behind it otherwise.
+///
+/// Arguments are 64 bits and BPF's words 32: the high halves are compared first.
+fn condition(argument: &SeccompArgument, matched: Vec<Instruction>) -> Result<Vec<Instruction>, SeccompError> {
+    let low_offset = 16 + 8 * argument.index;
+    let high_offset = low_offset + 4;
+    let (high, low) = ((argument.value >> 32) as u32, argument.value as u32);
+    let over = u8::try_from(matched.len()).map_err(|_| SeccompError::TooLong(matched.len()))?;
+    let mut code = match argument.op.as_str() {
+        // high == H && low == L
+        "SCMP_CMP_EQ" => {
+            vec![load(high_offset), jump_if(JUMP_EQ, high, 0, 2 + over), load(low_offset), jump_if(JUMP_EQ, low, 0, over)]
+        }
+        "SCMP_CMP_MASKED_EQ" => {
+            let (two_high, two_low) = ((argument.value_two >> 32) as u32, argument.value_two as u32);
+            vec![
+                load(high_offset),
+                and(high),
+                jump_if(JUMP_EQ, two_high, 0, 3 + over),
+                load(low_offset),
+                and(low),
+                jump_if(JUMP_EQ, two_low, 0, over),
+            ]
+        }
+        // high != H || low != L
+        "SCMP_CMP_NE" => vec![load(high_offset), jump_if(JUMP_EQ, high, 0, 2), load(low_offset), jump_if(JUMP_EQ, low, over, 0)],
+        // high > H || (high == H && low > L); GE likewise
+        "SCMP_CMP_GT" | "SCMP_CMP_GE" => {
+            let last = if argument.op == "SCMP_CMP_GT" { JUMP_GT } else { JUMP_GE };
+            vec![
+                load(high_offset),
+                jump_if(JUMP_GT, high, 3, 0),
+                jump_if(JUMP_EQ, high, 0, 2 + over),
+                load(low_offset),
+                jump_if(last, low, 0, over),
+            ]
+        }
+        // high < H || (high == H && low < L); LE likewise
+        "SCMP_CMP_LT" | "SCMP_CMP_LE" => {
+            let last = if argument.op == "SCMP_CMP_LT" { JUMP_GE } else { JUMP_GT };
+            vec![
+                load(high_offset),
+                jump_if(JUMP_GT, high, 3 + over, 0),
+                jump_if(JUMP_EQ, high, 0, 2),
+                load(low_offset),
+                jump_if(last, low, over, 0),
+            ]
+        }
+        other => return Err(SeccompError::UnknownOperator(other.to_owned())),
+    };
+    code.extend(matched);
+    Ok(code)
+}
+
+fn load(offset: u32) -> Instruction {
+    Instruction { code: LOAD, jump_true: 0, jump_false: 0, operand: offset }
+}
+
+fn and(mask: u32) -> Instruction {
+    Instruction { code: AND, jump_true: 0, jump_false: 0, operand: mask }
+}
+
+fn ret(action: u32) -> Instruction {
+    Instruction { code: RETURN, jump_true: 0, jump_false: 0, operand: action }
+}
+
+fn jump(distance: usize) -> Instruction {
+    Instruction { code: JUMP, jump_true: 0, jump_false: 0, operand: distance as u32 }
+}
+
+fn jump_if(code: u16, operand: u32, jump_true: u8, jump_false: u8) -> Instruction {
+    Instruction { code, jump_true, jump_false, operand }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::default_profile;
+    use super::*;
+    use crate::spec::SeccompRule;
+
+    /// Runs a filter as the kernel would: an independent reading of the instruction set.
+    fn run(filter: &Filter, architecture: u32, number: u32, args: [u64; 6]) -> u32 {
+        let mut data = vec![];
+        data.extend(number.to_le_bytes());
+        data.extend(architecture.to_le_bytes());
+        data.extend(0u64.to_le_bytes());
+        args.iter().for_each(|argument| data.extend(argument.to_le_bytes()));
+        let (mut at, mut accumulator) = (0usize, 0u32);
+        loop {
+            let i = filter.program[at];
+            at += 1;
+            let mut branch = |taken: bool| at += usize::from(if taken { i.jump_true } else { i.jump_false });
+            match i.code {
+                LOAD => accumulator = u32::from_le_bytes(data[i.operand as usize..][..4].try_into().unwrap()),
+                AND => accumulator &= i.operand,
+                JUMP => at += i.operand as usize,
+                JUMP_EQ => branch(accumulator == i.operand),
+                JUMP_GT => branch(accumulator > i.operand),
+                JUMP_GE => branch(accumulator >= i.operand),
+                RETURN => return i.operand,
+                other => panic!("code {other:#x}"),
+            }
+        }
+    }
+
+    fn number(table: &[(&str, u32)], name: &str) -> u32 {
+        table.iter().find(|(known, _)| *known == name).unwrap().1
+    }
+
+    fn default_filter(capabilities: &[&str]) -> Filter {
+        let capabilities: Vec<String> = capabilities.iter().map(|name| (*name).to_owned()).collect();
+        compile(&default_profile(&capabilities, (6, 1))).unwrap()
+    }
+
+    #[test]
+    fn every_call_of_every_abi_gets_the_profiles_answer() {
+        let profile = default_profile(&[], (6, 1));
+        let filter = default_filter(&[]);
+        let unconditional: Vec<&str> = profile.syscalls[0].names.iter().map(String::as_str).collect();
+        let conditional = ["personality", "socket", "clone", "clone3"];
+        let newest = |table: &[(&str, u32)]| {
+            table.iter().filter(|(name, _)| unconditional.contains(name)).map(|(_, number)| *number).max().unwrap()
+        };
+        for (architecture, bit, table) in [
+            (AUDIT_ARCH_X86_64, 0, syscalls::X86_64),
+            (AUDIT_ARCH_X86_64, X32_BIT, syscalls::X32),
+            (AUDIT_ARCH_I386, 0, syscalls::X86),
+        ] {
+            for (name, number) in table.iter().filter(|(name, _)| !conditional.contains(name)) {
+                let expected = if unconditional.contains(name) {
+                    ALLOW
+                } else if *number > newest(table) {
+                    ERRNO | ENOSYS
+                } else {
+                    ERRNO | EPERM
+                };
+                assert_eq!(run(&filter, architecture, number | bit, [0; 6]), expected, "{name} {architecture:#x}");
+            }
+            assert_eq!(run(&filter, architecture, number(table, "clone3") | bit, [0; 6]), ERRNO | ENOSYS);
+            let clone = number(table, "clone") | bit;
+            assert_eq!(run(&filter, architecture, clone, [0x11, 0, 0, 0, 0, 0]), ALLOW);
+            assert_eq!(run(&filter, architecture, clone, [0x1000_0011, 0, 0, 0, 0, 0]), ERRNO | EPERM);
+        }
+        assert_eq!(run(&filter, 0xc000_00b7, 0, [0; 6]), KILL_PROCESS, "aarch64 is not ours");
+    }
+
+    #[test]
+    fn address_families_38_and_40_are_closed() {
+        let filter = default_filter(&[]);
+        let socket = number(syscalls::X86_64, "socket");
+        for family in 0..60u64 {
+            let expected = if matches!(family, 38 | 40) { ERRNO | EPERM } else { ALLOW };
+            assert_eq!(run(&filter, AUDIT_ARCH_X86_64, socket, [family, 0, 0, 0, 0, 0]), expected, "{family}");
+        }
+    }
+
+    #[test]
+    fn capabilities_open_their_calls() {
+        let mount = number(syscalls::X86_64, "mount");
+        assert_eq!(run(&default_filter(&[]), AUDIT_ARCH_X86_64, mount, [0; 6]), ERRNO | EPERM);
+        assert_eq!(run(&default_filter(&["CAP_SYS_ADMIN"]), AUDIT_ARCH_X86_64, mount, [0; 6]), ALLOW);
+        let clone3 = number(syscalls::X86_64, "clone3");
+        assert_eq!(run(&default_filter(&["CAP_SYS_ADMIN"]), AUDIT_ARCH_X86_64, clone3, [0; 6]), ALLOW);
+    }
+
+    #[test]
+    fn comparisons_are_64_bits_wide() {
+        let values = [0u64, 1, 5, 0xffff_ffff, 0x1_0000_0000, 0x1_0000_0005, u64::MAX];
+        type Holds = fn(u64, u64) -> bool;
+        let operators: [(&str, Holds); 6] = [
+            ("SCMP_CMP_EQ", |a, b| a == b),
+            ("SCMP_CMP_NE", |a, b| a != b),
+            ("SCMP_CMP_LT", |a, b| a < b),
+            ("SCMP_CMP_LE", |a, b| a <= b),
+            ("SCMP_CMP_GT", |a, b| a > b),
+            ("SCMP_CMP_GE", |a, b| a >= b),
+        ];
+        for (op, holds) in operators {
+            for value in values {
+                let argument = SeccompArgument { index: 2, value, value_two: 0, op: op.to_owned() };
+                let filter = compile(&Seccomp {
+                    default_action: "SCMP_ACT_ALLOW".into(),
+                    architectures: vec!["SCMP_ARCH_X86_64".into()],
+                    syscalls: vec![SeccompRule {
+                        names: vec!["read".into()],
+                        action: "SCMP_ACT_ERRNO".into(),
+                        errno_ret: Some(7),
+                        args: vec![argument],
+                    }],
+                    ..Seccomp::default()
+                })
+                .unwrap();
+                for given in values {
+                    let expected = if holds(given, value) { ERRNO | 7 } else { ALLOW };
+                    assert_eq!(run(&filter, AUDIT_ARCH_X86_64, 0, [9, 9, given, 9, 9, 9]), expected, "{given} {op} {value}");
+                }
+            }
+        }
+    }
+}

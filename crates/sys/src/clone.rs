@@ -1,0 +1,82 @@
+//! `clone3(2)`: a child process in namespaces and a cgroup of its own, with a descriptor to hold it by.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// What the child gets of its own, and where it is put.
+#[derive(Default)]
+pub struct CloneArgs<'a> {
+    /// `CLONE_NEW*` flags; `CLONE_PARENT` may be added. `CLONE_PIDFD` is always set.
+    pub flags: u64,
+    /// Directory of a cgroup v2 to start the child in (`CLONE_INTO_CGROUP`, Linux 5.7).
+    pub cgroup: Option<BorrowedFd<'a>>,
+}
+
+/// The two returns of a successful [`clone3`].
+pub enum Clone {
+    Parent { pid: i32, pidfd: OwnedFd },
+    Child,
+}
+
+/// `struct clone_args` of `linux/sched.h`, version 2 (88 bytes).
+#[repr(C)]
+#[derive(Default)]
+struct RawArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// `CLONE_INTO_CGROUP` of `linux/sched.h`.
+const INTO_CGROUP: u64 = 0x2_0000_0000;
+/// `CLONE_NEWTIME` of `linux/sched.h`; only `clone3` and `unshare` take it.
+pub const NEW_TIME: u64 = 0x80;
+
+/// Clones the calling process, which must have a single thread; the child runs on a copy of its memory.
+///
+/// # Errors
+/// `EBUSY` when the caller has more than one thread: the child of such a process could find any lock held forever.
+/// Otherwise what `clone3(2)` says.
+pub fn clone3(args: &CloneArgs<'_>) -> io::Result<Clone> {
+    if thread_count()? != 1 {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    let mut pidfd: RawFd = -1;
+    let mut raw = RawArgs {
+        flags: args.flags | libc::CLONE_PIDFD as u64,
+        pidfd: (&raw mut pidfd) as u64,
+        exit_signal: libc::SIGCHLD as u64,
+        ..RawArgs::default()
+    };
+    if args.flags & libc::CLONE_PARENT as u64 != 0 {
+        // The kernel insists: with CLONE_PARENT the child inherits the caller's own exit signal.
+        raw.exit_signal = 0;
+    }
+    if let Some(cgroup) = args.cgroup {
+        raw.flags |= INTO_CGROUP;
+        raw.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: `raw` is a valid clone_args of the size given and `pidfd` outlives the call. There is no CLONE_VM, so the
+    // child has memory of its own, and the caller has one thread (checked above), so no lock is held by anybody else.
+    let pid = super::check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut raw, size_of::<RawArgs>()) })?;
+    if pid == 0 {
+        return Ok(Clone::Child);
+    }
+    // SAFETY: CLONE_PIDFD made the kernel store a new descriptor in `pidfd`, which nobody else knows.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Clone::Parent { pid: pid as i32, pidfd })
+}
+
+/// The threads of the calling process: `/proc/self/task` has a link for each of its directories.
+fn thread_count() -> io::Result<u64> {
+    let stat = rustix::fs::stat("/proc/self/task")?;
+    Ok(stat.st_nlink as u64 - 2)
+}

@@ -1,0 +1,191 @@
+//! State of the calling process that must be set before an untrusted program runs in it.
+
+use std::convert::Infallible;
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Ends the process at once: no destructors, no exit handlers. What a cloned child does instead of returning.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit never returns and touches no memory of the process.
+    unsafe { libc::_exit(code) }
+}
+
+/// `PR_SET_DUMPABLE`: with `false`, processes inside a joined namespace cannot ptrace the caller or open its `/proc`
+/// files (CVE-2016-9962).
+pub fn set_dumpable(dumpable: bool) -> io::Result<()> {
+    // SAFETY: prctl with an integer argument.
+    super::check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, libc::c_ulong::from(dumpable), 0, 0, 0) }.into())?;
+    Ok(())
+}
+
+/// Joins a new, anonymous session keyring, so that the host's keys are out of reach. Kernels without keyrings are fine.
+pub fn join_new_session_keyring(name: &CStr) -> io::Result<()> {
+    const JOIN_SESSION_KEYRING: libc::c_int = 1;
+    // SAFETY: `name` is a C string that the kernel copies.
+    match super::check(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name.as_ptr()) }) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+        Err(error) => Err(error),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// Joins the namespaces `types` (`CLONE_NEW*`) of what `fd` refers to: a namespace file, or a pidfd for several at once
+/// (Linux 5.8).
+pub fn set_namespace(fd: BorrowedFd<'_>, types: i32) -> io::Result<()> {
+    // SAFETY: integers only. The effect is limited to the calling thread.
+    super::check(unsafe { libc::setns(fd.as_raw_fd(), types) }.into())?;
+    Ok(())
+}
+
+/// Gives the calling thread new namespaces, `CLONE_NEW*` flags.
+pub fn unshare(types: i32) -> io::Result<()> {
+    // SAFETY: integers only; callers pass namespace flags, which share no memory differently.
+    super::check(unsafe { libc::unshare(types) }.into())?;
+    Ok(())
+}
+
+/// Sets a resource limit by its number (`RLIMIT_*`).
+pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
+    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: `limit` is valid for the duration of the call, and the old limit is not asked for.
+    super::check(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, &limit, std::ptr::null::<libc::rlimit64>()) })?;
+    Ok(())
+}
+
+/// Reads a resource limit by its number: soft, hard.
+pub fn rlimit(resource: u32) -> io::Result<(u64, u64)> {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes one rlimit64 to `limit`.
+    super::check(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, std::ptr::null::<libc::rlimit64>(), &mut limit) })?;
+    Ok((limit.rlim_cur, limit.rlim_max))
+}
+
+/// Sets the execution domain, `personality(2)`.
+pub fn set_personality(domain: u64) -> io::Result<()> {
+    // SAFETY: an integer argument.
+    super::check(unsafe { libc::personality(domain as libc::c_ulong) }.into())?;
+    Ok(())
+}
+
+/// The effective capabilities of the caller in the kernel's order, 64 bits per set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CapabilitySets {
+    pub effective: u64,
+    pub permitted: u64,
+    pub inheritable: u64,
+}
+
+/// `capset(2)` on the calling thread.
+pub fn set_capabilities(sets: &CapabilitySets) -> io::Result<()> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    #[repr(C)]
+    struct Data {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = Header { version: VERSION_3, pid: 0 };
+    let half = |shift: u32| Data {
+        effective: (sets.effective >> shift) as u32,
+        permitted: (sets.permitted >> shift) as u32,
+        inheritable: (sets.inheritable >> shift) as u32,
+    };
+    let data = [half(0), half(32)];
+    // SAFETY: version 3 takes a header and two data structs, which both live across the call.
+    super::check(unsafe { libc::syscall(libc::SYS_capset, &header, data.as_ptr()) })?;
+    Ok(())
+}
+
+/// Drops a capability from the bounding set. Unknown numbers give `EINVAL`.
+pub fn drop_bounding(capability: u32) -> io::Result<()> {
+    // SAFETY: prctl with integers.
+    super::check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0) }.into())?;
+    Ok(())
+}
+
+/// Raises a capability in the ambient set.
+pub fn raise_ambient(capability: u32) -> io::Result<()> {
+    // SAFETY: prctl with integers.
+    super::check(
+        unsafe {
+            libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as libc::c_ulong, libc::c_ulong::from(capability), 0, 0)
+        }
+        .into(),
+    )?;
+    Ok(())
+}
+
+/// Empties the ambient set.
+pub fn clear_ambient() -> io::Result<()> {
+    // SAFETY: prctl with integers.
+    super::check(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong, 0, 0, 0) }.into())?;
+    Ok(())
+}
+
+/// `PR_SET_KEEPCAPS`: permitted capabilities survive the change to a non-root user; cleared by `exec`.
+pub fn keep_capabilities(keep: bool) -> io::Result<()> {
+    // SAFETY: prctl with integers.
+    super::check(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, libc::c_ulong::from(keep), 0, 0, 0) }.into())?;
+    Ok(())
+}
+
+/// `PR_SET_NO_NEW_PRIVS`: no later `exec` grants anything.
+pub fn set_no_new_privileges() -> io::Result<()> {
+    // SAFETY: prctl with integers.
+    super::check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into())?;
+    Ok(())
+}
+
+/// `PR_SET_NAME`: what `ps` calls the process, 15 bytes at most.
+pub fn set_name(name: &CStr) {
+    // SAFETY: the kernel reads at most 16 bytes of a C string.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+}
+
+/// Signal the caller gets when its parent dies.
+pub fn set_parent_death_signal(signal: i32) -> io::Result<()> {
+    // SAFETY: prctl with integers.
+    super::check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal as libc::c_ulong, 0, 0, 0) }.into())?;
+    Ok(())
+}
+
+/// `execve(2)`; returns only on failure.
+pub fn exec(path: &CStr, args: &[CString], environment: &[CString]) -> io::Result<Infallible> {
+    let pointers = |list: &[CString]| -> Vec<*const libc::c_char> {
+        list.iter().map(|item| item.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (args, environment) = (pointers(args), pointers(environment));
+    // SAFETY: both arrays end with a null pointer and their strings outlive the call.
+    unsafe { libc::execve(path.as_ptr(), args.as_ptr(), environment.as_ptr()) };
+    Err(io::Error::last_os_error())
+}
+
+/// Makes the terminal on `fd` the controlling one of the calling session leader.
+pub fn set_controlling_terminal(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: TIOCSCTTY takes an integer argument.
+    super::check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCSCTTY, 0) }.into())?;
+    Ok(())
+}
+
+/// Hands freed memory back to the system, so that a long-lived process shows what it really needs.
+pub fn trim_heap() {
+    // SAFETY: malloc_trim walks the allocator's own structures under its own lock.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// Limits the allocator to one arena and gives large blocks back at once: fewer private pages in small processes.
+pub fn small_heap() {
+    // SAFETY: mallopt sets allocator parameters; the process has one thread at this point.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 * 1024);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 0);
+        libc::mallopt(libc::M_TOP_PAD, 0);
+    }
+}
