@@ -6,6 +6,7 @@ pub mod image;
 pub mod platform;
 pub mod reference;
 pub mod spec;
+pub mod time;
 
 pub use digest::{Digest, Hasher};
 pub use platform::Platform;

@@ -349,7 +349,7 @@ fn claimed(
         pid: launched.pid,
         start_ticks: start_ticks(launched.pid).map_or(0, |(ticks, _)| ticks),
         bundle: bundle.to_owned(),
-        created: example::now(),
+        created: dhow_oci::time::format(dhow_oci::time::now()),
         owner: rustix::process::getuid().as_raw(),
         cgroup: cgroup_path,
         spec: spec.clone(),

@@ -1,0 +1,20 @@
+//! The per-container process. It is the parent of the container's init, holds its streams and its network, writes its
+//! logs and its state, applies the restart policy, and serves attach, exec, resize, signals and waiting on a Unix socket
+//! ([`protocol`]). It outlives every engine and needs none.
+//!
+//! One thread, `epoll`, no async runtime, no database. Whoever holds a container's lock writes its state: while the
+//! monitor lives, that is the monitor.
+
+mod client;
+mod copy_up;
+pub mod events;
+pub mod log;
+mod monitor;
+mod overlay;
+mod process;
+pub mod protocol;
+mod start;
+pub mod state;
+
+pub use monitor::{Setup, main};
+pub use overlay::Overlay;

@@ -1,0 +1,144 @@
+//! Starting the container's program: network, root, volumes, user, cgroup, streams, clone.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use dhow_network::{Attached, Plan};
+use dhow_runtime::cgroup::Cgroup;
+use dhow_runtime::launch::{Launch, Rootfs, Start, Stdio, launch};
+use dhow_runtime::spec::{ConsoleSize, Process as SpecProcess, Spec};
+use dhow_runtime::user;
+use dhow_sys::root::Root;
+
+use crate::copy_up::copy_up;
+use crate::monitor::Setup;
+use crate::process::{self, Process};
+
+/// Why a container did not start.
+pub(crate) struct Failed {
+    pub message: String,
+    /// What the container's exit code becomes: 127 not found, 126 not executable, 128 anything else.
+    pub code: i32,
+}
+
+impl Failed {
+    fn new(message: String) -> Failed {
+        let lower = message.to_lowercase();
+        let code = if lower.contains("executable file not found") || lower.contains("no such file or directory") {
+            127
+        } else if lower.contains("permission denied") || lower.contains("is a directory") {
+            126
+        } else {
+            128
+        };
+        Failed { message, code }
+    }
+}
+
+/// A running container's kernel objects.
+pub(crate) struct Running {
+    pub cgroup: Cgroup,
+    pub root: OwnedFd,
+    pub identity: user::Identity,
+}
+
+pub(crate) fn network(plan: Option<&Plan>, id: &str) -> Result<Option<Attached>, Failed> {
+    let endpoint = |error: dhow_network::NetworkError| {
+        Failed::new(format!(
+            "failed to set up container networking: driver failed programming external connectivity on endpoint {id}: {error}"
+        ))
+    };
+    plan.map(dhow_network::attach).transpose().map_err(endpoint)
+}
+
+/// Starts the program; the network is attached already.
+pub(crate) fn start(setup: &Setup, network: Option<&Attached>, rows: u16, columns: u16) -> Result<(Process, Running), Failed> {
+    let cannot = |what: &str, error: &dyn std::fmt::Display| Failed::new(format!("{what}: {error}"));
+    let root = setup.overlay.mount(&setup.run).map_err(|error| cannot("error creating overlay mount", &error))?;
+    let tree = Root::from_descriptor(root.try_clone().map_err(|error| cannot("hold the root", &error))?);
+    let identity = user::resolve(&tree, &setup.user, &setup.groups).map_err(|error| Failed::new(error.to_string()))?;
+    for item in &setup.copy_up {
+        copy_up(&tree, &item.path, &item.volume).map_err(|error| cannot("copy the image's content into a volume", &error))?;
+    }
+    let mut spec: Spec = setup.spec.clone();
+    if let Some(process) = &mut spec.process {
+        set_identity(process, &identity);
+        if rows > 0 && columns > 0 {
+            process.console_size = Some(ConsoleSize { height: rows, width: columns });
+        }
+    }
+    let linux = spec.linux.clone().unwrap_or_default();
+    let path = linux.cgroups_path.unwrap_or_default();
+    let cgroup = Cgroup::create(&path, &linux.resources.unwrap_or_default())
+        .map_err(|error| cannot("unable to apply cgroup configuration", &error))?;
+    let started = launch_in(setup, &spec, &cgroup, &root, &identity, network);
+    if started.is_err() {
+        let _ = cgroup.kill();
+        let _ = cgroup.remove();
+    }
+    Ok((started?, Running { cgroup, root, identity }))
+}
+
+fn launch_in(
+    setup: &Setup,
+    spec: &Spec,
+    cgroup: &Cgroup,
+    root: &OwnedFd,
+    identity: &user::Identity,
+    network: Option<&Attached>,
+) -> Result<Process, Failed> {
+    let io = |error: io::Error| Failed::new(format!("prepare the container's streams: {error}"));
+    let (stdio, streams) = if setup.tty {
+        (Stdio::Terminal, process::Streams::default())
+    } else {
+        process::pipes(setup.open_stdin, true, true, identity.uid, identity.gid).map_err(io)?
+    };
+    let namespace = network.map(|attached| attached.namespace.try_clone()).transpose().map_err(io)?;
+    let launched = launch(Launch {
+        id: &setup.id,
+        spec,
+        rootfs: Rootfs::Mount(root.try_clone().map_err(io)?),
+        staging: &setup.run,
+        bundle: &setup.directory,
+        cgroup,
+        stdio,
+        start: Start::AtOnce,
+        network: namespace,
+        preserve_fds: 0,
+    });
+    let launched = launched.map_err(|error| Failed::new(format!("unable to start container process: {error}")))?;
+    let streams = match launched.terminal {
+        Some(master) => process::terminal(master, setup.open_stdin).map_err(io)?,
+        None => streams,
+    };
+    Ok(Process::new(launched.pid, launched.pidfd, setup.tty, streams, None))
+}
+
+/// Fills in what `USER` means in this root, and `HOME`.
+pub(crate) fn set_identity(process: &mut SpecProcess, identity: &user::Identity) {
+    process.user.uid = identity.uid;
+    process.user.gid = identity.gid;
+    process.user.additional_gids = identity.groups.clone();
+    if !process.env.iter().any(|variable| variable.starts_with("HOME=")) {
+        process.env.push(format!("HOME={}", identity.home));
+    }
+    if identity.uid != 0
+        && let Some(capabilities) = &mut process.capabilities
+    {
+        // Another user than root keeps nothing but the bounding set (CVE-2021-20188's class).
+        capabilities.effective.clone_from(&capabilities.ambient);
+        capabilities.permitted.clone_from(&capabilities.ambient);
+    }
+}
+
+/// The user of an exec, resolved in the running container's root.
+pub(crate) fn exec_identity(running: &Running, user: Option<&str>, groups: &[String]) -> Result<user::Identity, String> {
+    match user {
+        None => Ok(running.identity.clone()),
+        Some(user) => {
+            let root = dhow_sys::root::reopen(running.root.as_fd(), rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY);
+            let root = Root::from_descriptor(root.map_err(|error| format!("open the container's root: {error}"))?);
+            user::resolve(&root, user, groups).map_err(|error| error.to_string())
+        }
+    }
+}

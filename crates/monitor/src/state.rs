@@ -1,0 +1,94 @@
+//! A container's state on disk, and the lock that says who may write it.
+//!
+//! While a monitor lives, it holds `lock` in the container's run directory, and `state.json` there is the truth. When a
+//! container has ended, the last state lies in its directory under the data root. A run directory whose lock is free is
+//! what a killed monitor left.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::protocol::NetworkState;
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    #[default]
+    Created,
+    Running,
+    Paused,
+    Restarting,
+    Exited,
+    Dead,
+    Removing,
+}
+
+impl Status {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Status::Created => "created",
+            Status::Running => "running",
+            Status::Paused => "paused",
+            Status::Restarting => "restarting",
+            Status::Exited => "exited",
+            Status::Dead => "dead",
+            Status::Removing => "removing",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct State {
+    pub status: Status,
+    /// Of the container's init on the host; 0 when it does not run.
+    pub pid: i32,
+    pub exit_code: i32,
+    pub error: String,
+    pub oom_killed: bool,
+    /// Nanoseconds; 0 for never.
+    pub started: i64,
+    pub finished: i64,
+    pub restart_count: u32,
+    /// A user stopped it: `unless-stopped` does not start it with the host.
+    pub stopped_by_user: bool,
+    pub network: Option<NetworkState>,
+    pub cgroup: String,
+}
+
+pub const FILE: &str = "state.json";
+pub const LOCK: &str = "lock";
+pub const SOCKET: &str = "monitor.sock";
+
+/// Reads a state; `None` when there is none. A damaged one counts as none: the next writer replaces it.
+pub fn load(directory: &Path) -> Option<State> {
+    serde_json::from_slice(&fs::read(directory.join(FILE)).ok()?).ok()
+}
+
+/// Replaces the state in one step.
+pub fn save(directory: &Path, state: &State) -> io::Result<()> {
+    let temporary = directory.join("state.json.new");
+    fs::write(&temporary, serde_json::to_vec(state)?)?;
+    fs::rename(&temporary, directory.join(FILE))
+}
+
+/// Takes the lock of a run directory, which must exist; `None` when somebody holds it.
+pub fn try_lock(directory: &Path) -> io::Result<Option<OwnedFd>> {
+    let file =
+        rustix::fs::open(directory.join(LOCK), OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC, Mode::from_raw_mode(0o600))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether somebody holds the lock of a run directory: the container's monitor lives.
+pub fn is_locked(directory: &Path) -> bool {
+    let Ok(file) = rustix::fs::open(directory.join(LOCK), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) else { return false };
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_err()
+}

@@ -1,0 +1,86 @@
+//! A container's end of a network: its namespace, link, addresses, default route and published ports.
+
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+
+use dhow_sys::netlink::Socket;
+use rustix::fs::{Mode, OFlags};
+
+use crate::ports::{Publish, Published};
+use crate::route::{self, VethPair};
+use crate::{Context, Plan, Result, ports};
+
+/// `CLONE_NEWNET`
+const NEW_NETWORK: i32 = 0x4000_0000;
+
+/// A container's network for as long as it is held: with the last descriptor of the namespace its links go.
+#[derive(Debug)]
+pub struct Attached {
+    pub namespace: OwnedFd,
+    pub ports: Vec<Published>,
+    ipv6: bool,
+}
+
+impl Attached {
+    /// The ports with their final numbers.
+    pub fn publishes(&self) -> Vec<Publish> {
+        self.ports.iter().map(|port| port.publish.clone()).collect()
+    }
+
+    /// Takes the forwarding of the ports away; the namespace goes when this is dropped.
+    pub fn detach(&self) -> Result<()> {
+        if self.ports.is_empty() { Ok(()) } else { ports::withdraw(&self.publishes(), self.ipv6) }
+    }
+}
+
+/// Makes a namespace with the loopback device alone.
+pub fn isolated() -> Result<OwnedFd> {
+    namespace().map(|(namespace, _)| namespace)
+}
+
+/// Makes a namespace and connects it as planned. The caller has one thread and ends up in the namespace it came from.
+pub fn attach(plan: &Plan) -> Result<Attached> {
+    let host = Socket::route().context(|| "open a netlink socket".to_owned())?;
+    let master = plan.bridge.ensure(&host)?;
+    let held = ports::reserve(&plan.ports, plan.ipv4)?;
+    let (namespace, inside) = namespace()?;
+    let pair = VethPair {
+        name: &plan.link,
+        master,
+        peer: "eth0",
+        peer_mac: plan.mac,
+        namespace: namespace.as_fd(),
+        mtu: plan.bridge.mtu,
+    };
+    route::create_veth(&host, &pair).context(|| format!("create the link {}", plan.link))?;
+    let index = route::index(&inside, "eth0").context(|| "find eth0".to_owned())?;
+    let index = index.ok_or(std::io::ErrorKind::NotFound).context(|| "find eth0".to_owned())?;
+    let address = |address: IpAddr, prefix: u8| {
+        route::add_address(&inside, index, address, prefix).context(|| format!("give eth0 the address {address}"))
+    };
+    let gateway = |gateway: IpAddr| route::add_default_route(&inside, gateway).context(|| format!("route through {gateway}"));
+    address(IpAddr::V4(plan.ipv4), plan.bridge.subnet.prefix)?;
+    gateway(IpAddr::V4(plan.bridge.subnet.gateway()))?;
+    if let (Some(ipv6), Some(subnet6)) = (plan.ipv6, &plan.bridge.subnet6) {
+        address(IpAddr::V6(ipv6), subnet6.prefix)?;
+        gateway(IpAddr::V6(subnet6.gateway()))?;
+    }
+    ports::announce(&held, plan.ipv4, plan.ipv6)?;
+    Ok(Attached { namespace, ports: held, ipv6: plan.ipv6.is_some() })
+}
+
+/// A new namespace with its loopback device up, and a socket in it.
+fn namespace() -> Result<(OwnedFd, Socket)> {
+    const LOOPBACK: u32 = 1;
+    let open = || rustix::fs::open("/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    let home = open().context(|| "open the own network namespace".to_owned())?;
+    dhow_sys::process::unshare(NEW_NETWORK).context(|| "create a network namespace".to_owned())?;
+    let made = open().map_err(std::io::Error::from).and_then(|namespace| {
+        let inside = Socket::route()?;
+        route::set_up(&inside, LOOPBACK)?;
+        Ok((namespace, inside))
+    });
+    dhow_sys::process::set_namespace(home.as_fd(), NEW_NETWORK)
+        .context(|| "return to the host's network namespace".to_owned())?;
+    made.context(|| "open the new network namespace".to_owned())
+}

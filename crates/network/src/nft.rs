@@ -1,0 +1,274 @@
+//! nf_tables over netlink: one batch is one atomic transaction.
+//!
+//! Expressions are built as the kernel takes them (`linux/netfilter/nf_tables.h`), in the order in which `nft` compiles
+//! the rules quoted beside them in [`crate::rules`]. Registers: 1 is the first of four 16-byte ones; 8, 9 and so on are
+//! its 4-byte pieces, which is what concatenations need.
+
+use std::io;
+
+use dhow_sys::netlink::{ACK, Batch, CREATE, Socket};
+
+const SUBSYSTEM: u16 = 10 << 8;
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+const NEW_TABLE: u16 = SUBSYSTEM;
+const NEW_CHAIN: u16 = SUBSYSTEM | 3;
+const GET_CHAIN: u16 = SUBSYSTEM | 4;
+const DELETE_CHAIN: u16 = SUBSYSTEM | 5;
+const NEW_RULE: u16 = SUBSYSTEM | 6;
+const DELETE_RULE: u16 = SUBSYSTEM | 8;
+const NEW_SET: u16 = SUBSYSTEM | 9;
+const NEW_ELEMENT: u16 = SUBSYSTEM | 12;
+const DELETE_ELEMENT: u16 = SUBSYSTEM | 14;
+
+const INET: u8 = 1;
+const TABLE: &str = "dhow";
+
+pub(crate) const HOOK_PREROUTING: u32 = 0;
+pub(crate) const HOOK_FORWARD: u32 = 2;
+pub(crate) const HOOK_OUTPUT: u32 = 3;
+pub(crate) const HOOK_POSTROUTING: u32 = 4;
+
+/// `struct nfgenmsg`: family, version, resource id (big-endian).
+fn header(family: u8) -> [u8; 4] {
+    [family, 0, 0, 0]
+}
+
+/// A transaction on the table `inet dhow`.
+pub(crate) struct Transaction {
+    batch: Batch,
+    acks: u32,
+}
+
+impl Transaction {
+    pub fn begin() -> Transaction {
+        let mut batch = Batch::new();
+        batch.message(BATCH_BEGIN, 0, &[0, 0, 0, 10]);
+        Transaction { batch, acks: 0 }
+    }
+
+    fn message(&mut self, kind: u16, flags: u16) -> &mut Batch {
+        self.acks += 1;
+        self.batch.message(kind, flags | ACK, &header(INET))
+    }
+
+    pub fn table(&mut self) {
+        self.message(NEW_TABLE, CREATE).string(1, TABLE);
+    }
+
+    /// A chain of type `filter` or `nat` on a hook, with the policy "accept".
+    pub fn base_chain(&mut self, name: &str, kind: &str, hook: u32, priority: i32) {
+        self.message(NEW_CHAIN, CREATE).string(1, TABLE).string(3, name).string(7, kind).nested(4, |attributes| {
+            attributes.be32(1, hook).be32(2, priority as u32);
+        });
+    }
+
+    /// A chain without a hook.
+    pub fn chain(&mut self, name: &str) {
+        self.message(NEW_CHAIN, CREATE).string(1, TABLE).string(3, name);
+    }
+
+    pub fn delete_chain(&mut self, name: &str) {
+        self.message(DELETE_CHAIN, 0).string(1, TABLE).string(3, name);
+    }
+
+    /// Removes all rules of a chain.
+    pub fn flush(&mut self, chain: &str) {
+        self.message(DELETE_RULE, 0).string(1, TABLE).string(2, chain);
+    }
+
+    /// A map from a key to the address and port that a packet is sent to. `key_type` and `data_type` are nft's own
+    /// numbers for concatenated types, which only its listing needs.
+    pub fn map(&mut self, name: &str, id: u32, (key_type, key_length): (u32, u32), (data_type, data_length): (u32, u32)) {
+        const MAP: u32 = 8;
+        self.message(NEW_SET, CREATE)
+            .string(1, TABLE)
+            .string(2, name)
+            .be32(3, MAP)
+            .be32(4, key_type)
+            .be32(5, key_length)
+            .be32(6, data_type)
+            .be32(7, data_length)
+            .be32(10, id);
+    }
+
+    pub fn add_element(&mut self, map: &str, key: &[u8], data: &[u8]) {
+        // EXCLUSIVE: an element that is there already belongs to somebody else.
+        self.message(NEW_ELEMENT, CREATE | dhow_sys::netlink::EXCLUSIVE).string(2, map).string(1, TABLE).nested(3, |list| {
+            list.nested(1, |element| {
+                element.nested(1, |value| {
+                    value.bytes(1, key);
+                });
+                element.nested(2, |value| {
+                    value.bytes(1, data);
+                });
+            });
+        });
+    }
+
+    pub fn delete_element(&mut self, map: &str, key: &[u8]) {
+        self.message(DELETE_ELEMENT, 0).string(2, map).string(1, TABLE).nested(3, |list| {
+            list.nested(1, |element| {
+                element.nested(1, |value| {
+                    value.bytes(1, key);
+                });
+            });
+        });
+    }
+
+    pub fn rule(&mut self, chain: &str, expressions: &[Expression]) {
+        let batch = self.message(NEW_RULE, CREATE | dhow_sys::netlink::APPEND);
+        batch.string(1, TABLE).string(2, chain).nested(4, |list| {
+            for expression in expressions {
+                list.nested(1, |element| expression.encode(element));
+            }
+        });
+    }
+
+    pub fn commit(mut self, socket: &Socket) -> io::Result<()> {
+        self.batch.message(BATCH_END, 0, &[0, 0, 0, 10]);
+        socket.transaction(self.batch, self.acks)
+    }
+}
+
+/// Whether the table has a chain of this name.
+pub(crate) fn has_chain(socket: &Socket, name: &str) -> io::Result<bool> {
+    let mut batch = Batch::new();
+    batch.message(GET_CHAIN, ACK, &header(INET)).string(1, TABLE).string(3, name);
+    match socket.request(batch) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The names of the table's chains.
+pub(crate) fn chains(socket: &Socket) -> io::Result<Vec<String>> {
+    let mut batch = Batch::new();
+    batch.message(GET_CHAIN, dhow_sys::netlink::DUMP, &header(INET));
+    let answers = socket.request(batch)?;
+    let text = |value: &[u8]| String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned();
+    Ok(answers
+        .iter()
+        .filter(|answer| answer.payload.len() > 4)
+        .filter_map(|answer| {
+            let find = |wanted: u16| dhow_sys::netlink::attributes(&answer.payload[4..]).find(|(kind, _)| *kind == wanted);
+            (text(find(1)?.1) == TABLE).then(|| find(3).map(|(_, name)| text(name)))?
+        })
+        .collect())
+}
+
+/// One expression of a rule.
+#[derive(Clone, Debug)]
+pub(crate) enum Expression {
+    /// `meta KEY` into a register.
+    Meta {
+        key: u32,
+        register: u32,
+    },
+    /// Bytes of the network (1) or transport (2) header into a register.
+    Payload {
+        base: u32,
+        offset: u32,
+        length: u32,
+        register: u32,
+    },
+    /// Register 1 compared with bytes: equal (0), not equal (1).
+    Compare {
+        operator: u32,
+        value: Vec<u8>,
+    },
+    /// Register 1 AND mask.
+    Mask {
+        mask: Vec<u8>,
+    },
+    /// Type of the destination address by the routing tables, into register 1.
+    DestinationType,
+    /// `ct KEY` into register 1.
+    Conntrack {
+        key: u32,
+    },
+    /// The key at `source` looked up in a map; its data go to register 1 on. No entry: the rule does not match.
+    Lookup {
+        map: &'static str,
+        id: u32,
+        source: u32,
+    },
+    /// Destination NAT to the address in register 1 and the port in the register behind it.
+    DestinationNat {
+        family: u32,
+        port_register: u32,
+    },
+    Masquerade,
+    Accept,
+    Drop,
+}
+
+pub(crate) const META_PROTOCOL_FAMILY: u32 = 15;
+pub(crate) const META_TRANSPORT: u32 = 16;
+pub(crate) const META_INPUT_NAME: u32 = 6;
+pub(crate) const META_OUTPUT_NAME: u32 = 7;
+pub(crate) const CT_STATE: u32 = 0;
+pub(crate) const CT_STATUS: u32 = 2;
+/// The first of the 4-byte registers; it begins where register 1 does.
+pub(crate) const REGISTER_32: u32 = 8;
+
+impl Expression {
+    fn encode(&self, out: &mut Batch) {
+        let mut expression = |name: &str, data: &dyn Fn(&mut Batch)| {
+            out.string(1, name).nested(2, |batch| data(batch));
+        };
+        match self {
+            Expression::Meta { key, register } => expression("meta", &|data| {
+                data.be32(1, *register).be32(2, *key);
+            }),
+            Expression::Payload { base, offset, length, register } => expression("payload", &|data| {
+                data.be32(1, *register).be32(2, *base).be32(3, *offset).be32(4, *length);
+            }),
+            Expression::Compare { operator, value } => expression("cmp", &|data| {
+                data.be32(1, 1).be32(2, *operator).nested(3, |inner| {
+                    inner.bytes(1, value);
+                });
+            }),
+            Expression::Mask { mask } => expression("bitwise", &|data| {
+                data.be32(1, 1)
+                    .be32(2, 1)
+                    .be32(3, mask.len() as u32)
+                    .nested(4, |inner| {
+                        inner.bytes(1, mask);
+                    })
+                    .nested(5, |inner| {
+                        inner.bytes(1, &vec![0; mask.len()]);
+                    });
+            }),
+            Expression::DestinationType => expression("fib", &|data| {
+                const ADDRESS_TYPE: u32 = 3;
+                const BY_DESTINATION: u32 = 2;
+                data.be32(1, 1).be32(2, ADDRESS_TYPE).be32(3, BY_DESTINATION);
+            }),
+            Expression::Conntrack { key } => expression("ct", &|data| {
+                data.be32(1, 1).be32(2, *key);
+            }),
+            Expression::Lookup { map, id, source } => expression("lookup", &|data| {
+                data.string(1, map).be32(4, *id).be32(2, *source).be32(3, 1);
+            }),
+            Expression::DestinationNat { family, port_register } => expression("nat", &|data| {
+                const DESTINATION: u32 = 1;
+                data.be32(1, DESTINATION).be32(2, *family).be32(3, 1).be32(5, *port_register).be32(7, 3);
+            }),
+            Expression::Masquerade => expression("masq", &|_| {}),
+            Expression::Accept => verdict(out, 1),
+            Expression::Drop => verdict(out, 0),
+        }
+    }
+}
+
+fn verdict(out: &mut Batch, code: u32) {
+    out.string(1, "immediate").nested(2, |data| {
+        data.be32(1, 0).nested(2, |inner| {
+            inner.nested(2, |verdict| {
+                verdict.be32(1, code);
+            });
+        });
+    });
+}

@@ -1,0 +1,181 @@
+//! The metadata database: opening, migrating, reading and writing transactions.
+//!
+//! SQLite in WAL mode: readers never wait, writers wait for each other in line. A process opens it once.
+
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+
+use crate::{Context, Result, StoreError};
+
+/// How much of a transaction must survive.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Durability {
+    /// The death of any process. A power cut may undo it (as a whole).
+    Process,
+    /// A power cut: the transaction is on stable storage when the call returns.
+    Power,
+}
+
+pub struct Database {
+    connection: Mutex<Connection>,
+}
+
+const FILE: &str = "dhow.db";
+/// Waiting for other writers; a transaction takes well under a millisecond.
+const BUSY: Duration = Duration::from_secs(30);
+
+/// Each entry takes the schema from its index to the next number; `user_version` says how many are done.
+const MIGRATIONS: &[&str] = &["CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+     CREATE TABLE layers (
+         chain_id TEXT PRIMARY KEY, diff_id TEXT NOT NULL, parent TEXT, size INTEGER NOT NULL, created INTEGER NOT NULL
+     ) WITHOUT ROWID;
+     CREATE TABLE images (
+         id TEXT PRIMARY KEY, config TEXT NOT NULL, size INTEGER NOT NULL, created INTEGER NOT NULL,
+         last_tagged INTEGER NOT NULL DEFAULT 0
+     ) WITHOUT ROWID;
+     CREATE TABLE image_layers (
+         image_id TEXT NOT NULL REFERENCES images ON DELETE CASCADE, position INTEGER NOT NULL,
+         chain_id TEXT NOT NULL REFERENCES layers, PRIMARY KEY (image_id, position)
+     ) WITHOUT ROWID;
+     CREATE INDEX image_layers_by_layer ON image_layers (chain_id);
+     CREATE TABLE tags (
+         repository TEXT NOT NULL, tag TEXT NOT NULL, image_id TEXT NOT NULL REFERENCES images, PRIMARY KEY (repository, tag)
+     ) WITHOUT ROWID;
+     CREATE INDEX tags_by_image ON tags (image_id);
+     CREATE TABLE digests (
+         repository TEXT NOT NULL, digest TEXT NOT NULL, image_id TEXT NOT NULL REFERENCES images,
+         PRIMARY KEY (repository, digest)
+     ) WITHOUT ROWID;
+     CREATE TABLE containers (
+         id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, image_id TEXT NOT NULL, created INTEGER NOT NULL,
+         record TEXT NOT NULL, wanted INTEGER NOT NULL DEFAULT 0, removing INTEGER NOT NULL DEFAULT 0
+     ) WITHOUT ROWID;
+     CREATE INDEX containers_by_image ON containers (image_id);
+     CREATE TABLE networks (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, record TEXT NOT NULL) WITHOUT ROWID;
+     CREATE TABLE endpoints (
+         container_id TEXT NOT NULL REFERENCES containers ON DELETE CASCADE, network_id TEXT NOT NULL REFERENCES networks,
+         endpoint_id TEXT NOT NULL, ipv4 INTEGER, ipv6 TEXT, PRIMARY KEY (container_id, network_id)
+     ) WITHOUT ROWID;
+     CREATE UNIQUE INDEX endpoints_by_ipv4 ON endpoints (network_id, ipv4);
+     CREATE TABLE volumes (name TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;
+     CREATE TABLE volume_uses (
+         container_id TEXT NOT NULL REFERENCES containers ON DELETE CASCADE, volume TEXT NOT NULL REFERENCES volumes,
+         PRIMARY KEY (container_id, volume)
+     ) WITHOUT ROWID;
+     CREATE TABLE execs (
+         id TEXT PRIMARY KEY, container_id TEXT NOT NULL REFERENCES containers ON DELETE CASCADE, record TEXT NOT NULL
+     ) WITHOUT ROWID;
+     CREATE INDEX execs_by_container ON execs (container_id);"];
+
+impl Database {
+    /// Opens a database of the present schema; `None` when there is none or it must be migrated first.
+    pub(crate) fn open_existing(directory: &Path) -> Result<Option<Database>> {
+        let path = directory.join(FILE);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let connection = connect(&path)?;
+        let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        let known = MIGRATIONS.len() as i64;
+        match version {
+            version if version > known => Err(StoreError::Newer { path: directory.to_owned(), found: version, known }),
+            version if version < known => Ok(None),
+            _ => Ok(Some(Database { connection: Mutex::new(connection) })),
+        }
+    }
+
+    /// Makes or migrates the database. Processes that start at the same moment take turns.
+    pub(crate) fn create(directory: &Path) -> Result<Database> {
+        let lock =
+            rustix::fs::open(directory.join("lock"), OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC, Mode::from_raw_mode(0o600))
+                .context(|| format!("open {}/lock", directory.display()))?;
+        rustix::fs::flock(&lock, FlockOperation::LockExclusive).context(|| "lock the data root".to_owned())?;
+        let mut connection = connect(&directory.join(FILE))?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        for (number, migration) in MIGRATIONS.iter().enumerate().skip(version as usize) {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            transaction.execute_batch(migration)?;
+            transaction.pragma_update(None, "user_version", number as i64 + 1)?;
+            transaction.commit()?;
+        }
+        Ok(Database { connection: Mutex::new(connection) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Connection> {
+        // A panic in a reader leaves the connection usable: SQLite rolls an open transaction back.
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs queries on a consistent view.
+    pub fn read<T, E: From<rusqlite::Error>>(&self, work: impl FnOnce(&Connection) -> Result<T, E>) -> Result<T, E> {
+        work(&self.lock())
+    }
+
+    /// Runs a transaction. It is undone when `work` fails.
+    pub fn write<T, E: From<rusqlite::Error>>(
+        &self,
+        durability: Durability,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut connection = self.lock();
+        let level = match durability {
+            Durability::Process => "NORMAL",
+            Durability::Power => "FULL",
+        };
+        connection.pragma_update(None, "synchronous", level)?;
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let result = work(&transaction)?;
+        transaction.commit()?;
+        Ok(result)
+    }
+}
+
+fn connect(path: &Path) -> Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY)?;
+    connection.execute_batch("PRAGMA foreign_keys = ON; PRAGMA cache_size = -512;")?;
+    Ok(connection)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_processes_may_create_it_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || match Database::open_existing(dir.path()).unwrap() {
+            Some(database) => database,
+            None => Database::create(dir.path()).unwrap(),
+        };
+        std::thread::scope(|scope| {
+            for number in 0..8 {
+                scope.spawn(move || {
+                    let database = open();
+                    let insert = "INSERT INTO meta VALUES (?1, '')";
+                    database
+                        .write::<_, StoreError>(Durability::Process, |tx| Ok(tx.execute(insert, [format!("key{number}")])?))
+                        .unwrap();
+                });
+            }
+        });
+        let count: i64 =
+            open().read::<_, StoreError>(|db| Ok(db.query_row("SELECT count(*) FROM meta", [], |row| row.get(0))?)).unwrap();
+        assert_eq!(count, 8);
+    }
+
+    #[test]
+    fn a_newer_schema_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = Database::create(dir.path()).unwrap();
+        database.lock().pragma_update(None, "user_version", 99).unwrap();
+        drop(database);
+        assert!(matches!(Database::open_existing(dir.path()), Err(StoreError::Newer { found: 99, .. })));
+    }
+}

@@ -1,0 +1,274 @@
+//! Images: a config whose digest is the image's ID, its layers, and the names that lead to it.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use dhow_oci::image::ImageConfig;
+use dhow_oci::time::now;
+use dhow_oci::{Digest, Reference};
+use rusqlite::{Connection, OptionalExtension, params};
+
+use crate::{Context, Durability, LayerRow, Result, Store, StoreError, random_name, sync_file_system};
+
+/// An image as the database has it.
+#[derive(Clone, Debug)]
+pub struct ImageRow {
+    pub id: Digest,
+    /// Bytes of all its layers' files.
+    pub size: u64,
+    /// Unix seconds, by its config.
+    pub created: i64,
+    /// Unix nanoseconds of the last `tag`; 0 for never.
+    pub last_tagged: i64,
+    /// `repository:tag` in the canonical form.
+    pub tags: Vec<(String, String)>,
+    /// `repository@digest`.
+    pub digests: Vec<(String, Digest)>,
+    pub config: ImageConfig,
+}
+
+/// An image with what a container of it needs.
+#[derive(Clone, Debug)]
+pub struct Image {
+    pub row: ImageRow,
+    /// Chain IDs from the bottom to the top.
+    pub chain: Vec<Digest>,
+}
+
+/// An image to be added.
+pub struct NewImage<'a> {
+    /// The config's bytes, exactly as received.
+    pub config: &'a [u8],
+    /// From the bottom to the top.
+    pub layers: Vec<LayerRow>,
+    pub tags: &'a [Reference],
+    /// Unix seconds.
+    pub created: i64,
+}
+
+/// What removing a name or an image did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Untagged {
+    Tag(String),
+    Deleted(Digest),
+}
+
+impl Store {
+    /// Adds an image whose layers are unpacked. Everything is on stable storage before the database says so.
+    pub fn add_image(&self, new: &NewImage<'_>) -> Result<Digest> {
+        let id = Digest::of(new.config);
+        let config = String::from_utf8(new.config.to_vec())
+            .map_err(|_| StoreError::Archive("the image config is not UTF-8".to_owned()))?;
+        sync_file_system(&self.paths.layers())?;
+        let size: u64 = new.layers.iter().map(|layer| layer.size).sum();
+        self.database.write::<_, StoreError>(Durability::Power, |tx| {
+            let mut parent: Option<String> = None;
+            for layer in &new.layers {
+                let chain_id = layer.chain_id.to_string();
+                tx.execute(
+                    "INSERT OR IGNORE INTO layers (chain_id, diff_id, parent, size, created) VALUES (?1, ?2, ?3, ?4, ?5)",
+                    params![chain_id, layer.diff_id.to_string(), parent, layer.size as i64, now()],
+                )?;
+                parent = Some(chain_id);
+            }
+            tx.execute(
+                "INSERT OR IGNORE INTO images (id, config, size, created) VALUES (?1, ?2, ?3, ?4)",
+                params![id.to_string(), config, size as i64, new.created],
+            )?;
+            for (position, layer) in new.layers.iter().enumerate() {
+                tx.execute(
+                    "INSERT OR IGNORE INTO image_layers (image_id, position, chain_id) VALUES (?1, ?2, ?3)",
+                    params![id.to_string(), position as i64, layer.chain_id.to_string()],
+                )?;
+            }
+            new.tags.iter().try_for_each(|tag| set_tag(tx, tag, &id))
+        })?;
+        // Another process may have removed the same layers while nobody referred to them.
+        for layer in &new.layers {
+            if self.layer(&layer.chain_id)?.is_none() {
+                return Err(StoreError::Archive(format!("layer {} was removed meanwhile; try again", layer.chain_id)));
+            }
+        }
+        Ok(id)
+    }
+
+    /// Points a name at an image.
+    pub fn tag(&self, id: &Digest, name: &Reference) -> Result<()> {
+        self.database.write::<_, StoreError>(Durability::Power, |tx| set_tag(tx, name, id))
+    }
+
+    /// The image that a canonical reference names.
+    pub fn image_by_name(&self, name: &Reference) -> Result<Option<Digest>> {
+        let repository = name.repository();
+        self.database.read::<_, StoreError>(|db| {
+            let by_tag = |tag: &str| -> Result<Option<String>> {
+                let query = "SELECT image_id FROM tags WHERE repository = ?1 AND tag = ?2";
+                Ok(db.query_row(query, [&repository, tag], |row| row.get(0)).optional()?)
+            };
+            let by_digest = |digest: &Digest| -> Result<Option<String>> {
+                let query = "SELECT image_id FROM digests WHERE repository = ?1 AND digest = ?2";
+                Ok(db.query_row(query, [&repository, &digest.to_string()], |row| row.get(0)).optional()?)
+            };
+            let found = match (&name.digest, &name.tag) {
+                (Some(digest), _) => by_digest(digest)?,
+                (None, tag) => by_tag(tag.as_deref().unwrap_or("latest"))?,
+            };
+            Ok(found.and_then(|id| id.parse().ok()))
+        })
+    }
+
+    /// The IDs that begin with a prefix of hex digits; two at most.
+    pub fn images_by_prefix(&self, prefix: &str) -> Result<Vec<Digest>> {
+        if prefix.is_empty() || !prefix.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Ok(Vec::new());
+        }
+        self.database.read::<_, StoreError>(|db| {
+            let mut statement = db.prepare_cached("SELECT id FROM images WHERE id >= ?1 AND id < ?1 || 'g' LIMIT 2")?;
+            let rows = statement.query_map([format!("sha256:{prefix}")], |row| row.get::<_, String>(0))?;
+            Ok(rows.filter_map(|id| id.ok()?.parse().ok()).collect())
+        })
+    }
+
+    pub fn image(&self, id: &Digest) -> Result<Option<Image>> {
+        self.database.read::<_, StoreError>(|db| {
+            let query = "SELECT id, config, size, created, last_tagged FROM images WHERE id = ?1";
+            let Some(row) = db.query_row(query, [id.to_string()], raw_row).optional()? else { return Ok(None) };
+            let mut row = decode(row)?;
+            names(db, &mut row)?;
+            let mut statement = db.prepare_cached("SELECT chain_id FROM image_layers WHERE image_id = ?1 ORDER BY position")?;
+            let chain = statement.query_map([id.to_string()], |row| row.get::<_, String>(0))?;
+            let chain = chain.filter_map(|id| id.ok()?.parse().ok()).collect();
+            Ok(Some(Image { row, chain }))
+        })
+    }
+
+    /// All images, the newest first.
+    pub fn images(&self) -> Result<Vec<ImageRow>> {
+        self.database.read::<_, StoreError>(|db| {
+            let query = "SELECT id, config, size, created, last_tagged FROM images ORDER BY created DESC, id";
+            let mut statement = db.prepare_cached(query)?;
+            let raw: Vec<RawRow> = statement.query_map([], raw_row)?.collect::<Result<_, _>>()?;
+            raw.into_iter()
+                .map(|row| {
+                    let mut row = decode(row)?;
+                    names(db, &mut row)?;
+                    Ok(row)
+                })
+                .collect()
+        })
+    }
+
+    /// Each layer of an image with its size, from the bottom to the top.
+    pub fn layers_of(&self, image: &Image) -> Result<Vec<LayerRow>> {
+        image.chain.iter().filter_map(|chain_id| self.layer(chain_id).transpose()).collect()
+    }
+
+    /// Takes a name away from its image; the image stays.
+    pub fn untag(&self, name: &Reference) -> Result<bool> {
+        self.database.write::<_, StoreError>(Durability::Power, |tx| {
+            let removed = match (&name.digest, &name.tag) {
+                (Some(digest), _) => tx.execute(
+                    "DELETE FROM digests WHERE repository = ?1 AND digest = ?2",
+                    [name.repository(), digest.to_string()],
+                )?,
+                (None, tag) => tx.execute(
+                    "DELETE FROM tags WHERE repository = ?1 AND tag = ?2",
+                    [name.repository(), tag.clone().unwrap_or_else(|| "latest".to_owned())],
+                )?,
+            };
+            Ok(removed > 0)
+        })
+    }
+
+    /// Removes an image with its names, and the layers that nothing else uses: what was removed, in Docker's order. An
+    /// image that a container uses stays, and `None` is returned.
+    pub fn remove_image(&self, id: &Digest) -> Result<Option<Vec<Untagged>>> {
+        let removed = self.database.write::<_, StoreError>(Durability::Power, |tx| {
+            let used: i64 =
+                tx.query_row("SELECT count(*) FROM containers WHERE image_id = ?1", [id.to_string()], |row| row.get(0))?;
+            if used > 0 {
+                return Ok(None);
+            }
+            let mut statement = tx.prepare("SELECT chain_id FROM image_layers WHERE image_id = ?1 ORDER BY position DESC")?;
+            let chain: Vec<String> = statement.query_map([id.to_string()], |row| row.get(0))?.collect::<Result<_, _>>()?;
+            for table in ["tags", "digests"] {
+                tx.execute(&format!("DELETE FROM {table} WHERE image_id = ?1"), [id.to_string()])?;
+            }
+            tx.execute("DELETE FROM images WHERE id = ?1", [id.to_string()])?;
+            let mut layers = BTreeSet::new();
+            let mut order = Vec::new();
+            for chain_id in chain {
+                let query = "DELETE FROM layers WHERE chain_id = ?1 AND NOT EXISTS
+                    (SELECT 1 FROM image_layers WHERE image_layers.chain_id = ?1)";
+                if tx.execute(query, [&chain_id])? > 0
+                    && let Ok(digest) = chain_id.parse::<Digest>()
+                    && layers.insert(digest)
+                {
+                    order.push(digest);
+                }
+            }
+            Ok(Some(order))
+        })?;
+        let Some(layers) = removed else { return Ok(None) };
+        let mut result = vec![Untagged::Deleted(*id)];
+        for chain_id in layers {
+            self.remove_layer_directory(&chain_id)?;
+            result.push(Untagged::Deleted(chain_id));
+        }
+        Ok(Some(result))
+    }
+
+    /// Writes a small blob (a manifest, a config) by its digest.
+    pub fn write_blob(&self, content: &[u8]) -> Result<Digest> {
+        let digest = Digest::of(content);
+        let path = self.paths.blobs().join(digest.hex());
+        if !path.exists() {
+            let temporary = self.paths.data.join("tmp").join(random_name()?);
+            let written = (|| {
+                use std::io::Write;
+                let mut file = fs::File::create(&temporary)?;
+                file.write_all(content)?;
+                file.sync_all()?;
+                fs::rename(&temporary, &path)
+            })();
+            if written.is_err() {
+                let _ = fs::remove_file(&temporary);
+            }
+            written.context(|| format!("write blob {digest}"))?;
+        }
+        Ok(digest)
+    }
+}
+
+type RawRow = (String, String, i64, i64, i64);
+
+fn raw_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<RawRow> {
+    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
+}
+
+fn decode((id, config, size, created, last_tagged): RawRow) -> Result<ImageRow> {
+    let config =
+        serde_json::from_str(&config).map_err(|source| StoreError::Json { path: format!("config of image {id}"), source })?;
+    let id = id.parse().map_err(|_| StoreError::Archive(format!("the database holds the malformed image ID {id}")))?;
+    Ok(ImageRow { id, size: size as u64, created, last_tagged, tags: vec![], digests: vec![], config })
+}
+
+fn names(db: &Connection, row: &mut ImageRow) -> Result<()> {
+    let id = row.id.to_string();
+    let mut tags = db.prepare_cached("SELECT repository, tag FROM tags WHERE image_id = ?1 ORDER BY repository, tag")?;
+    row.tags = tags.query_map([&id], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?;
+    let mut digests = db.prepare_cached("SELECT repository, digest FROM digests WHERE image_id = ?1 ORDER BY repository")?;
+    let pairs = digests.query_map([&id], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
+    row.digests = pairs.filter_map(|pair| pair.ok().and_then(|(name, digest)| Some((name, digest.parse().ok()?)))).collect();
+    Ok(())
+}
+
+fn set_tag(tx: &Connection, name: &Reference, id: &Digest) -> Result<()> {
+    tx.execute(
+        "INSERT INTO tags (repository, tag, image_id) VALUES (?1, ?2, ?3)
+         ON CONFLICT (repository, tag) DO UPDATE SET image_id = excluded.image_id",
+        params![name.repository(), name.tag.as_deref().unwrap_or("latest"), id.to_string()],
+    )?;
+    tx.execute("UPDATE images SET last_tagged = ?1 WHERE id = ?2", params![now(), id.to_string()])?;
+    Ok(())
+}

@@ -1,0 +1,98 @@
+//! What an engine keeps on disk: layers and writable layers, images, and the metadata of everything in one SQLite
+//! database. Several processes may work on one data root at once.
+//!
+//! **Invariant:** content is on stable storage before the database says that it exists, and a layer is verified against
+//! its diff ID before it counts. Nothing here speaks HTTP or knows what a running container is.
+
+mod apply;
+mod archive;
+mod database;
+mod image;
+mod layer;
+mod paths;
+
+pub use apply::ApplyError;
+pub use archive::{LoadedImage, decompressed};
+pub use database::{Database, Durability};
+pub use image::{Image, ImageRow, NewImage, Untagged};
+pub use layer::{LayerRow, Mountable};
+pub use paths::Paths;
+pub use rusqlite;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use dhow_oci::Digest;
+
+/// Why the store could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("{what}: {source}")]
+    Io {
+        what: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("metadata database: {0}")]
+    Database(#[from] rusqlite::Error),
+    #[error("{path}: {source}")]
+    Json { path: String, source: serde_json::Error },
+    #[error("the data root {path} was written by a newer version (schema {found}, this one knows {known})")]
+    Newer { path: PathBuf, found: i64, known: i64 },
+    #[error("layer {expected}: its content has digest {found}")]
+    WrongDiffId { expected: Digest, found: Digest },
+    #[error("{what} {expected}: its content has digest {found}")]
+    WrongDigest { what: &'static str, expected: Digest, found: Digest },
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    #[error("invalid archive: {0}")]
+    Archive(String),
+}
+
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+trait Context<T> {
+    fn context(self, what: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T, E: Into<io::Error>> Context<T> for std::result::Result<T, E> {
+    fn context(self, what: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|error| StoreError::Io { what: what(), source: error.into() })
+    }
+}
+
+/// The store of one data root.
+pub struct Store {
+    pub paths: Paths,
+    pub database: Database,
+}
+
+impl Store {
+    /// Opens a data root, made on first use.
+    ///
+    /// # Errors
+    /// The data root cannot be made or written, or is of a newer version.
+    pub fn open(paths: Paths) -> Result<Store> {
+        let database = match Database::open_existing(&paths.data)? {
+            Some(database) => database,
+            None => {
+                paths.create()?;
+                Database::create(&paths.data)?
+            }
+        };
+        Ok(Store { paths, database })
+    }
+}
+
+/// A random name of 32 hexadecimal digits.
+fn random_name() -> Result<String> {
+    let mut bytes = [0u8; 16];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).context(|| "get random bytes".to_owned())?;
+    Ok(dhow_oci::digest::hex(&bytes))
+}
+
+/// Flushes the file system that holds `path`.
+fn sync_file_system(path: &Path) -> Result<()> {
+    let directory = std::fs::File::open(path).context(|| format!("open {}", path.display()))?;
+    rustix::fs::syncfs(&directory).context(|| format!("sync {}", path.display()))
+}

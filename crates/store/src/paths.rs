@@ -1,0 +1,74 @@
+//! Where everything lies: the data root, which survives a reboot, and the exec root, which does not.
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use crate::{Context, Result};
+
+/// The two roots and what is where below them.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    /// `/var/lib/dhow`
+    pub data: PathBuf,
+    /// `/run/dhow`
+    pub exec: PathBuf,
+}
+
+impl Paths {
+    pub fn new(data: &Path, exec: &Path) -> Paths {
+        Paths { data: data.to_owned(), exec: exec.to_owned() }
+    }
+
+    /// Layers and writable layers, one directory each.
+    pub fn layers(&self) -> PathBuf {
+        self.data.join("layers")
+    }
+
+    /// Manifests and configs, by digest.
+    pub fn blobs(&self) -> PathBuf {
+        self.data.join("blobs/sha256")
+    }
+
+    /// A container's logs, `hosts`, `hostname`, `resolv.conf` and last state.
+    pub fn container(&self, id: &str) -> PathBuf {
+        self.data.join("containers").join(id)
+    }
+
+    /// A running container's lock, socket and state.
+    pub fn run(&self, id: &str) -> PathBuf {
+        self.exec.join("containers").join(id)
+    }
+
+    /// All [`Paths::run`] directories.
+    pub fn runs(&self) -> PathBuf {
+        self.exec.join("containers")
+    }
+
+    /// A volume's content.
+    pub fn volume(&self, name: &str) -> PathBuf {
+        self.data.join("volumes").join(name).join("_data")
+    }
+
+    /// The event log of this boot.
+    pub fn events(&self) -> PathBuf {
+        self.exec.join("events.jsonl")
+    }
+
+    /// Makes the directories of both roots. Nothing in them is for others to read.
+    pub fn create(&self) -> Result<()> {
+        let make = |path: &Path, mode: u32| {
+            std::fs::DirBuilder::new().recursive(true).mode(mode).create(path).context(|| format!("create {}", path.display()))
+        };
+        make(&self.data, 0o710)?;
+        for name in ["layers", "blobs/sha256", "containers", "volumes", "tmp"] {
+            make(&self.data.join(name), 0o710)?;
+        }
+        self.create_exec()
+    }
+
+    /// Makes the exec root, which is gone after each boot.
+    pub fn create_exec(&self) -> Result<()> {
+        let path = self.runs();
+        std::fs::DirBuilder::new().recursive(true).mode(0o710).create(&path).context(|| format!("create {}", path.display()))
+    }
+}
