@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use dhow_network::Attached;
 use dhow_oci::time::now;
-use dhow_runtime::spec::Spec;
 use rustix::event::epoll;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
@@ -20,8 +19,8 @@ use crate::log::{Stream, Writer};
 use crate::overlay::Overlay;
 use crate::process::{self, Process};
 use crate::protocol::{
-    Attach, CopyUp, ExecConfig, ExecState, FailureKind, LogConfig, NetworkState, Policy, Reply, Request, Restart, Start, receive,
-    send, take,
+    Attach, ExecConfig, ExecState, FailureKind, LogConfig, NetworkState, Policy, Reply, Request, Restart, Start, receive, send,
+    take,
 };
 use crate::start::{self, Running};
 use crate::state::{self, State, Status};
@@ -36,7 +35,6 @@ pub struct Setup {
     /// The container's directory, below the data root.
     pub directory: PathBuf,
     pub overlay: Overlay,
-    pub spec: Spec,
     /// As given by image or user; resolved in the root.
     pub user: String,
     pub groups: Vec<String>,
@@ -49,7 +47,6 @@ pub struct Setup {
     pub stop_signal: i32,
     /// Seconds.
     pub stop_timeout: i64,
-    pub copy_up: Vec<CopyUp>,
     pub events: PathBuf,
     /// Of the container's events.
     pub attributes: BTreeMap<String, String>,
@@ -547,7 +544,7 @@ impl Monitor {
         if self.network.is_none() {
             self.network = start::network(self.start.plan.as_ref(), &self.setup.name)?;
         }
-        let (process, running) = start::start(&self.setup, self.network.as_ref(), self.start.rows, self.start.columns)?;
+        let (process, running) = start::start(&self.setup, &self.start, self.network.as_ref())?;
         let network = self
             .start
             .plan
@@ -564,7 +561,7 @@ impl Monitor {
             restart_count: self.state.restart_count,
             stopped_by_user: false,
             network,
-            cgroup: self.setup.spec.linux.as_ref().and_then(|linux| linux.cgroups_path.clone()).unwrap_or_default(),
+            cgroup: self.start.spec.linux.as_ref().and_then(|linux| linux.cgroups_path.clone()).unwrap_or_default(),
         };
         self.running = Some(running);
         self.ever_started = true;
@@ -758,7 +755,7 @@ impl Monitor {
             return Err((format!("container {} is not running", self.setup.id), 126));
         };
         let identity = start::exec_identity(running, config.user.as_deref(), &self.setup.groups).map_err(|error| (error, 126))?;
-        let mut process = self.setup.spec.process.clone().unwrap_or_default();
+        let mut process = self.start.spec.process.clone().unwrap_or_default();
         process.args.clone_from(&config.args);
         process.terminal = config.tty;
         process.console_size =
@@ -791,7 +788,7 @@ impl Monitor {
             process::pipes(wanted(config.stdin), wanted(config.stdout), wanted(config.stderr), identity.uid, identity.gid)
                 .map_err(io)?
         };
-        let seccomp = self.setup.spec.linux.as_ref().and_then(|linux| linux.seccomp.as_ref());
+        let seccomp = self.start.spec.linux.as_ref().and_then(|linux| linux.seccomp.as_ref());
         let launched = dhow_runtime::exec::exec(dhow_runtime::exec::Exec {
             init: &init.pidfd,
             init_pid: init.pid,

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use dhow_network::Plan;
 use dhow_network::ports::Publish;
+use dhow_runtime::spec::Spec;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -100,6 +101,9 @@ impl Reply {
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Start {
+    /// Without the numeric user, which is resolved in the root.
+    pub spec: Spec,
+    pub copy_up: Vec<CopyUp>,
     /// The network, whose addresses the engine has assigned.
     pub plan: Option<Plan>,
     /// Of the terminal; 0 for unknown.

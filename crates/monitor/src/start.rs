@@ -13,6 +13,7 @@ use dhow_sys::root::Root;
 use crate::copy_up::copy_up;
 use crate::monitor::Setup;
 use crate::process::{self, Process};
+use crate::protocol::Start as Request;
 
 /// Why a container did not start.
 pub(crate) struct Failed {
@@ -52,19 +53,19 @@ pub(crate) fn network(plan: Option<&Plan>, id: &str) -> Result<Option<Attached>,
 }
 
 /// Starts the program; the network is attached already.
-pub(crate) fn start(setup: &Setup, network: Option<&Attached>, rows: u16, columns: u16) -> Result<(Process, Running), Failed> {
+pub(crate) fn start(setup: &Setup, request: &Request, network: Option<&Attached>) -> Result<(Process, Running), Failed> {
     let cannot = |what: &str, error: &dyn std::fmt::Display| Failed::new(format!("{what}: {error}"));
     let root = setup.overlay.mount(&setup.run).map_err(|error| cannot("error creating overlay mount", &error))?;
     let tree = Root::from_descriptor(root.try_clone().map_err(|error| cannot("hold the root", &error))?);
     let identity = user::resolve(&tree, &setup.user, &setup.groups).map_err(|error| Failed::new(error.to_string()))?;
-    for item in &setup.copy_up {
+    for item in &request.copy_up {
         copy_up(&tree, &item.path, &item.volume).map_err(|error| cannot("copy the image's content into a volume", &error))?;
     }
-    let mut spec: Spec = setup.spec.clone();
+    let mut spec: Spec = request.spec.clone();
     if let Some(process) = &mut spec.process {
         set_identity(process, &identity);
-        if rows > 0 && columns > 0 {
-            process.console_size = Some(ConsoleSize { height: rows, width: columns });
+        if request.rows > 0 && request.columns > 0 {
+            process.console_size = Some(ConsoleSize { height: request.rows, width: request.columns });
         }
     }
     let linux = spec.linux.clone().unwrap_or_default();

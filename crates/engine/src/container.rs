@@ -1,0 +1,225 @@
+//! A container as the database has it, and finding one by id, prefix or name.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use dhow_api::config::{Config, HostConfig};
+use dhow_api::container::MountPoint;
+use dhow_monitor::protocol::{Policy, Restart};
+use dhow_monitor::state::{self, State, Status};
+use dhow_oci::Digest;
+use dhow_store::Mountable;
+use dhow_store::rusqlite::{Connection, OptionalExtension, Row};
+use serde::{Deserialize, Serialize};
+
+use crate::{Engine, Error, Result};
+
+/// 64 hexadecimal digits.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct ContainerId(pub String);
+
+impl fmt::Display for ContainerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl ContainerId {
+    pub fn short(&self) -> &str {
+        &self.0[..12]
+    }
+}
+
+/// A mount as it was resolved when the container was created.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct MountRecord {
+    pub point: MountPoint,
+    /// Options of the spec's mount.
+    pub options: Vec<String>,
+    /// A volume that takes over the image's content.
+    pub copy_up: bool,
+    /// Made on the host if missing.
+    pub create_source: bool,
+}
+
+/// What never changes about a container, but for renames and updates.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// The image as the user named it.
+    pub image: String,
+    pub path: String,
+    pub args: Vec<String>,
+    pub config: Config,
+    pub host_config: HostConfig,
+    pub mounts: Vec<MountRecord>,
+    pub layer: Mountable,
+    /// Fixed address in the default network.
+    #[serde(default)]
+    pub ipv4: Option<std::net::Ipv4Addr>,
+    #[serde(default)]
+    pub mac: Option<String>,
+}
+
+/// A container: its record and how it is.
+#[derive(Clone, Debug)]
+pub struct Container {
+    pub id: ContainerId,
+    pub name: String,
+    pub image_id: Digest,
+    /// Nanoseconds.
+    pub created: i64,
+    pub(crate) record: Record,
+    /// Half removed: to be removed again.
+    pub removing: bool,
+    pub state: State,
+    /// Its monitor lives.
+    pub(crate) supervised: bool,
+}
+
+impl Container {
+    pub fn is_running(&self) -> bool {
+        matches!(self.state.status, Status::Running | Status::Paused | Status::Restarting)
+    }
+
+    pub fn tty(&self) -> bool {
+        self.record.config.tty
+    }
+
+    pub fn auto_remove(&self) -> bool {
+        self.record.host_config.auto_remove
+    }
+
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        self.record.config.labels.clone().unwrap_or_default()
+    }
+
+    pub(crate) fn restart(&self) -> Restart {
+        let policy = &self.record.host_config.restart_policy;
+        Restart {
+            policy: match policy.name.as_str() {
+                "always" => Policy::Always,
+                "unless-stopped" => Policy::UnlessStopped,
+                "on-failure" => Policy::OnFailure,
+                _ => Policy::No,
+            },
+            maximum: policy.maximum_retry_count.max(0) as u32,
+        }
+    }
+
+    /// Attributes of its events: image, name and labels.
+    pub(crate) fn event_attributes(&self) -> BTreeMap<String, String> {
+        let mut attributes = self.labels();
+        attributes.insert("image".to_owned(), self.record.image.clone());
+        attributes.insert("name".to_owned(), self.name.clone());
+        attributes
+    }
+}
+
+pub(crate) const COLUMNS: &str = "id, name, image_id, created, record, removing";
+
+/// A row without its state.
+pub(crate) struct Stored {
+    id: String,
+    name: String,
+    image_id: String,
+    created: i64,
+    record: String,
+    removing: bool,
+}
+
+pub(crate) fn stored(row: &Row<'_>) -> dhow_store::rusqlite::Result<Stored> {
+    Ok(Stored {
+        id: row.get(0)?,
+        name: row.get(1)?,
+        image_id: row.get(2)?,
+        created: row.get(3)?,
+        record: row.get(4)?,
+        removing: row.get(5)?,
+    })
+}
+
+impl Engine {
+    /// Finds a container by full id, name, or unambiguous prefix of the id, in this order, and how it is now.
+    pub fn container(&self, reference: &str) -> Result<Container> {
+        let stored = self.store.database.read::<_, Error>(|db| find(db, reference))?;
+        let container = self.complete(stored)?;
+        // What a killed monitor left is put right by whoever looks.
+        if !container.supervised && self.paths().run(&container.id.0).exists() {
+            self.recover(&container)?;
+            let stored = self.store.database.read::<_, Error>(|db| find(db, reference))?;
+            return self.complete(stored);
+        }
+        Ok(container)
+    }
+
+    /// Reads a container's state beside its row.
+    pub(crate) fn complete(&self, stored: Stored) -> Result<Container> {
+        let record: Record = serde_json::from_str(&stored.record)
+            .map_err(|error| Error::internal(format!("record of container {} is damaged: {error}", stored.id)))?;
+        let run = self.paths().run(&stored.id);
+        let supervised = state::is_locked(&run);
+        let live = if supervised { state::load(&run) } else { None };
+        let mut state = live.or_else(|| state::load(&self.paths().container(&stored.id))).unwrap_or_default();
+        if !supervised && matches!(state.status, Status::Running | Status::Paused | Status::Restarting) {
+            // Only a monitor may say that; the record is of before a crash or a reboot.
+            state.status = Status::Exited;
+            state.pid = 0;
+        }
+        if stored.removing {
+            state.status = Status::Dead;
+        }
+        let image_id = stored
+            .image_id
+            .parse()
+            .map_err(|_| Error::internal(format!("container {} has the malformed image ID {}", stored.id, stored.image_id)))?;
+        Ok(Container {
+            id: ContainerId(stored.id),
+            name: stored.name,
+            image_id,
+            created: stored.created,
+            record,
+            removing: stored.removing,
+            state,
+            supervised,
+        })
+    }
+
+    /// Rows of all containers, the newest first.
+    pub(crate) fn stored_containers(&self) -> Result<Vec<Stored>> {
+        self.store.database.read::<_, Error>(|db| {
+            let mut statement = db.prepare_cached(&format!("SELECT {COLUMNS} FROM containers ORDER BY created DESC, id"))?;
+            let rows = statement.query_map([], stored)?.collect::<Result<Vec<_>, _>>()?;
+            Ok(rows)
+        })
+    }
+
+    /// All containers, the newest first.
+    pub fn containers(&self) -> Result<Vec<Container>> {
+        self.stored_containers()?.into_iter().map(|stored| self.complete(stored)).collect()
+    }
+}
+
+fn find(db: &Connection, reference: &str) -> Result<Stored> {
+    let missing = || Error::not_found(format!("No such container: {reference}"));
+    let one = |condition: &str, value: &str| -> Result<Option<Stored>> {
+        let query = format!("SELECT {COLUMNS} FROM containers WHERE {condition}");
+        Ok(db.prepare_cached(&query)?.query_row([value], stored).optional()?)
+    };
+    if let Some(found) = one("id = ?1", reference)? {
+        return Ok(found);
+    }
+    if let Some(found) = one("name = ?1", reference.strip_prefix('/').unwrap_or(reference))? {
+        return Ok(found);
+    }
+    if reference.is_empty() || !reference.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(missing());
+    }
+    let query = format!("SELECT {COLUMNS} FROM containers WHERE id >= ?1 AND id < ?1 || 'g' LIMIT 2");
+    let mut statement = db.prepare_cached(&query)?;
+    let mut found: Vec<Stored> = statement.query_map([reference.to_ascii_lowercase()], stored)?.collect::<Result<_, _>>()?;
+    match found.len() {
+        0 => Err(missing()),
+        1 => found.pop().ok_or_else(missing),
+        _ => Err(Error::invalid(format!("multiple IDs found with provided prefix: {reference}"))),
+    }
+}

@@ -1,0 +1,379 @@
+//! Creating a container: image and request merged, checked, and written down.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+
+use dhow_api::config::{Config, CreateRequest, HostConfig};
+use dhow_oci::image::Execution;
+use dhow_oci::time::now;
+use dhow_store::Durability;
+use dhow_store::rusqlite::params;
+
+use crate::container::{ContainerId, Record};
+use crate::error::Context;
+use crate::{Engine, Error, Result, names};
+
+/// A container to be created.
+pub struct NewContainer {
+    /// Random if `None`.
+    pub name: Option<String>,
+    pub request: CreateRequest,
+}
+
+#[derive(Debug)]
+pub struct Created {
+    pub id: ContainerId,
+    pub warnings: Vec<String>,
+}
+
+impl Engine {
+    pub fn create(&self, new: NewContainer) -> Result<Created> {
+        let name = new.name.map(|name| name.strip_prefix('/').unwrap_or(&name).to_owned()).filter(|name| !name.is_empty());
+        if let Some(name) = &name {
+            names::check_name(name)?;
+        }
+        let CreateRequest { mut config, host_config, networking_config } = new.request;
+        let mut host = host_config.unwrap_or_default();
+        if config.image.is_empty() {
+            return Err(Error::invalid("config cannot be empty in order to create a container"));
+        }
+        let image = self.find_image(&config.image)?;
+        let preset = image.row.config.config.clone().unwrap_or_default();
+        merge(&mut config, preset);
+        let command: Vec<String> = config.entrypoint.iter().flatten().chain(config.cmd.iter().flatten()).cloned().collect();
+        let (path, args) = match command.split_first() {
+            Some((path, args)) => (path.clone(), args.to_vec()),
+            None => return Err(Error::invalid("no command specified")),
+        };
+        let mut warnings = Vec::new();
+        self.check(&config, &mut host, &mut warnings)?;
+        let id = ContainerId(names::random_id()?);
+        if config.hostname.is_empty() {
+            config.hostname =
+                if host.network_mode == "host" || host.uts_mode == "host" { host_name() } else { id.short().to_owned() };
+        }
+        if let Some(other) = host.network_mode.strip_prefix("container:") {
+            // The other container's, so that a later change of its name does not matter.
+            host.network_mode = format!("container:{}", self.container(other)?.id);
+        }
+        for mode in [&mut host.ipc_mode, &mut host.pid_mode] {
+            if let Some(other) = mode.strip_prefix("container:") {
+                *mode = format!("container:{}", self.container(other)?.id);
+            }
+        }
+        let endpoint = networking_config
+            .and_then(|networking| networking.endpoints_config)
+            .and_then(|endpoints| endpoints.into_values().flatten().next());
+        let address = |endpoint: &dhow_api::config::EndpointSettings| {
+            endpoint.ipam_config.as_ref()?.get("IPv4Address")?.as_str().map(str::to_owned)
+        };
+        let ipv4 = endpoint.as_ref().and_then(address).filter(|address| !address.is_empty());
+        if ipv4.is_some() && host.network_mode == "bridge" {
+            return Err(Error::invalid("user specified IP address is supported on user defined networks only"));
+        }
+        let mac = endpoint
+            .map(|endpoint| endpoint.mac_address)
+            .filter(|mac| !mac.is_empty())
+            .or(Some(config.mac_address.clone()).filter(|mac| !mac.is_empty()));
+        let (mounts, volumes) = self.resolve_mounts(&config, &host)?;
+
+        let directory = self.paths().container(&id.0);
+        fs::DirBuilder::new().mode(0o710).create(&directory).context(|| format!("create {}", directory.display()))?;
+        let made = self.store.create_writable(&id.0, &image.chain).map_err(Error::from).and_then(|layer| {
+            let record =
+                Record { image: config.image.clone(), path, args, config, host_config: host, mounts, layer, ipv4: None, mac };
+            self.insert(&id, name.as_deref(), &image.row.id, &record, &volumes)
+        });
+        match made {
+            Ok(()) => {
+                let container = self.container(&id.0)?;
+                self.container_event(&container, "create", &[]);
+                Ok(Created { id, warnings })
+            }
+            Err(error) => {
+                let _ = fs::remove_dir_all(&directory);
+                let _ = self.store.remove_writable(&id.0);
+                Err(error)
+            }
+        }
+    }
+
+    fn insert(
+        &self,
+        id: &ContainerId,
+        name: Option<&str>,
+        image: &dhow_oci::Digest,
+        record: &Record,
+        volumes: &[String],
+    ) -> Result<()> {
+        let text = serde_json::to_string(record).context(|| "encode the container's record".to_owned())?;
+        // A container that goes with its process need not survive a power cut.
+        let durability = if record.host_config.auto_remove { Durability::Process } else { Durability::Power };
+        self.store.database.write(durability, |tx| {
+            let image_exists: bool =
+                tx.query_row("SELECT EXISTS (SELECT 1 FROM images WHERE id = ?1)", [image.to_string()], |row| row.get(0))?;
+            if !image_exists {
+                return Err(Error::not_found(format!("No such image: {}", record.image)));
+            }
+            let mut attempt = 0;
+            loop {
+                let chosen = match name {
+                    Some(name) => name.to_owned(),
+                    None => names::random_name(attempt)?,
+                };
+                let inserted = tx.execute(
+                    "INSERT OR IGNORE INTO containers (id, name, image_id, created, record) VALUES (?1, ?2, ?3, ?4, ?5)",
+                    params![id.0, chosen, image.to_string(), now(), text],
+                )?;
+                if inserted > 0 {
+                    break;
+                }
+                if name.is_some() {
+                    return Err(name_conflict(tx, &chosen)?);
+                }
+                attempt += 1;
+            }
+            for volume in volumes {
+                tx.execute("INSERT OR IGNORE INTO volume_uses (container_id, volume) VALUES (?1, ?2)", [&id.0, volume])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Checks what can be checked without the kernel, and fills in defaults.
+    fn check(&self, config: &Config, host: &mut HostConfig, warnings: &mut Vec<String>) -> Result<()> {
+        if !config.working_dir.is_empty() && !config.working_dir.starts_with('/') {
+            return Err(Error::invalid(format!(
+                "the working directory '{}' is invalid, it needs to be an absolute path",
+                config.working_dir
+            )));
+        }
+        for variable in config.env.iter().flatten() {
+            if variable.is_empty() || variable.starts_with('=') {
+                return Err(Error::invalid(format!("invalid environment variable: {variable}")));
+            }
+        }
+        if !config.stop_signal.is_empty() {
+            crate::parse_signal(&config.stop_signal)?;
+        }
+        if matches!(host.network_mode.as_str(), "" | "default") {
+            host.network_mode = "bridge".to_owned();
+        }
+        match host.network_mode.as_str() {
+            "bridge" | "host" | "none" => {}
+            other if other.starts_with("container:") => {}
+            other => return Err(Error::not_found(format!("network {other} not found"))),
+        }
+        if host.network_mode.starts_with("container:")
+            && (host.publish_all_ports || host.port_bindings.as_ref().is_some_and(|ports| !ports.is_empty()))
+        {
+            return Err(Error::invalid("conflicting options: port publishing and the container type network mode"));
+        }
+        crate::ports::publishes(config, host)?;
+        let policy = &host.restart_policy;
+        match policy.name.as_str() {
+            "" => {}
+            "no" | "always" | "unless-stopped" if policy.maximum_retry_count != 0 => {
+                return Err(Error::invalid(format!(
+                    "invalid restart policy: maximum retry count can only be used with 'on-failure'"
+                )));
+            }
+            "no" | "always" | "unless-stopped" => {}
+            "on-failure" if policy.maximum_retry_count < 0 => {
+                return Err(Error::invalid("invalid restart policy: maximum retry count cannot be negative"));
+            }
+            "on-failure" => {}
+            other => {
+                return Err(Error::invalid(format!(
+                    "invalid restart policy: unknown policy '{other}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'"
+                )));
+            }
+        }
+        if host.auto_remove && !matches!(policy.name.as_str(), "" | "no") {
+            return Err(Error::invalid("can't create 'AutoRemove' container with restart policy"));
+        }
+        if host.restart_policy.name.is_empty() {
+            host.restart_policy.name = "no".to_owned();
+        }
+        match host.log_config.kind.as_str() {
+            "" => host.log_config.kind = "json-file".to_owned(),
+            "json-file" | "none" => {}
+            other => return Err(Error::invalid(format!("logger: no log driver named '{other}' is registered"))),
+        }
+        crate::logs::check_options(&host.log_config)?;
+        if host.shm_size < 0 {
+            return Err(Error::invalid("SHM size can not be less than 0"));
+        }
+        if host.shm_size == 0 {
+            host.shm_size = 64 << 20;
+        }
+        if host.cgroupns_mode.is_empty() {
+            let private = dhow_runtime::cgroup::is_unified();
+            host.cgroupns_mode = if private && !host.privileged { "private" } else { "host" }.to_owned();
+        }
+        if host.ipc_mode.is_empty() {
+            host.ipc_mode = "private".to_owned();
+        }
+        let valid_ipc = matches!(host.ipc_mode.as_str(), "none" | "private" | "shareable" | "host")
+            || host.ipc_mode.starts_with("container:");
+        if !valid_ipc {
+            return Err(Error::invalid(format!("invalid IPC mode: {}", host.ipc_mode)));
+        }
+        if !(matches!(host.pid_mode.as_str(), "" | "host") || host.pid_mode.starts_with("container:")) {
+            return Err(Error::invalid(format!("invalid PID mode: {}", host.pid_mode)));
+        }
+        if !matches!(host.uts_mode.as_str(), "" | "host") {
+            return Err(Error::invalid(format!("invalid UTS mode: {}", host.uts_mode)));
+        }
+        if !matches!(host.userns_mode.as_str(), "" | "host") {
+            return Err(Error::invalid(format!("invalid user namespace mode: {}", host.userns_mode)));
+        }
+        if !matches!(host.runtime.as_str(), "" | "runc" | "dhow") {
+            return Err(Error::invalid(format!("unknown or invalid runtime name: {}", host.runtime)));
+        }
+        host.runtime = "runc".to_owned();
+        if host.device_requests.as_ref().is_some_and(|requests| !requests.is_empty()) {
+            return Err(Error::invalid("could not select device driver \"\" with capabilities: [[gpu]]"));
+        }
+        crate::security::check(host)?;
+        check_resources(host, warnings)?;
+        if host.privileged {
+            host.masked_paths.get_or_insert_default();
+            host.readonly_paths.get_or_insert_default();
+        }
+        let texts = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        host.masked_paths.get_or_insert_with(|| texts(&dhow_runtime::defaults::MASKED_PATHS));
+        host.readonly_paths.get_or_insert_with(|| texts(&dhow_runtime::defaults::READONLY_PATHS));
+        Ok(())
+    }
+}
+
+fn check_resources(host: &mut HostConfig, warnings: &mut Vec<String>) -> Result<()> {
+    const SMALLEST: i64 = 6 << 20;
+    if host.memory != 0 && host.memory < SMALLEST {
+        return Err(Error::invalid("Minimum memory limit allowed is 6MB"));
+    }
+    if host.memory > 0 && host.memory_swap > 0 && host.memory_swap < host.memory {
+        return Err(Error::invalid("Minimum memoryswap limit should be larger than memory limit, see usage"));
+    }
+    if host.memory == 0 && host.memory_swap > 0 {
+        return Err(Error::invalid("You should always set the Memory limit when using Memoryswap limit, see usage"));
+    }
+    if host.memory > 0 && host.memory_swap == 0 {
+        host.memory_swap = host.memory * 2;
+    }
+    if host.memory_reservation != 0 && host.memory_reservation < SMALLEST {
+        return Err(Error::invalid("Minimum memory reservation allowed is 6MB"));
+    }
+    if host.memory > 0 && host.memory_reservation > host.memory {
+        return Err(Error::invalid("Minimum memory limit can not be less than memory reservation limit, see usage"));
+    }
+    if host.memory_swappiness.is_some_and(|value| !(-1..=100).contains(&value)) {
+        let value = host.memory_swappiness.unwrap_or_default();
+        return Err(Error::invalid(format!("Invalid value: {value}, valid memory swappiness range is 0-100")));
+    }
+    if host.oom_kill_disable == Some(true) && host.memory == 0 {
+        warnings.push("OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of resources.".to_owned());
+    }
+    host.oom_kill_disable.get_or_insert(false);
+    if !(-1000..=1000).contains(&host.oom_score_adj) {
+        return Err(Error::invalid(format!("Invalid value {}, range for oom score adj is [-1000, 1000]", host.oom_score_adj)));
+    }
+    if host.nano_cpus > 0 && (host.cpu_period > 0 || host.cpu_quota > 0) {
+        let which = if host.cpu_period > 0 { "CPU Period" } else { "CPU Quota" };
+        return Err(Error::invalid(format!("Conflicting options: Nano CPUs and {which} cannot both be set")));
+    }
+    let processors = std::thread::available_parallelism().map_or(1, |count| count.get()) as i64;
+    if host.nano_cpus < 0 || host.nano_cpus > processors * 1_000_000_000 {
+        return Err(Error::invalid(format!(
+            "Range of CPUs is from 0.01 to {processors}.00, as there are only {processors} CPUs available"
+        )));
+    }
+    if host.cpu_period != 0 && !(1000..=1_000_000).contains(&host.cpu_period) {
+        return Err(Error::invalid("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)"));
+    }
+    if host.cpu_quota > 0 && host.cpu_quota < 1000 {
+        return Err(Error::invalid("CPU cfs quota can not be less than 1ms (i.e. 1000)"));
+    }
+    let list = |text: &str| text.chars().all(|c| c.is_ascii_digit() || matches!(c, ',' | '-'));
+    if !list(&host.cpuset_cpus) {
+        return Err(Error::invalid(format!("Invalid value {} for cpuset cpus", host.cpuset_cpus)));
+    }
+    if !list(&host.cpuset_mems) {
+        return Err(Error::invalid(format!("Invalid value {} for cpuset mems", host.cpuset_mems)));
+    }
+    if host.blkio_weight != 0 && !(10..=1000).contains(&host.blkio_weight) {
+        return Err(Error::invalid("Range of blkio weight is from 10 to 1000"));
+    }
+    if host.pids_limit.is_some_and(|limit| limit <= 0) {
+        host.pids_limit = None;
+    }
+    Ok(())
+}
+
+pub(crate) fn name_conflict(tx: &dhow_store::rusqlite::Connection, name: &str) -> Result<Error> {
+    let owner: String = tx.query_row("SELECT id FROM containers WHERE name = ?1", [name], |row| row.get(0))?;
+    Ok(Error::conflict(format!(
+        "Conflict. The container name \"/{name}\" is already in use by container \"{owner}\". You have to remove (or rename) that container to be able to reuse that name."
+    )))
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// Fills in what the image presets and the user left open (moby, `runconfig.Merge`).
+fn merge(config: &mut Config, image: Execution) {
+    if config.user.is_empty() {
+        config.user = image.user;
+    }
+    if let Some(ports) = image.exposed_ports {
+        let own = config.exposed_ports.get_or_insert_default();
+        for (port, value) in ports {
+            own.entry(port).or_insert(value);
+        }
+    }
+    let name = |variable: &String| variable.split('=').next().unwrap_or_default().to_owned();
+    let own: Vec<String> = config.env.iter().flatten().map(name).collect();
+    // A name without a value takes the variable away.
+    let mut env: Vec<String> = config.env.take().unwrap_or_default();
+    env.extend(image.env.unwrap_or_default().into_iter().filter(|variable| !own.contains(&name(variable))));
+    env.retain(|variable| variable.contains('=') || variable.is_empty());
+    config.env = Some(env);
+    if let Some(labels) = image.labels {
+        let own = config.labels.get_or_insert_default();
+        for (key, value) in labels {
+            own.entry(key).or_insert(value);
+        }
+    }
+    config.labels.get_or_insert_with(BTreeMap::new);
+    if config.entrypoint.is_none() {
+        if config.cmd.as_ref().is_none_or(Vec::is_empty) {
+            config.cmd = image.cmd;
+        }
+        config.entrypoint = image.entrypoint;
+    }
+    // An empty word resets the image's entrypoint.
+    if config.entrypoint.as_ref().is_some_and(|entrypoint| matches!(entrypoint.as_slice(), [only] if only.is_empty())) {
+        config.entrypoint = None;
+    }
+    if config.working_dir.is_empty() {
+        config.working_dir = image.working_dir;
+    }
+    if let Some(volumes) = image.volumes {
+        let own = config.volumes.get_or_insert_default();
+        for (path, value) in volumes {
+            own.entry(path).or_insert(value);
+        }
+    }
+    if config.stop_signal.is_empty() {
+        config.stop_signal = image.stop_signal.unwrap_or_default();
+    }
+    if config.healthcheck.is_none() {
+        config.healthcheck = image.healthcheck;
+    }
+    if config.shell.is_none() {
+        config.shell = image.shell;
+    }
+}

@@ -1,0 +1,118 @@
+//! Further processes in running containers.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+
+use dhow_monitor::protocol::{Attach, ExecConfig, ExecState, Request};
+use dhow_monitor::state::Status;
+
+use crate::container::Container;
+use crate::error::Context;
+use crate::lifecycle::detach_keys;
+use crate::link::ask;
+use crate::{Engine, Error, Result, names};
+
+/// A process to run.
+#[derive(Clone, Debug, Default)]
+pub struct NewExec {
+    pub args: Vec<String>,
+    pub env: Vec<String>,
+    pub cwd: Option<String>,
+    pub user: Option<String>,
+    pub tty: bool,
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+    pub privileged: bool,
+    pub detach_keys: Option<String>,
+}
+
+/// A started exec; attached, its socket carries the streams in the form that the API sends them.
+pub struct ExecStarted {
+    pub stream: UnixStream,
+    pub tty: bool,
+}
+
+impl Engine {
+    pub fn exec_create(&self, reference: &str, new: NewExec) -> Result<String> {
+        let container = self.container(reference)?;
+        match container.state.status {
+            Status::Running => {}
+            Status::Paused => {
+                return Err(Error::conflict(format!("container {reference} is paused, unpause the container before exec")));
+            }
+            Status::Restarting => {
+                return Err(Error::conflict(format!("Container {reference} is restarting, wait until the container is running")));
+            }
+            _ => return Err(Error::conflict(format!("container {} is not running", container.id))),
+        }
+        if new.args.is_empty() {
+            return Err(Error::invalid("No exec command specified"));
+        }
+        let id = names::random_id()?;
+        let config = ExecConfig {
+            id: id.clone(),
+            args: new.args,
+            env: new.env,
+            cwd: new.cwd.filter(|cwd| !cwd.is_empty()),
+            user: new.user.filter(|user| !user.is_empty()),
+            tty: new.tty,
+            stdin: new.stdin,
+            stdout: new.stdout,
+            stderr: new.stderr,
+            privileged: new.privileged,
+            detach_keys: detach_keys(new.detach_keys.as_deref())?,
+        };
+        // The exec's id leads to its container by a file that goes with it.
+        let directory = self.paths().exec.join("execs");
+        fs::create_dir_all(&directory).context(|| format!("create {}", directory.display()))?;
+        fs::write(directory.join(&id), &container.id.0).context(|| "record the exec".to_owned())?;
+        let created = self.ask_monitor(&container, &Request::ExecCreate(Box::new(config)));
+        if created.is_err() {
+            let _ = fs::remove_file(directory.join(&id));
+        }
+        created.map(|_| id)
+    }
+
+    /// The container of an exec, and the exec itself.
+    pub fn exec(&self, id: &str) -> Result<(Container, ExecState)> {
+        let missing = || Error::not_found(format!("No such exec instance: {id}"));
+        if id.len() != 64 || !id.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(missing());
+        }
+        let path = self.paths().exec.join("execs").join(id);
+        let owner = fs::read_to_string(&path).map_err(|_| missing())?;
+        let container = self.container(&owner).map_err(|_| missing())?;
+        let reply = self.ask_monitor(&container, &Request::ExecInspect { id: id.to_owned() });
+        if reply.is_err() && self.monitor(&container).is_none() {
+            let _ = fs::remove_file(path);
+        }
+        let state = reply.map_err(|_| missing())?.exec.ok_or_else(missing)?;
+        Ok((container, state))
+    }
+
+    /// Starts an exec, attached to its streams unless `detach`.
+    pub fn exec_start(&self, id: &str, detach: bool, size: Option<(u16, u16)>) -> Result<ExecStarted> {
+        let (container, state) = self.exec(id)?;
+        if !container.is_running() {
+            return Err(Error::conflict(format!("container {} is not running", container.id)));
+        }
+        let config = &state.config;
+        let attach = (!detach).then(|| Attach {
+            stdin: config.stdin,
+            stdout: config.stdout,
+            stderr: config.stderr,
+            detach_keys: config.detach_keys.clone(),
+        });
+        let (rows, columns) = size.unwrap_or((0, 0));
+        let stream =
+            self.monitor(&container).ok_or_else(|| Error::conflict(format!("container {} is not running", container.id)))?;
+        ask(&stream, &Request::ExecStart { id: id.to_owned(), attach, rows, columns })?;
+        Ok(ExecStarted { stream, tty: config.tty })
+    }
+
+    pub fn exec_resize(&self, id: &str, rows: u16, columns: u16) -> Result<()> {
+        let (container, _) = self.exec(id)?;
+        self.ask_monitor(&container, &Request::ExecResize { id: id.to_owned(), rows, columns }).map(drop)
+    }
+}

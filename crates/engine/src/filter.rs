@@ -1,0 +1,85 @@
+//! Filters of list and event requests: keys with values, of which any may match; different keys must all match.
+
+use std::collections::BTreeMap;
+
+use crate::{Error, Result};
+
+#[derive(Clone, Debug, Default)]
+pub struct Filters(pub BTreeMap<String, Vec<String>>);
+
+impl Filters {
+    /// Reads both forms of the wire: `{"key":{"value":true}}` and `{"key":["value"]}`.
+    pub fn parse(text: &str) -> Result<Filters> {
+        if text.is_empty() {
+            return Ok(Filters::default());
+        }
+        #[derive(serde::Deserialize)]
+        #[serde(untagged)]
+        enum Values {
+            Map(BTreeMap<String, serde_json::Value>),
+            List(Vec<String>),
+        }
+        let parsed: BTreeMap<String, Values> = serde_json::from_str(text).map_err(|_| Error::invalid("invalid filter"))?;
+        let values = |values| match values {
+            Values::Map(map) => map.into_keys().collect(),
+            Values::List(list) => list,
+        };
+        Ok(Filters(parsed.into_iter().map(|(key, list)| (key, values(list))).collect()))
+    }
+
+    /// # Errors
+    /// A key that is not among `known`.
+    pub fn check(&self, known: &[&str]) -> Result<()> {
+        match self.0.keys().find(|key| !known.contains(&key.as_str())) {
+            Some(key) => Err(Error::invalid(format!("invalid filter '{key}'"))),
+            None => Ok(()),
+        }
+    }
+
+    pub fn get(&self, key: &str) -> &[String] {
+        self.0.get(key).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Whether the key is absent or one of its values satisfies `matches`.
+    pub fn any(&self, key: &str, matches: impl Fn(&str) -> bool) -> bool {
+        self.0.get(key).is_none_or(|values| values.iter().any(|value| matches(value)))
+    }
+
+    /// Labels must all match: `key` or `key=value`.
+    pub fn labels(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.get("label").iter().all(|wanted| match wanted.split_once('=') {
+            Some((key, value)) => labels.get(key).is_some_and(|found| found == value),
+            None => labels.contains_key(wanted),
+        })
+    }
+
+    /// A yes-or-no filter: `None` when absent.
+    pub fn boolean(&self, key: &str) -> Result<Option<bool>> {
+        match self.get(key) {
+            [] => Ok(None),
+            [value] if matches!(value.as_str(), "1" | "true" | "True" | "t") => Ok(Some(true)),
+            [value] if matches!(value.as_str(), "0" | "false" | "False" | "f") => Ok(Some(false)),
+            values => Err(Error::invalid(format!("invalid filter '{key}=[{}]'", values.join(" ")))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_mean_the_same() {
+        let modern = Filters::parse(r#"{"label":{"a=b":true,"c":false}}"#).unwrap();
+        let legacy = Filters::parse(r#"{"label":["a=b","c"]}"#).unwrap();
+        assert_eq!(modern.get("label"), legacy.get("label"));
+        assert_eq!(Filters::parse("zz").unwrap_err().message, "invalid filter");
+        assert_eq!(modern.check(&["name"]).unwrap_err().message, "invalid filter 'label'");
+        let labels = BTreeMap::from([("a".to_owned(), "b".to_owned())]);
+        assert!(!modern.labels(&labels));
+        assert_eq!(
+            Filters::parse(r#"{"dangling":["zz"]}"#).unwrap().boolean("dangling").unwrap_err().message,
+            "invalid filter 'dangling=[zz]'"
+        );
+    }
+}

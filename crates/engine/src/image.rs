@@ -1,0 +1,457 @@
+//! Images: finding, listing, inspecting, naming, removing, importing.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+
+use dhow_api::container::GraphDriver;
+use dhow_api::image::{Deleted, History as ApiHistory, Image as ApiImage, Metadata, RootFs, Summary};
+use dhow_oci::image::{Execution, History, ImageConfig};
+use dhow_oci::reference::familiar_repository;
+use dhow_oci::{Digest, Platform, Reference, time};
+use dhow_store::{Image, ImageRow, LoadedImage, Untagged};
+use serde_json::{Value, json};
+
+use crate::{Engine, Error, Filters, Result, VERSION};
+
+const FILTERS: [&str; 7] = ["dangling", "label", "label!", "before", "since", "reference", "until"];
+
+impl Engine {
+    /// Finds an image by ID, prefix of an ID, or name.
+    pub fn find_image(&self, reference: &str) -> Result<Image> {
+        let id = self.find_image_id(reference)?;
+        self.store.image(&id)?.ok_or_else(|| missing(reference))
+    }
+
+    fn find_image_id(&self, reference: &str) -> Result<Digest> {
+        if let Ok(digest) = reference.parse::<Digest>()
+            && self.store.image(&digest)?.is_some()
+        {
+            return Ok(digest);
+        }
+        let prefix = reference.strip_prefix("sha256:").unwrap_or(reference);
+        if let Some(digest) = Digest::from_hex(prefix)
+            && self.store.image(&digest)?.is_some()
+        {
+            return Ok(digest);
+        }
+        if let Ok(name) = reference.parse::<Reference>() {
+            if let Some(id) = self.store.image_by_name(&name)? {
+                return Ok(id);
+            }
+        } else if Digest::from_hex(prefix).is_none() {
+            return Err(Error::invalid("invalid reference format"));
+        }
+        match self.store.images_by_prefix(prefix)?[..] {
+            [] => Err(missing(reference)),
+            [id] => Ok(id),
+            _ => Err(Error::not_found(format!("No such image: {reference}: multiple IDs found with provided prefix"))),
+        }
+    }
+
+    pub fn images(&self, filters: &Filters, all: bool) -> Result<Vec<Summary>> {
+        filters.check(&FILTERS)?;
+        let dangling = filters.boolean("dangling")?;
+        let created = |key: &str| -> Result<Option<i64>> {
+            filters.get(key).first().map(|name| self.find_image(name).map(|image| image.row.created)).transpose()
+        };
+        let (before, since) = (created("before")?, created("since")?);
+        let _ = all;
+        let matches = |row: &ImageRow| {
+            let labels = row.config.config.as_ref().and_then(|config| config.labels.clone()).unwrap_or_default();
+            let is_dangling = row.tags.is_empty() && row.digests.is_empty();
+            dangling.is_none_or(|wanted| wanted == is_dangling)
+                && before.is_none_or(|time| row.created < time)
+                && since.is_none_or(|time| row.created > time)
+                && filters.labels(&labels)
+        };
+        let containers = self.stored_image_uses()?;
+        let rows = self.store.images()?;
+        let summaries = rows.iter().filter(|row| matches(row)).map(|row| {
+            let tags = row.tags.iter().map(|(repository, tag)| format!("{}:{tag}", familiar_repository(repository)));
+            let tags: Vec<String> =
+                tags.filter(|tag| filters.any("reference", |pattern| matches_reference(pattern, tag))).collect();
+            (row, tags)
+        });
+        let summaries = summaries.filter(|(_, tags)| filters.get("reference").is_empty() || !tags.is_empty());
+        Ok(summaries
+            .map(|(row, repo_tags)| Summary {
+                containers: containers.get(&row.id.to_string()).copied().unwrap_or(0),
+                created: row.created,
+                id: row.id.to_string(),
+                labels: row.config.config.as_ref().and_then(|config| config.labels.clone()),
+                repo_digests: repo_digests(row),
+                repo_tags,
+                shared_size: -1,
+                size: row.size as i64,
+                ..Summary::default()
+            })
+            .collect())
+    }
+
+    fn stored_image_uses(&self) -> Result<BTreeMap<String, i64>> {
+        self.store.database.read(|db| {
+            let mut statement = db.prepare_cached("SELECT image_id, count(*) FROM containers GROUP BY image_id")?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+    }
+
+    pub fn inspect_image(&self, reference: &str) -> Result<ApiImage> {
+        let image = self.find_image(reference)?;
+        let (row, config) = (&image.row, &image.row.config);
+        let layers = self.paths().layers();
+        let directory = |chain_id: &Digest| layers.join(&chain_id.hex()[..32]).join("fs").to_string_lossy().into_owned();
+        let mut data = BTreeMap::new();
+        if let Some((top, lower)) = image.chain.split_last() {
+            data.insert("UpperDir".to_owned(), directory(top));
+            if !lower.is_empty() {
+                data.insert("LowerDir".to_owned(), lower.iter().rev().map(directory).collect::<Vec<_>>().join(":"));
+            }
+        }
+        Ok(ApiImage {
+            id: row.id.to_string(),
+            repo_tags: row.tags.iter().map(|(repository, tag)| format!("{}:{tag}", familiar_repository(repository))).collect(),
+            repo_digests: repo_digests(row),
+            comment: config.comment.clone().or_else(|| config.history.last()?.comment.clone()).unwrap_or_default(),
+            created: config.created.clone().unwrap_or_else(|| time::ZERO.to_owned()),
+            docker_version: config.docker_version.clone().unwrap_or_default(),
+            author: config.author.clone().unwrap_or_default(),
+            architecture: config.architecture.clone(),
+            variant: config.variant.clone(),
+            os: config.os.clone(),
+            size: row.size as i64,
+            graph_driver: GraphDriver { data: Some(data), name: "overlay2".to_owned() },
+            root_fs: RootFs { kind: "layers".to_owned(), layers: config.rootfs.diff_ids.iter().map(Digest::to_string).collect() },
+            metadata: Metadata { last_tag_time: time::format(row.last_tagged) },
+            config: execution(config.config.as_ref()),
+            ..ApiImage::default()
+        })
+    }
+
+    pub fn image_history(&self, reference: &str) -> Result<Vec<ApiHistory>> {
+        let image = self.find_image(reference)?;
+        let mut sizes = self.store.layers_of(&image)?.into_iter().map(|layer| layer.size);
+        let mut steps: Vec<ApiHistory> = image
+            .row
+            .config
+            .history
+            .iter()
+            .map(|step| ApiHistory {
+                comment: step.comment.clone().unwrap_or_default(),
+                created: step.created.as_deref().and_then(time::parse).unwrap_or(0).div_euclid(1_000_000_000),
+                created_by: step.created_by.clone().unwrap_or_default(),
+                id: "<missing>".to_owned(),
+                size: if step.empty_layer { 0 } else { sizes.next().unwrap_or(0) as i64 },
+                tags: None,
+            })
+            .collect();
+        if let Some(last) = steps.last_mut() {
+            last.id = image.row.id.to_string();
+            let tags: Vec<String> =
+                image.row.tags.iter().map(|(repository, tag)| format!("{}:{tag}", familiar_repository(repository))).collect();
+            last.tags = Some(tags).filter(|tags| !tags.is_empty());
+        }
+        steps.reverse();
+        Ok(steps)
+    }
+
+    pub fn tag(&self, reference: &str, repository: &str, tag: &str) -> Result<()> {
+        let image = self.find_image(reference)?;
+        let text = if tag.is_empty() { repository.to_owned() } else { format!("{repository}:{tag}") };
+        let name: Reference = text.parse().map_err(|error| Error::invalid(format!("{error}")))?;
+        if name.digest.is_some() {
+            return Err(Error::invalid("refusing to create a tag with a digest reference"));
+        }
+        let name = name.or_latest();
+        self.store.tag(&image.row.id, &name)?;
+        self.image_event("tag", &image.row.id, &name.familiar());
+        Ok(())
+    }
+
+    /// Removes a name, and with its last name the image; by ID the image with all its names, if `force` or it has one.
+    pub fn remove_image(&self, reference: &str, force: bool) -> Result<Vec<Deleted>> {
+        let image = self.find_image(reference)?;
+        let id = image.row.id;
+        let name = reference.parse::<Reference>().ok().map(Reference::or_latest);
+        let by_name = match &name {
+            Some(name) => self.store.image_by_name(name)? == Some(id),
+            None => false,
+        };
+        let names = image.row.tags.len() + image.row.digests.len();
+        let mut deleted = Vec::new();
+        let short = id.short();
+        let users: Vec<_> = self.containers()?.into_iter().filter(|container| container.image_id == id).collect();
+        let running = users.iter().find(|container| container.is_running());
+        if let (true, Some(name)) = (by_name && names > 1, &name) {
+            self.store.untag(name)?;
+            self.image_event("untag", &id, &id.to_string());
+            return Ok(vec![Deleted { untagged: Some(name.familiar()), deleted: None }]);
+        }
+        if !by_name && names > 1 && !force {
+            return Err(Error::conflict(format!(
+                "conflict: unable to delete {short} (must be forced) - image is referenced in multiple repositories"
+            )));
+        }
+        if let Some(container) = running
+            && !(by_name && force)
+        {
+            let hint = if by_name { "must force" } else { "cannot be forced" };
+            let shown = if by_name { reference } else { &short };
+            let text = if by_name {
+                format!(
+                    "conflict: unable to remove repository reference \"{shown}\" ({hint}) - container {} is using its referenced image {short}",
+                    container.id.short()
+                )
+            } else {
+                format!(
+                    "conflict: unable to delete {shown} ({hint}) - image is being used by running container {}",
+                    container.id.short()
+                )
+            };
+            return Err(Error::conflict(text));
+        }
+        if let Some(container) = users.first()
+            && !force
+        {
+            let text = if by_name {
+                format!(
+                    "conflict: unable to remove repository reference \"{reference}\" (must force) - container {} is using its referenced image {short}",
+                    container.id.short()
+                )
+            } else {
+                format!(
+                    "conflict: unable to delete {short} (must be forced) - image is being used by stopped container {}",
+                    container.id.short()
+                )
+            };
+            return Err(Error::conflict(text));
+        }
+        for (repository, tag) in &image.row.tags {
+            deleted.push(Deleted { untagged: Some(format!("{}:{tag}", familiar_repository(repository))), deleted: None });
+        }
+        for (repository, digest) in &image.row.digests {
+            deleted.push(Deleted { untagged: Some(format!("{}@{digest}", familiar_repository(repository))), deleted: None });
+        }
+        match self.store.remove_image(&id)? {
+            // Its containers keep the layers; only the names go.
+            None => {
+                for (repository, tag) in &image.row.tags {
+                    if let Ok(name) = format!("{repository}:{tag}").parse() {
+                        self.store.untag(&name)?;
+                    }
+                }
+            }
+            Some(removed) => {
+                for item in removed {
+                    if let Untagged::Deleted(digest) = item {
+                        deleted.push(Deleted { deleted: Some(digest.to_string()), untagged: None });
+                    }
+                }
+                self.image_event("delete", &id, &id.to_string());
+            }
+        }
+        Ok(deleted)
+    }
+
+    /// Loads an archive of images.
+    pub fn load(&self, archive: impl Read, platform: Option<&Platform>) -> Result<Vec<LoadedImage>> {
+        let host = Platform::host();
+        let loaded = self.store.load(archive, platform.unwrap_or(&host))?;
+        for image in &loaded {
+            self.image_event("load", &image.id, &image.id.to_string());
+        }
+        Ok(loaded)
+    }
+
+    /// Makes an image of a root file system.
+    pub fn import(
+        &self,
+        tar: impl Read,
+        name: Option<&str>,
+        message: &str,
+        changes: &[String],
+        platform: Option<Platform>,
+    ) -> Result<Digest> {
+        let name = name
+            .filter(|name| !name.is_empty())
+            .map(|name| name.parse::<Reference>().map_err(|error| Error::invalid(error.to_string())))
+            .transpose()?;
+        let name = name.map(Reference::or_latest);
+        let mut execution = Execution::default();
+        for change in changes.iter().flat_map(|change| change.lines()).filter(|line| !line.trim().is_empty()) {
+            apply_change(&mut execution, change)?;
+        }
+        let platform = platform.unwrap_or_else(Platform::host);
+        let now = time::now();
+        let message = if message.is_empty() { "Imported from -" } else { message };
+        let created = time::format(now);
+        let config = ImageConfig {
+            created: Some(created.clone()),
+            architecture: platform.architecture,
+            os: platform.os,
+            variant: platform.variant,
+            config: Some(execution),
+            history: vec![History { created: Some(created), comment: Some(message.to_owned()), ..History::default() }],
+            docker_version: Some(VERSION.to_owned()),
+            comment: Some(message.to_owned()),
+            ..ImageConfig::default()
+        };
+        let id = self.store.import(tar, config, name.as_ref(), now.div_euclid(1_000_000_000))?;
+        self.image_event("import", &id, &name.map_or_else(|| id.to_string(), |name| name.familiar()));
+        Ok(id)
+    }
+
+    pub(crate) fn image_event(&self, action: &str, id: &Digest, name: &str) {
+        self.event("image", action, &id.to_string(), [("name".to_owned(), name.to_owned())].into());
+    }
+}
+
+fn missing(reference: &str) -> Error {
+    let shown = match reference.parse::<Reference>() {
+        Ok(name) => name.or_latest().familiar(),
+        Err(_) => reference.to_owned(),
+    };
+    Error::not_found(format!("No such image: {shown}"))
+}
+
+fn repo_digests(row: &ImageRow) -> Vec<String> {
+    row.digests.iter().map(|(repository, digest)| format!("{}@{digest}", familiar_repository(repository))).collect()
+}
+
+/// `busy*`, `busybox:1.*`: shell patterns on the name with or without its tag (reference.FamiliarMatch).
+fn matches_reference(pattern: &str, name: &str) -> bool {
+    let repository = name.rsplit_once(':').map_or(name, |(repository, _)| repository);
+    glob(pattern.as_bytes(), name.as_bytes()) || glob(pattern.as_bytes(), repository.as_bytes())
+}
+
+/// `*` and `?` within a path component.
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    match (pattern.split_first(), text.split_first()) {
+        (None, None) => true,
+        (Some((b'*', rest)), _) if glob(rest, text) => true,
+        (Some((b'*', _)), Some((byte, after))) if *byte != b'/' => glob(pattern, after),
+        (Some((b'?', rest)), Some((byte, after))) if *byte != b'/' => glob(rest, after),
+        (Some((wanted, rest)), Some((byte, after))) if wanted == byte => glob(rest, after),
+        _ => false,
+    }
+}
+
+/// The config object with the keys that Docker always shows.
+fn execution(config: Option<&Execution>) -> Value {
+    let mut value = serde_json::to_value(config.cloned().unwrap_or_default()).unwrap_or_else(|_| json!({}));
+    if let Some(fields) = value.as_object_mut() {
+        for key in ["Cmd", "Entrypoint", "Env", "Labels", "OnBuild", "Volumes"] {
+            fields.entry(key).or_insert(Value::Null);
+        }
+        for key in ["User", "WorkingDir"] {
+            fields.entry(key).or_insert_with(|| json!(""));
+        }
+    }
+    value
+}
+
+/// One Dockerfile instruction of `import --change`.
+fn apply_change(execution: &mut Execution, line: &str) -> Result<()> {
+    let line = line.trim();
+    let (instruction, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+    let rest = rest.trim();
+    let words = || -> Vec<String> {
+        match serde_json::from_str::<Vec<String>>(rest) {
+            Ok(words) => words,
+            Err(_) if rest.is_empty() => Vec::new(),
+            Err(_) => vec!["/bin/sh".to_owned(), "-c".to_owned(), rest.to_owned()],
+        }
+    };
+    let unquote = |text: &str| text.trim_matches(['"', '\'']).to_owned();
+    let instruction = instruction.to_ascii_uppercase();
+    match instruction.as_str() {
+        "CMD" => execution.cmd = Some(words()),
+        "ENTRYPOINT" => execution.entrypoint = Some(words()),
+        "ENV" => {
+            let env = execution.env.get_or_insert_default();
+            match rest.split_once(char::is_whitespace) {
+                // The old form, one variable and its value.
+                Some((name, value)) if !name.contains('=') => env.push(format!("{name}={}", value.trim())),
+                _ => {
+                    for word in rest.split_whitespace() {
+                        let (name, value) = word.split_once('=').ok_or_else(|| {
+                            Error::invalid(format!("Syntax error - can't find = in \"{word}\". Must be of the form: name=value"))
+                        })?;
+                        env.push(format!("{name}={}", unquote(value)));
+                    }
+                }
+            }
+        }
+        "LABEL" => {
+            for word in rest.split_whitespace() {
+                let (name, value) = word.split_once('=').unwrap_or((word, ""));
+                execution.labels.get_or_insert_default().insert(unquote(name), unquote(value));
+            }
+        }
+        "EXPOSE" => {
+            for word in rest.split_whitespace() {
+                let (number, protocol) = crate::ports::parse_port(word)?;
+                execution.exposed_ports.get_or_insert_default().insert(format!("{number}/{}", protocol.as_str()), json!({}));
+            }
+        }
+        "VOLUME" => {
+            let paths = serde_json::from_str::<Vec<String>>(rest)
+                .unwrap_or_else(|_| rest.split_whitespace().map(str::to_owned).collect());
+            execution.volumes.get_or_insert_default().extend(paths.into_iter().map(|path| (path, json!({}))));
+        }
+        "USER" => execution.user = rest.to_owned(),
+        "WORKDIR" => {
+            execution.working_dir = if rest.starts_with('/') {
+                rest.to_owned()
+            } else {
+                format!("{}/{rest}", execution.working_dir.trim_end_matches('/'))
+            };
+        }
+        "STOPSIGNAL" => {
+            crate::parse_signal(rest)?;
+            execution.stop_signal = Some(rest.to_owned());
+        }
+        "ONBUILD" => execution.on_build.get_or_insert_default().push(rest.to_owned()),
+        "SHELL" => execution.shell = Some(words()),
+        other => return Err(Error::invalid(format!("{other} is not a valid change command"))),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_are_dockerfile_lines() {
+        let mut execution = Execution::default();
+        for line in [
+            "CMD [\"sh\"]",
+            "ENTRYPOINT echo hi",
+            "ENV A=1 B=\"2\"",
+            "ENV C 3 4",
+            "EXPOSE 80",
+            "LABEL a=b",
+            "WORKDIR /x",
+            "WORKDIR y",
+            "USER me",
+            "VOLUME /v",
+        ] {
+            apply_change(&mut execution, line).unwrap();
+        }
+        assert_eq!(execution.cmd.unwrap(), ["sh"]);
+        assert_eq!(execution.entrypoint.unwrap(), ["/bin/sh", "-c", "echo hi"]);
+        assert_eq!(execution.env.unwrap(), ["A=1", "B=2", "C=3 4"]);
+        assert!(execution.exposed_ports.unwrap().contains_key("80/tcp"));
+        assert_eq!((execution.working_dir.as_str(), execution.user.as_str()), ("/x/y", "me"));
+        assert!(apply_change(&mut Execution::default(), "RUN true").is_err());
+    }
+
+    #[test]
+    fn reference_patterns() {
+        assert!(matches_reference("busy*", "busybox:latest"));
+        assert!(matches_reference("busybox:1.?", "busybox:1.2"));
+        assert!(matches_reference("*/app", "me/app:1"));
+        assert!(!matches_reference("*", "me/app:1"));
+    }
+}

@@ -1,0 +1,140 @@
+//! A container as `inspect` shows it.
+
+use std::collections::BTreeMap;
+
+use dhow_api::config::EndpointSettings;
+use dhow_api::container::{Container as ApiContainer, GraphDriver, MountPoint, NetworkSettings, State as ApiState};
+use dhow_monitor::state::Status;
+use dhow_oci::time;
+
+use crate::container::Container;
+use crate::ports::port_map;
+use crate::{Engine, Result};
+
+impl Engine {
+    pub fn inspect(&self, reference: &str) -> Result<ApiContainer> {
+        let container = self.container(reference)?;
+        let record = &container.record;
+        let status = container.state.status;
+        let directory = self.paths().container(&container.id.0);
+        let started = container.state.started > 0;
+        let file = |name: &str| {
+            if started { self.name_files(&container).join(name).to_string_lossy().into_owned() } else { String::new() }
+        };
+        let log_path = match record.host_config.log_config.kind.as_str() {
+            "json-file" if started => directory.join(format!("{}-json.log", container.id)).to_string_lossy().into_owned(),
+            _ => String::new(),
+        };
+        Ok(ApiContainer {
+            id: container.id.0.clone(),
+            created: time::format(container.created),
+            path: record.path.clone(),
+            args: record.args.clone(),
+            state: ApiState {
+                status: status.as_str().to_owned(),
+                running: container.is_running(),
+                paused: status == Status::Paused,
+                restarting: status == Status::Restarting,
+                oom_killed: container.state.oom_killed,
+                dead: status == Status::Dead,
+                pid: container.state.pid,
+                exit_code: container.state.exit_code,
+                error: container.state.error.clone(),
+                started_at: time::format(container.state.started),
+                finished_at: time::format(container.state.finished),
+                health: None,
+            },
+            image: container.image_id.to_string(),
+            resolv_conf_path: file("resolv.conf"),
+            hostname_path: file("hostname"),
+            hosts_path: file("hosts"),
+            log_path,
+            name: format!("/{}", container.name),
+            restart_count: container.state.restart_count,
+            driver: "overlay2".to_owned(),
+            platform: "linux".to_owned(),
+            host_config: record.host_config.clone(),
+            graph_driver: self.graph_driver(&container),
+            mounts: mount_points(&container),
+            config: record.config.clone(),
+            network_settings: self.network_settings(&container)?,
+            ..ApiContainer::default()
+        })
+    }
+
+    fn graph_driver(&self, container: &Container) -> GraphDriver {
+        let layer = &container.record.layer;
+        let path = |name: &str| layer.directory.join(name).to_string_lossy().into_owned();
+        let data = BTreeMap::from([
+            ("ID".to_owned(), container.id.0.clone()),
+            ("LowerDir".to_owned(), layer.lower.iter().map(|name| path(name)).collect::<Vec<_>>().join(":")),
+            ("UpperDir".to_owned(), path(&layer.upper)),
+            ("WorkDir".to_owned(), path(&layer.work)),
+        ]);
+        GraphDriver { data: Some(data), name: "overlay2".to_owned() }
+    }
+
+    pub(crate) fn network_settings(&self, container: &Container) -> Result<NetworkSettings> {
+        let mut settings = NetworkSettings::default();
+        let mode = container.record.host_config.network_mode.as_str();
+        if mode.starts_with("container:") {
+            return Ok(settings);
+        }
+        let endpoint = self.endpoint(container)?;
+        if let Some(network) = &container.state.network {
+            settings.ports = port_map(&container.record.config, &network.ports);
+        } else if container.is_running() {
+            settings.ports = port_map(&container.record.config, &[]);
+        }
+        if container.is_running() {
+            settings.sandbox_id.clone_from(&container.id.0);
+            settings.sandbox_key = format!("/proc/{}/ns/net", container.state.pid);
+        }
+        if mode == "bridge" {
+            settings.endpoint_id.clone_from(&endpoint.endpoint_id);
+            settings.gateway.clone_from(&endpoint.gateway);
+            settings.ip_address.clone_from(&endpoint.ip_address);
+            settings.ip_prefix_len = endpoint.ip_prefix_len;
+            settings.mac_address.clone_from(&endpoint.mac_address);
+            settings.ipv6_gateway.clone_from(&endpoint.ipv6_gateway);
+            settings.global_ipv6_address.clone_from(&endpoint.global_ipv6_address);
+            settings.global_ipv6_prefix_len = endpoint.global_ipv6_prefix_len;
+        }
+        settings.networks.insert(mode.to_owned(), endpoint);
+        Ok(settings)
+    }
+
+    /// The container's end of its network; without addresses when it does not run.
+    pub(crate) fn endpoint(&self, container: &Container) -> Result<EndpointSettings> {
+        let Some(network) = &container.state.network else { return Ok(EndpointSettings::default()) };
+        let plan = &network.plan;
+        let subnet = plan.bridge.subnet;
+        Ok(EndpointSettings {
+            mac_address: dhow_network::mac_text(plan.mac),
+            network_id: self.default_network()?.id,
+            endpoint_id: self.endpoint_id(container)?.unwrap_or_default(),
+            gateway: subnet.gateway().to_string(),
+            ip_address: plan.ipv4.to_string(),
+            ip_prefix_len: subnet.prefix,
+            ipv6_gateway: plan.bridge.subnet6.map(|subnet| subnet.gateway().to_string()).unwrap_or_default(),
+            global_ipv6_address: plan.ipv6.map(|address| address.to_string()).unwrap_or_default(),
+            global_ipv6_prefix_len: plan.bridge.subnet6.map_or(0, |subnet| subnet.prefix),
+            ..EndpointSettings::default()
+        })
+    }
+}
+
+pub(crate) fn mount_points(container: &Container) -> Vec<MountPoint> {
+    container
+        .record
+        .mounts
+        .iter()
+        .filter(|mount| !is_plain_tmpfs(container, &mount.point))
+        .map(|mount| mount.point.clone())
+        .collect()
+}
+
+/// `--tmpfs` shows in the host config alone, `--mount type=tmpfs` among the mounts too.
+fn is_plain_tmpfs(container: &Container, point: &MountPoint) -> bool {
+    point.kind == "tmpfs" && container.record.host_config.tmpfs.iter().flatten().any(|(path, _)| *path == point.destination)
+}

@@ -1,0 +1,111 @@
+//! The domain: containers, images, volumes, networks, exec and events as one typed [`Engine`].
+//!
+//! Several engines may work on one data root at once. **Invariant:** no state lives only in an engine's memory; an engine
+//! never forks and never changes its process's own state. What runs, runs under a monitor, and is reached through it.
+//! Nothing here speaks HTTP or prints. Calls block; those that may take long hand out a socket or run on a callback.
+//!
+//! A container's configuration is kept in the API's own form (`dhow_api::config`), as clients sent it, and is parsed into
+//! typed pieces before anything acts on it.
+
+#![recursion_limit = "256"]
+
+mod bundled;
+mod container;
+mod create;
+mod error;
+mod events;
+mod exec;
+mod filter;
+mod image;
+mod inspect;
+mod lifecycle;
+mod link;
+mod list;
+mod logs;
+mod mounts;
+mod names;
+mod network;
+mod ports;
+mod reconcile;
+mod remove;
+mod security;
+mod signal;
+mod spec;
+mod system;
+mod top;
+pub mod units;
+mod wait;
+
+pub use bundled::BUNDLED;
+pub use container::{Container, ContainerId};
+pub use create::{Created, NewContainer};
+pub use dhow_monitor::events::Event;
+pub use error::{Error, Kind, Result};
+pub use events::EventQuery;
+pub use exec::{ExecStarted, NewExec};
+pub use filter::Filters;
+pub use lifecycle::AttachOptions;
+pub use list::ListQuery;
+pub use logs::{LogQuery, LogSink};
+pub use signal::parse_signal;
+pub use wait::{Condition, Waiting};
+
+use std::path::{Path, PathBuf};
+
+use dhow_store::{Paths, Store};
+
+/// What an engine is told once, by flags or by its configuration file.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub data_root: PathBuf,
+    pub exec_root: PathBuf,
+    /// Seconds a container has to stop before it is killed.
+    pub stop_timeout: i64,
+    /// Bytes of a log file before it is rotated, and how many files are kept.
+    pub log_max_size: u64,
+    pub log_max_files: u32,
+    pub debug: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            data_root: PathBuf::from("/var/lib/dhow"),
+            exec_root: PathBuf::from("/run/dhow"),
+            stop_timeout: 10,
+            log_max_size: 20 << 20,
+            log_max_files: 5,
+            debug: false,
+        }
+    }
+}
+
+/// The version of this engine.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+pub struct Engine {
+    pub settings: Settings,
+    pub(crate) store: Store,
+}
+
+impl Engine {
+    /// Opens a data root. It need not exist yet.
+    pub fn open(settings: Settings) -> Result<Engine> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(Error::new(
+                Kind::Forbidden,
+                "the engine must run as root: run the command with sudo, or talk to a running daemon with -H",
+            ));
+        }
+        let absolute =
+            |path: &Path| std::path::absolute(path).map_err(|error| Error::invalid(format!("path {}: {error}", path.display())));
+        let paths = Paths::new(&absolute(&settings.data_root)?, &absolute(&settings.exec_root)?);
+        let store = Store::open(paths)?;
+        store.paths.create_exec()?;
+        Ok(Engine { settings, store })
+    }
+
+    pub(crate) fn paths(&self) -> &Paths {
+        &self.store.paths
+    }
+}

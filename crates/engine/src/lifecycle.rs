@@ -1,0 +1,257 @@
+//! Starting, stopping, signalling, pausing, renaming, attaching.
+
+use std::os::unix::net::UnixStream;
+
+use dhow_monitor::protocol::{Attach, CopyUp, Reply, Request, Start};
+use dhow_monitor::state::Status;
+use dhow_store::Durability;
+use dhow_store::rusqlite::params;
+
+use crate::container::Container;
+use crate::create::name_conflict;
+use crate::link::ask;
+use crate::{Engine, Error, Kind, Result, names, parse_signal};
+
+/// What a client that attaches wants.
+#[derive(Clone, Debug, Default)]
+pub struct AttachOptions {
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+    /// As users write it; the default when `None`.
+    pub detach_keys: Option<String>,
+}
+
+/// The signal that asks a container to stop.
+pub(crate) fn stop_signal(container: &Container) -> i32 {
+    const SIGTERM: i32 = 15;
+    parse_signal(&container.record.config.stop_signal).unwrap_or(SIGTERM)
+}
+
+impl Engine {
+    /// Starts a container.
+    ///
+    /// # Errors
+    /// `NotModified` when it runs already; what its monitor says when its program cannot be run.
+    pub fn start(&self, reference: &str, size: Option<(u16, u16)>) -> Result<()> {
+        let container = self.container(reference)?;
+        self.start_container(&container, size)
+    }
+
+    pub(crate) fn start_container(&self, container: &Container, size: Option<(u16, u16)>) -> Result<()> {
+        if container.removing {
+            return Err(Error::conflict("container is marked for removal and cannot be started"));
+        }
+        match container.state.status {
+            Status::Paused => return Err(Error::conflict("cannot start a paused container, try unpause instead")),
+            Status::Running | Status::Restarting => return Err(Error::new(Kind::NotModified, "container is already running")),
+            _ => {}
+        }
+        let started = self.try_start(container, size);
+        if let Err(error) = &started
+            && error.kind != Kind::NotModified
+        {
+            self.release_address(container)?;
+            if container.auto_remove() {
+                let _ = self.remove_container(container, true);
+            }
+        }
+        started
+    }
+
+    fn try_start(&self, container: &Container, size: Option<(u16, u16)>) -> Result<()> {
+        self.prepare_mounts(container)?;
+        let spec = self.spec(container)?;
+        let plan = self.plan(container)?;
+        self.write_name_files(container, plan.as_ref())?;
+        let (rows, columns) = size.filter(|size| *size != (0, 0)).unwrap_or_else(|| {
+            let [rows, columns] = container.record.host_config.console_size;
+            (rows, columns)
+        });
+        let copy_up = container
+            .record
+            .mounts
+            .iter()
+            .filter(|mount| mount.copy_up)
+            .map(|mount| CopyUp { volume: mount.point.source.clone().into(), path: mount.point.destination.clone().into() })
+            .collect();
+        if !container.auto_remove() {
+            self.set_wanted(container, true)?;
+        }
+        let monitor = self.ensure_monitor(container)?;
+        ask(&monitor, &Request::Start(Box::new(Start { spec, copy_up, plan, rows, columns }))).map(drop).map_err(|error| {
+            let message = format!("failed to create task for container: {}", error.message);
+            if error.kind == Kind::Conflict { error } else { Error { message, ..error } }
+        })
+    }
+
+    /// Notes that the container is to run, or that a user stopped it.
+    pub(crate) fn set_wanted(&self, container: &Container, wanted: bool) -> Result<()> {
+        self.store.database.write(Durability::Process, |tx| {
+            tx.execute("UPDATE containers SET wanted = ?1 WHERE id = ?2", params![wanted, container.id.0])?;
+            Ok(())
+        })
+    }
+
+    fn release_address(&self, container: &Container) -> Result<()> {
+        self.store.database.write(Durability::Process, |tx| {
+            tx.execute("DELETE FROM endpoints WHERE container_id = ?1", [&container.id.0])?;
+            Ok(())
+        })
+    }
+
+    /// Stops a container; returns when it has ended.
+    pub fn stop(&self, reference: &str, signal: Option<&str>, timeout: Option<i64>) -> Result<()> {
+        let container = self.container(reference)?;
+        if !container.is_running() {
+            return Err(Error::new(Kind::NotModified, "container is already stopped"));
+        }
+        self.stop_container(&container, signal, timeout)
+    }
+
+    pub(crate) fn stop_container(&self, container: &Container, signal: Option<&str>, timeout: Option<i64>) -> Result<()> {
+        let signal = signal.filter(|signal| !signal.is_empty()).map(parse_signal).transpose()?;
+        if !container.auto_remove() {
+            self.set_wanted(container, false)?;
+        }
+        match self.monitor(container) {
+            Some(monitor) => ask(&monitor, &Request::Stop { signal, timeout }).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    pub fn restart(&self, reference: &str, signal: Option<&str>, timeout: Option<i64>) -> Result<()> {
+        let container = self.container(reference)?;
+        if container.is_running() {
+            self.stop_container(&container, signal, timeout)?;
+        }
+        let container = self.container(reference)?;
+        match self.start_container(&container, None) {
+            Err(error) if error.kind == Kind::NotModified => {}
+            other => other?,
+        }
+        self.container_event(&container, "restart", &[]);
+        Ok(())
+    }
+
+    pub fn kill(&self, reference: &str, signal: Option<&str>) -> Result<()> {
+        const SIGKILL: i32 = 9;
+        let container = self.container(reference)?;
+        let signal = signal.filter(|signal| !signal.is_empty()).map(parse_signal).transpose()?.unwrap_or(SIGKILL);
+        if !container.is_running() {
+            return Err(Error::conflict(format!(
+                "cannot kill container: {reference}: container {} is not running",
+                container.id
+            )));
+        }
+        if signal == SIGKILL || signal == stop_signal(&container) {
+            self.set_wanted(&container, false)?;
+        }
+        self.ask_monitor(&container, &Request::Kill { signal })
+            .map_err(|error| Error { message: format!("cannot kill container: {reference}: {}", error.message), ..error })?;
+        if signal == SIGKILL {
+            // As dockerd: the answer comes when the container has ended.
+            if let Some(monitor) = self.monitor(&container) {
+                let _ = ask(&monitor, &Request::Wait { next: false });
+            }
+        }
+        Ok(())
+    }
+
+    pub fn pause(&self, reference: &str, pause: bool) -> Result<()> {
+        let container = self.container(reference)?;
+        let request = if pause { Request::Pause } else { Request::Unpause };
+        self.ask_monitor(&container, &request).map(drop)
+    }
+
+    pub fn rename(&self, reference: &str, name: &str) -> Result<()> {
+        let container = self.container(reference)?;
+        let name = name.strip_prefix('/').unwrap_or(name);
+        if name.is_empty() {
+            return Err(Error::invalid("Neither old nor new names may be empty"));
+        }
+        if name == container.name {
+            return Err(Error::invalid("Renaming a container with the same name as its current name"));
+        }
+        names::check_name(name)?;
+        self.store.database.write(Durability::Power, |tx| {
+            if tx.execute("UPDATE OR IGNORE containers SET name = ?1 WHERE id = ?2", [name, &container.id.0])? > 0 {
+                return Ok(());
+            }
+            let error = name_conflict(tx, name)?;
+            Err(Error { message: format!("Error when allocating new name: {}", error.message), ..error })
+        })?;
+        if let Some(monitor) = self.monitor(&container) {
+            ask(&monitor, &Request::Update { name: Some(name.to_owned()), restart: None })?;
+        }
+        let old = container.name.clone();
+        let renamed = Container { name: name.to_owned(), ..container };
+        self.container_event(&renamed, "rename", &[("oldName", format!("/{old}"))]);
+        Ok(())
+    }
+
+    /// Sets the size of a container's terminal, in characters.
+    pub fn resize(&self, reference: &str, rows: u16, columns: u16) -> Result<()> {
+        let container = self.container(reference)?;
+        self.ask_monitor(&container, &Request::Resize { rows, columns }).map(drop)
+    }
+
+    /// Connects to a container's streams; one that has not been started yet gets its monitor now. The socket carries
+    /// the streams in the form that the API sends them.
+    pub fn attach(&self, container: &Container, options: &AttachOptions) -> Result<(UnixStream, Reply)> {
+        match container.state.status {
+            Status::Paused => {
+                let id = &container.id;
+                return Err(Error::conflict(format!("container {id} is paused, unpause the container before attach")));
+            }
+            Status::Restarting => {
+                let id = &container.id;
+                return Err(Error::conflict(format!("container {id} is restarting, wait until the container is running")));
+            }
+            _ => {}
+        }
+        let monitor = self.ensure_monitor(container)?;
+        let attach = Attach {
+            stdin: options.stdin && container.record.config.open_stdin,
+            stdout: options.stdout,
+            stderr: options.stderr,
+            detach_keys: detach_keys(options.detach_keys.as_deref())?,
+        };
+        let reply = ask(&monitor, &Request::Attach(attach))?;
+        self.container_event(container, "attach", &[]);
+        Ok((monitor, reply))
+    }
+}
+
+/// `ctrl-p,ctrl-q` as the bytes that a terminal sends (moby/term, `ToBytes`).
+pub(crate) fn detach_keys(text: Option<&str>) -> Result<Vec<u8>> {
+    let text = text.filter(|text| !text.is_empty()).unwrap_or("ctrl-p,ctrl-q");
+    let key = |key: &str| match key.strip_prefix("ctrl-") {
+        None if key.len() == 1 => Some(key.as_bytes()[0]),
+        None if key.eq_ignore_ascii_case("del") => Some(127),
+        Some(control) if control.len() == 1 => match control.as_bytes()[0] {
+            letter @ b'a'..=b'z' => Some(letter - b'a' + 1),
+            b'@' => Some(0),
+            b'[' => Some(27),
+            b'\\' => Some(28),
+            b']' => Some(29),
+            b'^' => Some(30),
+            b'_' => Some(31),
+            _ => None,
+        },
+        _ => None,
+    };
+    text.split(',')
+        .map(|word| key(word).ok_or_else(|| Error::invalid(format!("Invalid detach keys ({text}) provided"))))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn detach_keys_are_what_a_terminal_sends() {
+        assert_eq!(super::detach_keys(None).unwrap(), [16, 17]);
+        assert_eq!(super::detach_keys(Some("ctrl-a,x,ctrl-[")).unwrap(), [1, b'x', 27]);
+        assert!(super::detach_keys(Some("ctrl-,")).is_err());
+    }
+}

@@ -1,0 +1,188 @@
+//! The engine's side of the monitor's socket: starting monitors and talking to them.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use dhow_monitor::protocol::{LogConfig, Reply, Request, receive, send};
+use dhow_monitor::{Overlay, Setup, state};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+use crate::error::Context;
+use crate::{Container, Engine, Error, Result};
+
+/// The hidden command that is the monitor; its socket is standard input.
+const MONITOR: &str = "monitor";
+/// How long a dying monitor is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Connects to the monitor of a run directory.
+pub(crate) fn connect(run: &Path) -> io::Result<UnixStream> {
+    let directory = rustix::fs::open(run, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    // A Unix address holds 107 bytes: the long path is replaced by a descriptor of the directory.
+    UnixStream::connect(dhow_sys::root::descriptor_path(directory.as_fd()).join(state::SOCKET))
+}
+
+/// Sends a request and reads the reply.
+pub(crate) fn ask(stream: &UnixStream, request: &Request) -> Result<Reply> {
+    send(stream, request).context(|| "send a request to the container's monitor".to_owned())?;
+    let reply: Reply = receive(stream).context(|| "hear from the container's monitor".to_owned())?;
+    match reply.error {
+        Some(failure) => Err(failure.into()),
+        None => Ok(reply),
+    }
+}
+
+impl Engine {
+    /// The running monitor of a container; `None` when it has none.
+    pub(crate) fn monitor(&self, container: &Container) -> Option<UnixStream> {
+        connect(&self.paths().run(&container.id.0)).ok()
+    }
+
+    /// Asks the monitor of a running container.
+    pub(crate) fn ask_monitor(&self, container: &Container, request: &Request) -> Result<Reply> {
+        let not_running = || Error::conflict(format!("container {} is not running", container.id));
+        ask(&self.monitor(container).ok_or_else(not_running)?, request)
+    }
+
+    /// The container's monitor, started if there is none.
+    pub(crate) fn ensure_monitor(&self, container: &Container) -> Result<UnixStream> {
+        let run = self.paths().run(&container.id.0);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Ok(stream) = connect(&run) {
+                return Ok(stream);
+            }
+            match self.spawn_monitor(container)? {
+                Some(stream) => return Ok(stream),
+                // Another engine was faster, or the last one is still going.
+                None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
+                None => return Err(Error::internal(format!("the monitor of container {} does not answer", container.id))),
+            }
+        }
+    }
+
+    /// Starts a monitor; `None` when one holds the container's lock.
+    fn spawn_monitor(&self, container: &Container) -> Result<Option<UnixStream>> {
+        let (ours, theirs) = dhow_sys::socket::stream_pair().context(|| "create a socket pair".to_owned())?;
+        let program = protected_program()?;
+        let what = || "start the container's monitor".to_owned();
+        let mut command = self_command(&program);
+        let child = command
+            .args([MONITOR, &container.id.0])
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .env_clear()
+            .spawn()
+            .context(what)?;
+        drop(command);
+        // The monitor outlives this process or is nobody's child when it ends; a daemon reaps it in the background.
+        reap_later(child);
+        let stream = UnixStream::from(ours);
+        send(&stream, &self.setup(container)).context(what)?;
+        let reply: Reply = receive(&stream).context(what)?;
+        match reply.error {
+            None => Ok(Some(stream)),
+            Some(failure) if failure.kind == dhow_monitor::protocol::FailureKind::Conflict => Ok(None),
+            Some(failure) => Err(failure.into()),
+        }
+    }
+
+    fn setup(&self, container: &Container) -> Setup {
+        let paths = self.paths();
+        let (record, host) = (&container.record, &container.record.host_config);
+        let directory = paths.container(&container.id.0);
+        let layer = &record.layer;
+        Setup {
+            id: container.id.0.clone(),
+            name: container.name.clone(),
+            run: paths.run(&container.id.0),
+            overlay: Overlay {
+                directory: layer.directory.clone(),
+                lower: layer.lower.clone(),
+                upper: layer.upper.clone(),
+                work: layer.work.clone(),
+            },
+            user: record.config.user.clone(),
+            groups: host.group_add.clone().unwrap_or_default(),
+            tty: record.config.tty,
+            open_stdin: record.config.open_stdin,
+            stdin_once: record.config.stdin_once,
+            log: self.log_config(container, &directory),
+            directory,
+            restart: container.restart(),
+            auto_remove: host.auto_remove,
+            stop_signal: crate::lifecycle::stop_signal(container),
+            stop_timeout: record.config.stop_timeout.unwrap_or(self.settings.stop_timeout),
+            events: paths.events(),
+            attributes: container.event_attributes(),
+            reaper: self.own_arguments(&["system", "reap", &container.id.0]),
+            all_capabilities: dhow_runtime::capabilities::NAMES[..=dhow_runtime::capabilities::last()]
+                .iter()
+                .map(|name| (*name).to_owned())
+                .collect(),
+        }
+    }
+
+    /// Arguments with which this program works on the same roots.
+    fn own_arguments(&self, command: &[&str]) -> Vec<String> {
+        let path = |path: &Path| path.to_string_lossy().into_owned();
+        let mut args = vec![
+            "dhow".to_owned(),
+            "--data-root".into(),
+            path(&self.paths().data),
+            "--exec-root".into(),
+            path(&self.paths().exec),
+        ];
+        args.extend(command.iter().map(|word| (*word).to_owned()));
+        args
+    }
+
+    fn log_config(&self, container: &Container, directory: &Path) -> LogConfig {
+        let log = &container.record.host_config.log_config;
+        if log.kind == "none" {
+            return LogConfig::None;
+        }
+        let size = log.config.get("max-size").and_then(|size| crate::units::parse_bytes(size)).filter(|size| *size > 0);
+        let files = log.config.get("max-file").and_then(|files| files.parse().ok());
+        LogConfig::JsonFile {
+            path: directory.join(format!("{}-json.log", container.id)),
+            max_size: size.map_or(self.settings.log_max_size, |size| size as u64),
+            max_files: files.unwrap_or(self.settings.log_max_files),
+            extra: crate::logs::extra_attributes(container),
+        }
+    }
+}
+
+/// This program on a read-only mount: nobody who gets at `/proc/PID/exe` of a process that enters a container can write to
+/// the file behind it (CVE-2019-5736).
+fn protected_program() -> Result<OwnedFd> {
+    let what = || "open the own program".to_owned();
+    let program =
+        open_tree(CWD, "/proc/self/exe", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC).context(what)?;
+    let read_only = dhow_sys::mount::MountAttr::new(dhow_sys::mount::ATTR_RDONLY, 0);
+    dhow_sys::mount::mount_setattr(program.as_fd(), false, &read_only).context(what)?;
+    Ok(program)
+}
+
+fn self_command(program: &OwnedFd) -> Command {
+    let mut command = Command::new(dhow_sys::root::descriptor_path(program.as_fd()));
+    command.arg0("dhow");
+    command
+}
+
+/// Waits for a child in the background, so that it does not stay a zombie of a long-lived engine.
+fn reap_later(child: std::process::Child) {
+    use std::sync::{Mutex, OnceLock, PoisonError};
+    static CHILDREN: OnceLock<Mutex<Vec<std::process::Child>>> = OnceLock::new();
+    let mut children = CHILDREN.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+    // Each new child is the occasion to collect the finished ones: no thread, and never more than those since the last.
+    children.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+    children.push(child);
+}

@@ -1,0 +1,229 @@
+//! The list of containers, with its filters.
+
+use dhow_api::container::{Port, Summary, SummaryHostConfig, SummaryNetworks};
+use dhow_monitor::state::Status;
+use regex_lite::Regex;
+
+use crate::container::Container;
+use crate::inspect::mount_points;
+use crate::units::human_duration;
+use crate::{Engine, Error, Filters, Result};
+
+#[derive(Clone, Debug, Default)]
+pub struct ListQuery {
+    pub all: bool,
+    pub limit: Option<usize>,
+    pub size: bool,
+    pub filters: Filters,
+}
+
+const FILTERS: [&str; 15] = [
+    "ancestor",
+    "before",
+    "exited",
+    "expose",
+    "health",
+    "id",
+    "is-task",
+    "isolation",
+    "label",
+    "name",
+    "network",
+    "publish",
+    "since",
+    "status",
+    "volume",
+];
+const STATES: [&str; 7] = ["created", "running", "paused", "restarting", "removing", "exited", "dead"];
+
+impl Engine {
+    pub fn list(&self, query: &ListQuery) -> Result<Vec<Summary>> {
+        let filters = &query.filters;
+        filters.check(&FILTERS)?;
+        if let Some(state) = filters.get("status").iter().find(|state| !STATES.contains(&state.as_str())) {
+            return Err(Error::invalid(format!("invalid filter 'status={state}'")));
+        }
+        let codes: Vec<i32> = filters
+            .get("exited")
+            .iter()
+            .map(|code| code.parse().map_err(|_| Error::invalid(format!("invalid filter 'exited={code}'"))))
+            .collect::<Result<_>>()?;
+        let created = |key: &str| -> Result<Option<i64>> {
+            filters.get(key).first().map(|reference| self.container(reference).map(|container| container.created)).transpose()
+        };
+        let (before, since) = (created("before")?, created("since")?);
+        let names: Vec<Regex> = filters
+            .get("name")
+            .iter()
+            .map(|pattern| Regex::new(pattern).map_err(|_| Error::invalid(format!("invalid filter 'name={pattern}'"))))
+            .collect::<Result<_>>()?;
+        let ancestors: Vec<_> =
+            filters.get("ancestor").iter().map(|name| self.find_image(name).map(|image| image.row.id)).collect();
+        let all = query.all
+            || query.limit.is_some()
+            || !filters.get("status").is_empty()
+            || !codes.is_empty()
+            || before.is_some()
+            || since.is_some();
+        let matches = |container: &Container| {
+            let (id, name) = (container.id.0.as_str(), container.name.as_str());
+            (all || container.is_running())
+                && filters.any("id", |prefix| id.starts_with(prefix))
+                && (names.is_empty() || names.iter().any(|regex| regex.is_match(name) || regex.is_match(&format!("/{name}"))))
+                && filters.any("status", |state| state == container.state.status.as_str())
+                && (codes.is_empty() || (container.state.status == Status::Exited && codes.contains(&container.state.exit_code)))
+                && filters.labels(&container.labels())
+                && before.is_none_or(|time| container.created < time)
+                && since.is_none_or(|time| container.created > time)
+                && (ancestors.is_empty()
+                    || ancestors.iter().any(|image| image.as_ref().is_ok_and(|image| *image == container.image_id)))
+                && filters.any("network", |network| network == container.record.host_config.network_mode)
+                && filters.any("volume", |volume| {
+                    container.record.mounts.iter().any(|mount| mount.point.name == volume || mount.point.destination == volume)
+                })
+                && filters.any("health", |health| health == "none")
+                && filters.any("is-task", |task| !matches!(task, "true" | "1"))
+                && filters.any("publish", |port| published(container, port))
+                && filters.any("expose", |port| exposed(container, port))
+        };
+        let mut summaries = Vec::new();
+        let mut images = std::collections::HashMap::new();
+        for stored in self.stored_containers()? {
+            let mut container = self.complete(stored)?;
+            if !container.supervised && self.paths().run(&container.id.0).exists() {
+                self.recover(&container)?;
+                match self.container(&container.id.0) {
+                    Ok(now) => container = now,
+                    Err(_) => continue,
+                }
+            }
+            if !matches(&container) {
+                continue;
+            }
+            let image = images.entry(container.image_id).or_insert_with(|| self.image_name(&container)).clone();
+            summaries.push(self.summary(&container, image, query.size)?);
+            if query.limit.is_some_and(|limit| summaries.len() == limit) {
+                break;
+            }
+        }
+        Ok(summaries)
+    }
+
+    /// The image as the list shows it: the name it was given, or its ID where that now leads elsewhere.
+    fn image_name(&self, container: &Container) -> String {
+        match self.find_image(&container.record.image) {
+            Ok(image) if image.row.id == container.image_id => container.record.image.clone(),
+            _ => container.image_id.to_string(),
+        }
+    }
+
+    fn summary(&self, container: &Container, image: String, size: bool) -> Result<Summary> {
+        let record = &container.record;
+        let command = std::iter::once(&record.path)
+            .chain(&record.args)
+            .map(|word| if word.contains(' ') { format!("'{word}'") } else { word.clone() });
+        let sizes = if size { Some(self.sizes(container)?) } else { None };
+        Ok(Summary {
+            id: container.id.0.clone(),
+            names: vec![format!("/{}", container.name)],
+            image,
+            image_id: container.image_id.to_string(),
+            command: command.collect::<Vec<_>>().join(" "),
+            created: container.created.div_euclid(1_000_000_000),
+            ports: ports(container),
+            size_rw: sizes.map(|(own, _)| own).filter(|own| *own > 0),
+            size_root_fs: sizes.map(|(_, all)| all),
+            labels: container.labels(),
+            state: container.state.status.as_str().to_owned(),
+            status: status_text(container),
+            host_config: SummaryHostConfig { network_mode: record.host_config.network_mode.clone(), annotations: None },
+            network_settings: SummaryNetworks {
+                networks: if record.host_config.network_mode.starts_with("container:") {
+                    Default::default()
+                } else {
+                    [(record.host_config.network_mode.clone(), self.endpoint(container)?)].into()
+                },
+            },
+            mounts: mount_points(container),
+        })
+    }
+
+    /// Bytes that a container wrote, and those with its image.
+    pub fn sizes(&self, container: &Container) -> Result<(i64, i64)> {
+        let own = disk_usage(&container.record.layer.directory.join(&container.record.layer.upper));
+        let image = self.store.image(&container.image_id)?.map_or(0, |image| image.row.size);
+        Ok((own as i64, (own + image) as i64))
+    }
+}
+
+fn disk_usage(path: &std::path::Path) -> u64 {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(stat) if stat.is_dir() => disk_usage(&entry.path()),
+            Ok(stat) if stat.is_file() => stat.len(),
+            _ => 0,
+        })
+        .sum()
+}
+
+/// `Up 2 minutes`, `Exited (1) 3 seconds ago` (moby, `State.String`).
+pub(crate) fn status_text(container: &Container) -> String {
+    let state = &container.state;
+    let ago = |time: i64| human_duration((dhow_oci::time::now() - time).max(0) / 1_000_000_000);
+    match state.status {
+        Status::Running => format!("Up {}", ago(state.started)),
+        Status::Paused => format!("Up {} (Paused)", ago(state.started)),
+        Status::Restarting => format!("Restarting ({}) {} ago", state.exit_code, ago(state.finished)),
+        Status::Removing => "Removal In Progress".to_owned(),
+        Status::Dead => "Dead".to_owned(),
+        Status::Created => "Created".to_owned(),
+        Status::Exited => format!("Exited ({}) {} ago", state.exit_code, ago(state.finished)),
+    }
+}
+
+fn ports(container: &Container) -> Vec<Port> {
+    let Some(network) = &container.state.network else {
+        return if container.is_running() { exposed_ports(container) } else { Vec::new() };
+    };
+    let mut ports: Vec<Port> = network
+        .ports
+        .iter()
+        .map(|publish| Port {
+            ip: publish.host_address.to_string(),
+            private_port: publish.container_port,
+            public_port: publish.host_port,
+            kind: publish.protocol.as_str().to_owned(),
+        })
+        .collect();
+    let open = |port: &Port| ports.iter().any(|other| (other.private_port, &other.kind) == (port.private_port, &port.kind));
+    let rest: Vec<Port> = exposed_ports(container).into_iter().filter(|port| !open(port)).collect();
+    ports.extend(rest);
+    ports
+}
+
+fn exposed_ports(container: &Container) -> Vec<Port> {
+    let exposed = container.record.config.exposed_ports.iter().flatten();
+    exposed
+        .filter_map(|(text, _)| crate::ports::parse_port(text).ok())
+        .map(|(number, protocol)| Port { private_port: number, kind: protocol.as_str().to_owned(), ..Port::default() })
+        .collect()
+}
+
+/// `80`, `80/tcp`, `8000-8010/udp`
+fn in_range(filter: &str, number: u16, protocol: &str) -> bool {
+    let (range, wanted) = filter.split_once('/').unwrap_or((filter, "tcp"));
+    let (first, last) = range.split_once('-').unwrap_or((range, range));
+    wanted == protocol
+        && first.parse().is_ok_and(|first: u16| first <= number)
+        && last.parse().is_ok_and(|last: u16| number <= last)
+}
+
+fn published(container: &Container, filter: &str) -> bool {
+    let ports = container.state.network.iter().flat_map(|network| &network.ports);
+    ports.into_iter().any(|port| in_range(filter, port.host_port, port.protocol.as_str()))
+}
+
+fn exposed(container: &Container, filter: &str) -> bool {
+    exposed_ports(container).iter().any(|port| in_range(filter, port.private_port, &port.kind))
+}

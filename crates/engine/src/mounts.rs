@@ -1,0 +1,303 @@
+//! A container's mounts: `Binds`, `Mounts`, `Tmpfs` and the image's volumes, resolved to what the runtime mounts.
+
+use std::path::{Component, Path, PathBuf};
+
+use dhow_api::config::{Config, HostConfig, Mount};
+use dhow_api::container::MountPoint;
+use dhow_oci::time::now;
+use dhow_runtime::spec;
+use dhow_store::Durability;
+
+use crate::container::{Container, MountRecord};
+use crate::error::Context;
+use crate::{Engine, Error, Result, names};
+
+const PROPAGATIONS: [&str; 6] = ["private", "rprivate", "shared", "rshared", "slave", "rslave"];
+
+impl Engine {
+    /// Resolves all mounts of a new container; also the names of its volumes, which are made where missing.
+    pub(crate) fn resolve_mounts(&self, config: &Config, host: &HostConfig) -> Result<(Vec<MountRecord>, Vec<String>)> {
+        let mut records: Vec<MountRecord> = Vec::new();
+        let mut add = |record: MountRecord| {
+            if records.iter().any(|other| other.point.destination == record.point.destination) {
+                return Err(Error::invalid(format!("Duplicate mount point: {}", record.point.destination)));
+            }
+            records.push(record);
+            Ok(())
+        };
+        for bind in host.binds.iter().flatten() {
+            add(self.bind(bind)?)?;
+        }
+        for mount in host.mounts.iter().flatten() {
+            add(self.mount(mount)?)?;
+        }
+        for (path, options) in host.tmpfs.iter().flatten() {
+            add(tmpfs(path, options)?)?;
+        }
+        for path in config.volumes.iter().flatten().map(|(path, _)| path) {
+            let destination = clean(path)?;
+            if !records.iter().any(|other| other.point.destination == destination) {
+                records.push(self.volume(&names::random_id()?, &destination, "", true, true)?);
+            }
+        }
+        let volumes =
+            records.iter().filter(|record| record.point.kind == "volume").map(|record| record.point.name.clone()).collect();
+        Ok((records, volumes))
+    }
+
+    /// `SOURCE:DESTINATION[:MODE]` or `DESTINATION`
+    fn bind(&self, text: &str) -> Result<MountRecord> {
+        let invalid = || Error::invalid(format!("invalid volume specification: '{text}'"));
+        let parts: Vec<&str> = text.split(':').collect();
+        let (source, destination, mode) = match parts[..] {
+            [destination] => (None, destination, ""),
+            [source, destination] => (Some(source), destination, ""),
+            [source, destination, mode] => (Some(source), destination, mode),
+            _ => return Err(invalid()),
+        };
+        if !destination.starts_with('/') {
+            return Err(Error::invalid(format!(
+                "invalid volume specification: '{text}': invalid mount config for type \"bind\": invalid mount path: '{destination}' mount path must be absolute"
+            )));
+        }
+        let destination = clean(destination)?;
+        let mut writable = true;
+        let mut propagation = "rprivate";
+        let mut copy = true;
+        for word in mode.split(',').filter(|word| !word.is_empty()) {
+            match word {
+                "ro" => writable = false,
+                "rw" | "z" | "Z" | "consistent" | "cached" | "delegated" => {}
+                "nocopy" | "volume-nocopy" => copy = false,
+                word if PROPAGATIONS.contains(&word) => propagation = word,
+                _ => return Err(Error::invalid(format!("invalid mode: {mode}"))),
+            }
+        }
+        match source {
+            None => self.volume(&names::random_id()?, &destination, mode, writable, copy),
+            Some(source) if source.starts_with('/') => Ok(bind(&clean(source)?, &destination, mode, writable, propagation, true)),
+            Some(source) => {
+                check_volume_name(source)?;
+                self.volume(source, &destination, if mode.is_empty() { "z" } else { mode }, writable, copy)
+            }
+        }
+    }
+
+    fn mount(&self, mount: &Mount) -> Result<MountRecord> {
+        let invalid = |why: String| Error::invalid(format!("invalid mount config for type \"{}\": {why}", mount.kind));
+        if mount.target.is_empty() {
+            return Err(invalid("field Target must not be empty".to_owned()));
+        }
+        if !mount.target.starts_with('/') {
+            return Err(invalid(format!("invalid mount path: '{}' mount path must be absolute", mount.target)));
+        }
+        let destination = clean(&mount.target)?;
+        match mount.kind.as_str() {
+            "bind" => {
+                if mount.source.is_empty() {
+                    return Err(invalid("field Source must not be empty".to_owned()));
+                }
+                if !mount.source.starts_with('/') {
+                    return Err(invalid(format!("invalid mount path: '{}' mount path must be absolute", mount.source)));
+                }
+                let options = mount.bind_options.clone().unwrap_or_default();
+                if !Path::new(&mount.source).exists() && !options.create_mountpoint {
+                    return Err(invalid(format!("bind source path does not exist: {}", mount.source)));
+                }
+                let propagation = if options.propagation.is_empty() { "rprivate" } else { options.propagation.as_str() };
+                if !PROPAGATIONS.contains(&propagation) {
+                    return Err(invalid(format!("invalid propagation mode: {propagation}")));
+                }
+                let mut record =
+                    bind(&clean(&mount.source)?, &destination, "", !mount.read_only, propagation, options.create_mountpoint);
+                if options.non_recursive {
+                    record.options.iter_mut().filter(|option| *option == "rbind").for_each(|option| *option = "bind".to_owned());
+                }
+                if options.read_only_non_recursive {
+                    record.options.iter_mut().filter(|option| *option == "rro").for_each(|option| *option = "ro".to_owned());
+                }
+                Ok(record)
+            }
+            "volume" => {
+                let options = mount.volume_options.clone().unwrap_or_default();
+                if !options.subpath.is_empty() {
+                    return Err(invalid("a subpath of a volume is not supported yet".to_owned()));
+                }
+                let name = if mount.source.is_empty() { names::random_id()? } else { mount.source.clone() };
+                check_volume_name(&name)?;
+                self.volume(&name, &destination, "z", !mount.read_only, !options.no_copy)
+            }
+            "tmpfs" => {
+                let options = mount.tmpfs_options.clone().unwrap_or_default();
+                let mut words = Vec::new();
+                if options.size_bytes > 0 {
+                    words.push(format!("size={}", options.size_bytes));
+                }
+                if options.mode > 0 {
+                    words.push(format!("mode={:o}", options.mode));
+                }
+                if mount.read_only {
+                    words.push("ro".to_owned());
+                }
+                tmpfs(&destination, &words.join(","))
+            }
+            other => Err(Error::invalid(format!("mount type unknown: {other}"))),
+        }
+    }
+
+    /// A named volume, made if it does not exist.
+    fn volume(&self, name: &str, destination: &str, mode: &str, writable: bool, copy_up: bool) -> Result<MountRecord> {
+        let path = self.paths().volume(name);
+        let what = || format!("create volume {name}");
+        let made = self.store.database.write::<bool, Error>(Durability::Power, |tx| {
+            let record = serde_json::json!({ "driver": "local", "created": now(), "labels": {}, "options": {} }).to_string();
+            Ok(tx.execute("INSERT OR IGNORE INTO volumes (name, record) VALUES (?1, ?2)", [name, &record])? > 0)
+        })?;
+        std::fs::create_dir_all(&path).context(what)?;
+        if made {
+            self.event("volume", "create", name, [("driver".to_owned(), "local".to_owned())].into());
+        }
+        let mut options = vec!["rbind".to_owned(), "rprivate".to_owned()];
+        if !writable {
+            options.push("rro".to_owned());
+        }
+        Ok(MountRecord {
+            point: MountPoint {
+                kind: "volume".to_owned(),
+                name: name.to_owned(),
+                source: path.to_string_lossy().into_owned(),
+                destination: destination.to_owned(),
+                driver: "local".to_owned(),
+                mode: mode.to_owned(),
+                rw: writable,
+                propagation: String::new(),
+            },
+            options,
+            copy_up,
+            create_source: true,
+        })
+    }
+
+    /// Makes the host's side of a container's mounts where it may be missing.
+    pub(crate) fn prepare_mounts(&self, container: &Container) -> Result<()> {
+        for mount in container.record.mounts.iter().filter(|mount| mount.create_source) {
+            let source = Path::new(&mount.point.source);
+            if !source.exists() {
+                std::fs::create_dir_all(source).context(|| {
+                    format!("error while creating mount source path '{}': mkdir {}", source.display(), source.display())
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn bind(source: &str, destination: &str, mode: &str, writable: bool, propagation: &str, create: bool) -> MountRecord {
+    let mut options = vec!["rbind".to_owned(), propagation.to_owned()];
+    if !writable {
+        // Read-only all the way down, as Docker since 25 where the kernel can (5.12).
+        options.push("rro".to_owned());
+    }
+    MountRecord {
+        point: MountPoint {
+            kind: "bind".to_owned(),
+            source: source.to_owned(),
+            destination: destination.to_owned(),
+            mode: mode.to_owned(),
+            rw: writable,
+            propagation: propagation.to_owned(),
+            ..MountPoint::default()
+        },
+        options,
+        copy_up: false,
+        create_source: create,
+    }
+}
+
+fn tmpfs(path: &str, words: &str) -> Result<MountRecord> {
+    const FLAGS: [&str; 14] = [
+        "ro",
+        "rw",
+        "exec",
+        "noexec",
+        "suid",
+        "nosuid",
+        "dev",
+        "nodev",
+        "noatime",
+        "relatime",
+        "strictatime",
+        "nodiratime",
+        "sync",
+        "async",
+    ];
+    const KEYS: [&str; 8] = ["size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "mpol", "huge"];
+    if !path.starts_with('/') {
+        return Err(Error::invalid(format!("invalid mount path: '{path}' mount path must be absolute")));
+    }
+    let destination = clean(path)?;
+    let mut options: Vec<String> = ["noexec", "nosuid", "nodev"].map(str::to_owned).to_vec();
+    let mut writable = true;
+    for word in words.split(',').filter(|word| !word.is_empty()) {
+        let key = word.split('=').next().unwrap_or_default();
+        if !FLAGS.contains(&word) && !KEYS.contains(&key) {
+            return Err(Error::invalid(format!("invalid tmpfs option [\"{word}\"]")));
+        }
+        writable &= word != "ro";
+        options.push(word.to_owned());
+    }
+    Ok(MountRecord {
+        point: MountPoint { kind: "tmpfs".to_owned(), destination, rw: writable, ..MountPoint::default() },
+        options,
+        copy_up: false,
+        create_source: false,
+    })
+}
+
+/// An absolute path without `.`, `..` and doubled slashes.
+fn clean(path: &str) -> Result<String> {
+    let mut clean = PathBuf::from("/");
+    for part in Path::new(path).components() {
+        match part {
+            Component::Normal(name) => clean.push(name),
+            Component::ParentDir => drop(clean.pop()),
+            _ => {}
+        }
+    }
+    let text = clean.to_string_lossy().into_owned();
+    if text == "/" && path != "/" || text.contains('\0') {
+        return Err(Error::invalid(format!(
+            "invalid volume specification: '{path}': invalid specification: destination can't be '/'"
+        )));
+    }
+    Ok(text)
+}
+
+/// `[a-zA-Z0-9][a-zA-Z0-9_.-]*`
+fn check_volume_name(name: &str) -> Result<()> {
+    let valid = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    if name.bytes().all(valid) && name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric()) && name.len() > 1 {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "create {name}: \"{name}\" includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path"
+    )))
+}
+
+/// The mounts for the runtime, outer paths before what lies in them.
+pub(crate) fn spec_mounts(container: &Container) -> Vec<spec::Mount> {
+    let mut mounts: Vec<spec::Mount> = container
+        .record
+        .mounts
+        .iter()
+        .map(|record| spec::Mount {
+            destination: record.point.destination.clone(),
+            kind: if record.point.kind == "tmpfs" { "tmpfs" } else { "bind" }.to_owned(),
+            source: Some(if record.point.kind == "tmpfs" { "tmpfs".to_owned() } else { record.point.source.clone() }),
+            options: record.options.clone(),
+            ..spec::Mount::default()
+        })
+        .collect();
+    mounts.sort_by_key(|mount| mount.destination.split('/').count());
+    mounts
+}

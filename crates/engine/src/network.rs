@@ -1,0 +1,248 @@
+//! The default network: its subnet and the addresses in it, and the files that tell a container its names.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use dhow_network::address::{Subnet, default_pools};
+use dhow_network::{Bridge, Plan, host_networks, mac_of};
+use dhow_store::Durability;
+use dhow_store::rusqlite::{OptionalExtension, params};
+use serde::{Deserialize, Serialize};
+
+use crate::container::Container;
+use crate::error::Context;
+use crate::{Engine, Error, Result, names};
+
+/// A network as the database has it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct NetworkRecord {
+    pub bridge: Bridge,
+    /// Nanoseconds.
+    pub created: i64,
+    /// The address that was given out last.
+    #[serde(default)]
+    pub last: Option<Ipv4Addr>,
+}
+
+pub(crate) struct Network {
+    pub id: String,
+    pub name: String,
+    pub record: NetworkRecord,
+}
+
+const DEFAULT: &str = "bridge";
+const BRIDGE: &str = "dhow0";
+const MTU: u32 = 1500;
+/// Loopback is of no use to a container, and a container without any resolver asks these, as Docker's do.
+const FALLBACK_RESOLVERS: [&str; 2] = ["8.8.8.8", "8.8.4.4"];
+
+impl Engine {
+    /// The network named `bridge`; its subnet is chosen when it is first used, apart from what the host uses.
+    pub(crate) fn default_network(&self) -> Result<Network> {
+        let read = |db: &dhow_store::rusqlite::Connection| -> Result<Option<Network>> {
+            let row = db
+                .prepare_cached("SELECT id, record FROM networks WHERE name = ?1")?
+                .query_row([DEFAULT], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))
+                .optional()?;
+            row.map(|(id, record)| {
+                let record = serde_json::from_str(&record).context(|| "read the record of network bridge".to_owned())?;
+                Ok(Network { id, name: DEFAULT.to_owned(), record })
+            })
+            .transpose()
+        };
+        if let Some(network) = self.store.database.read(read)? {
+            return Ok(network);
+        }
+        let used = host_networks().context(|| "choose a subnet".to_owned())?;
+        let free = |pool: &Subnet| !used.iter().any(|network| network.overlaps(pool));
+        let subnet = default_pools()
+            .find(free)
+            .ok_or_else(|| Error::internal("all predefined address pools have been fully subnetted"))?;
+        // Engines with roots of their own share the host: each has its own bridge.
+        let name = if self.paths().data == std::path::Path::new("/var/lib/dhow") {
+            BRIDGE.to_owned()
+        } else {
+            format!("dhow{}", &dhow_oci::Digest::of(self.paths().data.as_os_str().as_encoded_bytes()).hex()[..8])
+        };
+        let record = NetworkRecord {
+            bridge: Bridge { name, subnet, subnet6: None, mtu: MTU },
+            created: dhow_oci::time::now(),
+            last: None,
+        };
+        let text = serde_json::to_string(&record).context(|| "encode the record of network bridge".to_owned())?;
+        let id = names::random_id()?;
+        self.store.database.write(Durability::Power, |tx| {
+            tx.execute("INSERT OR IGNORE INTO networks (id, name, record) VALUES (?1, ?2, ?3)", params![id, DEFAULT, text])?;
+            read(tx)?.ok_or_else(|| Error::internal("the default network vanished"))
+        })
+    }
+
+    /// Gives a container its address, and says what its monitor must set up. `None` without a network of its own.
+    pub(crate) fn plan(&self, container: &Container) -> Result<Option<Plan>> {
+        let host = &container.record.host_config;
+        if host.network_mode != DEFAULT {
+            return Ok(None);
+        }
+        let network = self.default_network()?;
+        let ports = crate::ports::publishes(&container.record.config, host)?;
+        let has_ipv6 = network.record.bridge.subnet6.is_some();
+        let ports = ports.into_iter().filter(|port| has_ipv6 || port.host_address.is_ipv4()).collect();
+        let ipv4 = self.assign(container, &network)?;
+        let mac = match &container.record.mac {
+            Some(text) => parse_mac(text)?,
+            None => mac_of(ipv4),
+        };
+        Ok(Some(Plan {
+            ipv6: network.record.bridge.subnet6.map(|subnet| subnet.mapped(ipv4)),
+            bridge: network.record.bridge,
+            ipv4,
+            mac,
+            link: format!("veth{}", &names::random_id()?[..7]),
+            ports,
+        }))
+    }
+
+    /// Takes the next free address of the network for a container. One that is not running any more has none.
+    fn assign(&self, container: &Container, network: &Network) -> Result<Ipv4Addr> {
+        let endpoint = names::random_id()?;
+        self.store.database.write(Durability::Process, |tx| {
+            let text: String = tx.query_row("SELECT record FROM networks WHERE id = ?1", [&network.id], |row| row.get(0))?;
+            let mut record: NetworkRecord = serde_json::from_str(&text).context(|| "read the record of a network".to_owned())?;
+            let taken = |address: Ipv4Addr| -> bool {
+                let query = "SELECT 1 FROM endpoints WHERE network_id = ?1 AND ipv4 = ?2";
+                let statement = tx.prepare_cached(query);
+                statement.and_then(|mut statement| statement.exists(params![network.id, address.to_bits()])).unwrap_or(true)
+            };
+            tx.execute("DELETE FROM endpoints WHERE container_id = ?1", [&container.id.0])?;
+            let address = match record.bridge.subnet.next_free(record.last, taken) {
+                Some(address) => address,
+                None => {
+                    // Stopped containers keep theirs until it is needed.
+                    self.release_addresses(tx, &network.id)?;
+                    record.bridge.subnet.next_free(record.last, taken).ok_or_else(|| {
+                        Error::internal(format!(
+                            "no available IPv4 addresses on this network's address pools: {} ({})",
+                            network.name, network.id
+                        ))
+                    })?
+                }
+            };
+            record.last = Some(address);
+            let text = serde_json::to_string(&record).context(|| "encode the record of a network".to_owned())?;
+            tx.execute("UPDATE networks SET record = ?1 WHERE id = ?2", params![text, network.id])?;
+            tx.execute(
+                "INSERT INTO endpoints (container_id, network_id, endpoint_id, ipv4) VALUES (?1, ?2, ?3, ?4)",
+                params![container.id.0, network.id, endpoint, address.to_bits()],
+            )?;
+            Ok(address)
+        })
+    }
+
+    fn release_addresses(&self, tx: &dhow_store::rusqlite::Connection, network: &str) -> Result<()> {
+        let mut statement = tx.prepare("SELECT container_id FROM endpoints WHERE network_id = ?1")?;
+        let holders: Vec<String> = statement.query_map([network], |row| row.get(0))?.collect::<Result<_, _>>()?;
+        for id in holders.iter().filter(|id| !dhow_monitor::state::is_locked(&self.paths().run(id))) {
+            tx.execute("DELETE FROM endpoints WHERE container_id = ?1", [id])?;
+        }
+        Ok(())
+    }
+
+    /// The endpoint's id of a container in the default network.
+    pub(crate) fn endpoint_id(&self, container: &Container) -> Result<Option<String>> {
+        self.store.database.read(|db| {
+            let query = "SELECT endpoint_id FROM endpoints WHERE container_id = ?1";
+            Ok(db.prepare_cached(query)?.query_row([&container.id.0], |row| row.get(0)).optional()?)
+        })
+    }
+
+    /// The directory with the container's `hosts`, `hostname` and `resolv.conf`; a shared network shares them.
+    pub(crate) fn name_files(&self, container: &Container) -> PathBuf {
+        let owner = container.record.host_config.network_mode.strip_prefix("container:").unwrap_or(&container.id.0);
+        self.paths().container(owner)
+    }
+
+    /// Writes the name files.
+    pub(crate) fn write_name_files(&self, container: &Container, plan: Option<&Plan>) -> Result<()> {
+        let (config, host) = (&container.record.config, &container.record.host_config);
+        if host.network_mode.starts_with("container:") {
+            return Ok(());
+        }
+        let directory = self.paths().container(&container.id.0);
+        let write = |name: &str, content: &str| {
+            let path = directory.join(name);
+            fs::write(&path, content).context(|| format!("write {}", path.display()))?;
+            rustix::fs::chmod(&path, rustix::fs::Mode::from_raw_mode(0o644)).context(|| format!("chmod {}", path.display()))
+        };
+        write("hostname", &format!("{}\n", config.hostname))?;
+        write("resolv.conf", &resolv_conf(host))?;
+        let mut hosts = if host.network_mode == "host" {
+            fs::read_to_string("/etc/hosts").unwrap_or_default()
+        } else {
+            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\n\
+             ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
+                .to_owned()
+        };
+        for extra in host.extra_hosts.iter().flatten() {
+            let (name, address) =
+                extra.split_once([':', '=']).ok_or_else(|| Error::invalid(format!("bad format for add-host: \"{extra}\"")))?;
+            let address = match (address, plan) {
+                ("host-gateway", Some(plan)) => plan.bridge.subnet.gateway().to_string(),
+                ("host-gateway", None) => "127.0.0.1".to_owned(),
+                (address, _) => address.trim_matches(['[', ']']).to_owned(),
+            };
+            hosts += &format!("{address}\t{name}\n");
+        }
+        if let Some(plan) = plan {
+            let name = match config.domainname.as_str() {
+                "" => config.hostname.clone(),
+                domain => format!("{}.{domain} {}", config.hostname, config.hostname),
+            };
+            hosts += &format!("{}\t{name}\n", plan.ipv4);
+            if let Some(ipv6) = plan.ipv6 {
+                hosts += &format!("{ipv6}\t{name}\n");
+            }
+        }
+        write("hosts", &hosts)
+    }
+}
+
+fn parse_mac(text: &str) -> Result<[u8; 6]> {
+    let bytes: Option<Vec<u8>> = text.split([':', '-']).map(|part| u8::from_str_radix(part, 16).ok()).collect();
+    bytes.and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| Error::invalid(format!("invalid MAC address: {text}")))
+}
+
+/// A container's `resolv.conf`: the user's settings, otherwise the host's without loopback resolvers.
+fn resolv_conf(host: &dhow_api::config::HostConfig) -> String {
+    let shared = host.network_mode == "host";
+    let main = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    // systemd-resolved's stub is of use on the host alone; it writes the real servers beside it.
+    let only_stub =
+        main.lines().filter(|line| line.trim_start().starts_with("nameserver")).all(|line| line.contains("127.0.0.53"));
+    let text = if only_stub && !shared { fs::read_to_string("/run/systemd/resolve/resolv.conf").unwrap_or(main) } else { main };
+    let of = |key: &str| -> Vec<String> {
+        let line = |line: &str| {
+            line.trim().strip_prefix(key).filter(|rest| rest.starts_with([' ', '\t'])).map(|rest| rest.trim().to_owned())
+        };
+        text.lines().filter_map(line).collect()
+    };
+    let given = |list: &Option<Vec<String>>| list.clone().filter(|list| !list.is_empty());
+    let servers = given(&host.dns).unwrap_or_else(|| {
+        let loopback = |server: &String| server.starts_with("127.") || server == "::1";
+        let mut servers = of("nameserver");
+        servers.retain(|server| shared || !loopback(server));
+        if servers.is_empty() { FALLBACK_RESOLVERS.map(str::to_owned).to_vec() } else { servers }
+    });
+    let search = given(&host.dns_search).unwrap_or_else(|| {
+        of("search").pop().map(|line| line.split_whitespace().map(str::to_owned).collect()).unwrap_or_default()
+    });
+    let options = given(&host.dns_options).unwrap_or_else(|| of("options"));
+    let mut out: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    if !search.is_empty() && search != ["."] {
+        out += &format!("search {}\n", search.join(" "));
+    }
+    if !options.is_empty() {
+        out += &format!("options {}\n", options.join(" "));
+    }
+    out
+}

@@ -1,0 +1,111 @@
+//! Published ports: `PortBindings` and `PublishAllPorts`, parsed.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use dhow_api::config::{Config, HostConfig, PortBinding};
+use dhow_network::ports::{Protocol, Publish};
+
+use crate::{Error, Result};
+
+/// `80/tcp`, `80`, `53/udp`
+pub(crate) fn parse_port(text: &str) -> Result<(u16, Protocol)> {
+    let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let protocol = match protocol.to_ascii_lowercase().as_str() {
+        "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        "sctp" => Protocol::Sctp,
+        other => return Err(Error::invalid(format!("invalid proto: {other}"))),
+    };
+    let number = number.parse().ok().filter(|number| *number > 0);
+    Ok((number.ok_or_else(|| Error::invalid(format!("invalid port specification: \"{text}\"")))?, protocol))
+}
+
+/// What a container publishes. A binding without an address is one for each family.
+pub(crate) fn publishes(config: &Config, host: &HostConfig) -> Result<Vec<Publish>> {
+    let mut all = Vec::new();
+    let mut bound = Vec::new();
+    for (port, bindings) in host.port_bindings.iter().flatten() {
+        let (container_port, protocol) = parse_port(port)?;
+        bound.push((container_port, protocol));
+        let bindings = bindings.clone().unwrap_or_default();
+        let bindings = if bindings.is_empty() { vec![PortBinding::default()] } else { bindings };
+        for binding in &bindings {
+            all.extend(binding_of(binding, container_port, protocol)?);
+        }
+    }
+    if host.publish_all_ports {
+        for port in config.exposed_ports.iter().flatten().map(|(port, _)| port) {
+            let (container_port, protocol) = parse_port(port)?;
+            if !bound.contains(&(container_port, protocol)) {
+                all.extend(binding_of(&PortBinding::default(), container_port, protocol)?);
+            }
+        }
+    }
+    Ok(all)
+}
+
+fn binding_of(binding: &PortBinding, container_port: u16, protocol: Protocol) -> Result<Vec<Publish>> {
+    let invalid = || Error::invalid(format!("invalid port specification: \"{}\"", binding.host_port));
+    let (first, last) = match binding.host_port.split_once('-') {
+        _ if binding.host_port.is_empty() => (0, 0),
+        Some((first, last)) => (first.parse().map_err(|_| invalid())?, last.parse().map_err(|_| invalid())?),
+        None => {
+            let number = binding.host_port.parse().map_err(|_| invalid())?;
+            (number, number)
+        }
+    };
+    if last < first {
+        return Err(invalid());
+    }
+    let publish =
+        |host_address: IpAddr| Publish { protocol, host_address, host_port: first, last_host_port: last, container_port };
+    let address = binding.host_ip.trim_matches(['[', ']']);
+    if address.is_empty() {
+        return Ok(vec![publish(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), publish(IpAddr::V6(Ipv6Addr::UNSPECIFIED))]);
+    }
+    let address = address.parse().map_err(|_| Error::invalid(format!("invalid IP address: {}", binding.host_ip)))?;
+    Ok(vec![publish(address)])
+}
+
+/// Ports as `inspect` shows them: each exposed port with its bindings, `null` without.
+pub(crate) fn port_map(config: &Config, publishes: &[Publish]) -> BTreeMap<String, Option<Vec<PortBinding>>> {
+    let mut map: BTreeMap<String, Option<Vec<PortBinding>>> = BTreeMap::new();
+    for port in config.exposed_ports.iter().flatten().map(|(port, _)| port) {
+        let port = if port.contains('/') { port.clone() } else { format!("{port}/tcp") };
+        map.insert(port, None);
+    }
+    for publish in publishes {
+        let key = format!("{}/{}", publish.container_port, publish.protocol.as_str());
+        let binding = PortBinding { host_ip: publish.host_address.to_string(), host_port: publish.host_port.to_string() };
+        map.entry(key).or_default().get_or_insert_default().push(binding);
+    }
+    map
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bindings() {
+        let host = HostConfig {
+            port_bindings: Some(BTreeMap::from([(
+                "80/tcp".to_owned(),
+                Some(vec![PortBinding { host_ip: "127.0.0.1".into(), host_port: "8080-8090".into() }]),
+            )])),
+            publish_all_ports: true,
+            ..HostConfig::default()
+        };
+        let config = Config {
+            exposed_ports: Some([("80/tcp".into(), serde_json::json!({})), ("53/udp".into(), serde_json::json!({}))].into()),
+            ..Config::default()
+        };
+        let all = publishes(&config, &host).unwrap();
+        assert_eq!(all.len(), 3);
+        assert_eq!((all[0].host_port, all[0].last_host_port), (8080, 8090));
+        for bad in ["0/tcp", "99999/tcp", "x", "80/xyz"] {
+            assert!(parse_port(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Repair: what a killed monitor or a reboot left is recorded, cleaned up, and restarted if its policy says so.
+//!
+//! Nobody is in charge of it. Whoever looks at a container, and each daemon when it starts, does it; the container's lock
+//! keeps two of them apart.
+
+use std::fs;
+
+use dhow_monitor::events::Event;
+use dhow_monitor::protocol::Policy;
+use dhow_monitor::state::{self, State, Status};
+use dhow_runtime::cgroup::Cgroup;
+
+use crate::container::Container;
+use crate::error::Context;
+use crate::{Engine, Error, Kind, Result};
+
+/// Exit code of a container whose own is unknown, as dockerd records it.
+const UNKNOWN_EXIT: i32 = 255;
+
+impl Engine {
+    /// Ends and records a container whose monitor died, and restarts it by its policy.
+    pub(crate) fn recover(&self, container: &Container) -> Result<()> {
+        let Some(ran) = self.clean_after_crash(container)? else { return Ok(()) };
+        if !ran {
+            return Ok(());
+        }
+        if container.auto_remove() {
+            return self.remove_container(container, true);
+        }
+        let restart = container.restart();
+        let again = matches!(restart.policy, Policy::Always | Policy::UnlessStopped | Policy::OnFailure);
+        if again && self.wanted(container)? {
+            match self.start(&container.id.0, None) {
+                Err(error) if error.kind != Kind::NotModified => {
+                    tracing::warn!("restart of container {} after its monitor died: {error}", container.id);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn wanted(&self, container: &Container) -> Result<bool> {
+        self.store
+            .database
+            .read(|db| Ok(db.query_row("SELECT wanted FROM containers WHERE id = ?1", [&container.id.0], |row| row.get(0))?))
+    }
+
+    /// Takes what a dead monitor left: its processes, cgroup, ports and run directory. `None` when somebody else is at it;
+    /// otherwise whether the container's program had been running.
+    pub(crate) fn clean_after_crash(&self, container: &Container) -> Result<Option<bool>> {
+        let run = self.paths().run(&container.id.0);
+        if !run.exists() {
+            return Ok(Some(false));
+        }
+        let lock = state::try_lock(&run).context(|| format!("lock container {}", container.id))?;
+        let Some(_lock) = lock else { return Ok(None) };
+        let left = state::load(&run);
+        let ran =
+            left.as_ref().is_some_and(|state| matches!(state.status, Status::Running | Status::Paused | Status::Restarting));
+        if let Some(left) = &left {
+            if !left.cgroup.is_empty()
+                && let Ok(cgroup) = Cgroup::open(&left.cgroup)
+            {
+                let _ = cgroup.freeze(false);
+                cgroup.kill().context(|| format!("end the processes of container {}", container.id))?;
+                cgroup.remove().context(|| format!("remove the cgroup of container {}", container.id))?;
+            }
+            if let Some(network) = &left.network {
+                let withdrawn = dhow_network::ports::withdraw(&network.ports, network.plan.ipv6.is_some());
+                withdrawn.context(|| format!("withdraw the ports of container {}", container.id))?;
+            }
+            let directory = self.paths().container(&container.id.0);
+            if directory.exists() {
+                let last = match ran {
+                    true => State {
+                        status: Status::Exited,
+                        pid: 0,
+                        exit_code: UNKNOWN_EXIT,
+                        finished: dhow_oci::time::now(),
+                        network: None,
+                        ..left.clone()
+                    },
+                    false => left.clone(),
+                };
+                state::save(&directory, &last).context(|| format!("record the end of container {}", container.id))?;
+            }
+        }
+        if ran {
+            self.container_event(container, "die", &[("exitCode", UNKNOWN_EXIT.to_string())]);
+        }
+        fs::remove_dir_all(&run).context(|| format!("remove {}", run.display()))?;
+        Ok(Some(ran))
+    }
+
+    /// Looks at every container and puts right what is not. With `boot`, containers that are to run are started: what a
+    /// daemon does when it comes up after a reboot.
+    pub fn reconcile(&self, boot: bool) -> Result<()> {
+        self.store.sweep_temporary()?;
+        for stored in self.stored_containers()? {
+            let container = match self.complete(stored) {
+                Ok(container) => container,
+                // A damaged row stays visible to `ps` and removable; it must not keep the others from being looked at.
+                Err(error) => {
+                    tracing::warn!("{error}");
+                    continue;
+                }
+            };
+            if let Err(error) = self.reconcile_one(&container, boot) {
+                tracing::warn!("container {}: {error}", container.id);
+            }
+        }
+        Ok(())
+    }
+
+    fn reconcile_one(&self, container: &Container, boot: bool) -> Result<()> {
+        if container.removing {
+            return self.remove_container(container, true);
+        }
+        if container.supervised {
+            return Ok(());
+        }
+        if self.paths().run(&container.id.0).exists() {
+            return self.recover(container);
+        }
+        let ended = state::load(&self.paths().container(&container.id.0));
+        if container.auto_remove() && (ended.is_some() || boot && container.state.started > 0) {
+            return self.remove_container(container, true);
+        }
+        if !boot {
+            return Ok(());
+        }
+        let wanted = self.wanted(container)?;
+        let failed = container.state.exit_code != 0;
+        let again = match container.restart().policy {
+            Policy::No => false,
+            Policy::Always => container.state.started > 0 || wanted,
+            Policy::UnlessStopped => wanted,
+            Policy::OnFailure => wanted && failed,
+        };
+        if again { self.start_container(container, None) } else { Ok(()) }
+    }
+
+    pub(crate) fn container_event(&self, container: &Container, action: &str, more: &[(&str, String)]) {
+        let mut attributes = container.event_attributes();
+        attributes.extend(more.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
+        self.event("container", action, &container.id.0, attributes);
+    }
+
+    /// Appends an event. One that cannot be written must not undo what it tells of.
+    pub(crate) fn event(&self, kind: &str, action: &str, id: &str, attributes: std::collections::BTreeMap<String, String>) {
+        let appended = dhow_monitor::events::append(&self.paths().events(), &Event::new(kind, action, id, attributes));
+        if let Err(error) = appended {
+            tracing::warn!("append to the event log: {error}");
+        }
+    }
+
+    /// Removes a container that its monitor asks to be removed: it ran with `--rm` and nobody waits.
+    pub fn reap(&self, id: &str) -> Result<()> {
+        match self.container(id).and_then(|container| self.remove_container(&container, true)) {
+            Err(Error { kind: Kind::NotFound, .. }) => Ok(()),
+            other => other,
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Removing containers.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use dhow_monitor::protocol::Request;
+use dhow_monitor::state;
+use dhow_store::Durability;
+use dhow_store::rusqlite::OptionalExtension;
+
+use crate::container::Container;
+use crate::error::Context;
+use crate::{Engine, Error, Kind, Result};
+
+/// How long the end of a killed container is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+impl Engine {
+    /// Removes a container, a running one if `force`; with `volumes` its anonymous volumes too.
+    pub fn remove(&self, reference: &str, force: bool, volumes: bool) -> Result<()> {
+        let container = self.container(reference)?;
+        if container.is_running() {
+            if !force {
+                let (id, state) = (&container.id, container.state.status.as_str());
+                let advice = if state == "paused" {
+                    "container is paused and must be unpaused first"
+                } else {
+                    "stop the container before removing or force remove"
+                };
+                return Err(Error::conflict(format!(
+                    "cannot remove container \"{}\": container is {state}: {advice}",
+                    reference_name(&container, reference, id.short())
+                )));
+            }
+            const SIGKILL: i32 = 9;
+            if let Some(monitor) = self.monitor(&container) {
+                match crate::link::ask(&monitor, &Request::Kill { signal: SIGKILL }) {
+                    Err(error) if error.kind != Kind::Conflict && error.kind != Kind::Internal => return Err(error),
+                    _ => {}
+                }
+            }
+        }
+        self.remove_container(&container, volumes)
+    }
+
+    /// Removes everything of a container whose program has ended or is ending. Done by several at once, all but one find
+    /// nothing left to do.
+    pub(crate) fn remove_container(&self, container: &Container, volumes: bool) -> Result<()> {
+        let id = &container.id.0;
+        let marked = self.store.database.write::<usize, Error>(Durability::Process, |tx| {
+            Ok(tx.execute("UPDATE containers SET removing = 1 WHERE id = ?1", [id])?)
+        })?;
+        if marked == 0 {
+            return Err(Error::not_found(format!("No such container: {id}")));
+        }
+        self.wait_for_monitor(container)?;
+        self.store.remove_writable(id)?;
+        let directory = self.paths().container(id);
+        match fs::remove_dir_all(&directory) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::internal(format!("remove {}: {error}", directory.display())));
+            }
+            _ => {}
+        }
+        let durability = if container.auto_remove() { Durability::Process } else { Durability::Power };
+        let removed = self
+            .store
+            .database
+            .write::<usize, Error>(durability, |tx| Ok(tx.execute("DELETE FROM containers WHERE id = ?1", [id])?))?;
+        if removed > 0 {
+            if volumes {
+                self.remove_anonymous_volumes(container);
+            }
+            self.container_event(container, "destroy", &[]);
+        }
+        Ok(())
+    }
+
+    /// Waits until the container's monitor is gone: its lock is free then, and nothing of the container runs.
+    fn wait_for_monitor(&self, container: &Container) -> Result<()> {
+        let run = self.paths().run(&container.id.0);
+        let deadline = Instant::now() + PATIENCE;
+        let mut pause = Duration::from_micros(100);
+        while state::is_locked(&run) {
+            if Instant::now() > deadline {
+                return Err(Error::internal(format!(
+                    "cannot remove container {}: it did not end within 30 seconds",
+                    container.id
+                )));
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(5));
+        }
+        if run.exists() {
+            self.clean_after_crash(container)?;
+        }
+        Ok(())
+    }
+
+    /// Anonymous volumes go with the last container that used them. A failure leaves a volume that `prune` finds.
+    fn remove_anonymous_volumes(&self, container: &Container) {
+        let is_anonymous = |name: &str| name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit());
+        for mount in
+            container.record.mounts.iter().filter(|mount| mount.point.kind == "volume" && is_anonymous(&mount.point.name))
+        {
+            let name = &mount.point.name;
+            let removed = self.store.database.write::<bool, Error>(Durability::Process, |tx| {
+                let used: Option<i64> =
+                    tx.query_row("SELECT 1 FROM volume_uses WHERE volume = ?1", [name], |row| row.get(0)).optional()?;
+                Ok(used.is_none() && tx.execute("DELETE FROM volumes WHERE name = ?1", [name])? > 0)
+            });
+            if matches!(removed, Ok(true)) {
+                let path = self.paths().volume(name);
+                let removed = path.parent().map(fs::remove_dir_all).transpose().context(|| format!("remove volume {name}"));
+                if let Err(error) = removed {
+                    tracing::warn!("{error}");
+                }
+                self.event("volume", "destroy", name, [("driver".to_owned(), "local".to_owned())].into());
+            }
+        }
+    }
+}
+
+fn reference_name(container: &Container, reference: &str, short: &str) -> String {
+    if container.id.0.starts_with(reference) { short.to_owned() } else { reference.to_owned() }
+}

@@ -1,0 +1,184 @@
+//! What the engine says of itself and of the host.
+
+use std::collections::BTreeMap;
+
+use dhow_api::image::{Component, PlatformName, Version as ApiVersion};
+use dhow_api::version;
+use dhow_monitor::state::Status;
+use dhow_oci::Platform;
+use dhow_oci::time::{format, now};
+use dhow_store::Durability;
+use dhow_store::rusqlite::OptionalExtension;
+use serde_json::{Value, json};
+
+use crate::{Engine, Result, VERSION, names};
+
+impl Engine {
+    pub fn version(&self) -> ApiVersion {
+        let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+        let details = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        };
+        let arch = Platform::host().architecture;
+        let (newest, oldest) = (version::NEWEST.to_string(), version::OLDEST.to_string());
+        ApiVersion {
+            platform: PlatformName { name: "Dhow".to_owned() },
+            components: vec![Component {
+                name: "Engine".to_owned(),
+                version: VERSION.to_owned(),
+                details: details(&[
+                    ("ApiVersion", &newest),
+                    ("MinAPIVersion", &oldest),
+                    ("Arch", &arch),
+                    ("Os", "linux"),
+                    ("KernelVersion", &kernel),
+                    ("Experimental", "false"),
+                    ("GitCommit", ""),
+                    ("GoVersion", ""),
+                    ("BuildTime", ""),
+                ]),
+            }],
+            version: VERSION.to_owned(),
+            api_version: newest,
+            min_api_version: oldest,
+            os: "linux".to_owned(),
+            arch,
+            kernel_version: kernel,
+            ..ApiVersion::default()
+        }
+    }
+
+    /// The engine's own id, made once per data root.
+    fn engine_id(&self) -> Result<String> {
+        let read = |db: &dhow_store::rusqlite::Connection| {
+            let query = "SELECT value FROM meta WHERE key = 'engine-id'";
+            db.query_row(query, [], |row| row.get::<_, String>(0)).optional()
+        };
+        if let Some(id) = self.store.database.read::<_, crate::Error>(|db| Ok(read(db)?))? {
+            return Ok(id);
+        }
+        let random = names::random_id()?;
+        let id = format!("{}-{}-{}-{}-{}", &random[..8], &random[8..12], &random[12..16], &random[16..20], &random[20..32]);
+        self.store.database.write(Durability::Power, |tx| {
+            tx.execute("INSERT OR IGNORE INTO meta (key, value) VALUES ('engine-id', ?1)", [&id])?;
+            Ok(read(tx)?.unwrap_or_default())
+        })
+    }
+
+    pub fn info(&self) -> Result<Value> {
+        let containers = self.containers()?;
+        let count = |wanted: &[Status]| containers.iter().filter(|container| wanted.contains(&container.state.status)).count();
+        let unified = dhow_runtime::cgroup::is_unified();
+        let uname = rustix::system::uname();
+        let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
+        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let memory =
+            meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+        let os_value =
+            |key: &str| release.lines().find_map(|line| line.strip_prefix(key)).map(|value| value.trim_matches('"').to_owned());
+        let mut security = vec!["name=seccomp,profile=builtin".to_owned()];
+        if std::path::Path::new("/sys/kernel/security/apparmor").exists() {
+            security.insert(0, "name=apparmor".to_owned());
+        }
+        if unified {
+            security.push("name=cgroupns".to_owned());
+        }
+        let forwarding = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").is_ok_and(|value| value.trim() == "1");
+        let runtime = json!({ "path": "dhow", "runtimeArgs": ["runtime"] });
+        Ok(json!({
+            "ID": self.engine_id()?,
+            "Containers": containers.len(),
+            "ContainersRunning": count(&[Status::Running, Status::Restarting]),
+            "ContainersPaused": count(&[Status::Paused]),
+            "ContainersStopped": count(&[Status::Created, Status::Exited, Status::Dead, Status::Removing]),
+            "Images": self.store.images()?.len(),
+            "Driver": "overlay2",
+            "DriverStatus": [["Backing Filesystem", self.backing_file_system()], ["Supports d_type", "true"], ["Using metacopy", "false"],
+                ["Native Overlay Diff", "true"], ["userxattr", "false"]],
+            "Plugins": { "Volume": ["local"], "Network": ["bridge", "host", "null"], "Authorization": null, "Log": ["json-file", "none"] },
+            "MemoryLimit": true, "SwapLimit": true, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true, "CPUSet": true,
+            "PidsLimit": true, "IPv4Forwarding": forwarding, "Debug": self.settings.debug, "NFd": 0, "OomKillDisable": !unified, "NGoroutines": 0,
+            "SystemTime": format(now()),
+            "LoggingDriver": "json-file",
+            "CgroupDriver": "cgroupfs",
+            "CgroupVersion": if unified { "2" } else { "1" },
+            "NEventsListener": 0,
+            "KernelVersion": text(uname.release()),
+            "OperatingSystem": os_value("PRETTY_NAME=").unwrap_or_else(|| "Linux".to_owned()),
+            "OSVersion": os_value("VERSION_ID=").unwrap_or_default(),
+            "OSType": "linux",
+            "Architecture": text(uname.machine()),
+            "IndexServerAddress": "https://index.docker.io/v1/",
+            "RegistryConfig": { "IndexConfigs": { "docker.io": { "Mirrors": [], "Name": "docker.io", "Official": true, "Secure": true } },
+                "InsecureRegistryCIDRs": ["::1/128", "127.0.0.0/8"], "Mirrors": null },
+            "NCPU": std::thread::available_parallelism().map_or(1, |count| count.get()),
+            "MemTotal": memory.unwrap_or(0) * 1024,
+            "GenericResources": null,
+            "DockerRootDir": self.paths().data.to_string_lossy(),
+            "HttpProxy": "", "HttpsProxy": "", "NoProxy": "",
+            "Name": text(uname.nodename()),
+            "Labels": [],
+            "ExperimentalBuild": false,
+            "ServerVersion": VERSION,
+            "Runtimes": { "runc": runtime },
+            "DefaultRuntime": "runc",
+            "Swarm": { "NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive", "ControlAvailable": false, "Error": "", "RemoteManagers": null },
+            "LiveRestoreEnabled": true,
+            "Isolation": "",
+            "InitBinary": "dhow",
+            "ContainerdCommit": { "ID": "" }, "RuncCommit": { "ID": "" }, "InitCommit": { "ID": "" },
+            "SecurityOptions": security,
+            "FirewallBackend": { "Driver": "nftables" },
+            "Warnings": null,
+        }))
+    }
+
+    /// The name of the file system under the data root, as `info` shows it.
+    fn backing_file_system(&self) -> &'static str {
+        let kind = rustix::fs::statfs(&self.paths().data).map_or(0, |stat| stat.f_type);
+        match i64::from(kind) {
+            0xef53 => "extfs",
+            0x5846_5342 => "xfs",
+            0x9123_683e => "btrfs",
+            0x0102_1994 => "tmpfs",
+            0x2fc1_2fc1 => "zfs",
+            0x794c_7630 => "overlayfs",
+            _ => "<unknown>",
+        }
+    }
+
+    /// The networks that always exist.
+    pub fn networks(&self) -> Result<Value> {
+        let bridge = self.default_network()?;
+        let fixed = |name: &str, driver: &str| {
+            let id = dhow_oci::Digest::of(format!("{name} of network {}", bridge.id).as_bytes()).hex();
+            json!({ "Name": name, "Id": id, "Created": format(bridge.record.created), "Scope": "local", "Driver": driver,
+                "EnableIPv4": true, "EnableIPv6": false, "IPAM": { "Driver": "default", "Options": null, "Config": null },
+                "Internal": false, "Attachable": false, "Ingress": false, "ConfigFrom": { "Network": "" }, "ConfigOnly": false,
+                "Containers": {}, "Options": {}, "Labels": {} })
+        };
+        let subnet = bridge.record.bridge.subnet;
+        let mut containers = serde_json::Map::new();
+        for container in self.containers()? {
+            if let Some(network) = &container.state.network {
+                let plan = &network.plan;
+                containers.insert(container.id.0.clone(), json!({ "Name": container.name, "EndpointID": self.endpoint_id(&container)?,
+                    "MacAddress": dhow_network::mac_text(plan.mac), "IPv4Address": format!("{}/{}", plan.ipv4, subnet.prefix), "IPv6Address": "" }));
+            }
+        }
+        Ok(json!([
+            { "Name": bridge.name, "Id": bridge.id, "Created": format(bridge.record.created), "Scope": "local", "Driver": "bridge",
+              "EnableIPv4": true, "EnableIPv6": false,
+              "IPAM": { "Driver": "default", "Options": null, "Config": [{ "Subnet": subnet.to_string(), "Gateway": subnet.gateway().to_string() }] },
+              "Internal": false, "Attachable": false, "Ingress": false, "ConfigFrom": { "Network": "" }, "ConfigOnly": false,
+              "Containers": containers,
+              "Options": { "com.docker.network.bridge.default_bridge": "true", "com.docker.network.bridge.enable_icc": "true",
+                "com.docker.network.bridge.enable_ip_masquerade": "true", "com.docker.network.bridge.host_binding_ipv4": "0.0.0.0",
+                "com.docker.network.bridge.name": bridge.record.bridge.name, "com.docker.network.driver.mtu": bridge.record.bridge.mtu.to_string() },
+              "Labels": {} },
+            fixed("host", "host"),
+            fixed("none", "null"),
+        ]))
+    }
+}

@@ -1,0 +1,103 @@
+//! Answers: JSON as Go writes it, errors, streams, and the headers that all of them carry.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use dhow_api::version::NEWEST;
+use dhow_engine::{Error, Kind};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use hyper::body::Frame;
+use hyper::header::HeaderValue;
+use hyper::{Response, StatusCode};
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+pub(crate) type Answer = Response<Body>;
+
+pub(crate) fn bytes_body(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+fn empty_body() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+/// An answer without a body.
+pub(crate) fn empty(status: StatusCode) -> Answer {
+    let mut answer = Response::new(empty_body());
+    *answer.status_mut() = status;
+    answer
+}
+
+/// JSON with the line end that Go's encoder adds.
+pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Answer {
+    match serde_json::to_vec(value) {
+        Ok(mut bytes) => {
+            bytes.push(b'\n');
+            let mut answer = Response::new(bytes_body(bytes));
+            *answer.status_mut() = status;
+            answer.headers_mut().insert("Content-Type", HeaderValue::from_static("application/json"));
+            answer
+        }
+        Err(error) => message(StatusCode::INTERNAL_SERVER_ERROR, &format!("encode the answer: {error}")),
+    }
+}
+
+pub(crate) fn message(status: StatusCode, text: &str) -> Answer {
+    json(status, &serde_json::json!({ "message": text }))
+}
+
+/// The status of an engine's error.
+pub(crate) fn status(kind: Kind) -> StatusCode {
+    match kind {
+        Kind::NotFound => StatusCode::NOT_FOUND,
+        Kind::Conflict => StatusCode::CONFLICT,
+        Kind::Invalid => StatusCode::BAD_REQUEST,
+        Kind::Forbidden => StatusCode::FORBIDDEN,
+        Kind::NotModified => StatusCode::NOT_MODIFIED,
+        Kind::NotImplemented => StatusCode::NOT_IMPLEMENTED,
+        Kind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+pub(crate) fn error(error: &Error) -> Answer {
+    match error.kind() {
+        Kind::NotModified => empty(StatusCode::NOT_MODIFIED),
+        kind => message(status(kind), &error.message),
+    }
+}
+
+/// The headers of every answer that a handler gives.
+pub(crate) fn with_common_headers(mut answer: Answer) -> Answer {
+    let headers = answer.headers_mut();
+    let version = HeaderValue::from_str(&NEWEST.to_string());
+    headers.insert("Api-Version", version.unwrap_or(HeaderValue::from_static("1.51")));
+    headers.insert("Docker-Experimental", HeaderValue::from_static("false"));
+    headers.insert("Ostype", HeaderValue::from_static("linux"));
+    headers.insert("Server", HeaderValue::from_static(concat!("Dhow/", env!("CARGO_PKG_VERSION"), " (linux)")));
+    answer
+}
+
+/// The sending half of a streamed body. Dropping it ends the body.
+pub(crate) type Sender = mpsc::Sender<Bytes>;
+
+struct Receiving(mpsc::Receiver<Bytes>);
+
+impl futures_core::Stream for Receiving {
+    type Item = std::io::Result<Frame<Bytes>>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_recv(context).map(|piece| piece.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
+
+/// An answer whose body comes in pieces, and what sends them. Its head is sent at once.
+pub(crate) fn stream(content_type: &'static str) -> (Answer, Sender) {
+    let (sender, receiver) = mpsc::channel(16);
+    let mut answer = Response::new(StreamBody::new(Receiving(receiver)).boxed_unsync());
+    answer.headers_mut().insert("Content-Type", HeaderValue::from_static(content_type));
+    (answer, sender)
+}

@@ -1,0 +1,232 @@
+//! `/containers`
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dhow_api::Version;
+use dhow_api::config::CreateRequest;
+use dhow_api::container::Wait;
+use dhow_engine::{AttachOptions, Condition, Engine, Error, Filters, ListQuery, LogQuery, NewContainer, Result};
+use hyper::StatusCode;
+use serde_json::json;
+
+use crate::answer::{self, Answer};
+use crate::request::Call;
+use crate::route::{Bare, blocking};
+use crate::stream;
+
+pub(crate) async fn list(engine: Arc<Engine>, call: Call) -> Result<Answer> {
+    let parameters = &call.parameters;
+    let limit = match parameters.optional("limit") {
+        None => None,
+        Some(text) => {
+            Some(text.parse::<i64>().map_err(|_| Error::internal(format!("strconv.Atoi: parsing \"{text}\": invalid syntax")))?)
+        }
+    };
+    let query = ListQuery {
+        all: parameters.is("all"),
+        limit: limit.filter(|limit| *limit > 0).map(|limit| limit as usize),
+        size: parameters.is("size"),
+        filters: Filters::parse(parameters.get("filters"))?,
+    };
+    let list = blocking(move || engine.list(&query)).await?;
+    Ok(answer::json(StatusCode::OK, &list))
+}
+
+pub(crate) async fn create(engine: Arc<Engine>, mut call: Call) -> Result<Answer> {
+    let request: CreateRequest = call.json(false).await?;
+    let name = call.parameters.optional("name").map(str::to_owned);
+    let created = blocking(move || engine.create(NewContainer { name, request })).await?;
+    Ok(answer::json(StatusCode::CREATED, &json!({ "Id": created.id, "Warnings": created.warnings })))
+}
+
+pub(crate) async fn inspect(engine: Arc<Engine>, id: &str, call: Call) -> Result<Answer> {
+    let id = id.to_owned();
+    let size = call.parameters.is("size");
+    let container = blocking(move || {
+        let mut inspected = engine.inspect(&id)?;
+        if size {
+            let (own, all) = engine.sizes(&engine.container(&id)?)?;
+            (inspected.size_rw, inspected.size_root_fs) = (Some(own), Some(all));
+        }
+        Ok(inspected)
+    });
+    Ok(answer::json(StatusCode::OK, &container.await?))
+}
+
+pub(crate) async fn start(engine: Arc<Engine>, id: &str, _call: Call) -> Result<Answer> {
+    let id = id.to_owned();
+    blocking(move || engine.start(&id, None)).await?;
+    Ok(answer::empty(StatusCode::NO_CONTENT))
+}
+
+pub(crate) async fn stop(engine: Arc<Engine>, id: &str, call: Call) -> Result<Answer> {
+    let (id, signal, timeout) = (id.to_owned(), call.parameters.get("signal").to_owned(), call.parameters.number("t")?);
+    blocking(move || engine.stop(&id, Some(&signal), timeout)).await?;
+    Ok(answer::empty(StatusCode::NO_CONTENT))
+}
+
+pub(crate) async fn restart(engine: Arc<Engine>, id: &str, call: Call) -> Result<Answer> {
+    let (id, signal, timeout) = (id.to_owned(), call.parameters.get("signal").to_owned(), call.parameters.number("t")?);
+    blocking(move || engine.restart(&id, Some(&signal), timeout)).await?;
+    Ok(answer::empty(StatusCode::NO_CONTENT))
+}
+
+pub(crate) async fn kill(engine: Arc<Engine>, id: &str, call: Call) -> Result<Answer> {
+    let (id, signal) = (id.to_owned(), call.parameters.get("signal").to_owned());
+    blocking(move || engine.kill(&id, Some(&signal))).await?;
+    Ok(answer::empty(StatusCode::NO_CONTENT))
+}
+
+pub(crate) async fn pause(engine: Arc<Engine>, id: &str, pause: bool) -> Result<Answer> {
+    let id = id.to_owned();
+    blocking(move || engine.pause(&id, pause)).await?;
+    Ok(answer::empty(StatusCode::NO_CONTENT))
+}
+
+pub(crate) async fn rename(engine: Arc<Engine>, id: &str, call: Call) -> Result<Answer> {
+    let (id, name) = (id.to_owned(), call.parameters.get("name").to_owned());
+    blocking(move || engine.rename(&id, &name)).await?;
+    Ok(answer::empty(StatusCode::NO_CONTENT))
+}
+
+/// The size of a terminal from the query.
+pub(crate) fn size(call: &Call) -> Result<(u16, u16)> {
+    let number = |key: &str| -> Result<u16> { Ok(call.parameters.number(key)?.unwrap_or(0)) };
+    Ok((number("h")?, number("w")?))
+}
+
+pub(crate) async fn resize(engine: Arc<Engine>, id: &str, call: Call) -> Result<Answer> {
+    let (rows, columns) = size(&call)?;
+    let id = id.to_owned();
+    blocking(move || engine.resize(&id, rows, columns)).await?;
+    Ok(answer::empty(StatusCode::OK))
+}
+
+pub(crate) async fn remove(engine: Arc<Engine>, id: &str, call: Call) -> Result<Answer> {
+    let (id, force, volumes) = (id.to_owned(), call.parameters.is("force"), call.parameters.is("v"));
+    if call.parameters.is("link") {
+        return Err(Error::invalid("links between containers are not supported yet"));
+    }
+    blocking(move || engine.remove(&id, force, volumes)).await?;
+    Ok(answer::empty(StatusCode::NO_CONTENT))
+}
+
+pub(crate) async fn top(engine: Arc<Engine>, id: &str, call: Call) -> Result<Answer> {
+    let (id, arguments) = (id.to_owned(), call.parameters.optional("ps_args").unwrap_or("-ef").to_owned());
+    let top = blocking(move || engine.top(&id, &arguments)).await?;
+    Ok(answer::json(StatusCode::OK, &top))
+}
+
+/// The head goes out when the wait is registered, which clients rely on before they start the container; the body comes
+/// with the end.
+pub(crate) async fn wait(engine: Arc<Engine>, id: &str, call: Call) -> Result<Answer> {
+    // Before 1.30 a wait was for the end of what runs, and nothing else.
+    let text = if call.version >= Version(1, 30) { call.parameters.get("condition").to_owned() } else { String::new() };
+    let condition = Condition::parse(&text)?;
+    let id = id.to_owned();
+    let waiting = {
+        let engine = engine.clone();
+        blocking(move || engine.wait(&id, condition)).await?
+    };
+    let (answer, sender) = answer::stream("application/json");
+    tokio::spawn(async move {
+        if let Some(stream) = waiting.stream().and_then(|stream| stream.try_clone().ok())
+            && stream.set_nonblocking(true).is_ok()
+            && let Ok(stream) = tokio::net::UnixStream::from_std(stream)
+        {
+            tokio::select! {
+                _ = stream.readable() => {}
+                () = sender.closed() => return,
+            }
+        }
+        if let Some(stream) = waiting.stream() {
+            let _ = stream.set_nonblocking(false);
+        }
+        let code = blocking(move || waiting.finish(&engine)).await.unwrap_or(255);
+        let body = serde_json::to_string(&Wait { status_code: i64::from(code), error: None }).unwrap_or_default();
+        let _ = sender.send(Bytes::from(body + "\n")).await;
+    });
+    Ok(answer)
+}
+
+pub(crate) async fn attach(engine: Arc<Engine>, id: &str, call: Call) -> Result<Answer> {
+    let parameters = &call.parameters;
+    let options = AttachOptions {
+        stdin: parameters.is("stdin") && parameters.is("stream"),
+        stdout: parameters.is("stdout") && parameters.is("stream"),
+        stderr: parameters.is("stderr") && parameters.is("stream"),
+        detach_keys: parameters.optional("detachKeys").map(str::to_owned),
+    };
+    let replay = parameters.is("logs").then(|| LogQuery {
+        stdout: parameters.is("stdout"),
+        stderr: parameters.is("stderr"),
+        ..LogQuery::default()
+    });
+    let id = id.to_owned();
+    let attached = blocking(move || {
+        let container = engine.container(&id)?;
+        let mut before = Vec::new();
+        if let Some(query) = replay {
+            let mut keep = |piece: Vec<u8>| {
+                before.push(Bytes::from(piece));
+                true
+            };
+            engine.logs(&container, &query, &mut keep, &|| true)?;
+        }
+        let (stream, _) = engine.attach(&container, &options)?;
+        Ok((stream, container.tty(), before))
+    });
+    match attached.await {
+        Ok((stream, tty, before)) => {
+            let mut answer = stream::take_over(call, stream, tty, before)?;
+            answer.extensions_mut().insert(Bare);
+            Ok(answer)
+        }
+        Err(error) => Ok(stream::refuse(&error)),
+    }
+}
+
+pub(crate) async fn logs(engine: Arc<Engine>, id: &str, call: Call) -> Result<Answer> {
+    let parameters = &call.parameters;
+    let query = LogQuery {
+        stdout: parameters.is("stdout"),
+        stderr: parameters.is("stderr"),
+        follow: parameters.is("follow"),
+        since: parameters.time("since")?.filter(|since| *since != 0),
+        until: parameters.time("until")?.filter(|until| *until != 0),
+        timestamps: parameters.is("timestamps"),
+        details: parameters.is("details"),
+        tail: parameters.get("tail").parse().ok(),
+    };
+    if !query.stdout && !query.stderr {
+        return Err(Error::invalid("Bad parameters: you must choose at least one stream"));
+    }
+    let id = id.to_owned();
+    let container = {
+        let engine = engine.clone();
+        blocking(move || engine.container(&id)).await?
+    };
+    let kind = stream::log_media_type(call.version, container.tty());
+    let (answer, sender) = answer::stream(kind);
+    let (first, started) = tokio::sync::oneshot::channel::<Result<()>>();
+    tokio::task::spawn_blocking(move || {
+        let mut first = Some(first);
+        let mut send = |piece: Vec<u8>| {
+            if let Some(first) = first.take() {
+                let _ = first.send(Ok(()));
+            }
+            sender.blocking_send(Bytes::from(piece)).is_ok()
+        };
+        let alive = || !sender.is_closed();
+        let result = engine.logs(&container, &query, &mut send, &alive);
+        if let Some(first) = first.take() {
+            let _ = first.send(result);
+        }
+    });
+    // A quiet log must not hold the head of the answer back.
+    match tokio::time::timeout(std::time::Duration::from_millis(20), started).await {
+        Ok(Ok(Err(error))) => Err(error),
+        _ => Ok(answer),
+    }
+}

@@ -1,0 +1,194 @@
+//! `/images`
+
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dhow_api::Version;
+use dhow_api::image::{ErrorDetail, Message};
+use dhow_engine::{Engine, Error, Filters, Result};
+use dhow_oci::{Platform, Reference};
+use http_body_util::BodyExt;
+use hyper::StatusCode;
+use hyper::body::Incoming;
+use tokio::sync::mpsc;
+
+use crate::answer::{self, Answer, Sender};
+use crate::request::Call;
+use crate::route::blocking;
+
+pub(crate) async fn list(engine: Arc<Engine>, call: Call) -> Result<Answer> {
+    let filters = Filters::parse(call.parameters.get("filters"))?;
+    let all = call.parameters.is("all");
+    let mut list = blocking(move || engine.images(&filters, all)).await?;
+    if call.version < Version(1, 44) {
+        list.iter_mut().for_each(|image| image.virtual_size = Some(image.size));
+    }
+    if call.version < Version(1, 43) {
+        for image in list.iter_mut().filter(|image| image.repo_tags.is_empty()) {
+            image.repo_tags = vec!["<none>:<none>".to_owned()];
+            image.repo_digests = vec!["<none>@<none>".to_owned()];
+        }
+    }
+    Ok(answer::json(StatusCode::OK, &list))
+}
+
+pub(crate) async fn inspect(engine: Arc<Engine>, name: String, call: &Call) -> Result<Answer> {
+    let mut image = blocking(move || engine.inspect_image(&name)).await?;
+    if call.version < Version(1, 44) {
+        image.virtual_size = Some(image.size);
+    }
+    Ok(answer::json(StatusCode::OK, &image))
+}
+
+pub(crate) async fn history(engine: Arc<Engine>, name: String) -> Result<Answer> {
+    let history = blocking(move || engine.image_history(&name)).await?;
+    Ok(answer::json(StatusCode::OK, &history))
+}
+
+pub(crate) async fn tag(engine: Arc<Engine>, name: String, call: Call) -> Result<Answer> {
+    let (repository, tag) = (call.parameters.get("repo").to_owned(), call.parameters.get("tag").to_owned());
+    blocking(move || engine.tag(&name, &repository, &tag)).await?;
+    Ok(answer::empty(StatusCode::CREATED))
+}
+
+pub(crate) async fn remove(engine: Arc<Engine>, name: String, call: Call) -> Result<Answer> {
+    let force = call.parameters.is("force");
+    let deleted = blocking(move || engine.remove_image(&name, force)).await?;
+    Ok(answer::json(StatusCode::OK, &deleted))
+}
+
+/// A request's body for code that reads and blocks.
+struct BlockingBody {
+    pieces: mpsc::Receiver<io::Result<Bytes>>,
+    piece: Bytes,
+}
+
+impl Read for BlockingBody {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.piece.is_empty() {
+            match self.pieces.blocking_recv() {
+                Some(piece) => self.piece = piece?,
+                None => return Ok(0),
+            }
+        }
+        let length = self.piece.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&self.piece.split_to(length));
+        Ok(length)
+    }
+}
+
+fn blocking_body(mut body: Incoming) -> BlockingBody {
+    let (sender, pieces) = mpsc::channel(8);
+    tokio::spawn(async move {
+        while let Some(frame) = body.frame().await {
+            let piece = match frame {
+                Ok(frame) => frame.into_data().map(Ok).unwrap_or_else(|_| Ok(Bytes::new())),
+                Err(error) => Err(io::Error::other(format!("the upload broke off: {error}"))),
+            };
+            let failed = piece.is_err();
+            if sender.send(piece).await.is_err() || failed {
+                return;
+            }
+        }
+    });
+    BlockingBody { pieces, piece: Bytes::new() }
+}
+
+fn send(sender: &Sender, message: &Message) -> bool {
+    let text = serde_json::to_string(message).unwrap_or_default();
+    sender.blocking_send(Bytes::from(text + "\r\n")).is_ok()
+}
+
+fn send_error(sender: &Sender, error: &Error) {
+    let detail = Some(ErrorDetail { message: error.message.clone() });
+    send(sender, &Message { error: Some(error.message.clone()), error_detail: detail, ..Message::default() });
+}
+
+/// Pull (`fromImage`) or import (`fromSrc`).
+pub(crate) async fn create(engine: Arc<Engine>, call: Call) -> Result<Answer> {
+    let parameters = &call.parameters;
+    let platform = platform(parameters.get("platform"))?;
+    if let Some(source) = parameters.optional("fromSrc") {
+        if source != "-" {
+            return Err(Error::invalid(
+                "import from an address is not supported by this engine yet: download the file and import that",
+            ));
+        }
+        let (repository, tag) = (parameters.get("repo").to_owned(), parameters.get("tag").to_owned());
+        let name = match (repository.as_str(), tag.as_str()) {
+            ("", _) => None,
+            (repository, "") => Some(repository.to_owned()),
+            (repository, tag) => Some(format!("{repository}:{tag}")),
+        };
+        let (message, changes) = (parameters.get("message").to_owned(), parameters.all("changes").to_vec());
+        let body = blocking_body(call.request.into_body());
+        let id = blocking(move || engine.import(body, name.as_deref(), &message, &changes, platform)).await?;
+        let (answer, sender) = answer::stream("application/json");
+        let text = serde_json::to_string(&Message { status: Some(id.to_string()), ..Message::default() }).unwrap_or_default();
+        let _ = sender.send(Bytes::from(text + "\r\n")).await;
+        return Ok(answer);
+    }
+    let (image, tag) = (parameters.get("fromImage").to_owned(), parameters.get("tag").to_owned());
+    let text = match tag.as_str() {
+        "" => image,
+        tag if tag.starts_with("sha256:") => format!("{image}@{tag}"),
+        tag => format!("{image}:{tag}"),
+    };
+    let name: Reference = text.parse().map_err(|error| Error::invalid(format!("{error}")))?;
+    let name = name.or_latest();
+    let shown = name.clone();
+    let id = blocking(move || engine.add_bundled(&name)).await?;
+    let Some(id) = id else {
+        return Err(Error::not_found(format!(
+            "pull access denied for {}: no registry can be reached by this version, and the image is not built in; use load or import",
+            shown.familiar_repository()
+        )));
+    };
+    let (answer, sender) = answer::stream("application/json");
+    let lines = [
+        Message { status: Some(format!("Pulling from {}", shown.path)), id: shown.tag.clone(), ..Message::default() },
+        Message {
+            status: Some(format!("No registry answered: {} comes with dhow itself ({})", shown.familiar(), id.short())),
+            ..Message::default()
+        },
+        Message { status: Some(format!("Status: Loaded bundled image for {}", shown.familiar())), ..Message::default() },
+    ];
+    for line in lines {
+        let text = serde_json::to_string(&line).unwrap_or_default();
+        let _ = sender.send(Bytes::from(text + "\r\n")).await;
+    }
+    Ok(answer)
+}
+
+fn platform(text: &str) -> Result<Option<Platform>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    // JSON where newer clients send it, the short form elsewhere.
+    let parsed = match serde_json::from_str(text) {
+        Ok(platform) => Ok(platform),
+        Err(_) => text.parse().map_err(|error: dhow_oci::platform::InvalidPlatform| Error::invalid(error.to_string())),
+    };
+    parsed.map(Some)
+}
+
+pub(crate) async fn load(engine: Arc<Engine>, call: Call) -> Result<Answer> {
+    let platform = platform(call.parameters.get("platform"))?;
+    let body = blocking_body(call.request.into_body());
+    let (answer, sender) = answer::stream("application/json");
+    tokio::task::spawn_blocking(move || match engine.load(body, platform.as_ref()) {
+        Ok(images) => {
+            for image in images {
+                let names = image.names.iter().map(|name| format!("Loaded image: {}\n", name.familiar()));
+                let names: Vec<String> = names.collect();
+                let lines = if names.is_empty() { vec![format!("Loaded image ID: {}\n", image.id)] } else { names };
+                for line in lines {
+                    send(&sender, &Message { stream: Some(line), ..Message::default() });
+                }
+            }
+        }
+        Err(error) => send_error(&sender, &error),
+    });
+    Ok(answer)
+}

@@ -1,0 +1,37 @@
+//! The Engine API over HTTP: routes and streams over [`dhow_engine::Engine`], on any byte stream.
+//!
+//! The embedded engine of the command line and the daemon serve the same code; they differ in what carries the bytes.
+//! Nothing is decided here that the engine should decide.
+
+mod answer;
+mod containers;
+mod execs;
+mod images;
+mod listen;
+mod request;
+mod route;
+mod stream;
+mod system;
+
+pub use listen::{ListenError, Listener};
+
+use std::sync::Arc;
+
+use dhow_engine::Engine;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// Serves one connection until it ends.
+pub async fn serve(engine: Arc<Engine>, connection: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
+    let service = service_fn(move |request| {
+        let engine = engine.clone();
+        async move { Ok::<_, std::convert::Infallible>(route::handle(engine, request).await) }
+    });
+    let served = http1::Builder::new().serve_connection(TokioIo::new(connection), service).with_upgrades().await;
+    if let Err(error) = served {
+        // A client that goes away in the middle is no fault of ours.
+        tracing::debug!("connection: {error}");
+    }
+}

@@ -1,0 +1,134 @@
+//! Requests: the parameters of query and form, Go's notion of a boolean, bodies.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use dhow_api::Version;
+use dhow_engine::{Error, Result};
+use http_body_util::BodyExt;
+use hyper::Request;
+use hyper::body::Incoming;
+use percent_encoding::percent_decode_str;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// A body of JSON or a form may not be larger.
+const MAX_BODY: usize = 16 << 20;
+
+/// The parameters of a request, from the query and from a form body.
+#[derive(Default, Debug)]
+pub(crate) struct Parameters(HashMap<String, Vec<String>>);
+
+impl Parameters {
+    pub fn parse(text: &str) -> Parameters {
+        let mut all: HashMap<String, Vec<String>> = HashMap::new();
+        for pair in text.split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
+            all.entry(decode(key)).or_default().push(decode(value));
+        }
+        Parameters(all)
+    }
+
+    pub fn extend(&mut self, other: Parameters) {
+        for (key, values) in other.0 {
+            self.0.entry(key).or_default().extend(values);
+        }
+    }
+
+    /// The first value; empty when absent.
+    pub fn get(&self, key: &str) -> &str {
+        self.0.get(key).and_then(|values| values.first()).map(String::as_str).unwrap_or_default()
+    }
+
+    pub fn all(&self, key: &str) -> &[String] {
+        self.0.get(key).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    pub fn optional(&self, key: &str) -> Option<&str> {
+        Some(self.get(key)).filter(|value| !value.is_empty())
+    }
+
+    /// Docker's booleans: everything but nothing, 0, no, false and none is true.
+    pub fn is(&self, key: &str) -> bool {
+        !matches!(self.get(key).trim().to_ascii_lowercase().as_str(), "" | "0" | "no" | "false" | "none")
+    }
+
+    pub fn is_or(&self, key: &str, default: bool) -> bool {
+        if self.0.contains_key(key) { self.is(key) } else { default }
+    }
+
+    pub fn number<T: std::str::FromStr>(&self, key: &str) -> Result<Option<T>> {
+        let invalid = |text: &str| Error::invalid(format!("strconv.Atoi: parsing \"{text}\": invalid syntax"));
+        self.optional(key).map(|text| text.parse().map_err(|_| invalid(text))).transpose()
+    }
+
+    /// A time, `SECONDS[.NANOSECONDS]`, in nanoseconds.
+    pub fn time(&self, key: &str) -> Result<Option<i64>> {
+        let Some(text) = self.optional(key) else { return Ok(None) };
+        let invalid = || Error::invalid(format!("invalid value for \"{key}\": {text}"));
+        let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
+        if !fraction.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(invalid());
+        }
+        let seconds: i64 = seconds.parse().map_err(|_| invalid())?;
+        let nanoseconds: i64 = format!("{fraction:0<9}").get(..9).and_then(|text| text.parse().ok()).ok_or_else(invalid)?;
+        seconds.checked_mul(1_000_000_000).and_then(|time| time.checked_add(nanoseconds)).map(Some).ok_or_else(invalid)
+    }
+}
+
+/// A request as handlers see it.
+pub(crate) struct Call {
+    pub version: Version,
+    pub parameters: Parameters,
+    pub request: Request<Incoming>,
+}
+
+impl Call {
+    /// Whether the client wants to take the connection over.
+    pub fn upgrades(&self) -> bool {
+        self.request.headers().contains_key("upgrade")
+    }
+
+    /// The whole body.
+    pub async fn body(&mut self) -> Result<Bytes> {
+        let mut all = Vec::new();
+        while let Some(frame) = self.request.body_mut().frame().await {
+            let frame = frame.map_err(|error| Error::invalid(format!("read the request: {error}")))?;
+            if let Ok(data) = frame.into_data() {
+                all.extend_from_slice(&data);
+            }
+            if all.len() > MAX_BODY {
+                return Err(Error::invalid("http: request body too large"));
+            }
+        }
+        Ok(Bytes::from(all))
+    }
+
+    /// A JSON body.
+    pub async fn json<T: DeserializeOwned + Serialize + Default>(&mut self, empty_ok: bool) -> Result<T> {
+        let content_type =
+            self.request.headers().get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+        let body = self.body().await?;
+        let kind = content_type.split(';').next().unwrap_or_default().trim();
+        if !body.is_empty() && !kind.is_empty() && kind != "application/json" {
+            return Err(Error::invalid(format!("unsupported Content-Type header ({content_type}): must be 'application/json'")));
+        }
+        dhow_api::decode::decode(&body, empty_ok).map_err(Error::invalid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_gos() {
+        let parameters = Parameters::parse("a=1&b=False&c&d=x%20y+z&t=5.25&e=no&e=2");
+        assert!(parameters.is("a") && !parameters.is("b") && !parameters.is("c") && !parameters.is("nothing"));
+        assert_eq!((parameters.get("d"), parameters.all("e").len()), ("x y z", 2));
+        assert_eq!(parameters.time("t").unwrap(), Some(5_250_000_000));
+        assert!(parameters.time("d").is_err());
+        assert!(parameters.number::<i64>("d").is_err());
+    }
+}

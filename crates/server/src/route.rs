@@ -1,0 +1,139 @@
+//! From a path to a handler. Names may hold slashes, so a path is matched by its beginning and its end.
+
+use std::sync::Arc;
+
+use dhow_api::Version;
+use dhow_api::version::{NEWEST, OLDEST};
+use dhow_engine::{Engine, Result};
+use hyper::body::Incoming;
+use hyper::header::HeaderValue;
+use hyper::{Method, Request, Response, StatusCode};
+use percent_encoding::percent_decode_str;
+
+use crate::answer::{self, Answer};
+use crate::request::{Call, Parameters};
+use crate::{containers, execs, images, system};
+
+/// Answers any request.
+pub(crate) async fn handle(engine: Arc<Engine>, request: Request<Incoming>) -> Answer {
+    if request.method() == Method::OPTIONS {
+        return answer::with_common_headers(answer::empty(StatusCode::OK));
+    }
+    let path = request.uri().path().to_owned();
+    let (version, path) = match split_version(&path) {
+        Ok(split) => split,
+        Err(answer) => return *answer,
+    };
+    let parameters = Parameters::parse(request.uri().query().unwrap_or_default());
+    let mut call = Call { version, parameters, request };
+    let form = call
+        .request
+        .headers()
+        .get("content-type")
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/x-www-form-urlencoded"));
+    if form && let Ok(body) = call.body().await {
+        call.parameters.extend(Parameters::parse(&String::from_utf8_lossy(&body)));
+    }
+    match dispatch(engine, &path, call).await {
+        Some(Ok(answer)) => finish(answer),
+        Some(Err(error)) => answer::with_common_headers(answer::error(&error)),
+        None => answer::message(StatusCode::NOT_FOUND, "page not found"),
+    }
+}
+
+/// Attach answers carry none of the common headers, as dockerd's.
+fn finish(answer: Answer) -> Answer {
+    if answer.extensions().get::<Bare>().is_some() { answer } else { answer::with_common_headers(answer) }
+}
+
+/// Marks an answer that goes without the common headers.
+#[derive(Clone)]
+pub(crate) struct Bare;
+
+fn split_version(path: &str) -> Result<(Version, String), Box<Answer>> {
+    let not_found = || Box::new(answer::message(StatusCode::NOT_FOUND, "page not found"));
+    let Some(rest) = path.strip_prefix("/v").filter(|rest| rest.starts_with(|c: char| c.is_ascii_digit())) else {
+        return Ok((NEWEST, path.to_owned()));
+    };
+    let (text, rest) = rest.split_once('/').ok_or_else(not_found)?;
+    let version: Version = text.parse().map_err(|()| not_found())?;
+    if version < OLDEST {
+        let text = format!(
+            "client version {version} is too old. Minimum supported API version is {OLDEST}, please upgrade your client to a newer version\n"
+        );
+        let mut answer = Response::new(answer::bytes_body(text));
+        *answer.status_mut() = StatusCode::BAD_REQUEST;
+        answer.headers_mut().insert("Content-Type", HeaderValue::from_static("text/plain; charset=utf-8"));
+        return Err(Box::new(answer));
+    }
+    if version > NEWEST {
+        let text = format!("client version {version} is too new. Maximum supported API version is {NEWEST}");
+        return Err(Box::new(answer::message(StatusCode::BAD_REQUEST, &text)));
+    }
+    Ok((version, format!("/{rest}")))
+}
+
+async fn dispatch(engine: Arc<Engine>, path: &str, call: Call) -> Option<Result<Answer>> {
+    let method = call.request.method().clone();
+    let segments: Vec<String> = path
+        .split('/')
+        .filter(|part| !part.is_empty())
+        .map(|part| percent_decode_str(part).decode_utf8_lossy().into_owned())
+        .collect();
+    let words: Vec<&str> = segments.iter().map(String::as_str).collect();
+    let (get, post, delete, head) = (Method::GET, Method::POST, Method::DELETE, Method::HEAD);
+    Some(match words[..] {
+        ["_ping"] if method == get || method == head => system::ping(&method),
+        ["version"] if method == get => system::version(&engine),
+        ["info"] if method == get => system::info(engine).await,
+        ["events"] if method == get => system::events(engine, &call),
+        ["networks"] if method == get => system::networks(engine, &call).await,
+        ["networks", id] if method == get => system::network(engine, id).await,
+        ["containers", "json"] if method == get => containers::list(engine, call).await,
+        ["containers", "create"] if method == post => containers::create(engine, call).await,
+        ["containers", id] if method == delete => containers::remove(engine, id, call).await,
+        ["containers", id, action] if method == get => match action {
+            "json" => containers::inspect(engine, id, call).await,
+            "logs" => containers::logs(engine, id, call).await,
+            "top" => containers::top(engine, id, call).await,
+            _ => return None,
+        },
+        ["containers", id, action] if method == post => match action {
+            "start" => containers::start(engine, id, call).await,
+            "stop" => containers::stop(engine, id, call).await,
+            "restart" => containers::restart(engine, id, call).await,
+            "kill" => containers::kill(engine, id, call).await,
+            "pause" => containers::pause(engine, id, true).await,
+            "unpause" => containers::pause(engine, id, false).await,
+            "rename" => containers::rename(engine, id, call).await,
+            "resize" => containers::resize(engine, id, call).await,
+            "wait" => containers::wait(engine, id, call).await,
+            "attach" => containers::attach(engine, id, call).await,
+            "exec" => execs::create(engine, id, call).await,
+            _ => return None,
+        },
+        ["exec", id, "json"] if method == get => execs::inspect(engine, id).await,
+        ["exec", id, "start"] if method == post => execs::start(engine, id, call).await,
+        ["exec", id, "resize"] if method == post => execs::resize(engine, id, call).await,
+        ["images", "json"] if method == get => images::list(engine, call).await,
+        ["images", "create"] if method == post => images::create(engine, call).await,
+        ["images", "load"] if method == post => images::load(engine, call).await,
+        ["images", ref name @ .., "json"] if method == get && !name.is_empty() => {
+            images::inspect(engine, name.join("/"), &call).await
+        }
+        ["images", ref name @ .., "history"] if method == get && !name.is_empty() => {
+            images::history(engine, name.join("/")).await
+        }
+        ["images", ref name @ .., "tag"] if method == post && !name.is_empty() => images::tag(engine, name.join("/"), call).await,
+        ["images", ref name @ ..] if method == delete && !name.is_empty() => images::remove(engine, name.join("/"), call).await,
+        _ => return None,
+    })
+}
+
+/// Runs a blocking call of the engine where it holds nobody up.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(dhow_engine::Error::internal(format!("a worker of the engine failed: {error}"))),
+    }
+}

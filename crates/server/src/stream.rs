@@ -1,0 +1,134 @@
+//! Connections that a client takes over: its bytes and a process's streams, moved between two sockets.
+
+use std::io;
+use std::os::unix::net::UnixStream as StdUnixStream;
+
+use bytes::Bytes;
+use dhow_api::Version;
+use dhow_engine::{Error, Result};
+use http_body_util::BodyExt;
+use hyper::ext::ReasonPhrase;
+use hyper::header::HeaderValue;
+use hyper::{Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use crate::answer::{self, Answer};
+use crate::request::Call;
+
+const RAW: &str = "application/vnd.docker.raw-stream";
+const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
+
+/// The media type of a stream that is taken over.
+fn media_type(version: Version, tty: bool, upgraded: bool) -> &'static str {
+    if !tty && upgraded && version >= Version(1, 42) { MULTIPLEXED } else { RAW }
+}
+
+/// The media type of a stream of logs.
+pub(crate) fn log_media_type(version: Version, tty: bool) -> &'static str {
+    media_type(version, tty, true)
+}
+
+/// Answers with a connection to a process's streams: by `101 UPGRADED` to clients that ask for it, otherwise by a body that
+/// goes on while the request's own body is its input.
+pub(crate) fn take_over(mut call: Call, process: StdUnixStream, tty: bool, before: Vec<Bytes>) -> Result<Answer> {
+    let failed = |error: io::Error| Error::internal(format!("connect the streams: {error}"));
+    process.set_nonblocking(true).map_err(failed)?;
+    let process = UnixStream::from_std(process).map_err(failed)?;
+    let upgraded = call.upgrades();
+    let kind = media_type(call.version, tty, upgraded);
+    if upgraded {
+        let upgrade = hyper::upgrade::on(&mut call.request);
+        tokio::spawn(async move {
+            if let Ok(client) = upgrade.await {
+                let mut client = TokioIo::new(client);
+                for piece in before {
+                    if client.write_all(&piece).await.is_err() {
+                        return;
+                    }
+                }
+                connect(client, process).await;
+            }
+        });
+        let mut answer = answer::empty(StatusCode::SWITCHING_PROTOCOLS);
+        answer.extensions_mut().insert(ReasonPhrase::from_static(b"UPGRADED"));
+        let headers = answer.headers_mut();
+        headers.insert("Content-Type", HeaderValue::from_static(kind));
+        headers.insert("Connection", HeaderValue::from_static("Upgrade"));
+        headers.insert("Upgrade", HeaderValue::from_static("tcp"));
+        return Ok(answer);
+    }
+    let (answer, sender) = answer::stream(kind);
+    let (mut output, mut input) = process.into_split();
+    let mut body = call.request.into_body();
+    tokio::spawn(async move {
+        while let Some(Ok(frame)) = body.frame().await {
+            if let Ok(data) = frame.into_data()
+                && input.write_all(&data).await.is_err()
+            {
+                break;
+            }
+        }
+        let _ = input.shutdown().await;
+    });
+    tokio::spawn(async move {
+        for piece in before {
+            if sender.send(piece).await.is_err() {
+                return;
+            }
+        }
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(length) = output.read(&mut buffer).await {
+            if length == 0 || sender.send(Bytes::copy_from_slice(&buffer[..length])).await.is_err() {
+                break;
+            }
+        }
+    });
+    Ok(answer)
+}
+
+/// Moves bytes both ways until the process's side ends.
+async fn connect(client: impl AsyncRead + AsyncWrite + Unpin, process: UnixStream) {
+    let (mut from_client, mut to_client) = tokio::io::split(client);
+    let (mut output, mut input) = process.into_split();
+    let forward = async move {
+        let _ = copy(&mut from_client, &mut input).await;
+        // The client's end of input; its other direction goes on.
+        let _ = input.shutdown().await;
+        std::future::pending::<()>().await;
+    };
+    let back = async move {
+        let _ = copy(&mut output, &mut to_client).await;
+        let _ = to_client.shutdown().await;
+    };
+    tokio::select! {
+        () = forward => {}
+        () = back => {}
+    }
+}
+
+async fn copy(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+    // Grows with the traffic: an idle attach costs little.
+    let mut buffer = vec![0; 8 * 1024];
+    loop {
+        let length = from.read(&mut buffer).await?;
+        if length == 0 {
+            return Ok(());
+        }
+        to.write_all(&buffer[..length]).await?;
+        to.flush().await?;
+        if length == buffer.len() && length < 256 * 1024 {
+            buffer.resize(length * 4, 0);
+        }
+    }
+}
+
+/// An error before a connection is taken over, in dockerd's unusual form: plain text under the stream's type.
+pub(crate) fn refuse(error: &Error) -> Answer {
+    let mut refusal = Response::new(answer::bytes_body(format!("{}\r\n", error.message)));
+    *refusal.status_mut() = answer::status(error.kind());
+    refusal.headers_mut().insert("Content-Type", HeaderValue::from_static(RAW));
+    refusal.extensions_mut().insert(crate::route::Bare);
+    refusal
+}
