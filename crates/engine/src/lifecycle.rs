@@ -224,7 +224,7 @@ impl Engine {
 }
 
 /// `ctrl-p,ctrl-q` as the bytes that a terminal sends (moby/term, `ToBytes`).
-pub(crate) fn detach_keys(text: Option<&str>) -> Result<Vec<u8>> {
+pub fn detach_keys(text: Option<&str>) -> Result<Vec<u8>> {
     let text = text.filter(|text| !text.is_empty()).unwrap_or("ctrl-p,ctrl-q");
     let key = |key: &str| match key.strip_prefix("ctrl-") {
         None if key.len() == 1 => Some(key.as_bytes()[0]),

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dhow_monitor::protocol::{LogConfig, Reply, Request, receive, send};
@@ -177,12 +178,17 @@ fn self_command(program: &OwnedFd) -> Command {
     command
 }
 
-/// Waits for a child in the background, so that it does not stay a zombie of a long-lived engine.
+/// Monitors that this process started. They outlive it, but while it lives it must collect those that end.
+static CHILDREN: Mutex<Vec<std::process::Child>> = Mutex::new(Vec::new());
+
 fn reap_later(child: std::process::Child) {
-    use std::sync::{Mutex, OnceLock, PoisonError};
-    static CHILDREN: OnceLock<Mutex<Vec<std::process::Child>>> = OnceLock::new();
-    let mut children = CHILDREN.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
-    // Each new child is the occasion to collect the finished ones: no thread, and never more than those since the last.
+    let mut children = CHILDREN.lock().unwrap_or_else(PoisonError::into_inner);
+    // Each new child is an occasion: no more pile up than are running.
     children.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
     children.push(child);
+}
+
+/// Collects monitors that have ended, so that they do not stay as zombies; for daemons, on SIGCHLD.
+pub fn collect_children() {
+    CHILDREN.lock().unwrap_or_else(PoisonError::into_inner).retain_mut(|child| matches!(child.try_wait(), Ok(None)));
 }

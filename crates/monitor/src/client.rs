@@ -130,7 +130,7 @@ impl Client {
 
 /// Follows the detach keys in typed bytes: how many of `bytes` go to the process, and whether the sequence is complete.
 /// `matched` keys were typed before; they are passed on if the sequence breaks off.
-pub(crate) fn detach(keys: &[u8], matched: &mut usize, bytes: &[u8]) -> (Vec<u8>, bool) {
+pub fn detach(keys: &[u8], matched: &mut usize, bytes: &[u8]) -> (Vec<u8>, bool) {
     let mut passed = Vec::with_capacity(bytes.len());
     for byte in bytes {
         if keys.get(*matched) == Some(byte) {

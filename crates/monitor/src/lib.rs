@@ -16,5 +16,6 @@ pub mod protocol;
 mod start;
 pub mod state;
 
+pub use client::detach;
 pub use monitor::{Setup, main};
 pub use overlay::Overlay;

@@ -54,10 +54,6 @@ impl Parameters {
         !matches!(self.get(key).trim().to_ascii_lowercase().as_str(), "" | "0" | "no" | "false" | "none")
     }
 
-    pub fn is_or(&self, key: &str, default: bool) -> bool {
-        if self.0.contains_key(key) { self.is(key) } else { default }
-    }
-
     pub fn number<T: std::str::FromStr>(&self, key: &str) -> Result<Option<T>> {
         let invalid = |text: &str| Error::invalid(format!("strconv.Atoi: parsing \"{text}\": invalid syntax"));
         self.optional(key).map(|text| text.parse().map_err(|_| invalid(text))).transpose()

@@ -1,0 +1,73 @@
+//! The commands, one file for each or for a few that belong together. Each holds its options and what it asks the engine.
+
+pub mod create;
+pub mod daemon;
+pub mod exec;
+pub mod image;
+pub mod inspect;
+pub mod lifecycle;
+pub mod list;
+pub mod logs;
+pub mod run;
+pub mod system;
+
+use dhow_api::client::Client;
+
+use crate::connect::Target;
+use crate::failure::{Failure, Result};
+
+/// A client, or `None` where the command has something to say without an engine.
+pub fn optional_client(target: &Target) -> Result<Option<Client>> {
+    Ok(target.client().ok())
+}
+
+/// `--filter key=value`, several times, as the API takes it.
+pub fn filters(given: &[String]) -> Result<String> {
+    let mut all: std::collections::BTreeMap<&str, std::collections::BTreeMap<&str, bool>> = Default::default();
+    for filter in given {
+        let (key, value) = filter.split_once('=').ok_or_else(|| {
+            Failure::new(format!("invalid argument \"{filter}\" for \"-f, --filter\" flag: invalid filter '{filter}'"))
+        })?;
+        all.entry(key.trim()).or_default().insert(value.trim(), true);
+    }
+    if all.is_empty() { Ok(String::new()) } else { Ok(serde_json::to_string(&all)?) }
+}
+
+/// `--since` and `--until`: a time, a duration before now, or Unix seconds, as Unix seconds with a fraction.
+pub fn timestamp(text: &str) -> Result<String> {
+    if text.is_empty() || text.parse::<f64>().is_ok() {
+        return Ok(text.to_owned());
+    }
+    let now = dhow_oci::time::now();
+    let nanoseconds =
+        if let Some(duration) = dhow_engine::units::parse_duration(text) { Some(now - duration) } else { local_time(text) };
+    let nanoseconds = nanoseconds.ok_or_else(|| {
+        Failure::new(format!("invalid value for \"since\": failed to parse value as time or duration: \"{text}\""))
+    })?;
+    Ok(format!("{}.{:09}", nanoseconds.div_euclid(1_000_000_000), nanoseconds.rem_euclid(1_000_000_000)))
+}
+
+/// A date with or without time and zone; without a zone it is local.
+fn local_time(text: &str) -> Option<i64> {
+    let has_zone = text.ends_with(['Z', 'z']) || text.get(10..).is_some_and(|rest| rest.contains(['+', '-']));
+    if has_zone {
+        return dhow_oci::time::parse(text);
+    }
+    let full = match text.len() {
+        10 => format!("{text}T00:00:00"),
+        13 => format!("{text}:00:00"),
+        16 => format!("{text}:00"),
+        _ => text.to_owned(),
+    };
+    let civil: jiff::civil::DateTime = full.parse().ok()?;
+    let zoned = civil.to_zoned(jiff::tz::TimeZone::system()).ok()?;
+    i64::try_from(zoned.timestamp().as_nanosecond()).ok()
+}
+
+/// Unix seconds in docker's long form, local: `2026-11-20 23:46:13 +0000 UTC`.
+pub fn long_time(seconds: i64) -> String {
+    match jiff::Timestamp::from_second(seconds) {
+        Ok(time) => time.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S %z %Z").to_string(),
+        Err(_) => String::new(),
+    }
+}

@@ -1,0 +1,268 @@
+//! `daemon`: the engine behind sockets, with dockerd's options.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+use dhow_engine::{Engine, Settings};
+use dhow_server::Listener;
+use serde_json::{Map, Value};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::connect::{DEFAULT_DATA, DEFAULT_EXEC, DEFAULT_SOCKET};
+use crate::failure::{Failure, Result};
+
+#[derive(Args, Debug)]
+pub struct Daemon {
+    /// Sockets to listen on: unix:///path or fd:// (several times)
+    #[arg(id = "hosts", short = 'H', long = "host")]
+    hosts: Vec<String>,
+    /// Group that may use the socket
+    #[arg(short = 'G', long)]
+    group: Option<String>,
+    /// File to write the process id to
+    #[arg(short, long)]
+    pidfile: Option<PathBuf>,
+    /// File with the configuration, as dockerd's daemon.json
+    #[arg(long)]
+    config_file: Option<PathBuf>,
+    /// Check the configuration and end
+    #[arg(long)]
+    validate: bool,
+    /// Format of messages: text or json
+    #[arg(long, default_value = "text")]
+    log_format: String,
+    /// Seconds a container has to stop before it is killed
+    #[arg(long)]
+    default_stop_timeout: Option<i64>,
+}
+
+const DEFAULT_CONFIG: &str = "/etc/dhow/daemon.json";
+/// Keys of the configuration file that this version acts on.
+const KNOWN: [&str; 10] = [
+    "hosts",
+    "group",
+    "pidfile",
+    "data-root",
+    "exec-root",
+    "debug",
+    "log-level",
+    "log-format",
+    "default-stop-timeout",
+    "log-opts",
+];
+
+impl Daemon {
+    pub fn run(self, debug: bool, level: &str, data: Option<PathBuf>, exec: Option<PathBuf>, host: Option<String>) -> Result {
+        let mut hosts = self.hosts.clone();
+        hosts.extend(host);
+        let file = self.configuration()?;
+        let given = [
+            ("hosts", !hosts.is_empty()),
+            ("group", self.group.is_some()),
+            ("pidfile", self.pidfile.is_some()),
+            ("data-root", data.is_some()),
+            ("exec-root", exec.is_some()),
+            ("debug", debug),
+            ("default-stop-timeout", self.default_stop_timeout.is_some()),
+        ];
+        let twice: Vec<&str> =
+            given.iter().filter(|(key, given)| *given && file.contains_key(*key)).map(|(key, _)| *key).collect();
+        if !twice.is_empty() {
+            return Err(Failure::new(format!(
+                "unable to configure the daemon: the following directives are specified both as a flag and in the configuration file: {}",
+                twice.join(", ")
+            )));
+        }
+        let text = |key: &str| file.get(key).and_then(Value::as_str).map(str::to_owned);
+        let path = |key: &str| text(key).map(PathBuf::from);
+        if hosts.is_empty() {
+            hosts = file
+                .get("hosts")
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .map(str::to_owned)
+                .collect();
+        }
+        if hosts.is_empty() {
+            hosts.push(format!("unix://{DEFAULT_SOCKET}"));
+        }
+        let debug = debug || file.get("debug").and_then(Value::as_bool).unwrap_or(false);
+        let log_options = file.get("log-opts").and_then(Value::as_object);
+        let option = |key: &str| log_options.and_then(|options| options.get(key)).and_then(Value::as_str);
+        let defaults = Settings::default();
+        let settings = Settings {
+            data_root: data.or(path("data-root")).unwrap_or_else(|| PathBuf::from(DEFAULT_DATA)),
+            exec_root: exec.or(path("exec-root")).unwrap_or_else(|| PathBuf::from(DEFAULT_EXEC)),
+            stop_timeout: self
+                .default_stop_timeout
+                .or(file.get("default-stop-timeout").and_then(Value::as_i64))
+                .unwrap_or(defaults.stop_timeout),
+            log_max_size: option("max-size")
+                .and_then(dhow_engine::units::parse_bytes)
+                .map_or(defaults.log_max_size, |size| size.max(0) as u64),
+            log_max_files: option("max-file").and_then(|files| files.parse().ok()).unwrap_or(defaults.log_max_files),
+            debug,
+        };
+        let level = if debug { "debug".to_owned() } else { text("log-level").unwrap_or_else(|| level.to_owned()) };
+        start_log(&level, text("log-format").as_deref().unwrap_or(&self.log_format) == "json")?;
+        for host in &hosts {
+            check_host(host)?;
+        }
+        if self.validate {
+            return crate::output::print("configuration OK\n");
+        }
+        let pidfile = self.pidfile.or(path("pidfile"));
+        let group = self.group.or(text("group")).unwrap_or_else(|| "docker".to_owned());
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(512).enable_all().build();
+        let runtime = runtime.map_err(|error| Failure::new(format!("start the daemon's runtime: {error}")))?;
+        let result = runtime.block_on(serve(settings, &hosts, &group, pidfile.as_deref()));
+        // Streams to clients end with the process; containers go on.
+        runtime.shutdown_background();
+        result
+    }
+
+    /// The configuration file. The default one need not exist.
+    fn configuration(&self) -> Result<Map<String, Value>> {
+        let path = self.config_file.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_CONFIG));
+        let failed = |why: String| Failure::new(format!("unable to configure the daemon with file {}: {why}", path.display()));
+        let text = match std::fs::read_to_string(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && self.config_file.is_none() => return Ok(Map::new()),
+            other => other.map_err(|error| failed(error.to_string()))?,
+        };
+        let file: Map<String, Value> =
+            serde_json::from_str(text.trim_start_matches('\u{feff}')).map_err(|error| failed(error.to_string()))?;
+        let unknown: Vec<&str> = file.keys().map(String::as_str).filter(|key| !KNOWN.contains(key)).collect();
+        if unknown.is_empty() {
+            Ok(file)
+        } else {
+            Err(failed(format!("the following directives don't match any configuration option: {}", unknown.join(", "))))
+        }
+    }
+}
+
+fn check_host(host: &str) -> Result {
+    match host.split_once("://") {
+        Some(("unix" | "fd", _)) => Ok(()),
+        Some(("tcp", _)) => Err(Failure::new(format!(
+            "will not listen on {host}: an open TCP port gives root on this host to whoever reaches it, and TLS is not supported by this version; use ssh or a Unix socket"
+        ))),
+        _ => Err(Failure::new(format!("invalid bind address ({host}): use unix:///path or fd://"))),
+    }
+}
+
+fn start_log(level: &str, json: bool) -> Result {
+    let level: tracing::Level = match level {
+        "debug" => tracing::Level::DEBUG,
+        "info" => tracing::Level::INFO,
+        "warn" => tracing::Level::WARN,
+        "error" | "fatal" => tracing::Level::ERROR,
+        other => return Err(Failure::new(format!("invalid logging level: {other}"))),
+    };
+    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false);
+    // A second subscriber in one process would be a fault of ours, and the first goes on working.
+    let _ = if json { builder.json().try_init() } else { builder.try_init() };
+    Ok(())
+}
+
+async fn serve(settings: Settings, hosts: &[String], group: &str, pidfile: Option<&Path>) -> Result {
+    let listeners = listen(hosts, group)?;
+    let engine = Arc::new(Engine::open(settings).map_err(|error| Failure::new(format!("failed to start daemon: {error}")))?);
+    if let Some(path) = pidfile {
+        write_pidfile(path)?;
+    }
+    let boot = first_since_boot(&engine);
+    let reconciled = {
+        let engine = engine.clone();
+        tokio::task::spawn_blocking(move || engine.reconcile(boot)).await
+    };
+    if let Ok(Err(error)) = reconciled {
+        tracing::warn!("look for what a crash left: {error}");
+    }
+    for listener in listeners {
+        let engine = engine.clone();
+        tokio::spawn(async move { listener.serve(engine).await });
+    }
+    let failed = |error: std::io::Error| Failure::new(format!("watch signals: {error}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut child = signal(SignalKind::child()).map_err(failed)?;
+    tracing::info!("API listens on {}", hosts.join(" "));
+    if let Err(error) = dhow_sys::systemd::notify("READY=1") {
+        tracing::warn!("tell the service manager: {error}");
+    }
+    dhow_sys::process::trim_heap();
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = child.recv() => dhow_engine::collect_children(),
+        }
+    }
+    let _ = dhow_sys::systemd::notify("STOPPING=1");
+    if let Some(path) = pidfile {
+        let _ = std::fs::remove_file(path);
+    }
+    for path in hosts.iter().filter_map(|host| host.strip_prefix("unix://")) {
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(())
+}
+
+fn listen(hosts: &[String], group: &str) -> Result<Vec<Listener>> {
+    let mut listeners = Vec::new();
+    for host in hosts {
+        match host.split_once("://") {
+            Some(("unix", path)) => {
+                let path = if path.is_empty() { DEFAULT_SOCKET } else { path };
+                listeners.push(
+                    Listener::unix(Path::new(path), group)
+                        .map_err(|error| Failure::new(format!("failed to start daemon: {error}")))?,
+                );
+            }
+            Some(("fd", _)) => {
+                let sockets = dhow_sys::systemd::listen_descriptors()
+                    .map_err(|error| Failure::new(format!("take the service manager's sockets: {error}")))?;
+                if sockets.is_empty() {
+                    return Err(Failure::new(
+                        "no sockets found via socket activation: make sure the service was started by systemd",
+                    ));
+                }
+                for socket in sockets {
+                    listeners.push(Listener::inherited(socket).map_err(|error| Failure::new(error.to_string()))?);
+                }
+            }
+            _ => check_host(host)?,
+        }
+    }
+    Ok(listeners)
+}
+
+fn write_pidfile(path: &Path) -> Result {
+    if let Ok(text) = std::fs::read_to_string(path)
+        && let Ok(pid) = text.trim().parse::<u32>()
+        && pid != std::process::id()
+        && Path::new(&format!("/proc/{pid}")).exists()
+    {
+        return Err(Failure::new(format!(
+            "failed to start daemon, ensure dhow is not running or delete {}: process with PID {pid} is still running",
+            path.display()
+        )));
+    }
+    std::fs::write(path, std::process::id().to_string())
+        .map_err(|error| Failure::new(format!("write {}: {error}", path.display())))
+}
+
+/// Whether this is the first daemon on these roots since the host came up: a file in the exec root tells the boot.
+fn first_since_boot(engine: &Engine) -> bool {
+    let path = engine.settings.exec_root.join("boot-id");
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let first = std::fs::read_to_string(&path).map_or(true, |known| known != boot);
+    if first && let Err(error) = std::fs::write(&path, boot) {
+        tracing::warn!("write {}: {error}", path.display());
+    }
+    first
+}

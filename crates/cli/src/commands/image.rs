@@ -1,0 +1,364 @@
+//! `images`, `rmi`, `tag`, `import`, `load`, `pull`, `history`
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use clap::Args;
+use dhow_api::client::{Client, ClientError, query, segment};
+use dhow_api::image::{Deleted, History as ApiHistory, Message, Summary};
+use dhow_engine::units::{human_duration, human_size};
+use http_body_util::BodyExt;
+use hyper::Response;
+use hyper::body::Incoming;
+use serde_json::{Map, Value, json};
+use tokio::io::AsyncRead;
+
+use super::{filters, long_time};
+use crate::failure::{Failure, Result};
+use crate::output::{List, ellipsis, print};
+
+#[derive(Args, Debug)]
+pub struct Images {
+    /// Show all images (default hides intermediate images)
+    #[arg(short, long)]
+    all: bool,
+    /// Show digests
+    #[arg(long)]
+    digests: bool,
+    /// Filter output based on conditions provided
+    #[arg(short, long)]
+    filter: Vec<String>,
+    /// Format output using a custom template
+    #[arg(long)]
+    format: Option<String>,
+    /// Don't truncate output
+    #[arg(long)]
+    no_trunc: bool,
+    /// Only show image IDs
+    #[arg(short, long)]
+    quiet: bool,
+    /// REPOSITORY[:TAG]
+    repository: Option<String>,
+}
+
+const HEADERS: [(&str, &str); 11] = [
+    ("ID", "IMAGE ID"),
+    ("Repository", "REPOSITORY"),
+    ("Tag", "TAG"),
+    ("Digest", "DIGEST"),
+    ("CreatedSince", "CREATED"),
+    ("CreatedAt", "CREATED AT"),
+    ("Size", "SIZE"),
+    ("Containers", "CONTAINERS"),
+    ("SharedSize", "SHARED SIZE"),
+    ("UniqueSize", "UNIQUE SIZE"),
+    ("VirtualSize", "VIRTUAL SIZE"),
+];
+
+impl Images {
+    pub async fn run(self, client: &Client) -> Result {
+        let mut given = self.filter.clone();
+        given.extend(self.repository.iter().map(|name| format!("reference={name}")));
+        let parameters = query(&[("all", if self.all { "1" } else { "" }), ("filters", &filters(&given)?)]);
+        let images: Vec<Summary> = client.get_json(&format!("/images/json{parameters}")).await?;
+        let mut rows = Vec::new();
+        for image in &images {
+            let untagged = vec!["<none>:<none>".to_owned()];
+            for name in if image.repo_tags.is_empty() { &untagged } else { &image.repo_tags } {
+                rows.push(row(image, name, !self.no_trunc));
+            }
+        }
+        if self.quiet {
+            rows.dedup_by(|a, b| a["ID"] == b["ID"] && self.repository.is_none());
+        }
+        let columns = match self.digests {
+            true => vec!["Repository", "Tag", "Digest", "ID", "CreatedSince", "Size"],
+            false => vec!["Repository", "Tag", "ID", "CreatedSince", "Size"],
+        };
+        List { headers: &HEADERS, columns, rows, id: "ID", template_error: "template parsing error" }
+            .print(self.format.as_deref(), self.quiet)
+    }
+}
+
+fn row(image: &Summary, name: &str, truncate: bool) -> Map<String, Value> {
+    let (repository, tag) = name.rsplit_once(':').unwrap_or((name, "<none>"));
+    let id = if truncate { image.id.trim_start_matches("sha256:").chars().take(12).collect() } else { image.id.clone() };
+    let age = (dhow_oci::time::now() / 1_000_000_000 - image.created).max(0);
+    let digest = image.repo_digests.iter().find_map(|digest| digest.strip_prefix(&format!("{repository}@")));
+    let size = human_size(image.size as u64);
+    let value = json!({
+        "ID": id, "Repository": repository, "Tag": tag, "Digest": digest.unwrap_or("<none>"),
+        "CreatedSince": format!("{} ago", human_duration(age)), "CreatedAt": long_time(image.created), "Size": size,
+        "Containers": if image.containers < 0 { "N/A".to_owned() } else { image.containers.to_string() },
+        "SharedSize": "N/A", "UniqueSize": "N/A", "VirtualSize": size,
+    });
+    value.as_object().cloned().unwrap_or_default()
+}
+
+#[derive(Args, Debug)]
+pub struct Rmi {
+    /// Force removal of the image
+    #[arg(short, long)]
+    force: bool,
+    /// Do not delete untagged parents
+    #[arg(long)]
+    no_prune: bool,
+    #[arg(required = true)]
+    images: Vec<String>,
+}
+
+impl Rmi {
+    pub async fn run(self, client: &Client) -> Result {
+        let parameters =
+            query(&[("force", if self.force { "1" } else { "" }), ("noprune", if self.no_prune { "1" } else { "" })]);
+        let mut failed = false;
+        for image in &self.images {
+            match client.delete(&format!("/images/{}{parameters}", segment(image))).await {
+                Ok(bytes) => {
+                    for item in serde_json::from_slice::<Vec<Deleted>>(&bytes)? {
+                        let line = match (item.deleted, item.untagged) {
+                            (Some(deleted), _) => format!("Deleted: {deleted}\n"),
+                            (None, untagged) => format!("Untagged: {}\n", untagged.unwrap_or_default()),
+                        };
+                        print(&line)?;
+                    }
+                }
+                Err(error @ ClientError::Api { status: 404, .. }) if self.force => eprintln!("{error}"),
+                Err(error) => {
+                    eprintln!("{error}");
+                    failed = true;
+                }
+            }
+        }
+        if failed { Err(Failure::status(1)) } else { Ok(()) }
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct Tag {
+    source: String,
+    target: String,
+}
+
+impl Tag {
+    pub async fn run(self, client: &Client) -> Result {
+        let name: dhow_oci::Reference = self.target.parse().map_err(|error| {
+            Failure::new(format!("error parsing reference: \"{}\" is not a valid repository/tag: {error}", self.target))
+        })?;
+        let name = name.or_latest();
+        let parameters = query(&[("repo", &name.familiar_repository()), ("tag", name.tag.as_deref().unwrap_or_default())]);
+        client.post(&format!("/images/{}/tag{parameters}", segment(&self.source))).await?;
+        Ok(())
+    }
+}
+
+/// Standard input or a file.
+async fn input(path: Option<&PathBuf>) -> Result<Box<dyn AsyncRead + Send + Unpin>> {
+    match path {
+        Some(path) => {
+            let file = std::fs::File::open(path).map_err(|error| match error.kind() {
+                std::io::ErrorKind::NotFound => Failure::new(format!("open {}: no such file or directory", path.display())),
+                _ => Failure::new(format!("open {}: {error}", path.display())),
+            })?;
+            Ok(Box::new(blocking_reader(file)))
+        }
+        None => Ok(Box::new(blocking_reader(std::io::stdin()))),
+    }
+}
+
+/// Reads on a thread of its own: files and terminals cannot be waited for.
+fn blocking_reader(mut from: impl std::io::Read + Send + 'static) -> impl AsyncRead + Send + Unpin + 'static {
+    let (reader, mut writer) = tokio::io::simplex(1 << 20);
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; 256 * 1024];
+        while let Ok(length) = from.read(&mut buffer) {
+            use tokio::io::AsyncWriteExt;
+            if length == 0 || runtime.block_on(writer.write_all(&buffer[..length])).is_err() {
+                break;
+            }
+        }
+        use tokio::io::AsyncWriteExt;
+        let _ = runtime.block_on(writer.shutdown());
+    });
+    reader
+}
+
+#[derive(Args, Debug)]
+pub struct Import {
+    /// Apply Dockerfile instruction to the created image
+    #[arg(short, long)]
+    change: Vec<String>,
+    /// Set commit message for imported image
+    #[arg(short, long, default_value = "")]
+    message: String,
+    /// Set platform if server is multi-platform capable
+    #[arg(long, default_value = "")]
+    platform: String,
+    /// file|-
+    source: String,
+    /// REPOSITORY[:TAG]
+    name: Option<String>,
+}
+
+impl Import {
+    pub async fn run(self, client: &Client) -> Result {
+        if self.source.starts_with("http://") || self.source.starts_with("https://") {
+            return Err(Failure::new(
+                "import from an address is not supported by this version: download the file and import that",
+            ));
+        }
+        let path = PathBuf::from(&self.source);
+        let body = input((self.source != "-").then_some(&path)).await?;
+        let mut pairs = vec![
+            ("fromSrc", "-"),
+            ("repo", self.name.as_deref().unwrap_or_default()),
+            ("message", &self.message),
+            ("platform", &self.platform),
+        ];
+        pairs.extend(self.change.iter().map(|change| ("changes", change.as_str())));
+        let response = client.post_stream(&format!("/images/create{}", query(&pairs)), body).await?;
+        messages(response, |message| match message.status {
+            Some(status) => print(&format!("{status}\n")),
+            None => Ok(()),
+        })
+        .await
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct Load {
+    /// Read from tar archive file, instead of STDIN
+    #[arg(short, long)]
+    input: Option<PathBuf>,
+    /// Load only the given platform variant
+    #[arg(long, default_value = "")]
+    platform: String,
+    /// Suppress the load output
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+impl Load {
+    pub async fn run(self, client: &Client) -> Result {
+        if self.input.is_none() && std::io::stdin().is_terminal() {
+            return Err(Failure::new("requested load from stdin, but stdin is empty"));
+        }
+        let body = input(self.input.as_ref()).await?;
+        let parameters = query(&[("quiet", if self.quiet { "1" } else { "0" }), ("platform", &self.platform)]);
+        let response = client.post_stream(&format!("/images/load{parameters}"), body).await?;
+        messages(response, |message| match message.stream {
+            Some(text) => print(&text),
+            None => Ok(()),
+        })
+        .await
+    }
+}
+
+/// Reads a stream of messages; an error in it becomes an error.
+async fn messages(response: Response<Incoming>, mut show: impl FnMut(Message) -> Result) -> Result {
+    let mut body = response.into_body();
+    let mut pending = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        pending.extend_from_slice(&data);
+        while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = pending.drain(..=end).collect();
+            let message: Message = serde_json::from_slice(&line)?;
+            if let Some(error) = message.error_detail.as_ref().map(|detail| detail.message.clone()).or(message.error.clone()) {
+                return Err(Failure::new(error));
+            }
+            show(message)?;
+        }
+    }
+    Ok(())
+}
+
+#[derive(Args, Debug)]
+pub struct Pull {
+    /// Suppress verbose output
+    #[arg(short, long)]
+    quiet: bool,
+    name: String,
+}
+
+impl Pull {
+    pub async fn run(self, client: &Client) -> Result {
+        let name = self.name.parse::<dhow_oci::Reference>().map_err(|error| Failure::new(error.to_string()))?.or_latest();
+        pull(client, &self.name, self.quiet).await?;
+        print(&format!("{name}\n"))
+    }
+}
+
+/// Fetches an image; what happens is told on standard error.
+pub async fn pull(client: &Client, name: &str, quiet: bool) -> Result {
+    let reference = name
+        .parse::<dhow_oci::Reference>()
+        .map_err(|error| Failure { message: format!("dhow: {error}\n\nRun 'dhow run --help' for more information"), code: 125 })?
+        .or_latest();
+    let tag = reference.digest.map(|digest| digest.to_string()).or(reference.tag.clone()).unwrap_or_default();
+    let parameters = query(&[("fromImage", &reference.familiar_repository()), ("tag", &tag)]);
+    let response = client.post(&format!("/images/create{parameters}")).await?;
+    messages(response, |message| {
+        if let Some(status) = message.status.filter(|_| !quiet) {
+            match message.id {
+                Some(id) => eprintln!("{id}: {status}"),
+                None => eprintln!("{status}"),
+            }
+        }
+        Ok(())
+    })
+    .await
+}
+
+#[derive(Args, Debug)]
+pub struct History {
+    /// Format output using a custom template
+    #[arg(long)]
+    format: Option<String>,
+    /// Print sizes and dates in human readable format
+    #[arg(short = 'H', long, default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    human: bool,
+    /// Don't truncate output
+    #[arg(long)]
+    no_trunc: bool,
+    /// Only show image IDs
+    #[arg(short, long)]
+    quiet: bool,
+    image: String,
+}
+
+const HISTORY: [(&str, &str); 6] = [
+    ("ID", "IMAGE"),
+    ("CreatedSince", "CREATED"),
+    ("CreatedAt", "CREATED AT"),
+    ("CreatedBy", "CREATED BY"),
+    ("Size", "SIZE"),
+    ("Comment", "COMMENT"),
+];
+
+impl History {
+    pub async fn run(self, client: &Client) -> Result {
+        let steps: Vec<ApiHistory> = client.get_json(&format!("/images/{}/history", segment(&self.image))).await?;
+        let row = |step: &ApiHistory| {
+            let id =
+                if self.no_trunc { step.id.clone() } else { step.id.trim_start_matches("sha256:").chars().take(12).collect() };
+            let by = step.created_by.replace('\t', " ");
+            let age = (dhow_oci::time::now() / 1_000_000_000 - step.created).max(0);
+            let at = format!("{}Z", dhow_oci::time::format_seconds(step.created));
+            let value = json!({
+                "ID": id,
+                "CreatedSince": if self.human { format!("{} ago", human_duration(age)) } else { at.clone() },
+                "CreatedAt": at,
+                "CreatedBy": if self.no_trunc { by } else { ellipsis(&by, 45) },
+                "Size": if self.human { human_size(step.size as u64) } else { step.size.to_string() },
+                "Comment": step.comment,
+            });
+            value.as_object().cloned().unwrap_or_default()
+        };
+        let columns = vec!["ID", if self.human { "CreatedSince" } else { "CreatedAt" }, "CreatedBy", "Size", "Comment"];
+        let rows = steps.iter().map(row).collect();
+        List { headers: &HISTORY, columns, rows, id: "ID", template_error: "template parsing error" }
+            .print(self.format.as_deref(), self.quiet)
+    }
+}

@@ -1,0 +1,156 @@
+//! `inspect`, `top`, `port`
+
+use clap::Args;
+use dhow_api::client::{Client, ClientError, query, segment};
+use dhow_api::container::{Container, Top as ApiTop};
+use serde_json::Value;
+
+use crate::failure::{Failure, Result};
+use crate::output::{self, print};
+
+#[derive(Args, Debug)]
+pub struct Inspect {
+    /// Format output using a custom template
+    #[arg(short, long)]
+    format: Option<String>,
+    /// Display total file sizes if the type is container
+    #[arg(short, long)]
+    size: bool,
+    /// Only inspect objects of the given type
+    #[arg(long = "type")]
+    kind: Option<String>,
+    #[arg(required = true)]
+    names: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct InspectContainer {
+    /// Format output using a custom template
+    #[arg(short, long)]
+    format: Option<String>,
+    /// Display total file sizes
+    #[arg(short, long)]
+    size: bool,
+    #[arg(required = true)]
+    names: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct InspectImage {
+    /// Format output using a custom template
+    #[arg(short, long)]
+    format: Option<String>,
+    /// Inspect a specific platform of the multi-platform image
+    #[arg(long, hide = true)]
+    platform: Option<String>,
+    #[arg(required = true)]
+    names: Vec<String>,
+}
+
+impl Inspect {
+    pub async fn run(self, client: &Client) -> Result {
+        let kinds: &[&str] = match self.kind.as_deref() {
+            None | Some("") => &["container", "image", "network"],
+            Some("container") => &["container"],
+            Some("image") => &["image"],
+            Some("network") => &["network"],
+            Some(other) => return Err(Failure::new(format!("unknown type: \"{other}\""))),
+        };
+        inspect(client, &self.names, kinds, self.size, self.format.as_deref()).await
+    }
+}
+
+impl InspectContainer {
+    pub async fn run(self, client: &Client) -> Result {
+        inspect(client, &self.names, &["container"], self.size, self.format.as_deref()).await
+    }
+}
+
+impl InspectImage {
+    pub async fn run(self, client: &Client) -> Result {
+        inspect(client, &self.names, &["image"], false, self.format.as_deref()).await
+    }
+}
+
+/// Looks a name up among each kind in turn.
+async fn inspect(client: &Client, names: &[String], kinds: &[&str], size: bool, format: Option<&str>) -> Result {
+    let mut found = Vec::new();
+    let mut missing = Vec::new();
+    for name in names {
+        let mut object = None;
+        let mut last = format!("Error: No such object: {name}");
+        for kind in kinds {
+            let path = match *kind {
+                "container" => format!("/containers/{}/json{}", segment(name), if size { "?size=1" } else { "" }),
+                "image" => format!("/images/{}/json", segment(name)),
+                _ => format!("/networks/{}", segment(name)),
+            };
+            match client.get_json::<Value>(&path).await {
+                Ok(value) => {
+                    object = Some(value);
+                    break;
+                }
+                Err(error @ ClientError::Api { status: 400 | 404, .. }) => {
+                    if kinds.len() == 1 {
+                        last = error.to_string();
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        match object {
+            Some(object) => found.push(object),
+            None => missing.push(last),
+        }
+    }
+    output::inspect(&found, format)?;
+    if missing.is_empty() { Ok(()) } else { Err(Failure::new(missing.join("\n"))) }
+}
+
+#[derive(Args, Debug)]
+pub struct Top {
+    container: String,
+    /// Options of ps
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    options: Vec<String>,
+}
+
+impl Top {
+    pub async fn run(self, client: &Client) -> Result {
+        let parameters = query(&[("ps_args", &self.options.join(" "))]);
+        let top: ApiTop = client.get_json(&format!("/containers/{}/top{parameters}", segment(&self.container))).await?;
+        let mut lines = vec![top.titles];
+        lines.extend(top.processes);
+        // docker's table for top is at least 20 wide.
+        print(&output::tabulate_wide(&lines, 20))
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct Port {
+    container: String,
+    /// PRIVATE_PORT[/PROTO]
+    port: Option<String>,
+}
+
+impl Port {
+    pub async fn run(self, client: &Client) -> Result {
+        let inspected: Container = client.get_json(&format!("/containers/{}/json", segment(&self.container))).await?;
+        let ports = &inspected.network_settings.ports;
+        let shown = |ip: &str, port: &str| if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") };
+        if let Some(port) = &self.port {
+            let key = if port.contains('/') { port.clone() } else { format!("{port}/tcp") };
+            let bindings = ports.get(&key).cloned().flatten().filter(|bindings| !bindings.is_empty());
+            let bindings =
+                bindings.ok_or_else(|| Failure::new(format!("no public port '{key}' published for {}", self.container)))?;
+            let lines: String = bindings.iter().map(|binding| shown(&binding.host_ip, &binding.host_port) + "\n").collect();
+            return print(&lines);
+        }
+        for (port, bindings) in ports {
+            for binding in bindings.iter().flatten() {
+                print(&format!("{port} -> {}\n", shown(&binding.host_ip, &binding.host_port)))?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,169 @@
+//! `ps`
+
+use clap::Args;
+use dhow_api::client::{Client, query};
+use dhow_api::container::{Port, Summary};
+use dhow_engine::units::{human_duration, human_size};
+use serde_json::{Map, Value, json};
+
+use super::{filters, long_time};
+use crate::failure::Result;
+use crate::output::{List, ellipsis};
+
+#[derive(Args, Debug)]
+pub struct Ps {
+    /// Show all containers (default shows just running)
+    #[arg(short, long)]
+    all: bool,
+    /// Filter output based on conditions provided
+    #[arg(short, long)]
+    filter: Vec<String>,
+    /// Format output using a custom template
+    #[arg(long)]
+    format: Option<String>,
+    /// Show n last created containers (includes all states)
+    #[arg(short = 'n', long, default_value_t = -1, allow_hyphen_values = true)]
+    last: i64,
+    /// Show the latest created container (includes all states)
+    #[arg(short, long)]
+    latest: bool,
+    /// Don't truncate output
+    #[arg(long)]
+    no_trunc: bool,
+    /// Only display container IDs
+    #[arg(short, long)]
+    quiet: bool,
+    /// Display total file sizes
+    #[arg(short, long)]
+    size: bool,
+}
+
+const HEADERS: [(&str, &str); 15] = [
+    ("ID", "CONTAINER ID"),
+    ("Image", "IMAGE"),
+    ("Command", "COMMAND"),
+    ("CreatedAt", "CREATED AT"),
+    ("RunningFor", "CREATED"),
+    ("Status", "STATUS"),
+    ("State", "STATE"),
+    ("Ports", "PORTS"),
+    ("Names", "NAMES"),
+    ("Size", "SIZE"),
+    ("Labels", "LABELS"),
+    ("LocalVolumes", "LOCAL VOLUMES"),
+    ("Mounts", "MOUNTS"),
+    ("Networks", "NETWORKS"),
+    ("Platform", "PLATFORM"),
+];
+
+impl Ps {
+    pub async fn run(self, client: &Client) -> Result {
+        let limit = if self.latest { 1 } else { self.last };
+        let size = self.size || self.format.as_deref().is_some_and(|format| format.contains(".Size"));
+        let on = |wanted: bool| if wanted { "1" } else { "" };
+        let limit = if limit > 0 { limit.to_string() } else { String::new() };
+        let parameters =
+            query(&[("all", on(self.all)), ("limit", &limit), ("size", on(size)), ("filters", &filters(&self.filter)?)]);
+        let list: Vec<Summary> = client.get_json(&format!("/containers/json{parameters}")).await?;
+        let mut columns = vec!["ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names"];
+        if self.size {
+            columns.push("Size");
+        }
+        let rows = list.iter().map(|summary| row(summary, !self.no_trunc)).collect();
+        List { headers: &HEADERS, columns, rows, id: "ID", template_error: "failed to execute template" }
+            .print(self.format.as_deref(), self.quiet)
+    }
+}
+
+fn row(summary: &Summary, truncate: bool) -> Map<String, Value> {
+    let short = |id: &str| if truncate { id.trim_start_matches("sha256:").chars().take(12).collect() } else { id.to_owned() };
+    let image = if summary.image.starts_with("sha256:") { short(&summary.image) } else { summary.image.clone() };
+    let names: Vec<&str> = summary.names.iter().map(|name| name.trim_start_matches('/')).collect();
+    let age = (dhow_oci::time::now() / 1_000_000_000 - summary.created).max(0);
+    let command = format!("\"{}\"", if truncate { ellipsis(&summary.command, 18) } else { summary.command.clone() });
+    let mut mounts: Vec<String> = summary
+        .mounts
+        .iter()
+        .map(|mount| if mount.name.is_empty() { mount.source.clone() } else { mount.name.clone() })
+        .collect();
+    if truncate {
+        mounts.iter_mut().for_each(|mount| *mount = ellipsis(mount, 15));
+    }
+    let size = match (summary.size_rw, summary.size_root_fs) {
+        (own, Some(all)) => format!("{} (virtual {})", human_size(own.unwrap_or(0) as u64), human_size(all as u64)),
+        _ => "0B".to_owned(),
+    };
+    let labels: Vec<String> = summary.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let networks: Vec<&str> = summary.network_settings.networks.keys().map(String::as_str).collect();
+    let value = json!({
+        "ID": short(&summary.id),
+        "Image": image,
+        "Command": command,
+        "CreatedAt": long_time(summary.created),
+        "RunningFor": format!("{} ago", human_duration(age)),
+        "Status": summary.status,
+        "State": summary.state,
+        "Ports": ports(&summary.ports),
+        "Names": names.join(","),
+        "Size": size,
+        "Labels": labels.join(","),
+        "LocalVolumes": summary.mounts.iter().filter(|mount| mount.driver == "local").count().to_string(),
+        "Mounts": mounts.join(","),
+        "Networks": networks.join(","),
+        "Platform": null,
+    });
+    value.as_object().cloned().unwrap_or_default()
+}
+
+/// `0.0.0.0:8080->80/tcp`, with ports in a row as a range (docker/cli, `DisplayablePorts`).
+fn ports(ports: &[Port]) -> String {
+    let mut sorted: Vec<&Port> = ports.iter().collect();
+    sorted.sort_by(|a, b| (a.private_port, &a.ip, a.public_port, &a.kind).cmp(&(b.private_port, &b.ip, b.public_port, &b.kind)));
+    struct Group<'a> {
+        ip: &'a str,
+        kind: &'a str,
+        private: (u16, u16),
+        public: (u16, u16),
+    }
+    let mut groups: Vec<Group<'_>> = Vec::new();
+    for port in sorted {
+        let next = |group: &&mut Group<'_>| {
+            group.ip == port.ip
+                && group.kind == port.kind
+                && group.private.1.checked_add(1) == Some(port.private_port)
+                && (port.public_port == 0 && group.public.1 == 0
+                    || port.public_port != 0 && group.public.1.checked_add(1) == Some(port.public_port))
+        };
+        match groups.iter_mut().find(next) {
+            Some(group) => (group.private.1, group.public.1) = (port.private_port, port.public_port),
+            None => groups.push(Group {
+                ip: &port.ip,
+                kind: &port.kind,
+                private: (port.private_port, port.private_port),
+                public: (port.public_port, port.public_port),
+            }),
+        }
+    }
+    let range = |(first, last): (u16, u16)| if first == last { first.to_string() } else { format!("{first}-{last}") };
+    let shown = |group: &Group<'_>| {
+        let ip = if group.ip.contains(':') { format!("[{}]", group.ip) } else { group.ip.to_owned() };
+        match group.public.0 {
+            0 => format!("{}/{}", range(group.private), group.kind),
+            _ => format!("{ip}:{}->{}/{}", range(group.public), range(group.private), group.kind),
+        }
+    };
+    groups.iter().map(shown).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_in_a_row_are_a_range() {
+        let port =
+            |ip: &str, private_port: u16, public_port: u16| Port { ip: ip.into(), private_port, public_port, kind: "tcp".into() };
+        let list = [port("0.0.0.0", 80, 8080), port("0.0.0.0", 81, 8081), port("::", 80, 8080), port("", 90, 0)];
+        assert_eq!(ports(&list), "0.0.0.0:8080-8081->80-81/tcp, [::]:8080->80/tcp, 90/tcp");
+    }
+}

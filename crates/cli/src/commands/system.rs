@@ -1,0 +1,239 @@
+//! `version`, `info`, `events`, and hidden helpers
+
+use clap::Args;
+use dhow_api::client::{Client, query};
+use dhow_api::version::{NEWEST, OLDEST};
+use dhow_engine::units::human_binary_size;
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+
+use super::{filters, timestamp};
+use crate::connect::{DEFAULT_SOCKET, Target};
+use crate::failure::{Failure, Result};
+use crate::output::print;
+use crate::template::Template;
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+#[derive(Args, Debug)]
+pub struct Version {
+    /// Format output using a custom template
+    #[arg(short, long)]
+    format: Option<String>,
+}
+
+fn client_version() -> Value {
+    json!({ "Version": VERSION, "ApiVersion": NEWEST.to_string(), "DefaultAPIVersion": NEWEST.to_string(), "Os": "linux",
+        "Arch": dhow_oci::Platform::host().architecture, "GitCommit": "", "GoVersion": "", "BuildTime": "", "Context": "default" })
+}
+
+fn client_text() -> String {
+    let arch = dhow_oci::Platform::host().architecture;
+    format!(
+        "Client: Dhow\n Version:           {VERSION}\n API version:       {NEWEST}\n OS/Arch:           linux/{arch}\n Context:           default\n"
+    )
+}
+
+/// What `version` says when no engine can be reached.
+pub fn client_version_only() -> Result {
+    print(&client_text())?;
+    Err(Failure::new("Cannot connect to an engine: run as root for the one in this program, or name a daemon with -H"))
+}
+
+impl Version {
+    pub async fn run(self, client: &Client) -> Result {
+        let server: Value = client.get_json("/version").await?;
+        if let Some(format) = self.format.filter(|format| !format.is_empty()) {
+            let all = json!({ "Client": client_version(), "Server": server });
+            return formatted(&format, &all, 64);
+        }
+        let text = |key: &str| server[key].as_str().unwrap_or_default().to_owned();
+        print(&format!(
+            "{}\nServer: {}\n Engine:\n  Version:          {}\n  API version:      {} (minimum version {})\n  OS/Arch:          {}/{}\n  Kernel:           {}\n  Experimental:     false\n",
+            client_text(),
+            server["Platform"]["Name"].as_str().unwrap_or_default(),
+            text("Version"),
+            text("ApiVersion"),
+            OLDEST,
+            text("Os"),
+            text("Arch"),
+            text("KernelVersion"),
+        ))
+    }
+}
+
+/// Prints one object through a template.
+fn formatted(format: &str, value: &Value, code: i32) -> Result {
+    let format = if format == "json" { "{{json .}}" } else { format };
+    let template =
+        Template::parse(format).map_err(|error| Failure { message: format!("template parsing error: {error}"), code })?;
+    let line = template.execute(value).map_err(|error| Failure::new(format!("template parsing error: {error}")))?;
+    print(&(line + "\n"))
+}
+
+#[derive(Args, Debug)]
+pub struct Info {
+    /// Format output using a custom template
+    #[arg(short, long)]
+    format: Option<String>,
+}
+
+impl Info {
+    pub async fn run(self, client: &Client) -> Result {
+        let mut info: Value = client.get_json("/info").await?;
+        if let Some(format) = self.format.filter(|format| !format.is_empty()) {
+            info["ClientInfo"] =
+                json!({ "Debug": false, "Context": "default", "Version": VERSION, "Plugins": [], "Warnings": null });
+            return formatted(&format, &info, 64);
+        }
+        let text = |key: &str| match &info[key] {
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        let list = |value: &Value| value.as_array().into_iter().flatten().filter_map(Value::as_str).collect::<Vec<_>>().join(" ");
+        let mut out = format!("Client: Dhow\n Version:    {VERSION}\n Context:    default\n Debug Mode: false\n\nServer:\n");
+        let embedded = if client.address() == "embedded" { "embedded in this command" } else { client.address() };
+        out += &format!(" Engine: {embedded}\n");
+        out += &format!(
+            " Containers: {}\n  Running: {}\n  Paused: {}\n  Stopped: {}\n Images: {}\n Server Version: {}\n Storage Driver: {}\n",
+            text("Containers"),
+            text("ContainersRunning"),
+            text("ContainersPaused"),
+            text("ContainersStopped"),
+            text("Images"),
+            text("ServerVersion"),
+            text("Driver")
+        );
+        for pair in info["DriverStatus"].as_array().into_iter().flatten() {
+            out += &format!("  {}: {}\n", pair[0].as_str().unwrap_or_default(), pair[1].as_str().unwrap_or_default());
+        }
+        out += &format!(
+            " Logging Driver: {}\n Cgroup Driver: {}\n Cgroup Version: {}\n Plugins:\n  Volume: {}\n  Network: {}\n  Log: {}\n Swarm: inactive\n",
+            text("LoggingDriver"),
+            text("CgroupDriver"),
+            text("CgroupVersion"),
+            list(&info["Plugins"]["Volume"]),
+            list(&info["Plugins"]["Network"]),
+            list(&info["Plugins"]["Log"])
+        );
+        out += &format!(
+            " Runtimes: runc\n Default Runtime: {}\n Init Binary: {}\n Security Options:\n",
+            text("DefaultRuntime"),
+            text("InitBinary")
+        );
+        for option in info["SecurityOptions"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            for (number, pair) in option.split(',').enumerate() {
+                let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+                out += &if number == 0 { format!("  {value}\n") } else { format!("   {key}: {value}\n") };
+            }
+        }
+        out += &format!(
+            " Kernel Version: {}\n Operating System: {}\n OSType: {}\n Architecture: {}\n CPUs: {}\n Total Memory: {}\n Name: {}\n ID: {}\n Dhow Root Dir: {}\n Debug Mode: {}\n Live Restore Enabled: {}\n",
+            text("KernelVersion"),
+            text("OperatingSystem"),
+            text("OSType"),
+            text("Architecture"),
+            text("NCPU"),
+            human_binary_size(info["MemTotal"].as_u64().unwrap_or(0)),
+            text("Name"),
+            text("ID"),
+            text("DockerRootDir"),
+            text("Debug"),
+            text("LiveRestoreEnabled")
+        );
+        print(&out)
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct Events {
+    /// Filter output based on conditions provided
+    #[arg(short, long)]
+    filter: Vec<String>,
+    /// Format output using a custom template
+    #[arg(long)]
+    format: Option<String>,
+    /// Show all events created since timestamp
+    #[arg(long, default_value = "")]
+    since: String,
+    /// Stream events until this timestamp
+    #[arg(long, default_value = "")]
+    until: String,
+}
+
+impl Events {
+    pub async fn run(self, client: &Client) -> Result {
+        let template = match self.format.as_deref().filter(|format| !format.is_empty()) {
+            None => None,
+            Some("json") => Some("{{json .}}"),
+            Some(format) => Some(format),
+        };
+        let template = template
+            .map(Template::parse)
+            .transpose()
+            .map_err(|error| Failure { message: format!("Error parsing format: {error}"), code: 64 })?;
+        let parameters = query(&[
+            ("since", &timestamp(&self.since)?),
+            ("until", &timestamp(&self.until)?),
+            ("filters", &filters(&self.filter)?),
+        ]);
+        let mut body = client.get(&format!("/events{parameters}")).await?.into_body();
+        let mut pending = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame?.into_data() else { continue };
+            pending.extend_from_slice(&data);
+            while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = pending.drain(..=end).collect();
+                let event: Value = serde_json::from_slice(&line)?;
+                let text = match &template {
+                    Some(template) => template.execute(&event).map_err(Failure::new)?,
+                    None => event_line(&event),
+                };
+                print(&(text + "\n"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `2026-11-20T23:46:13.940237801Z container start ID (image=busybox, name=web)`
+fn event_line(event: &Value) -> String {
+    let nanoseconds = event["timeNano"].as_i64().unwrap_or(0);
+    let time = jiff::Timestamp::from_nanosecond(i128::from(nanoseconds)).map(|time| time.to_zoned(jiff::tz::TimeZone::system()));
+    let time = time.map(|time| {
+        let zone = if time.offset().is_zero() { "Z".to_owned() } else { time.strftime("%:z").to_string() };
+        format!("{}.{:09}{zone}", time.strftime("%Y-%m-%dT%H:%M:%S"), nanoseconds.rem_euclid(1_000_000_000))
+    });
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut attributes: Vec<String> = event["Actor"]["Attributes"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}={}", text(value)))
+        .collect();
+    attributes.sort();
+    let attributes = if attributes.is_empty() { String::new() } else { format!(" ({})", attributes.join(", ")) };
+    format!(
+        "{} {} {} {}{attributes}",
+        time.unwrap_or_default(),
+        text(&event["Type"]),
+        text(&event["Action"]),
+        text(&event["Actor"]["ID"])
+    )
+}
+
+/// Removes a container that ran with `--rm`; its monitor becomes this command.
+pub fn reap(target: &Target, id: &str) -> Result {
+    let engine = dhow_engine::Engine::open(target.settings()).map_err(|error| Failure::new(error.to_string()))?;
+    engine.reap(id).map_err(|error| Failure::new(error.to_string()))
+}
+
+/// What `ssh host dhow system dial-stdio` runs: standard input and output are the engine's socket.
+pub async fn dial_stdio(target: &Target) -> Result {
+    let path = target.host.as_deref().and_then(|host| host.strip_prefix("unix://")).unwrap_or(DEFAULT_SOCKET);
+    let mut socket =
+        tokio::net::UnixStream::connect(path).await.map_err(|error| Failure::new(format!("connect to {path}: {error}")))?;
+    let mut stdio = tokio::io::join(tokio::io::stdin(), tokio::io::stdout());
+    tokio::io::copy_bidirectional(&mut stdio, &mut socket).await?;
+    Ok(())
+}

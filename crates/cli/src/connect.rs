@@ -1,0 +1,80 @@
+//! Which engine serves a command: the one at `-H`, `DHOW_HOST` or `DOCKER_HOST`, the one on the default socket, or the one
+//! in this very process.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use dhow_api::client::{BoxedStream, Client, Connector};
+use dhow_engine::{Engine, Settings};
+
+use crate::failure::{Failure, Result};
+
+/// The daemon's socket when nothing else is said.
+pub const DEFAULT_SOCKET: &str = "/run/dhow/dhow.sock";
+pub const DEFAULT_DATA: &str = "/var/lib/dhow";
+pub const DEFAULT_EXEC: &str = "/run/dhow";
+/// Bytes that may be on their way inside the process.
+const PIPE: usize = 256 * 1024;
+
+#[derive(Clone, Debug, Default)]
+pub struct Target {
+    pub host: Option<String>,
+    pub data_root: Option<PathBuf>,
+    pub exec_root: Option<PathBuf>,
+}
+
+impl Target {
+    /// A client of the engine that is meant.
+    pub fn client(&self) -> Result<Client> {
+        let named = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let own_roots = self.data_root.is_some() || self.exec_root.is_some();
+        let host =
+            self.host.clone().or_else(|| if own_roots { None } else { named("DHOW_HOST").or_else(|| named("DOCKER_HOST")) });
+        if let Some(host) = host {
+            return remote(&host);
+        }
+        if !own_roots && std::os::unix::net::UnixStream::connect(DEFAULT_SOCKET).is_ok() {
+            return Ok(Client::unix(PathBuf::from(DEFAULT_SOCKET)));
+        }
+        embedded(self.settings())
+    }
+
+    pub fn settings(&self) -> Settings {
+        let path = |path: &Option<PathBuf>, default: &str| path.clone().unwrap_or_else(|| PathBuf::from(default));
+        let data_root = path(&self.data_root, DEFAULT_DATA);
+        // Another data root has containers of its own: they must not share the run directories of the default one.
+        let exec_root = match (&self.exec_root, &self.data_root) {
+            (None, Some(data)) if data != Path::new(DEFAULT_DATA) => data.join("run"),
+            (exec, _) => path(exec, DEFAULT_EXEC),
+        };
+        Settings { data_root, exec_root, ..Settings::default() }
+    }
+}
+
+fn remote(host: &str) -> Result<Client> {
+    match host.split_once("://") {
+        Some(("unix", path)) => Ok(Client::unix(PathBuf::from(if path.is_empty() { DEFAULT_SOCKET } else { path }))),
+        Some(("tcp" | "http" | "https", _)) => Err(Failure::new(format!(
+            "connect to {host}: this version talks to Unix sockets only; forward one, for example with ssh -L"
+        ))),
+        Some(("ssh", _)) => {
+            Err(Failure::new(format!("connect to {host}: ssh is not supported by this version; forward the socket with ssh -L")))
+        }
+        None if host.starts_with('/') => Ok(Client::unix(PathBuf::from(host))),
+        _ => Err(Failure::new(format!("unable to parse docker host `{host}`"))),
+    }
+}
+
+/// A client of an engine in this process: the same server, over a pipe in memory.
+fn embedded(settings: Settings) -> Result<Client> {
+    let engine = Arc::new(Engine::open(settings).map_err(|error| Failure::new(format!("Error response from daemon: {error}")))?);
+    let connector: Connector = Arc::new(move || {
+        let engine = engine.clone();
+        Box::pin(async move {
+            let (client, server) = tokio::io::duplex(PIPE);
+            tokio::spawn(dhow_server::serve(engine, server));
+            Ok(Box::new(client) as BoxedStream)
+        })
+    });
+    Ok(Client::new(connector, "embedded"))
+}

@@ -1,0 +1,174 @@
+//! Lists and objects as docker prints them: tables, templates, JSON.
+
+use std::io::Write;
+
+use serde_json::{Map, Value};
+
+use crate::failure::{Failure, Result};
+use crate::template::Template;
+
+/// Writes to standard output. A closed pipe ends the program quietly.
+pub fn print(text: &str) -> Result {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(Failure::status(141)),
+        other => Ok(other?),
+    }
+}
+
+/// A list: its columns' titles, the default and quiet formats, and its rows as objects.
+pub struct List<'a> {
+    /// Title of each field that a format may name.
+    pub headers: &'a [(&'a str, &'a str)],
+    /// Fields of the default table.
+    pub columns: Vec<&'a str>,
+    pub rows: Vec<Map<String, Value>>,
+    /// The field that `--quiet` prints.
+    pub id: &'a str,
+    /// How errors name a bad template.
+    pub template_error: &'a str,
+}
+
+impl List<'_> {
+    pub fn print(&self, format: Option<&str>, quiet: bool) -> Result {
+        let text = match format.filter(|format| !format.is_empty()) {
+            None | Some("table") if quiet => self.rows.iter().map(|row| format!("{}\n", text(&row[self.id]))).collect(),
+            None | Some("table") => self.default_table(),
+            Some("json") => self.templated("{{json .}}")?,
+            Some("raw") => self.raw(),
+            Some(format) => match format.strip_prefix("table") {
+                Some(columns) if columns.starts_with([' ', '\t', '{']) => self.table(columns.trim_start())?,
+                _ => self.templated(format)?,
+            },
+        };
+        print(&text)
+    }
+
+    fn default_table(&self) -> String {
+        let title = |field: &&str| self.headers.iter().find(|(name, _)| name == field).map_or("", |(_, title)| title).to_owned();
+        let mut lines = vec![self.columns.iter().map(title).collect::<Vec<_>>()];
+        lines.extend(self.rows.iter().map(|row| self.columns.iter().map(|field| text(&row[*field])).collect()));
+        tabulate(&lines)
+    }
+
+    fn raw(&self) -> String {
+        let block = |row: &Map<String, Value>| {
+            self.columns.iter().map(|field| format!("{}: {}\n", field.to_lowercase(), text(&row[*field]))).collect::<String>()
+                + "\n"
+        };
+        self.rows.iter().map(block).collect()
+    }
+
+    fn parse(&self, format: &str) -> Result<Template> {
+        let format = format.replace("\\t", "\t").replace("\\n", "\n");
+        Template::parse(&format).map_err(|error| Failure::new(format!("{}: {error}", self.template_error)))
+    }
+
+    fn execute(&self, template: &Template, row: &Value) -> Result<String> {
+        template.execute(row).map_err(|error| Failure::new(format!("{}: {error}", self.template_error)))
+    }
+
+    fn templated(&self, format: &str) -> Result<String> {
+        let template = self.parse(format)?;
+        self.rows.iter().map(|row| Ok(self.execute(&template, &Value::Object(row.clone()))? + "\n")).collect()
+    }
+
+    fn table(&self, format: &str) -> Result<String> {
+        let template = self.parse(format)?;
+        let header: Map<String, Value> =
+            self.headers.iter().map(|(field, title)| ((*field).to_owned(), Value::String((*title).to_owned()))).collect();
+        let cells = |line: String| line.split('\t').map(str::to_owned).collect::<Vec<_>>();
+        let mut lines = vec![cells(self.execute(&template, &Value::Object(header))?)];
+        for row in &self.rows {
+            lines.push(cells(self.execute(&template, &Value::Object(row.clone()))?));
+        }
+        Ok(tabulate(&lines))
+    }
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// Columns as Go's tabwriter lays them out for docker: at least 10 wide, 3 spaces apart, the last one as it is.
+pub fn tabulate(lines: &[Vec<String>]) -> String {
+    tabulate_wide(lines, 10)
+}
+
+/// As [`tabulate`], with columns at least so wide.
+pub fn tabulate_wide(lines: &[Vec<String>], narrowest: usize) -> String {
+    let count = lines.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        let cells = lines.iter().filter(|line| column + 1 < line.len()).filter_map(|line| line.get(column));
+        cells.map(|cell| cell.chars().count() + 3).max().unwrap_or(0).max(narrowest)
+    };
+    let widths: Vec<usize> = (0..count).map(width).collect();
+    let mut out = String::new();
+    for line in lines {
+        for (column, cell) in line.iter().enumerate() {
+            out += cell;
+            if column + 1 < line.len() {
+                out.extend(std::iter::repeat_n(' ', widths[column].saturating_sub(cell.chars().count())));
+            }
+        }
+        out.push('\n');
+    }
+    out
+}
+
+/// Objects as `inspect` prints them: an indented list, or a template for each.
+pub fn inspect(objects: &[Value], format: Option<&str>) -> Result {
+    match format.filter(|format| !format.is_empty()) {
+        None => print(&(indent(&Value::Array(objects.to_vec())) + "\n")),
+        Some("json") => print(&(serde_json::to_string(objects)? + "\n")),
+        Some(format) => {
+            let format = format.replace("\\t", "\t").replace("\\n", "\n");
+            let template = Template::parse(&format)
+                .map_err(|error| Failure { message: format!("template parsing error: {error}"), code: 64 })?;
+            for object in objects {
+                let line = template.execute(object).map_err(|error| Failure::new(format!("template parsing error: {error}")))?;
+                print(&(line + "\n"))?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// JSON with four spaces, as docker indents.
+pub fn indent(value: &Value) -> String {
+    let mut out = Vec::new();
+    let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
+    let mut serializer = serde_json::Serializer::with_formatter(&mut out, formatter);
+    match serde::Serialize::serialize(value, &mut serializer) {
+        Ok(()) => String::from_utf8_lossy(&out).into_owned(),
+        Err(_) => value.to_string(),
+    }
+}
+
+/// The first `length` characters, the last of them an ellipsis if there were more.
+pub fn ellipsis(text: &str, length: usize) -> String {
+    if text.chars().count() <= length {
+        return text.to_owned();
+    }
+    text.chars().take(length.saturating_sub(1)).chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_docker_wide() {
+        let lines = [vec!["ID".to_owned(), "NAMES".to_owned()], vec!["0123456789ab".to_owned(), "x".to_owned()]];
+        assert_eq!(tabulate(&lines), "ID             NAMES\n0123456789ab   x\n");
+        assert_eq!(tabulate(&[vec!["A".to_owned(), "B".to_owned()]]), "A         B\n");
+    }
+
+    #[test]
+    fn long_texts_end_in_an_ellipsis() {
+        assert_eq!(ellipsis("\"sleep 1000000000000000\"", 20), "\"sleep 100000000000…");
+        assert_eq!(ellipsis("short", 20), "short");
+    }
+}
