@@ -60,6 +60,7 @@ pub fn attach(plan: &Plan) -> Result<Attached> {
     };
     let gateway = |gateway: IpAddr| route::add_default_route(&inside, gateway).context(|| format!("route through {gateway}"));
     address(IpAddr::V4(plan.ipv4), plan.bridge.subnet.prefix)?;
+    route::set_up(&inside, index).context(|| "bring eth0 up".to_owned())?;
     gateway(IpAddr::V4(plan.bridge.subnet.gateway()))?;
     if let (Some(ipv6), Some(subnet6)) = (plan.ipv6, &plan.bridge.subnet6) {
         address(IpAddr::V6(ipv6), subnet6.prefix)?;

@@ -19,6 +19,7 @@ const NEW_RULE: u16 = SUBSYSTEM | 6;
 const DELETE_RULE: u16 = SUBSYSTEM | 8;
 const NEW_SET: u16 = SUBSYSTEM | 9;
 const NEW_ELEMENT: u16 = SUBSYSTEM | 12;
+const GET_ELEMENT: u16 = SUBSYSTEM | 13;
 const DELETE_ELEMENT: u16 = SUBSYSTEM | 14;
 
 const INET: u8 = 1;
@@ -129,6 +130,19 @@ impl Transaction {
         self.batch.message(BATCH_END, 0, &[0, 0, 0, 10]);
         socket.transaction(self.batch, self.acks)
     }
+}
+
+/// Whether a map has an element.
+pub(crate) fn has_element(socket: &Socket, map: &str, key: &[u8]) -> bool {
+    let mut batch = Batch::new();
+    batch.message(GET_ELEMENT, ACK, &header(INET)).string(2, map).string(1, TABLE).nested(3, |list| {
+        list.nested(1, |element| {
+            element.nested(1, |value| {
+                value.bytes(1, key);
+            });
+        });
+    });
+    socket.request(batch).is_ok()
 }
 
 /// Whether the table has a chain of this name.

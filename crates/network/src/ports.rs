@@ -98,6 +98,11 @@ fn reserve_one(port: &Publish, sibling: Option<u16>, container: Ipv4Addr) -> Res
             Err(error) => last = error,
         }
     }
+    let (map, key) = key(port);
+    let taken = |socket: &Socket| port.host_port != 0 && crate::nft::has_element(socket, map, &key);
+    if Socket::netfilter().is_ok_and(|socket| taken(&socket)) {
+        return Err(NetworkError::PortAllocated(with_port(port.host_address, port.host_port)));
+    }
     let binding = format!(
         "{}:{}/{}",
         with_port(port.host_address, port.host_port),

@@ -71,8 +71,7 @@ pub(crate) fn set_up(socket: &Socket, index: u32) -> io::Result<()> {
     socket.request(batch).map(drop)
 }
 
-/// Makes a pair of links in one step: one end here, enslaved to a bridge, the other as `peer` in another namespace; both
-/// are up.
+/// A pair of links: one end here, up and enslaved to a bridge, the other as `peer` in another namespace, still down.
 pub(crate) struct VethPair<'a> {
     pub name: &'a str,
     pub master: u32,
@@ -92,7 +91,8 @@ pub(crate) fn create_veth(socket: &Socket, pair: &VethPair<'_>) -> io::Result<()
         .nested(IFLA_LINKINFO, |info| {
             info.string(INFO_KIND, "veth").nested(INFO_DATA, |data| {
                 data.nested(VETH_PEER, |peer| {
-                    peer.raw(&link_header(0, UP))
+                    // Down: the kernel cannot open one end before it knows the other.
+                    peer.raw(&link_header(0, 0))
                         .string(IFLA_IFNAME, pair.peer)
                         .u32(IFLA_MTU, pair.mtu)
                         .bytes(IFLA_ADDRESS, &pair.peer_mac)

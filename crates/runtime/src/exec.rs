@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use dhow_sys::clone::{self, Clone, CloneArgs};
+use dhow_sys::clone::{self, Child, CloneArgs};
 use dhow_sys::root::Root;
 use dhow_sys::{process, socket};
 use rustix::fs::{Mode, OFlags};
@@ -37,17 +37,14 @@ pub fn exec(exec: Exec<'_>) -> Result<Launched> {
         .context(|| "open the own PID namespace".to_owned())?;
     // The parent enters the PID namespace for its child, which is then born there and still its own.
     process::set_namespace(exec.init.as_fd(), libc_flags::NEW_PID as i32).context(|| "join the PID namespace".to_owned())?;
-    let cloned = clone::clone3(&CloneArgs { flags: 0, cgroup: exec.cgroup.clone_into() });
+    let args = CloneArgs { flags: 0, cgroup: exec.cgroup.clone_into() };
+    let cloned = clone::clone3(&args, || {
+        let Err(error) = enter(&exec, filter.as_ref(), &theirs, &tasks);
+        report(&theirs, &error);
+        1
+    });
     process::set_namespace(own.as_fd(), libc_flags::NEW_PID as i32).context(|| "return to the own PID namespace".to_owned())?;
-    let (pid, pidfd) = match cloned.context(|| "clone the process".to_owned())? {
-        Clone::Child => {
-            drop(ours);
-            let Err(error) = enter(&exec, filter.as_ref(), &theirs, &tasks);
-            report(&theirs, &error);
-            process::exit_now(1)
-        }
-        Clone::Parent { pid, pidfd } => (pid, pidfd),
-    };
+    let Child { pid, pidfd } = cloned.context(|| "clone the process".to_owned())?;
     drop((theirs, tasks));
     let mut launched = Launched { pid, pidfd, terminal: None };
     loop {

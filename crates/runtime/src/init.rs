@@ -19,17 +19,17 @@ use crate::{Context, Result, RuntimeError, hooks};
 pub(crate) struct Child<'a> {
     pub launch: &'a Launch<'a>,
     pub flags: u64,
-    pub joins: Vec<Join>,
-    pub filter: Option<seccomp::Filter>,
-    pub socket: OwnedFd,
-    pub cgroup_tasks: Vec<OwnedFd>,
+    pub joins: &'a [Join],
+    pub filter: Option<&'a seccomp::Filter>,
+    pub socket: &'a OwnedFd,
+    pub cgroup_tasks: &'a [OwnedFd],
 }
 
-/// Sets the container up and execs its program; on failure reports and ends the process.
-pub(crate) fn run(child: Child<'_>) -> ! {
-    let Err(error) = set_up(&child);
-    report(&child.socket, &error);
-    process::exit_now(1)
+/// Sets the container up and execs its program; on failure reports, and returns the process's status.
+pub(crate) fn run(child: &Child<'_>) -> i32 {
+    let Err(error) = set_up(child);
+    report(child.socket, &error);
+    1
 }
 
 /// Sends an error to the parent.
@@ -45,12 +45,12 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
     let spec_process = spec.process.as_ref().ok_or_else(|| RuntimeError::Spec("process is missing".to_owned()))?;
     let linux = spec.linux.clone().unwrap_or_default();
 
-    join_cgroup(&child.cgroup_tasks)?;
-    for join in &child.joins {
+    join_cgroup(child.cgroup_tasks)?;
+    for join in child.joins {
         process::set_namespace(join.file.as_fd(), join.flag as i32).context(|| "join a namespace".to_owned())?;
     }
     if child.flags & libc_flags::NEW_USER != 0 {
-        expect(&child.socket, b'M')?;
+        expect(child.socket, b'M')?;
         dhow_sys::ids::set_groups(&[]).context(|| "drop the groups".to_owned())?;
         dhow_sys::ids::set_gid(0).context(|| "become group 0 of the user namespace".to_owned())?;
         dhow_sys::ids::set_uid(0).context(|| "become user 0 of the user namespace".to_owned())?;
@@ -72,8 +72,8 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
         loopback_up()?;
     }
     if hooks::has_runtime_hooks(spec) {
-        socket::send(&child.socket, b"H", &[]).context(|| "ask for the hooks".to_owned())?;
-        expect(&child.socket, b'H')?;
+        socket::send(child.socket, b"H", &[]).context(|| "ask for the hooks".to_owned())?;
+        expect(child.socket, b'H')?;
     }
     let files = ProcessFiles::open()?;
     if let Some(score) = spec_process.oom_score_adj {
@@ -94,7 +94,7 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
         if let Some(size) = &spec_process.console_size {
             set_size(&master, size.height, size.width)?;
         }
-        socket::send(&child.socket, b"T", &[master.as_fd()]).context(|| "send the terminal".to_owned())?;
+        socket::send(child.socket, b"T", &[master.as_fd()]).context(|| "send the terminal".to_owned())?;
         terminal = Some(slave);
     }
     hooks::run(spec.hooks.as_ref().map(|hooks| hooks.create_container.as_slice()), spec, launch.id, 0, launch.bundle)?;
@@ -109,7 +109,7 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
             Some(handle.context(|| format!("open {}", path.display()))?)
         }
     };
-    let finish = Finish::prepare(spec_process, child.filter.as_ref(), &files)?;
+    let finish = Finish::prepare(spec_process, child.filter, &files)?;
     tree.write_sysctls(spec)?;
     tree.protect(spec)?;
     tree.enter(spec)?;
@@ -125,7 +125,7 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
     connect_stdio(&launch.stdio, terminal.as_ref())?;
     let wait = || -> Result<()> {
         let Some(fifo) = &fifo else { return Ok(()) };
-        socket::send(&child.socket, b"R", &[]).context(|| "report readiness".to_owned())?;
+        socket::send(child.socket, b"R", &[]).context(|| "report readiness".to_owned())?;
         // Opening for writing blocks until `start` opens for reading.
         let opened =
             rustix::fs::open(files.descriptor_path(fifo), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).or_else(|_| {

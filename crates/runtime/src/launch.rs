@@ -8,7 +8,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use dhow_sys::clone::{self, Clone, CloneArgs};
+use dhow_sys::clone::{self, Child, CloneArgs};
 use dhow_sys::{process, socket};
 use rustix::fs::{CWD, Mode, OFlags};
 
@@ -127,18 +127,21 @@ pub fn launch(launch: Launch<'_>) -> Result<Launched> {
     if time_offsets.is_some() {
         return Err(RuntimeError::Spec("timeOffsets are not supported".to_owned()));
     }
-    let cloned = clone::clone3(&CloneArgs { flags, cgroup: launch.cgroup.clone_into() });
+    let args = CloneArgs { flags, cgroup: launch.cgroup.clone_into() };
+    let child = init::Child {
+        launch: &launch,
+        flags,
+        joins: &joins,
+        filter: filter.as_ref(),
+        socket: &theirs,
+        cgroup_tasks: &cgroup_tasks,
+    };
+    let cloned = clone::clone3(&args, || init::run(&child));
     if let Some(own) = own_pid_namespace {
         process::set_namespace(own.as_fd(), libc_flags::NEW_PID as i32)
             .context(|| "return to the own PID namespace".to_owned())?;
     }
-    let (pid, pidfd) = match cloned.context(|| "clone the container's init".to_owned())? {
-        Clone::Child => {
-            drop(ours);
-            init::run(init::Child { launch: &launch, flags, joins, filter, socket: theirs, cgroup_tasks })
-        }
-        Clone::Parent { pid, pidfd } => (pid, pidfd),
-    };
+    let Child { pid, pidfd } = cloned.context(|| "clone the container's init".to_owned())?;
     drop((theirs, joins, cgroup_tasks));
     let mut launched = Launched { pid, pidfd, terminal: None };
     match talk(&launch, &ours, &mut launched, flags & libc_flags::NEW_USER != 0) {
@@ -217,26 +220,19 @@ fn write_id_map(pid: i32, file: &str, mappings: &[IdMapping]) -> Result<()> {
 /// A user namespace with these maps and nobody in it, to id-map a mount with.
 pub(crate) fn idmap_namespace(uids: &[IdMapping], gids: &[IdMapping]) -> Result<OwnedFd> {
     let (ours, theirs) = socket::packet_pair().context(|| "create a socket".to_owned())?;
-    match clone::clone3(&CloneArgs { flags: libc_flags::NEW_USER, cgroup: None })
-        .context(|| "create a user namespace".to_owned())?
-    {
-        Clone::Child => {
-            drop(ours);
-            // Waits until the parent has opened the namespace and closes the socket.
-            let _ = rustix::io::read(&theirs, &mut [0u8; 1]);
-            process::exit_now(0)
-        }
-        Clone::Parent { pid, pidfd } => {
-            drop(theirs);
-            let opened = write_id_map(pid, "uid_map", uids).and_then(|()| write_id_map(pid, "gid_map", gids)).and_then(|()| {
-                rustix::fs::openat(CWD, format!("/proc/{pid}/ns/user"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-                    .context(|| "open the user namespace".to_owned())
-            });
-            drop(ours);
-            reap(&pidfd);
-            opened
-        }
-    }
+    let child = clone::clone3(&CloneArgs { flags: libc_flags::NEW_USER, cgroup: None }, || {
+        // Ends when the parent has opened the namespace.
+        let _ = rustix::io::read(&theirs, &mut [0u8; 1]);
+        0
+    });
+    let Child { pid, pidfd } = child.context(|| "create a user namespace".to_owned())?;
+    let opened = write_id_map(pid, "uid_map", uids).and_then(|()| write_id_map(pid, "gid_map", gids)).and_then(|()| {
+        rustix::fs::openat(CWD, format!("/proc/{pid}/ns/user"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .context(|| "open the user namespace".to_owned())
+    });
+    rustix::io::write(&ours, b"x").context(|| "let the namespace's holder go".to_owned())?;
+    reap(&pidfd);
+    opened
 }
 
 /// Waits for a child and returns its exit status as a shell would: its code, or 128 and the signal.

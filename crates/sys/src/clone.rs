@@ -12,10 +12,11 @@ pub struct CloneArgs<'a> {
     pub cgroup: Option<BorrowedFd<'a>>,
 }
 
-/// The two returns of a successful [`clone3`].
-pub enum Clone {
-    Parent { pid: i32, pidfd: OwnedFd },
-    Child,
+/// A child process, for its parent.
+#[derive(Debug)]
+pub struct Child {
+    pub pid: i32,
+    pub pidfd: OwnedFd,
 }
 
 /// `struct clone_args` of `linux/sched.h`, version 2 (88 bytes).
@@ -40,12 +41,13 @@ const INTO_CGROUP: u64 = 0x2_0000_0000;
 /// `CLONE_NEWTIME` of `linux/sched.h`; only `clone3` and `unshare` take it.
 pub const NEW_TIME: u64 = 0x80;
 
-/// Clones the calling process, which must have a single thread; the child runs on a copy of its memory.
+/// Clones the calling process, which must have a single thread. The child runs `child` on a copy of its memory and ends
+/// with the status that it returns: none of the parent's code that follows can run twice.
 ///
 /// # Errors
 /// `EBUSY` when the caller has more than one thread: the child of such a process could find any lock held forever.
 /// Otherwise what `clone3(2)` says.
-pub fn clone3(args: &CloneArgs<'_>) -> io::Result<Clone> {
+pub fn clone3(args: &CloneArgs<'_>, child: impl FnOnce() -> i32) -> io::Result<Child> {
     if thread_count()? != 1 {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
     }
@@ -68,11 +70,11 @@ pub fn clone3(args: &CloneArgs<'_>) -> io::Result<Clone> {
     // child has memory of its own, and the caller has one thread (checked above), so no lock is held by anybody else.
     let pid = super::check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut raw, size_of::<RawArgs>()) })?;
     if pid == 0 {
-        return Ok(Clone::Child);
+        crate::process::exit_now(child());
     }
     // SAFETY: CLONE_PIDFD made the kernel store a new descriptor in `pidfd`, which nobody else knows.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    Ok(Clone::Parent { pid: pid as i32, pidfd })
+    Ok(Child { pid: pid as i32, pidfd })
 }
 
 /// The threads of the calling process: `/proc/self/task` has a link for each of its directories.
