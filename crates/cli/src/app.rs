@@ -15,19 +15,19 @@ use crate::failure::{Failure, Result};
 #[command(name = "dhow", version, disable_help_subcommand = true, max_term_width = 120)]
 pub struct App {
     /// Socket of the engine to talk to (unix:///path); without it, a daemon's default socket or the engine in this program
-    #[arg(short = 'H', long, global = true)]
+    #[arg(short = 'H', long)]
     pub host: Option<String>,
     /// Where the embedded engine keeps images and containers
-    #[arg(long, global = true)]
+    #[arg(long)]
     pub data_root: Option<PathBuf>,
     /// Where the embedded engine keeps what ends with a reboot
-    #[arg(long, global = true)]
+    #[arg(long)]
     pub exec_root: Option<PathBuf>,
     /// Print messages for debugging
-    #[arg(short = 'D', long, global = true)]
+    #[arg(short = 'D', long)]
     pub debug: bool,
     /// Which messages are printed: debug, info, warn, error
-    #[arg(short = 'l', long, global = true, default_value = "info")]
+    #[arg(short = 'l', long, default_value = "info")]
     pub log_level: String,
     /// Accepted for compatibility: the client's configuration directory
     #[arg(long, hide = true)]

@@ -109,6 +109,7 @@ impl Engine {
                 lower: layer.lower.clone(),
                 upper: layer.upper.clone(),
                 work: layer.work.clone(),
+                volatile: host.auto_remove,
             },
             user: record.config.user.clone(),
             groups: host.group_add.clone().unwrap_or_default(),
@@ -124,10 +125,7 @@ impl Engine {
             events: paths.events(),
             attributes: container.event_attributes(),
             reaper: self.own_arguments(&["system", "reap", &container.id.0]),
-            all_capabilities: dhow_runtime::capabilities::NAMES[..=dhow_runtime::capabilities::last()]
-                .iter()
-                .map(|name| (*name).to_owned())
-                .collect(),
+            all_capabilities: dhow_runtime::capabilities::available(),
         }
     }
 

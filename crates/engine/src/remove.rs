@@ -80,16 +80,19 @@ impl Engine {
     fn wait_for_monitor(&self, container: &Container) -> Result<()> {
         let run = self.paths().run(&container.id.0);
         let deadline = Instant::now() + PATIENCE;
-        let mut pause = Duration::from_micros(100);
         while state::is_locked(&run) {
-            if Instant::now() > deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
                 return Err(Error::internal(format!(
                     "cannot remove container {}: it did not end within 30 seconds",
                     container.id
                 )));
             }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(5));
+            // A monitor that ends lets go of its lock and then of its connections. One that is about to end takes none.
+            match crate::link::connect(&run) {
+                Ok(stream) => wait_for_hang_up(&stream, left),
+                Err(_) => std::thread::sleep(Duration::from_micros(100)),
+            }
         }
         if run.exists() {
             self.clean_after_crash(container)?;
@@ -123,4 +126,12 @@ impl Engine {
 
 fn reference_name(container: &Container, reference: &str, short: &str) -> String {
     if container.id.0.starts_with(reference) { short.to_owned() } else { reference.to_owned() }
+}
+
+/// Waits until the other end of a connection closes it.
+fn wait_for_hang_up(stream: &std::os::unix::net::UnixStream, longest: Duration) {
+    use rustix::event::{PollFd, PollFlags, poll};
+    let time = rustix::time::Timespec { tv_sec: longest.as_secs() as i64, tv_nsec: i64::from(longest.subsec_nanos()) };
+    // Whatever the result, the caller looks at the lock again.
+    let _ = poll(&mut [PollFd::new(stream, PollFlags::IN)], Some(&time));
 }

@@ -80,7 +80,7 @@ fn normal(name: &str) -> Result<String> {
 }
 
 fn all() -> Vec<String> {
-    capabilities::NAMES[..=capabilities::last()].iter().map(|name| (*name).to_owned()).collect()
+    capabilities::available()
 }
 
 /// The capabilities of a container: Docker's default set, changed by `--cap-add` and `--cap-drop` (moby,

@@ -22,7 +22,7 @@ use crate::protocol::{
     Attach, ExecConfig, ExecState, FailureKind, LogConfig, NetworkState, Policy, Reply, Request, Restart, Start, receive, send,
     take,
 };
-use crate::start::{self, Running};
+use crate::start::{self, MountedRoot, Running};
 use crate::state::{self, State, Status};
 
 /// Everything a monitor needs to know about its container.
@@ -96,6 +96,7 @@ struct Monitor {
     log: Option<Writer>,
     network: Option<Attached>,
     start: Start,
+    root: Option<MountedRoot>,
     running: Option<Running>,
     processes: Vec<Option<Process>>,
     clients: Vec<Option<Client>>,
@@ -149,7 +150,10 @@ pub fn main(engine: OwnedFd) -> i32 {
     monitor.add_client(OwnedFd::from(engine));
     let result = monitor.run();
     let reap = monitor.clean_up();
+    // Before the root is unmounted, which may take its time: whoever removes the container need not wait for that.
     drop(lock);
+    monitor.clients.clear();
+    monitor.root = None;
     if reap {
         reap_with(&monitor.setup.reaper);
     }
@@ -218,6 +222,7 @@ impl Monitor {
             log,
             network: None,
             start: Start::default(),
+            root: None,
             running: None,
             processes: vec![None],
             clients: Vec::new(),
@@ -544,7 +549,10 @@ impl Monitor {
         if self.network.is_none() {
             self.network = start::network(self.start.plan.as_ref(), &self.setup.name)?;
         }
-        let (process, running) = start::start(&self.setup, &self.start, self.network.as_ref())?;
+        // The last run's mount went with its namespaces; it must be given up before the layer is mounted again.
+        self.root = None;
+        let root = self.root.insert(start::mount_root(&self.setup)?);
+        let (process, running) = start::start(&self.setup, &self.start, &root.fd, self.network.as_ref())?;
         let network = self
             .start
             .plan
@@ -751,10 +759,11 @@ impl Monitor {
 
     fn launch_exec(&self, config: &ExecConfig, attached: bool, rows: u16, columns: u16) -> Result<Process, (String, i32)> {
         let prefix = "OCI runtime exec failed: exec failed: unable to start container process";
-        let (Some(running), Some(init)) = (&self.running, &self.processes[INIT]) else {
+        let (Some(root), Some(running), Some(init)) = (&self.root, &self.running, &self.processes[INIT]) else {
             return Err((format!("container {} is not running", self.setup.id), 126));
         };
-        let identity = start::exec_identity(running, config.user.as_deref(), &self.setup.groups).map_err(|error| (error, 126))?;
+        let identity =
+            start::exec_identity(&root.fd, running, config.user.as_deref(), &self.setup.groups).map_err(|error| (error, 126))?;
         let mut process = self.start.spec.process.clone().unwrap_or_default();
         process.args.clone_from(&config.args);
         process.terminal = config.tty;

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::CWD;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_string,
-    fsmount, fsopen, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, open_tree,
 };
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,9 @@ pub struct Overlay {
     pub lower: Vec<String>,
     pub upper: String,
     pub work: String,
+    /// Nothing of it need survive the container: the kernel need not write it out, not even when it is unmounted, which
+    /// would wait for everything else that is dirty on the same file system.
+    pub volatile: bool,
 }
 
 impl Overlay {
@@ -30,6 +33,19 @@ impl Overlay {
         }
     }
 
+    /// Waits until no other mount uses the writable layer, and keeps others from it as long as the descriptor is held: two
+    /// overlays on one upper directory would spoil it.
+    pub fn claim(&self) -> io::Result<OwnedFd> {
+        let upper = self.directory.join(&self.upper);
+        let directory = rustix::fs::open(
+            upper.parent().unwrap_or(&upper),
+            rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
+            rustix::fs::Mode::empty(),
+        )?;
+        rustix::fs::flock(&directory, rustix::fs::FlockOperation::LockExclusive)?;
+        Ok(directory)
+    }
+
     fn mount_by_layers(&self) -> io::Result<OwnedFd> {
         let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
         let path = |name: &String| self.directory.join(name);
@@ -39,6 +55,9 @@ impl Overlay {
         }
         fsconfig_set_string(&context, "upperdir", path(&self.upper))?;
         fsconfig_set_string(&context, "workdir", path(&self.work))?;
+        if self.volatile {
+            fsconfig_set_flag(&context, "volatile")?;
+        }
         fsconfig_create(&context)?;
         Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
     }
@@ -47,7 +66,8 @@ impl Overlay {
     /// change, having one thread and no other use for it.
     fn mount_by_string(&self, staging: &Path) -> io::Result<OwnedFd> {
         rustix::process::chdir(&self.directory)?;
-        let options = format!("lowerdir={},upperdir={},workdir={}", self.lower.join(":"), self.upper, self.work);
+        let volatile = if self.volatile { ",volatile" } else { "" };
+        let options = format!("lowerdir={},upperdir={},workdir={}{volatile}", self.lower.join(":"), self.upper, self.work);
         let options = std::ffi::CString::new(options).map_err(|_| io::ErrorKind::InvalidInput)?;
         let mounted = rustix::mount::mount("overlay", staging, "overlay", MountFlags::empty(), Some(options.as_c_str()));
         let tree = mounted.and_then(|()| {

@@ -36,11 +36,24 @@ impl Failed {
     }
 }
 
-/// A running container's kernel objects.
+/// A running container's cgroup and user.
 pub(crate) struct Running {
     pub cgroup: Cgroup,
-    pub root: OwnedFd,
     pub identity: user::Identity,
+}
+
+/// The container's mounted root. Unmounting may wait for the disk, so it is kept until nobody waits for the container.
+pub(crate) struct MountedRoot {
+    pub fd: OwnedFd,
+    /// Released after the mount: fields are dropped in order.
+    #[expect(dead_code, reason = "held for its effect")]
+    claim: OwnedFd,
+}
+
+pub(crate) fn mount_root(setup: &Setup) -> Result<MountedRoot, Failed> {
+    let failed = |error: io::Error| Failed::new(format!("error creating overlay mount: {error}"));
+    let claim = setup.overlay.claim().map_err(failed)?;
+    Ok(MountedRoot { fd: setup.overlay.mount(&setup.run).map_err(failed)?, claim })
 }
 
 pub(crate) fn network(plan: Option<&Plan>, id: &str) -> Result<Option<Attached>, Failed> {
@@ -53,9 +66,13 @@ pub(crate) fn network(plan: Option<&Plan>, id: &str) -> Result<Option<Attached>,
 }
 
 /// Starts the program; the network is attached already.
-pub(crate) fn start(setup: &Setup, request: &Request, network: Option<&Attached>) -> Result<(Process, Running), Failed> {
+pub(crate) fn start(
+    setup: &Setup,
+    request: &Request,
+    root: &OwnedFd,
+    network: Option<&Attached>,
+) -> Result<(Process, Running), Failed> {
     let cannot = |what: &str, error: &dyn std::fmt::Display| Failed::new(format!("{what}: {error}"));
-    let root = setup.overlay.mount(&setup.run).map_err(|error| cannot("error creating overlay mount", &error))?;
     let tree = Root::from_descriptor(root.try_clone().map_err(|error| cannot("hold the root", &error))?);
     let identity = user::resolve(&tree, &setup.user, &setup.groups).map_err(|error| Failed::new(error.to_string()))?;
     for item in &request.copy_up {
@@ -72,12 +89,12 @@ pub(crate) fn start(setup: &Setup, request: &Request, network: Option<&Attached>
     let path = linux.cgroups_path.unwrap_or_default();
     let cgroup = Cgroup::create(&path, &linux.resources.unwrap_or_default())
         .map_err(|error| cannot("unable to apply cgroup configuration", &error))?;
-    let started = launch_in(setup, &spec, &cgroup, &root, &identity, network);
+    let started = launch_in(setup, &spec, &cgroup, root, &identity, network);
     if started.is_err() {
         let _ = cgroup.kill();
         let _ = cgroup.remove();
     }
-    Ok((started?, Running { cgroup, root, identity }))
+    Ok((started?, Running { cgroup, identity }))
 }
 
 fn launch_in(
@@ -133,11 +150,16 @@ pub(crate) fn set_identity(process: &mut SpecProcess, identity: &user::Identity)
 }
 
 /// The user of an exec, resolved in the running container's root.
-pub(crate) fn exec_identity(running: &Running, user: Option<&str>, groups: &[String]) -> Result<user::Identity, String> {
+pub(crate) fn exec_identity(
+    root: &OwnedFd,
+    running: &Running,
+    user: Option<&str>,
+    groups: &[String],
+) -> Result<user::Identity, String> {
     match user {
         None => Ok(running.identity.clone()),
         Some(user) => {
-            let root = dhow_sys::root::reopen(running.root.as_fd(), rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY);
+            let root = dhow_sys::root::reopen(root.as_fd(), rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY);
             let root = Root::from_descriptor(root.map_err(|error| format!("open the container's root: {error}"))?);
             user::resolve(&root, user, groups).map_err(|error| error.to_string())
         }

@@ -53,6 +53,9 @@ pub fn attach(plan: &Plan) -> Result<Attached> {
         mtu: plan.bridge.mtu,
     };
     route::create_veth(&host, &pair).context(|| format!("create the link {}", plan.link))?;
+    if !held.is_empty() {
+        route::set_hairpin(&host, &plan.link).context(|| format!("set up the link {}", plan.link))?;
+    }
     let index = route::index(&inside, "eth0").context(|| "find eth0".to_owned())?;
     let index = index.ok_or(std::io::ErrorKind::NotFound).context(|| "find eth0".to_owned())?;
     let address = |address: IpAddr, prefix: u8| {

@@ -103,6 +103,21 @@ pub(crate) fn create_veth(socket: &Socket, pair: &VethPair<'_>) -> io::Result<()
     socket.request(batch).map(drop)
 }
 
+/// Lets a bridge send a frame back to the port it came from. Where the kernel runs bridged packets through the firewall
+/// (`br_netfilter`), a container reaches its own published port that way.
+pub(crate) fn set_hairpin(socket: &Socket, name: &str) -> io::Result<()> {
+    const INFO_SLAVE_KIND: u16 = 4;
+    const INFO_SLAVE_DATA: u16 = 5;
+    const BRPORT_MODE: u16 = 4;
+    let mut batch = Batch::new();
+    batch.message(NEW_LINK, ACK, &link_header(0, 0)).string(IFLA_IFNAME, name).nested(IFLA_LINKINFO, |info| {
+        info.string(INFO_SLAVE_KIND, "bridge").nested(INFO_SLAVE_DATA, |data| {
+            data.u8(BRPORT_MODE, 1);
+        });
+    });
+    socket.request(batch).map(drop)
+}
+
 /// Gives a link an address.
 pub(crate) fn add_address(socket: &Socket, index: u32, address: IpAddr, prefix: u8) -> io::Result<()> {
     const IFA_ADDRESS: u16 = 1;

@@ -124,11 +124,11 @@ impl Masks {
     }
 }
 
-/// The number of the kernel's last capability.
-pub fn last() -> usize {
-    std::fs::read_to_string("/proc/sys/kernel/cap_last_cap")
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(NAMES.len() - 1)
-        .min(NAMES.len() - 1)
+/// The capabilities that the calling process could hand on: those of its bounding set that the kernel knows. What the host
+/// itself lacks, no container can be given.
+pub fn available() -> Vec<String> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapBnd:")?.trim(), 16).ok());
+    let mask = mask.unwrap_or(u64::MAX);
+    NAMES.iter().enumerate().filter(|(number, _)| mask & 1 << number != 0).map(|(_, name)| (*name).to_owned()).collect()
 }

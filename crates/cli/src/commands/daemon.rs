@@ -15,8 +15,20 @@ use crate::failure::{Failure, Result};
 #[derive(Args, Debug)]
 pub struct Daemon {
     /// Sockets to listen on: unix:///path or fd:// (several times)
-    #[arg(id = "hosts", short = 'H', long = "host")]
+    #[arg(short = 'H', long = "host")]
     hosts: Vec<String>,
+    /// Where images and containers are kept
+    #[arg(long)]
+    data_root: Option<PathBuf>,
+    /// Where what ends with a reboot is kept
+    #[arg(long)]
+    exec_root: Option<PathBuf>,
+    /// Print messages for debugging
+    #[arg(short = 'D', long)]
+    debug: bool,
+    /// Which messages are printed: debug, info, warn, error
+    #[arg(short = 'l', long)]
+    log_level: Option<String>,
     /// Group that may use the socket
     #[arg(short = 'G', long)]
     group: Option<String>,
@@ -54,8 +66,12 @@ const KNOWN: [&str; 10] = [
 
 impl Daemon {
     pub fn run(self, debug: bool, level: &str, data: Option<PathBuf>, exec: Option<PathBuf>, host: Option<String>) -> Result {
+        // The program's own options may also stand before the command.
         let mut hosts = self.hosts.clone();
         hosts.extend(host);
+        let (data, exec) = (self.data_root.clone().or(data), self.exec_root.clone().or(exec));
+        let debug = self.debug || debug;
+        let level = self.log_level.as_deref().unwrap_or(level);
         let file = self.configuration()?;
         let given = [
             ("hosts", !hosts.is_empty()),

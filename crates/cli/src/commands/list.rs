@@ -80,7 +80,7 @@ fn row(summary: &Summary, truncate: bool) -> Map<String, Value> {
     let image = if summary.image.starts_with("sha256:") { short(&summary.image) } else { summary.image.clone() };
     let names: Vec<&str> = summary.names.iter().map(|name| name.trim_start_matches('/')).collect();
     let age = (dhow_oci::time::now() / 1_000_000_000 - summary.created).max(0);
-    let command = format!("\"{}\"", if truncate { ellipsis(&summary.command, 18) } else { summary.command.clone() });
+    let command = format!("\"{}\"", if truncate { ellipsis(&summary.command, 20) } else { summary.command.clone() });
     let mut mounts: Vec<String> = summary
         .mounts
         .iter()

@@ -1,0 +1,382 @@
+//! The life of containers, through the real binary and without a daemon.
+
+use std::io::Write;
+use std::process::Stdio;
+use std::time::Duration;
+
+use dhow_testkit::{Sandbox, sandbox, text, wait_until};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_dhow");
+
+macro_rules! sandboxed {
+    () => {
+        match sandbox(BINARY) {
+            Some(sandbox) => sandbox,
+            None => return,
+        }
+    };
+}
+
+#[test]
+fn hello_world_needs_nothing() {
+    let sandbox = sandboxed!();
+    let output = sandbox.run(&["run", "--rm", "--network", "none", "hello-world"]);
+    assert!(text(&output.stdout).contains("Hello from Dhow!"), "{output:?}");
+    assert!(text(&output.stderr).contains("comes with dhow itself"), "{output:?}");
+    sandbox.finish();
+}
+
+#[test]
+fn output_input_and_status_pass_through() {
+    let sandbox = sandboxed!();
+    let output = sandbox.run(&["run", "--rm", "--network", "none", "busybox", "sh", "-c", "echo out; echo err >&2; exit 7"]);
+    assert_eq!((text(&output.stdout).as_str(), text(&output.stderr).as_str(), output.status.code()), ("out\n", "err\n", Some(7)));
+
+    let mut child = sandbox
+        .command(&["run", "--rm", "-i", "--network", "none", "busybox", "wc", "-c"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(&vec![b'x'; 1_000_000]).unwrap();
+    assert_eq!(text(&child.wait_with_output().unwrap().stdout).trim(), "1000000");
+
+    assert_eq!(sandbox.fails(&["run", "--rm", "--network", "none", "busybox", "nosuch"]).0, 127);
+    assert_eq!(sandbox.fails(&["run", "--rm", "--network", "none", "busybox", "/etc"]).0, 126);
+    assert_eq!(sandbox.fails(&["run", "--rm", "--network", "none", "busybox", "sh", "-c", "sh -c 'kill -9 $$'; exit $?"]).0, 137);
+    sandbox.finish();
+}
+
+#[test]
+fn a_large_output_is_whole() {
+    let sandbox = sandboxed!();
+    let command = "i=0; while [ $i -lt 200000 ]; do echo line $i; i=$((i+1)); done";
+    let output = sandbox.run(&["run", "--name", "big", "--network", "none", "busybox", "sh", "-c", command]);
+    let expected: String = (0..200_000).map(|number| format!("line {number}\n")).collect();
+    assert!(text(&output.stdout) == expected, "attached output differs");
+    let logs = sandbox.run(&["logs", "big"]);
+    assert!(text(&logs.stdout) == expected, "logs differ");
+    assert_eq!(sandbox.ok(&["logs", "--tail", "2", "big"]), "line 199998\nline 199999");
+    sandbox.finish();
+}
+
+#[test]
+fn start_stop_and_what_lists_say() {
+    let sandbox = sandboxed!();
+    let id = sandbox.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "web",
+        "--label",
+        "a=b",
+        "--network",
+        "none",
+        "--stop-timeout",
+        "1",
+        "busybox",
+        "sleep",
+        "1000",
+    ]);
+    assert_eq!(id.len(), 64);
+    assert_eq!(sandbox.ok(&["ps", "--format", "{{.Names}} {{.State}} {{.Image}} {{.Label \"a\"}}"]), "web running busybox b");
+    assert_eq!(sandbox.ok(&["ps", "-q", "--filter", "label=a=c"]), "");
+    assert_eq!(
+        sandbox.ok(&["inspect", "-f", "{{.State.Running}} {{.Name}} {{.Config.Hostname}}", "web"]),
+        format!("true /web {}", &id[..12])
+    );
+    assert_eq!(
+        sandbox.ok(&["exec", "-w", "/tmp", "-e", "A=1", "-u", "nobody", "web", "sh", "-c", "echo $A $(pwd) $(id -u)"]),
+        "1 /tmp 65534"
+    );
+    assert_eq!(sandbox.fails(&["exec", "web", "sh", "-c", "exit 3"]).0, 3);
+    assert!(sandbox.ok(&["top", "web", "-o", "pid,args"]).contains("sleep 1000"));
+    sandbox.ok(&["pause", "web"]);
+    assert_eq!(sandbox.ok(&["inspect", "-f", "{{.State.Status}}", "web"]), "paused");
+    assert!(sandbox.fails(&["exec", "web", "true"]).1.contains("is paused, unpause the container before exec"));
+    sandbox.ok(&["unpause", "web"]);
+    assert!(sandbox.fails(&["rm", "web"]).1.contains("stop the container before removing or force remove"));
+    sandbox.ok(&["rename", "web", "site"]);
+    sandbox.ok(&["stop", "site"]);
+    assert_eq!(sandbox.ok(&["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "site"]), "exited 137");
+    sandbox.ok(&["start", "site"]);
+    sandbox.ok(&["kill", "-s", "KILL", "site"]);
+    assert_eq!(sandbox.ok(&["wait", "site"]), "137");
+    assert!(sandbox.fails(&["kill", "site"]).1.contains("is not running"));
+    sandbox.finish();
+}
+
+#[test]
+fn restart_policies() {
+    let sandbox = sandboxed!();
+    sandbox.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "flaky",
+        "--restart",
+        "on-failure:2",
+        "--network",
+        "none",
+        "busybox",
+        "sh",
+        "-c",
+        "echo try; exit 4",
+    ]);
+    wait_until("it gave up", || sandbox.ok(&["inspect", "-f", "{{.State.Status}}", "flaky"]) == "exited");
+    assert_eq!(sandbox.ok(&["inspect", "-f", "{{.RestartCount}} {{.State.ExitCode}}", "flaky"]), "2 4");
+    assert_eq!(sandbox.ok(&["logs", "flaky"]), "try\ntry\ntry");
+    sandbox.ok(&["run", "-d", "--name", "steady", "--restart", "always", "--network", "none", "busybox", "sleep", "0.1"]);
+    wait_until("it was restarted", || sandbox.ok(&["inspect", "-f", "{{.RestartCount}}", "steady"]) != "0");
+    sandbox.ok(&["stop", "steady"]);
+    assert_eq!(sandbox.ok(&["inspect", "-f", "{{.State.Status}}", "steady"]), "exited");
+    sandbox.finish();
+}
+
+#[test]
+fn volumes_binds_and_tmpfs() {
+    let sandbox = sandboxed!();
+    let host = sandbox.path("shared");
+    std::fs::create_dir(&host).unwrap();
+    let bind = format!("{}:/mnt", host.display());
+    sandbox.ok(&["run", "--rm", "--network", "none", "-v", &bind, "busybox", "sh", "-c", "echo hi >/mnt/file"]);
+    assert_eq!(std::fs::read_to_string(host.join("file")).unwrap(), "hi\n");
+    let read_only = format!("{bind}:ro");
+    assert!(
+        sandbox
+            .fails(&["run", "--rm", "--network", "none", "-v", &read_only, "busybox", "touch", "/mnt/x"])
+            .1
+            .contains("Read-only")
+    );
+    // An empty volume takes over what the image has at its path.
+    assert_eq!(
+        sandbox.ok(&["run", "--rm", "--network", "none", "-v", "named:/etc", "busybox", "cat", "/etc/passwd"]).lines().count(),
+        2
+    );
+    sandbox.ok(&[
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "-v",
+        "named:/data",
+        "busybox",
+        "sh",
+        "-c",
+        "cat /data/group && echo x >/data/new",
+    ]);
+    assert_eq!(sandbox.ok(&["run", "--rm", "--network", "none", "-v", "named:/data", "busybox", "cat", "/data/new"]), "x");
+    let mounts = sandbox.ok(&[
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "--tmpfs",
+        "/scratch:size=1m",
+        "--read-only",
+        "busybox",
+        "cat",
+        "/proc/mounts",
+    ]);
+    assert!(mounts.contains("tmpfs /scratch tmpfs rw,nosuid,nodev,noexec,relatime,size=1024k"), "{mounts}");
+    assert!(mounts.lines().next().unwrap().contains("ro,"), "{mounts}");
+    sandbox.finish();
+}
+
+#[test]
+fn the_default_sandbox_is_dockers() {
+    let sandbox = sandboxed!();
+    let status = sandbox.ok(&["run", "--rm", "--network", "none", "busybox", "cat", "/proc/self/status"]);
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned();
+    assert_eq!(field("CapBnd:"), "00000000a80425fb");
+    assert_eq!(field("CapEff:"), "00000000a80425fb");
+    assert_eq!((field("CapInh:").as_str(), field("CapAmb:").as_str()), ("0000000000000000", "0000000000000000"));
+    assert_eq!((field("Seccomp:").as_str(), field("NoNewPrivs:").as_str()), ("2", "0"));
+    let nobody = sandbox.ok(&["run", "--rm", "--network", "none", "-u", "1000", "busybox", "cat", "/proc/self/status"]);
+    assert!(nobody.contains("CapEff:\t0000000000000000"), "{nobody}");
+    let listing = sandbox.ok(&["run", "--rm", "--network", "none", "busybox", "ls", "/proc/self/fd"]);
+    assert_eq!(listing.lines().count(), 4, "standard streams and the directory itself: {listing}");
+    for (command, allowed) in [
+        ("cat /proc/keys", ""),
+        ("unshare -U true 2>/dev/null && echo yes", ""),
+        ("mount -t tmpfs x /tmp 2>/dev/null && echo yes", ""),
+        ("echo x >/proc/sys/kernel/hostname 2>/dev/null && echo yes", ""),
+        ("cat /proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
+        ("ls /dev | tr '\\n' ' '", "core fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero "),
+        ("umask", "0022"),
+    ] {
+        let output = sandbox.run(&["run", "--rm", "--network", "none", "busybox", "sh", "-c", command]);
+        assert_eq!(text(&output.stdout).trim_end_matches('\n'), allowed, "{command}");
+    }
+    sandbox.ok(&["run", "--rm", "--network", "none", "--privileged", "busybox", "mount", "-t", "tmpfs", "x", "/tmp"]);
+    sandbox.finish();
+}
+
+#[test]
+fn limits_reach_the_cgroup() {
+    let sandbox = sandboxed!();
+    let args = [
+        "run",
+        "-d",
+        "--name",
+        "small",
+        "--network",
+        "none",
+        "--memory",
+        "64m",
+        "--pids-limit",
+        "50",
+        "--cpus",
+        "0.5",
+        "busybox",
+        "sleep",
+        "1000",
+    ];
+    let id = sandbox.ok(&args);
+    let read = |controller: &str, v1: &str, v2: &str| {
+        let one = format!("/sys/fs/cgroup/{controller}/dhow/{id}/{v1}");
+        let two = format!("/sys/fs/cgroup/dhow/{id}/{v2}");
+        std::fs::read_to_string(one).or_else(|_| std::fs::read_to_string(two)).unwrap().trim().to_owned()
+    };
+    assert_eq!(read("memory", "memory.limit_in_bytes", "memory.max"), "67108864");
+    assert_eq!(read("pids", "pids.max", "pids.max"), "50");
+    assert!(["50000", "50000 100000"].contains(&read("cpu", "cpu.cfs_quota_us", "cpu.max").as_str()));
+    let killed =
+        sandbox.fails(&["run", "--rm", "--network", "none", "--memory", "8m", "busybox", "sh", "-c", "tail -c 100m /dev/zero"]);
+    assert_eq!(killed.0, 137, "{killed:?}");
+    sandbox.finish();
+}
+
+#[test]
+fn published_ports_are_reached_and_withdrawn() {
+    let sandbox = sandboxed!();
+    let server = "mkdir /w; echo hello >/w/index.html; httpd -f -p 80 -h /w";
+    sandbox.ok(&["run", "-d", "--name", "web", "-p", "80", "busybox", "sh", "-c", server]);
+    let address = sandbox.ok(&["port", "web", "80"]);
+    let port = address.rsplit(':').next().unwrap().to_owned();
+    wait_until("the page comes through the host's port", || {
+        fetch(&format!("127.0.0.1:{port}")).is_some_and(|page| page.contains("hello"))
+    });
+    let gateway = sandbox.ok(&["inspect", "-f", "{{.NetworkSettings.Gateway}}", "web"]);
+    let get = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {gateway} {port} | tail -n 1");
+    let page = sandbox.ok(&["run", "--rm", "busybox", "sh", "-c", &get]);
+    assert_eq!(page, "hello", "another container through the host's address");
+    let page = sandbox.ok(&["exec", "web", "sh", "-c", &get]);
+    assert_eq!(page, "hello", "the container itself through the host's address");
+    let taken = sandbox.fails(&["run", "--rm", "-p", &format!("{port}:80"), "busybox", "true"]);
+    assert_eq!(taken.0, 125);
+    assert!(taken.1.contains("port is already allocated"), "{}", taken.1);
+    sandbox.ok(&["rm", "-f", "web"]);
+    assert!(fetch(&format!("127.0.0.1:{port}")).is_none(), "the port still answers");
+    sandbox.finish();
+}
+
+fn fetch(address: &str) -> Option<String> {
+    use std::io::Read;
+    let mut stream = std::net::TcpStream::connect_timeout(&address.parse().ok()?, Duration::from_secs(2)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page).ok()?;
+    Some(page)
+}
+
+#[test]
+fn bad_input_is_refused_and_leaves_nothing() {
+    let sandbox = sandboxed!();
+    let cases: [(&[&str], i32, &str); 16] = [
+        (&["run", "--network", "none", "nosuch:1"], 125, "pull access denied for nosuch"),
+        (&["run", "--pull", "never", "nosuch"], 125, "No such image: nosuch:latest"),
+        (&["run", "--nosuch", "busybox"], 125, "unknown flag: --nosuch"),
+        (&["run", "-p", "99999:80", "busybox"], 125, "invalid hostPort: 99999"),
+        (&["run", "-p", "80:80/xyz", "busybox"], 125, "invalid proto: xyz"),
+        (&["run", "--network", "nosuch", "busybox"], 125, "network nosuch not found"),
+        (&["run", "--memory", "1k", "busybox"], 125, "Minimum memory limit allowed is 6MB"),
+        (&["run", "--memory", "abc", "busybox"], 125, "invalid size: 'abc'"),
+        (&["run", "--cap-add", "NOPE", "busybox"], 125, "invalid capability: \"NOPE\""),
+        (&["run", "--env-file", "/nosuch", "busybox"], 125, "open /nosuch: no such file or directory"),
+        (&["run", "--mount", "type=bind,src=/nosuch,dst=/x", "busybox"], 125, "bind source path does not exist: /nosuch"),
+        (&["run", "--sysctl", "kernel.foo=1", "--network", "none", "busybox"], 125, "is not in a separate kernel namespace"),
+        (&["run", "--user", "nosuch", "--network", "none", "busybox"], 125, "unable to find user nosuch"),
+        (&["run", "--stop-signal", "NOPE", "busybox"], 125, "invalid signal: NOPE"),
+        (&["run", "--rm", "--restart", "always", "busybox"], 125, "cannot specify both --restart and --rm"),
+        (&["inspect", "nosuch"], 1, "No such object: nosuch"),
+    ];
+    for (args, code, message) in cases {
+        let (found, stderr) = sandbox.fails(args);
+        assert_eq!(found, code, "{args:?}: {stderr}");
+        assert!(stderr.contains(message), "{args:?}: {stderr}");
+    }
+    sandbox.finish();
+}
+
+#[test]
+fn hostile_archives_are_refused() {
+    let sandbox = sandboxed!();
+    let load = |sandbox: &Sandbox, bytes: &[u8]| {
+        let path = sandbox.path("archive.tar");
+        std::fs::write(&path, bytes).unwrap();
+        sandbox.fails(&["load", "-i", path.to_str().unwrap()])
+    };
+    assert!(load(&sandbox, b"this is no tar").1.contains("invalid archive"));
+    assert!(load(&sandbox, &[0; 1024]).1.contains("neither manifest.json nor index.json"));
+    let outside = sandbox.path("outside");
+    let mut tar = Vec::new();
+    let mut header = tar::Header::new_ustar();
+    header.as_old_mut().name[..20].copy_from_slice(b"../../../../outside\0");
+    header.set_size(1);
+    header.set_mode(0o644);
+    header.set_cksum();
+    tar.extend_from_slice(header.as_bytes());
+    tar.resize(512 * 4, 0);
+    let path = sandbox.path("layer.tar");
+    std::fs::write(&path, &tar).unwrap();
+    let (code, stderr) = sandbox.fails(&["import", path.to_str().unwrap(), "evil"]);
+    assert_eq!(code, 1);
+    assert!(stderr.contains("leads out of the root"), "{stderr}");
+    assert!(!dhow_testkit::exists(&outside));
+    assert_eq!(sandbox.ok(&["images", "-q"]).lines().count(), 1);
+    sandbox.finish();
+}
+
+#[test]
+fn many_commands_at_once_without_a_daemon() {
+    let sandbox = sandboxed!();
+    std::thread::scope(|scope| {
+        for number in 0..50 {
+            let sandbox = &sandbox;
+            scope.spawn(move || {
+                let output = sandbox.run(&["run", "--rm", "--network", "none", "busybox", "echo", &number.to_string()]);
+                assert_eq!(text(&output.stdout).trim(), number.to_string(), "{output:?}");
+            });
+        }
+    });
+    assert_eq!(sandbox.ok(&["ps", "-aq"]), "");
+    sandbox.finish();
+}
+
+#[test]
+fn a_killed_monitor_is_recorded_and_cleaned_up() {
+    let sandbox = sandboxed!();
+    let id = sandbox.ok(&["run", "-d", "--name", "victim", "-p", "80", "busybox", "sleep", "1000"]);
+    let other =
+        sandbox.ok(&["run", "-d", "--name", "phoenix", "--restart", "always", "--network", "none", "busybox", "sleep", "1000"]);
+    for id in [&id, &other] {
+        let monitor = sandbox.monitor_of(id).expect("a monitor runs");
+        assert!(std::process::Command::new("kill").args(["-9", &monitor.to_string()]).status().unwrap().success());
+        wait_until("it is gone", || sandbox.monitor_of(id).is_none());
+    }
+    assert_eq!(sandbox.ok(&["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "victim"]), "exited 255");
+    assert_eq!(sandbox.ok(&["inspect", "-f", "{{.State.Status}}", "phoenix"]), "running");
+    sandbox.ok(&["start", "victim"]);
+    assert_eq!(sandbox.ok(&["exec", "victim", "echo", "back"]), "back");
+    sandbox.finish();
+}
+
+#[test]
+fn a_detached_container_with_rm_removes_itself() {
+    let sandbox = sandboxed!();
+    sandbox.ok(&["run", "-d", "--rm", "--name", "brief", "--network", "none", "busybox", "sleep", "0.2"]);
+    wait_until("it has removed itself", || sandbox.ok(&["ps", "-aq"]).is_empty());
+    sandbox.finish();
+}

@@ -1,0 +1,155 @@
+//! The daemon: by our client and, where it is installed, by docker's; killed and started again.
+
+use std::process::Command;
+
+use dhow_testkit::{Sandbox, sandbox, text, wait_until};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_dhow");
+
+macro_rules! sandboxed {
+    () => {
+        match sandbox(BINARY) {
+            Some(sandbox) => sandbox,
+            None => return,
+        }
+    };
+}
+
+/// Our client, and docker's where there is one. In CI it must be there.
+fn clients() -> Vec<&'static str> {
+    let docker = Command::new("docker").arg("--version").output().is_ok_and(|output| output.status.success());
+    assert!(docker || std::env::var_os("REQUIRE_KERNEL").is_none(), "the docker client is needed: apt-get install docker.io");
+    if !docker {
+        eprintln!("NOT RUN with docker's client: it is not installed");
+    }
+    if docker { vec!["dhow", "docker"] } else { vec!["dhow"] }
+}
+
+fn run(sandbox: &Sandbox, client: &str, args: &[&str]) -> (i32, String, String) {
+    let output = sandbox.client(client, args).output().unwrap();
+    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn both_clients_get_the_same() {
+    let mut sandbox = sandboxed!();
+    sandbox.start_daemon();
+    let cases: [&[&str]; 24] = [
+        &["run", "--rm", "--network", "none", "busybox", "echo", "hi"],
+        &["run", "--rm", "--network", "none", "busybox", "sh", "-c", "echo out; echo err >&2; exit 9"],
+        &["run", "--rm", "--network", "none", "busybox", "nosuch"],
+        &[
+            "run",
+            "-d",
+            "--name",
+            "same",
+            "--network",
+            "none",
+            "--label",
+            "x=y",
+            "busybox",
+            "sh",
+            "-c",
+            "echo one; echo two; exec sleep 1000",
+        ],
+        &["ps", "--format", "{{.Names}} {{.Image}} {{.Command}} {{.State}} {{.Labels}}"],
+        &["ps", "--filter", "name=nosuch", "-q"],
+        &["ps", "--filter", "nosuch=1"],
+        &["logs", "same"],
+        &["logs", "--tail", "1", "same"],
+        &["exec", "same", "sh", "-c", "echo $HOSTNAME | wc -c; exit 4"],
+        &["exec", "same", "nosuch"],
+        &["inspect", "-f", "{{.Name}} {{.State.Status}} {{.HostConfig.NetworkMode}} {{json .Config.Cmd}}", "same"],
+        &["inspect", "nosuch"],
+        &["pause", "same"],
+        &["unpause", "same"],
+        &["kill", "-s", "USR2", "nosuch"],
+        &["rename", "same", "other"],
+        &["stop", "-t", "0", "other"],
+        &["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "other"],
+        &["wait", "other"],
+        &["start", "other"],
+        &["rm", "other"],
+        &["rm", "-f", "other"],
+        &["images", "--format", "{{.Repository}}:{{.Tag}} {{.Size}}"],
+    ];
+    let results: Vec<Vec<(i32, String, String)>> =
+        clients().into_iter().map(|client| cases.iter().map(|args| run(&sandbox, client, args)).collect()).collect();
+    // Ids differ from run to run, and docker's client calls itself docker.
+    let normal = |text: &str| {
+        let words = text.split_inclusive(|c: char| !c.is_ascii_hexdigit());
+        let words: String =
+            words.map(|word| if word.trim_end_matches('\n').len() == 64 { "ID\n".to_owned() } else { word.to_owned() }).collect();
+        words.replace("docker", "dhow").to_lowercase()
+    };
+    for other in &results[1..] {
+        for ((args, ours), theirs) in cases.iter().zip(&results[0]).zip(other) {
+            assert_eq!(ours.0, theirs.0, "{args:?}: exit status\nours: {ours:?}\ndocker's: {theirs:?}");
+            assert_eq!(normal(&ours.1), normal(&theirs.1), "{args:?}: standard output");
+            assert_eq!(ours.2.is_empty(), theirs.2.is_empty(), "{args:?}: standard error\nours: {ours:?}\ndocker's: {theirs:?}");
+        }
+    }
+    assert_eq!(results[0][2].0, 127);
+    assert_eq!(results[0][7].1, "one\ntwo\n");
+    sandbox.finish();
+}
+
+#[test]
+fn a_killed_daemon_takes_nothing_with_it() {
+    let mut sandbox = sandboxed!();
+    sandbox.start_daemon();
+    let client = clients().pop().unwrap();
+    let script = "i=0; while true; do echo line $i; i=$((i+1)); sleep 0.01; done";
+    let (code, id, stderr) =
+        run(&sandbox, client, &["run", "-d", "--name", "counter", "--network", "none", "busybox", "sh", "-c", script]);
+    assert_eq!(code, 0, "{stderr}");
+    let flaky = ["run", "-d", "--name", "flaky", "--restart", "always", "--network", "none", "busybox", "sleep", "0.3"];
+    assert_eq!(run(&sandbox, client, &flaky).0, 0);
+    let pid = sandbox.ok(&["inspect", "-f", "{{.State.Pid}}", "counter"]);
+    sandbox.kill_daemon();
+    // Without any daemon the command line sees and steers them.
+    let lines = || sandbox.ok(&["logs", "counter"]).lines().count();
+    let before = lines();
+    wait_until("the log goes on", || lines() > before + 10);
+    let restarts = || sandbox.ok(&["inspect", "-f", "{{.RestartCount}}", "flaky"]).parse::<u32>().unwrap();
+    let count = restarts();
+    wait_until("the policy still restarts", || restarts() > count);
+    assert_eq!(sandbox.ok(&["exec", "counter", "echo", "here"]), "here");
+    sandbox.start_daemon();
+    assert_eq!(
+        run(&sandbox, client, &["inspect", "-f", "{{.State.Pid}} {{.Id}}", "counter"]).1,
+        format!("{pid} {}", id.trim_end().to_owned() + "\n")
+    );
+    let log = run(&sandbox, client, &["logs", "counter"]).1;
+    let expected: String = (0..log.lines().count()).map(|number| format!("line {number}\n")).collect();
+    assert!(log == expected, "lines are missing or doubled");
+    assert_eq!(run(&sandbox, client, &["stop", "-t", "0", "counter"]).0, 0);
+    sandbox.finish();
+}
+
+#[test]
+fn events_are_told_whoever_causes_them() {
+    let mut sandbox = sandboxed!();
+    sandbox.start_daemon();
+    // By an engine of its own, while the daemon is there.
+    sandbox.ok(&["run", "--rm", "--name", "short", "--network", "none", "busybox", "true"]);
+    let client = clients().pop().unwrap();
+    let args = ["events", "--since", "60s", "--until=-2s", "--filter", "container=short", "--format", "{{.Action}}"];
+    let (code, out, stderr) = run(&sandbox, client, &args);
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(out, "create\nattach\nstart\ndie\ndestroy\n");
+    sandbox.finish();
+}
+
+#[test]
+fn an_open_tcp_port_is_refused() {
+    let sandbox = sandboxed!();
+    let output = Command::new(BINARY)
+        .args(["daemon", "-H", "tcp://127.0.0.1:2375", "--data-root"])
+        .arg(sandbox.data_root())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("will not listen on tcp://127.0.0.1:2375"));
+    sandbox.finish();
+}

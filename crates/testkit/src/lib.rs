@@ -1,0 +1,181 @@
+//! What end-to-end tests share: roots of their own, an image made of the host's static busybox, the commands run on them,
+//! and a check that nothing is left when the test ends.
+//!
+//! Tests that need root and a kernel with namespaces say so by name when they cannot run, and fail in CI
+//! (`REQUIRE_KERNEL=1`): [`sandbox`] returns `None` only on a developer's unprivileged machine.
+
+mod image;
+mod leftovers;
+
+pub use image::busybox_archive;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// An engine's roots, and the binary under test.
+pub struct Sandbox {
+    binary: PathBuf,
+    directory: tempfile::TempDir,
+    daemon: Option<Child>,
+    before: leftovers::Host,
+}
+
+/// Roots for a test with `busybox:latest` in them; `None` where the kernel's interfaces are out of reach.
+pub fn sandbox(binary: &str) -> Option<Sandbox> {
+    let root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n");
+    if !root {
+        let test = std::thread::current().name().unwrap_or("a test").to_owned();
+        assert!(std::env::var_os("REQUIRE_KERNEL").is_none(), "{test} needs root");
+        eprintln!("NOT RUN: {test} needs root");
+        return None;
+    }
+    let directory = tempfile::Builder::new().prefix("dhow-test-").tempdir().expect("a temporary directory can be made");
+    let before = leftovers::Host::look();
+    let sandbox = Sandbox { binary: PathBuf::from(binary), directory, daemon: None, before };
+    let archive = sandbox.path("busybox.tar");
+    std::fs::write(&archive, busybox_archive()).expect("the image can be written");
+    sandbox.ok(&["import", "-c", "CMD [\"sh\"]", archive.to_str().expect("temporary paths are UTF-8"), "busybox:latest"]);
+    Some(sandbox)
+}
+
+impl Sandbox {
+    /// A path in the test's own directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn data_root(&self) -> PathBuf {
+        self.path("data")
+    }
+
+    pub fn exec_root(&self) -> PathBuf {
+        self.path("exec")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.path("dhow.sock")
+    }
+
+    /// A command of the binary under test on these roots, by the embedded engine.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.arg("--data-root").arg(self.data_root()).arg("--exec-root").arg(self.exec_root()).args(args);
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// A command of a client, ours or docker's, on the daemon's socket.
+    pub fn client(&self, program: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(if program == "dhow" { self.binary.as_os_str() } else { program.as_ref() });
+        command.arg("-H").arg(format!("unix://{}", self.socket().display())).args(args).stdin(Stdio::null());
+        command
+    }
+
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().expect("the binary under test runs")
+    }
+
+    /// Standard output of a command that must succeed, without its last line end.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+        assert!(output.status.success(), "{args:?} failed: {:?}\nstdout: {stdout}\nstderr: {stderr}", output.status);
+        stdout.strip_suffix('\n').unwrap_or(&stdout).to_owned()
+    }
+
+    /// Exit status and standard error of a command that must fail.
+    pub fn fails(&self, args: &[&str]) -> (i32, String) {
+        let output = self.run(args);
+        assert!(!output.status.success(), "{args:?} succeeded: {}", text(&output.stdout));
+        (output.status.code().unwrap_or(-1), text(&output.stderr))
+    }
+
+    /// Starts a daemon on the roots and waits until it answers.
+    pub fn start_daemon(&mut self) {
+        let mut command = Command::new(&self.binary);
+        command.arg("daemon").arg("-H").arg(format!("unix://{}", self.socket().display()));
+        command.arg("--data-root").arg(self.data_root()).arg("--exec-root").arg(self.exec_root());
+        let log = std::fs::File::create(self.path("daemon.log")).expect("the log can be made");
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("the daemon starts");
+        self.daemon = Some(child);
+        wait_until("the daemon answers", || {
+            self.client("dhow", &["version"]).output().is_ok_and(|output| output.status.success())
+        });
+    }
+
+    /// Ends the daemon as a crash would.
+    pub fn kill_daemon(&mut self) {
+        let mut daemon = self.daemon.take().expect("a daemon runs");
+        daemon.kill().expect("the daemon can be killed");
+        daemon.wait().expect("the daemon can be waited for");
+    }
+
+    /// The process that holds a container.
+    pub fn monitor_of(&self, id: &str) -> Option<i32> {
+        processes().into_iter().find(|(_, command)| command.contains("monitor") && command.contains(id)).map(|(pid, _)| pid)
+    }
+
+    /// Removes all containers, and fails if anything of them is left on the host.
+    pub fn finish(mut self) {
+        let ids = self.ok(&["ps", "-aq", "--no-trunc"]);
+        for id in ids.lines() {
+            self.ok(&["rm", "-f", "-v", id]);
+        }
+        if self.daemon.is_some() {
+            self.kill_daemon();
+        }
+        let mut left = Vec::new();
+        wait_until("nothing is left", || {
+            left = self.before.left(&self.data_root(), &self.exec_root());
+            left.is_empty()
+        });
+    }
+}
+
+impl Drop for Sandbox {
+    /// A test that failed half-way must not leave containers running.
+    fn drop(&mut self) {
+        if self.directory.path().join("data").exists() {
+            let ids = self.run(&["ps", "-aq", "--no-trunc"]);
+            for id in text(&ids.stdout).lines() {
+                self.run(&["rm", "-f", "-v", id]);
+            }
+        }
+        if let Some(mut daemon) = self.daemon.take() {
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+        leftovers::remove_bridge(&self.data_root());
+    }
+}
+
+/// Waits for something that must come about within seconds.
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited 20 seconds in vain until {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Numbers and command lines of all processes.
+fn processes() -> Vec<(i32, String)> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let command = std::fs::read(entry.path().join("cmdline")).ok()?;
+            Some((pid, text(&command).replace('\0', " ")))
+        })
+        .collect()
+}
+
+/// Whether a path exists, for messages of tests.
+pub fn exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
