@@ -1,5 +1,7 @@
 //! The daemon: by our client and, where it is installed, by docker's; killed and started again.
 
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+
 use std::process::Command;
 
 use dhow_testkit::{Sandbox, sandbox, text, wait_until};

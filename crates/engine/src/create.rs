@@ -175,9 +175,7 @@ impl Engine {
         match policy.name.as_str() {
             "" => {}
             "no" | "always" | "unless-stopped" if policy.maximum_retry_count != 0 => {
-                return Err(Error::invalid(format!(
-                    "invalid restart policy: maximum retry count can only be used with 'on-failure'"
-                )));
+                return Err(Error::invalid("invalid restart policy: maximum retry count can only be used with 'on-failure'"));
             }
             "no" | "always" | "unless-stopped" => {}
             "on-failure" if policy.maximum_retry_count < 0 => {

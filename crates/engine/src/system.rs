@@ -137,7 +137,7 @@ impl Engine {
     /// The name of the file system under the data root, as `info` shows it.
     fn backing_file_system(&self) -> &'static str {
         let kind = rustix::fs::statfs(&self.paths().data).map_or(0, |stat| stat.f_type);
-        match i64::from(kind) {
+        match kind {
             0xef53 => "extfs",
             0x5846_5342 => "xfs",
             0x9123_683e => "btrfs",

@@ -69,8 +69,8 @@ fn finish(directory: &OwnedFd, name: &std::ffi::CStr, stat: &Stat) -> io::Result
         rustix::fs::chmod(descriptor_path(node.as_fd()), Mode::from_raw_mode(stat.st_mode & 0o7777))?;
     }
     let times = Timestamps {
-        last_access: Timespec { tv_sec: stat.st_atime as i64, tv_nsec: stat.st_atime_nsec as _ },
-        last_modification: Timespec { tv_sec: stat.st_mtime as i64, tv_nsec: stat.st_mtime_nsec as _ },
+        last_access: Timespec { tv_sec: stat.st_atime, tv_nsec: stat.st_atime_nsec as _ },
+        last_modification: Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec as _ },
     };
     Ok(rustix::fs::utimensat(directory, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
 }

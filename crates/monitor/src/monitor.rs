@@ -587,9 +587,9 @@ impl Monitor {
     fn watch(&mut self, index: usize, mut process: Process) {
         let token = |kind: u64| epoll::EventData::new_u64(kind | index as u64);
         let _ = epoll::add(&self.epoll, &process.pidfd, token(EXIT), epoll::EventFlags::IN);
-        for number in 0..2 {
+        for (number, kind) in OUTPUT.iter().enumerate() {
             if let Some(output) = &process.outputs[number] {
-                process.watched[number] = epoll::add(&self.epoll, output, token(OUTPUT[number]), epoll::EventFlags::IN).is_ok();
+                process.watched[number] = epoll::add(&self.epoll, output, token(*kind), epoll::EventFlags::IN).is_ok();
             }
         }
         self.processes[index] = Some(process);

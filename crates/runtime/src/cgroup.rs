@@ -128,7 +128,9 @@ impl Cgroup {
             Cgroup::V1(cgroup) => cgroup.all().map(|hierarchy| hierarchy.path.as_path()).collect(),
             Cgroup::V2(cgroup) => vec![cgroup.path()],
         };
-        directories.into_iter().map(remove_directory).fold(Ok(()), |first, next| first.and(next))
+        // One that fails does not keep the others from being tried.
+        let results: Vec<io::Result<()>> = directories.into_iter().map(remove_directory).collect();
+        results.into_iter().collect()
     }
 }
 
@@ -184,7 +186,7 @@ pub fn is_unified() -> bool {
 fn layout() -> Result<Layout> {
     const CGROUP2_MAGIC: i64 = 0x6367_7270;
     const STANDARD: &str = "/sys/fs/cgroup";
-    if rustix::fs::statfs(STANDARD).is_ok_and(|stat| i64::from(stat.f_type) == CGROUP2_MAGIC) {
+    if rustix::fs::statfs(STANDARD).is_ok_and(|stat| stat.f_type == CGROUP2_MAGIC) {
         return Ok(Layout::Unified(PathBuf::from(STANDARD)));
     }
     let table = std::fs::read_to_string("/proc/self/mountinfo").context(|| "read /proc/self/mountinfo".to_owned())?;

@@ -240,7 +240,7 @@ impl Tree {
             .open(Path::new("/dev/pts/ptmx"), OFlags::RDWR | OFlags::NOCTTY | OFlags::NOFOLLOW, 0)
             .context(|| "open the container's /dev/pts/ptmx".to_owned())?;
         let kind = rustix::fs::fstatfs(&master).context(|| "stat ptmx".to_owned())?.f_type;
-        if i64::from(kind) != DEVPTS_MAGIC {
+        if kind != DEVPTS_MAGIC {
             return Err(RuntimeError::Spec("/dev/pts/ptmx is not on a devpts".to_owned()));
         }
         rustix::pty::unlockpt(&master).context(|| "unlock the terminal".to_owned())?;
@@ -407,7 +407,7 @@ fn apply(tree: &OwnedFd, options: &MountOptions) -> Result<()> {
 /// Refuses to cover part of `/proc`: labels and sysctls written there later must reach the real one
 /// (CVE-2019-16884 and its successors).
 fn check_not_in_proc(target: &OwnedFd, destination: &Path, kind: &str, tree: &OwnedFd) -> Result<()> {
-    let is_proc = |fd: &OwnedFd| rustix::fs::fstatfs(fd).is_ok_and(|stat| i64::from(stat.f_type) == PROC_MAGIC);
+    let is_proc = |fd: &OwnedFd| rustix::fs::fstatfs(fd).is_ok_and(|stat| stat.f_type == PROC_MAGIC);
     let inside = destination.strip_prefix("/proc").ok().filter(|rest| !rest.as_os_str().is_empty());
     if inside.is_none() && destination == Path::new("/proc") && kind != "proc" && !is_proc(tree) {
         return Err(RuntimeError::Spec("only a procfs may be mounted on /proc".to_owned()));
@@ -421,7 +421,7 @@ fn check_not_in_proc(target: &OwnedFd, destination: &Path, kind: &str, tree: &Ow
 
 pub(crate) fn require_procfs(file: &OwnedFd) -> Result<()> {
     let kind = rustix::fs::fstatfs(file).context(|| "stat a procfs file".to_owned())?.f_type;
-    if i64::from(kind) == PROC_MAGIC { Ok(()) } else { Err(RuntimeError::Spec("/proc is not a procfs".to_owned())) }
+    if kind == PROC_MAGIC { Ok(()) } else { Err(RuntimeError::Spec("/proc is not a procfs".to_owned())) }
 }
 
 /// The host's `/dev/null`, verified to be that device (CVE-2025-31133's class).

@@ -111,13 +111,9 @@ pub fn drop_bounding(capability: u32) -> io::Result<()> {
 
 /// Raises a capability in the ambient set.
 pub fn raise_ambient(capability: u32) -> io::Result<()> {
+    let raise = libc::PR_CAP_AMBIENT_RAISE as libc::c_ulong;
     // SAFETY: prctl with integers.
-    super::check(
-        unsafe {
-            libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as libc::c_ulong, libc::c_ulong::from(capability), 0, 0)
-        }
-        .into(),
-    )?;
+    super::check(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, raise, libc::c_ulong::from(capability), 0, 0) }.into())?;
     Ok(())
 }
 

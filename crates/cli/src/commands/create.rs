@@ -271,6 +271,9 @@ impl Create {
     }
 }
 
+/// Published ports as the API takes them.
+type Bindings = BTreeMap<String, Option<Vec<PortBinding>>>;
+
 /// What a failure before the container runs ends `docker run` with.
 const CANNOT_RUN: i32 = 125;
 
@@ -497,8 +500,8 @@ impl Options {
         Ok(labels)
     }
 
-    fn ports(&self) -> Result<(BTreeMap<String, Option<Vec<PortBinding>>>, dhow_api::config::Set)> {
-        let mut bindings: BTreeMap<String, Option<Vec<PortBinding>>> = BTreeMap::new();
+    fn ports(&self) -> Result<(Bindings, dhow_api::config::Set)> {
+        let mut bindings = Bindings::new();
         let mut exposed = dhow_api::config::Set::new();
         for text in &self.publish {
             for (port, binding) in publish(text)? {

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Installs what the tests need (Debian or Ubuntu, root) and runs them all.
+set -euo pipefail
+cd "$(dirname "$0")"
+missing=()
+for package in busybox-static iproute2 docker.io gcc; do
+  dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")
+done
+# Debian splits docker's client from its engine; where the client is there, the engine is not needed.
+if command -v docker >/dev/null; then missing=("${missing[@]/docker.io/}"); fi
+missing=($(printf '%s\n' "${missing[@]:-}" | sed '/^$/d'))
+if [ "${#missing[@]}" -gt 0 ]; then
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+fi
+cargo fmt --all --check
+cargo xtask layers
+if cargo clippy --version >/dev/null 2>&1; then
+  cargo clippy --quiet --workspace --all-targets -- --deny warnings
+fi
+cargo test --quiet --workspace --no-run
+cargo test --workspace
