@@ -303,8 +303,8 @@ pub struct NetworkingConfig {
 pub struct CreateRequest {
     #[serde(flatten)]
     pub config: Config,
-    pub host_config: Option<HostConfig>,
-    pub networking_config: Option<NetworkingConfig>,
+    pub host_config: HostConfig,
+    pub networking_config: NetworkingConfig,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -68,6 +68,6 @@ mod tests {
         assert_eq!(decode::<Config>(b"", false).unwrap_err(), "invalid JSON: got EOF while reading request body");
         assert!(decode::<Config>(b"", true).is_ok());
         let request: CreateRequest = decode(br#"{"Image":"x","HostConfig":{"memory":5}}"#, false).unwrap();
-        assert_eq!((request.config.image.as_str(), request.host_config.unwrap().memory), ("x", 5));
+        assert_eq!((request.config.image.as_str(), request.host_config.memory), ("x", 5));
     }
 }

@@ -33,8 +33,7 @@ impl Engine {
         if let Some(name) = &name {
             names::check_name(name)?;
         }
-        let CreateRequest { mut config, host_config, networking_config } = new.request;
-        let mut host = host_config.unwrap_or_default();
+        let CreateRequest { mut config, host_config: mut host, networking_config } = new.request;
         if config.image.is_empty() {
             return Err(Error::invalid("config cannot be empty in order to create a container"));
         }
@@ -62,9 +61,7 @@ impl Engine {
                 *mode = format!("container:{}", self.container(other)?.id);
             }
         }
-        let endpoint = networking_config
-            .and_then(|networking| networking.endpoints_config)
-            .and_then(|endpoints| endpoints.into_values().flatten().next());
+        let endpoint = networking_config.endpoints_config.and_then(|endpoints| endpoints.into_values().flatten().next());
         let address = |endpoint: &dhow_api::config::EndpointSettings| {
             endpoint.ipam_config.as_ref()?.get("IPv4Address")?.as_str().map(str::to_owned)
         };

@@ -300,7 +300,7 @@ mod tests {
         names.sort();
         assert_eq!(names, ["x-json.log", "x-json.log.1", "x-json.log.2"]);
         assert!(fs::metadata(&path).unwrap().len() <= 1000);
-        assert_eq!(texts(&rotated(&path, 1)).len(), 6);
+        assert_eq!(texts(&rotated(&path, 1)).len(), 5);
     }
 
     proptest! {

@@ -445,11 +445,7 @@ impl Options {
             ..HostConfig::default()
         };
         let endpoints = aliases.map(|settings| BTreeMap::from([(host_config.network_mode.clone(), Some(settings))]));
-        Ok(CreateRequest {
-            config,
-            host_config: Some(host_config),
-            networking_config: Some(NetworkingConfig { endpoints_config: endpoints }),
-        })
+        Ok(CreateRequest { config, host_config, networking_config: NetworkingConfig { endpoints_config: endpoints } })
     }
 
     /// Variables of files first, then those of the command line; a name alone takes this process's value.

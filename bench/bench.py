@@ -1,0 +1,169 @@
+#!/usr/bin/env python3
+"""Times container engines side by side: the same work through their docker-style command lines, taking turns.
+
+usage: bench.py [--cases CASE,…] [--runs N] [--json FILE] NAME='command prefix' [NAME='command prefix' …]
+       NAME_MEM='pattern' in the environment names an engine's processes for pgrep -f, whose PSS is summed.
+
+Cases: run_bridge run_none exec ps burst idle logs tcp. Each engine must have an image busybox:latest. Engines take turns
+within a case, so that ratios hold when the machine drifts: quote ratios of medians of one run.
+"""
+import argparse, json, os, shlex, socket, statistics, subprocess, sys, threading, time
+
+LINE = "0123456789" * 7
+
+
+class Engine:
+    def __init__(self, name, prefix):
+        self.name, self.prefix = name, shlex.split(prefix)
+        self.memory = os.environ.get(name + "_MEM", "")
+
+    def run(self, *args, check=True):
+        done = subprocess.run(self.prefix + list(args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        if check and done.returncode:
+            raise RuntimeError(f"{self.name} {args}: status {done.returncode}: {done.stderr.decode()[-300:]}")
+        return done.stdout.decode()
+
+    def shell(self):
+        return " ".join(map(shlex.quote, self.prefix))
+
+    def pss(self):
+        """KiB of the engine's processes, and their number."""
+        if not self.memory:
+            return 0, 0
+        pids = subprocess.run(["pgrep", "-f", self.memory], stdout=subprocess.PIPE).stdout.split()
+        total = count = 0
+        for pid in map(int, pids):
+            try:
+                if pid != os.getpid():
+                    total += int(next(l for l in open(f"/proc/{pid}/smaps_rollup") if l.startswith("Pss:")).split()[1])
+                    count += 1
+            except (OSError, StopIteration):
+                pass
+        return total, count
+
+
+def timed(work):
+    start = time.perf_counter()
+    work()
+    return (time.perf_counter() - start) * 1e3
+
+
+def latency(engines, runs, *args):
+    times = {engine.name: [] for engine in engines}
+    for round_ in range(runs + 2):
+        for engine in engines:
+            spent = timed(lambda: engine.run(*args))
+            if round_ >= 2:
+                times[engine.name].append(spent)
+    return {name: {"median_ms": round(statistics.median(t), 2), "min_ms": round(min(t), 2)} for name, t in times.items()}
+
+
+def case_run_bridge(engines, runs):
+    return latency(engines, runs, "run", "--rm", "busybox", "true")
+
+
+def case_run_none(engines, runs):
+    return latency(engines, runs, "run", "--rm", "--network", "none", "busybox", "true")
+
+
+def with_container(engines, work, *options):
+    for engine in engines:
+        engine.run("run", "-d", "--name", "bench-one", *options, "busybox", "sleep", "100000")
+    try:
+        return work()
+    finally:
+        for engine in engines:
+            engine.run("rm", "-f", "bench-one", check=False)
+
+
+def case_exec(engines, runs):
+    return with_container(engines, lambda: latency(engines, runs, "exec", "bench-one", "true"))
+
+
+def case_ps(engines, runs):
+    return with_container(engines, lambda: latency(engines, runs, "ps"))
+
+
+def case_idle(engines, runs):
+    return {engine.name: {"pss_kb": engine.pss()[0]} for engine in engines if engine.memory}
+
+
+def case_burst(engines, runs, count=100, width=8):
+    results = {}
+    for engine in engines:
+        before, _ = engine.pss()
+        start = f"seq {count} | xargs -P {width} -I@ {engine.shell()} run -d --name bench-@ busybox sleep 100000 >/dev/null"
+        up = timed(lambda: subprocess.run(start, shell=True, check=True))
+        time.sleep(1)
+        after, processes = engine.pss()
+        listing = statistics.median(timed(lambda: engine.run("ps", "-a")) for _ in range(7))
+        late = statistics.median(timed(lambda: engine.run("run", "--rm", "busybox", "true")) for _ in range(7))
+        remove = f"seq {count} | xargs -P {width} -I@ {engine.shell()} rm -f bench-@ >/dev/null"
+        down = timed(lambda: subprocess.run(remove, shell=True))
+        results[engine.name] = {
+            "start_per_s": round(count / up * 1e3, 1), "rm_per_s": round(count / down * 1e3, 1), "ps_of_100_ms": round(listing, 2),
+            "run_beside_100_ms": round(late, 2), "pss_kb_per_container": round((after - before) / count, 1),
+        }
+    return results
+
+
+def case_logs(engines, runs, megabytes=200):
+    results = {}
+    output = f"yes {LINE} | head -c {megabytes}000000"
+    for engine in engines:
+        def write():
+            engine.run("run", "-d", "--name", "bench-log", "--log-opt", "max-size=1g", "busybox", "sh", "-c", output)
+            engine.run("wait", "bench-log")
+        wrote = timed(write)
+        try:
+            count = [0]
+            def read():
+                count[0] = int(subprocess.run(f"{engine.shell()} logs bench-log | wc -c", shell=True, stdout=subprocess.PIPE).stdout)
+            read_ms = timed(read)
+            attached = timed(lambda: subprocess.run(f"{engine.shell()} run --rm busybox sh -c {shlex.quote(output)} | wc -c", shell=True, stdout=subprocess.PIPE))
+        finally:
+            engine.run("rm", "-f", "bench-log", check=False)
+        rate = lambda ms: round(megabytes / ms * 1e3)
+        results[engine.name] = {"write_MB_s": rate(wrote), "read_MB_s": rate(read_ms), "attach_MB_s": rate(attached), "complete": count[0] >= megabytes * 1_000_000}
+    floor = timed(lambda: subprocess.run(f"{output} | cat >/dev/null", shell=True))
+    results["(pipe alone)"] = {"MB_s": round(megabytes / floor * 1e3)}
+    return results
+
+
+def case_tcp(engines, runs, seconds=3):
+    """Bytes through a published port, by loopback: the container sends zeros to whoever connects."""
+    results = {}
+    for number, engine in enumerate(engines):
+        port = 20480 + number
+        engine.run("run", "-d", "--name", "bench-tcp", "-p", f"{port}:9", "busybox", "nc", "-lk", "-p", "9", "-e", "cat", "/dev/zero")
+        try:
+            time.sleep(0.5)
+            with socket.create_connection(("127.0.0.1", port)) as stream:
+                buffer = bytearray(1 << 20)
+                total, end = 0, time.perf_counter() + seconds
+                while time.perf_counter() < end:
+                    total += stream.recv_into(buffer)
+            results[engine.name] = {"Gbit_s": round(total * 8 / seconds / 1e9, 1)}
+        finally:
+            engine.run("rm", "-f", "bench-tcp", check=False)
+    return results
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cases", default="run_bridge,run_none,exec,ps,idle,burst,logs,tcp")
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--json")
+    parser.add_argument("engines", nargs="+")
+    given = parser.parse_args()
+    engines = [Engine(*text.split("=", 1)) for text in given.engines]
+    results = {}
+    for case in given.cases.split(","):
+        results[case] = globals()["case_" + case](engines, given.runs)
+        print(case, json.dumps(results[case]), flush=True)
+    if given.json:
+        json.dump(results, open(given.json, "w"), indent=1)
+
+
+if __name__ == "__main__":
+    main()
