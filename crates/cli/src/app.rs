@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{self, create, daemon, exec, image, inspect, lifecycle, list, logs, run, system};
 use crate::connect::Target;
@@ -242,7 +242,8 @@ fn usage(error: &clap::Error, args: &[OsString]) -> i32 {
         _ => {}
     }
     let words: Vec<String> = args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let command = words.iter().skip(1).find(|word| !word.starts_with('-')).cloned().unwrap_or_default();
+    let known = App::command();
+    let command = words.iter().skip(1).find(|word| known.find_subcommand(word).is_some()).cloned().unwrap_or_default();
     let text = error.to_string();
     let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
     let message = match error.kind() {
@@ -262,7 +263,7 @@ fn usage(error: &clap::Error, args: &[OsString]) -> i32 {
         _ => first.to_owned(),
     };
     eprintln!("{message}\n\nUsage:  dhow {command} --help shows the options\n\nRun 'dhow {command} --help' for more information");
-    if matches!(command.as_str(), "run" | "create" | "exec") || words.iter().any(|word| word == "run") { 125 } else { 1 }
+    if matches!(error.kind(), ErrorKind::MissingRequiredArgument | ErrorKind::InvalidSubcommand) { 1 } else { 125 }
 }
 
 async fn dispatch(app: App) -> Result {

@@ -97,6 +97,38 @@ fn both_clients_get_the_same() {
 }
 
 #[test]
+fn input_that_comes_before_the_start_is_kept() {
+    use std::io::Write;
+    let mut sandbox = sandboxed!();
+    sandbox.start_daemon();
+    for client in clients() {
+        let mut child = sandbox
+            .client(client, &["run", "--rm", "-i", "--network", "none", "busybox", "cat"])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(b"hello\n").unwrap();
+        assert_eq!(text(&child.wait_with_output().unwrap().stdout), "hello\n", "{client}");
+    }
+    sandbox.finish();
+}
+
+#[test]
+fn a_start_that_fails_ends_whoever_waits() {
+    let mut sandbox = sandboxed!();
+    sandbox.start_daemon();
+    for client in clients() {
+        let (code, _, stderr) =
+            run(&sandbox, client, &["run", "--rm", "--network", "none", "--device", "/dev/nosuch", "busybox", "true"]);
+        assert_eq!(code, 127, "{client}: {stderr}");
+        assert!(stderr.contains("/dev/nosuch"), "{stderr}");
+        assert_eq!(run(&sandbox, client, &["ps", "-aq"]).1, "", "{client}");
+    }
+    sandbox.finish();
+}
+
+#[test]
 fn a_killed_daemon_takes_nothing_with_it() {
     let mut sandbox = sandboxed!();
     sandbox.start_daemon();

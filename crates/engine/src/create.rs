@@ -54,11 +54,11 @@ impl Engine {
         }
         if let Some(other) = host.network_mode.strip_prefix("container:") {
             // The other container's, so that a later change of its name does not matter.
-            host.network_mode = format!("container:{}", self.container(other)?.id);
+            host.network_mode = format!("container:{}", self.joined(other)?);
         }
         for mode in [&mut host.ipc_mode, &mut host.pid_mode] {
             if let Some(other) = mode.strip_prefix("container:") {
-                *mode = format!("container:{}", self.container(other)?.id);
+                *mode = format!("container:{}", self.joined(other)?);
             }
         }
         let endpoint = networking_config.endpoints_config.and_then(|endpoints| endpoints.into_values().flatten().next());
@@ -94,6 +94,12 @@ impl Engine {
                 Err(error)
             }
         }
+    }
+
+    /// The id of a container whose namespace is to be shared.
+    fn joined(&self, reference: &str) -> Result<ContainerId> {
+        // Not as "not found": clients would take that for the image and fetch it.
+        self.container(reference).map(|container| container.id).map_err(|error| Error::invalid(error.message))
     }
 
     fn insert(
@@ -160,14 +166,34 @@ impl Engine {
         match host.network_mode.as_str() {
             "bridge" | "host" | "none" => {}
             other if other.starts_with("container:") => {}
-            other => return Err(Error::not_found(format!("network {other} not found"))),
+            // Not as "not found": clients would take that for the image and fetch it.
+            other => return Err(Error::invalid(format!("network {other} not found"))),
         }
         if host.network_mode.starts_with("container:")
             && (host.publish_all_ports || host.port_bindings.as_ref().is_some_and(|ports| !ports.is_empty()))
         {
             return Err(Error::invalid("conflicting options: port publishing and the container type network mode"));
         }
+        if host.network_mode.starts_with("container:") && !config.hostname.is_empty() {
+            return Err(Error::invalid("conflicting options: hostname and the network mode"));
+        }
         crate::ports::publishes(config, host)?;
+        let given = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
+        for (used, option) in [
+            (given(&host.links), "links between containers (--link)"),
+            (given(&host.volumes_from), "volumes of other containers (--volumes-from)"),
+            (host.storage_opt.as_ref().is_some_and(|options| !options.is_empty()), "storage options (--storage-opt)"),
+            (!matches!(host.isolation.as_str(), "" | "default"), "isolation technologies (--isolation)"),
+        ] {
+            if used {
+                return Err(Error::invalid(format!("{option} are not supported by this version")));
+            }
+        }
+        let probes =
+            config.healthcheck.as_ref().and_then(|check| check.get("Test")?.as_array()?.first()?.as_str().map(str::to_owned));
+        if probes.is_some_and(|kind| kind != "NONE") {
+            warnings.push("Health checks are not run by this version.".to_owned());
+        }
         let policy = &host.restart_policy;
         match policy.name.as_str() {
             "" => {}

@@ -52,6 +52,7 @@ impl Engine {
             && error.kind != Kind::NotModified
         {
             self.release_address(container)?;
+            self.abandon(container);
             if container.auto_remove() {
                 let _ = self.remove_container(container, true);
             }
@@ -91,6 +92,14 @@ impl Engine {
             tx.execute("UPDATE containers SET wanted = ?1 WHERE id = ?2", params![wanted, container.id.0])?;
             Ok(())
         })
+    }
+
+    /// Ends a monitor that holds no running container, with the clients that are attached to it.
+    pub(crate) fn abandon(&self, container: &Container) {
+        if let Some(monitor) = self.monitor(container) {
+            // One that is going already need not answer.
+            let _ = ask(&monitor, &Request::Abandon);
+        }
     }
 
     fn release_address(&self, container: &Container) -> Result<()> {

@@ -75,7 +75,9 @@ impl Engine {
         }
         match source {
             None => self.volume(&names::random_id()?, &destination, mode, writable, copy),
-            Some(source) if source.starts_with('/') => Ok(bind(&clean(source)?, &destination, mode, writable, propagation, true)),
+            Some(source) if source.starts_with('/') => {
+                Ok(bind(&clean_source(source), &destination, mode, writable, propagation, true))
+            }
             Some(source) => {
                 check_volume_name(source)?;
                 self.volume(source, &destination, if mode.is_empty() { "z" } else { mode }, writable, copy)
@@ -108,8 +110,14 @@ impl Engine {
                 if !PROPAGATIONS.contains(&propagation) {
                     return Err(invalid(format!("invalid propagation mode: {propagation}")));
                 }
-                let mut record =
-                    bind(&clean(&mount.source)?, &destination, "", !mount.read_only, propagation, options.create_mountpoint);
+                let mut record = bind(
+                    &clean_source(&mount.source),
+                    &destination,
+                    "",
+                    !mount.read_only,
+                    propagation,
+                    options.create_mountpoint,
+                );
                 if options.non_recursive {
                     record.options.iter_mut().filter(|option| *option == "rbind").for_each(|option| *option = "bind".to_owned());
                 }
@@ -254,8 +262,19 @@ fn tmpfs(path: &str, words: &str) -> Result<MountRecord> {
     })
 }
 
-/// An absolute path without `.`, `..` and doubled slashes.
+/// A destination: an absolute path without `.`, `..` and doubled slashes, and not the root.
 fn clean(path: &str) -> Result<String> {
+    let text = clean_source(path);
+    if text == "/" || text.contains('\0') {
+        return Err(Error::invalid(format!(
+            "invalid volume specification: '{path}': invalid specification: destination can't be '/'"
+        )));
+    }
+    Ok(text)
+}
+
+/// An absolute path without `.`, `..` and doubled slashes.
+fn clean_source(path: &str) -> String {
     let mut clean = PathBuf::from("/");
     for part in Path::new(path).components() {
         match part {
@@ -264,13 +283,7 @@ fn clean(path: &str) -> Result<String> {
             _ => {}
         }
     }
-    let text = clean.to_string_lossy().into_owned();
-    if text == "/" && path != "/" || text.contains('\0') {
-        return Err(Error::invalid(format!(
-            "invalid volume specification: '{path}': invalid specification: destination can't be '/'"
-        )));
-    }
-    Ok(text)
+    clean.to_string_lossy().into_owned()
 }
 
 /// `[a-zA-Z0-9][a-zA-Z0-9_.-]*`

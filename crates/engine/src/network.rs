@@ -33,6 +33,7 @@ pub(crate) struct Network {
 
 const DEFAULT: &str = "bridge";
 const BRIDGE: &str = "dhow0";
+const TABLE: &str = "dhow";
 const MTU: u32 = 1500;
 /// Loopback is of no use to a container, and a container without any resolver asks these, as Docker's do.
 const FALLBACK_RESOLVERS: [&str; 2] = ["8.8.8.8", "8.8.4.4"];
@@ -66,7 +67,13 @@ impl Engine {
             format!("dhow{}", &dhow_oci::Digest::of(self.paths().data.as_os_str().as_encoded_bytes()).hex()[..8])
         };
         let record = NetworkRecord {
-            bridge: Bridge { name, subnet, subnet6: None, mtu: MTU },
+            bridge: Bridge {
+                table: if name == BRIDGE { TABLE.to_owned() } else { name.clone() },
+                name,
+                subnet,
+                subnet6: None,
+                mtu: MTU,
+            },
             created: dhow_oci::time::now(),
             last: None,
         };

@@ -67,7 +67,8 @@ impl Engine {
                 cgroup.remove().context(|| format!("remove the cgroup of container {}", container.id))?;
             }
             if let Some(network) = &left.network {
-                let withdrawn = dhow_network::ports::withdraw(&network.ports, network.plan.ipv6.is_some());
+                let withdrawn =
+                    dhow_network::ports::withdraw(&network.plan.bridge.table, &network.ports, network.plan.ipv6.is_some());
                 withdrawn.context(|| format!("withdraw the ports of container {}", container.id))?;
             }
             let directory = self.paths().container(&container.id.0);

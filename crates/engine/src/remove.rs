@@ -53,6 +53,7 @@ impl Engine {
         if marked == 0 {
             return Err(Error::not_found(format!("No such container: {id}")));
         }
+        self.abandon(container);
         self.wait_for_monitor(container)?;
         self.store.remove_writable(id)?;
         let directory = self.paths().container(id);

@@ -53,7 +53,7 @@ impl Engine {
             mounts.push(Mount {
                 destination: INIT.to_owned(),
                 kind: "bind".to_owned(),
-                source: Some("/proc/self/exe".to_owned()),
+                source: Some(own_program()?),
                 options: ["bind", "ro"].map(str::to_owned).to_vec(),
                 ..Mount::default()
             });
@@ -156,10 +156,20 @@ impl Engine {
         for name in ["resolv.conf", "hostname", "hosts"] {
             let destination = format!("/etc/{name}");
             if !own.iter().any(|mount| mount.destination == destination) {
-                mounts.push(bind(&directory.join(name).to_string_lossy(), &destination));
+                let mut file = bind(&directory.join(name).to_string_lossy(), &destination);
+                if container.record.host_config.readonly_rootfs {
+                    file.options.push("ro".to_owned());
+                }
+                mounts.push(file);
             }
         }
     }
+}
+
+/// Where this program lies; it is the init of `--init` too.
+fn own_program() -> Result<String> {
+    let path = std::fs::read_link("/proc/self/exe").context(|| "find the own program".to_owned())?;
+    Ok(path.to_string_lossy().into_owned())
 }
 
 fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount {

@@ -495,6 +495,16 @@ impl Monitor {
                     _ => self.fail(index, FailureKind::NotFound, format!("No such exec instance: {id}")),
                 }
             }
+            Request::Abandon => {
+                if !self.is_alive() && self.over.is_none() {
+                    // Whoever attached or waits for a start that will not come learns it now.
+                    self.finish_streams(INIT);
+                    self.tell_waiting(true);
+                    self.over = Some(Instant::now());
+                    self.removal_promised = true;
+                }
+                self.answer(index, &Reply::default());
+            }
             Request::Update { name, restart } => {
                 if let Some(name) = name {
                     self.setup.attributes.insert("name".to_owned(), name.clone());
@@ -580,6 +590,8 @@ impl Monitor {
             return Err(start::Failed { message: format!("write the container's state: {error}"), code: 128 });
         }
         self.event("start", &[]);
+        // What the set-up took is not needed while the container runs.
+        dhow_sys::process::trim_heap();
         Ok(())
     }
 
@@ -750,20 +762,27 @@ impl Monitor {
                 }
             }
             (Err(failed), Some(exec)) => {
-                exec.exit_code = Some(failed.1);
-                self.fail(index, FailureKind::Start, failed.0);
+                let (kind, message, code) = failed;
+                exec.exit_code = Some(code);
+                self.fail(index, kind, message);
             }
             (_, None) => {}
         }
     }
 
-    fn launch_exec(&self, config: &ExecConfig, attached: bool, rows: u16, columns: u16) -> Result<Process, (String, i32)> {
+    fn launch_exec(
+        &self,
+        config: &ExecConfig,
+        attached: bool,
+        rows: u16,
+        columns: u16,
+    ) -> Result<Process, (FailureKind, String, i32)> {
         let prefix = "OCI runtime exec failed: exec failed: unable to start container process";
         let (Some(root), Some(running), Some(init)) = (&self.root, &self.running, &self.processes[INIT]) else {
-            return Err((format!("container {} is not running", self.setup.id), 126));
+            return Err((FailureKind::Conflict, format!("container {} is not running", self.setup.id), 126));
         };
-        let identity =
-            start::exec_identity(&root.fd, running, config.user.as_deref(), &self.setup.groups).map_err(|error| (error, 126))?;
+        let identity = start::exec_identity(&root.fd, running, config.user.as_deref(), &self.setup.groups)
+            .map_err(|error| (FailureKind::Internal, error, 126))?;
         let mut process = self.start.spec.process.clone().unwrap_or_default();
         process.args.clone_from(&config.args);
         process.terminal = config.tty;
@@ -772,7 +791,10 @@ impl Monitor {
         for variable in &config.env {
             let name = variable.split('=').next().unwrap_or_default();
             process.env.retain(|old| old.split('=').next() != Some(name));
-            process.env.push(variable.clone());
+            // A name without a value takes the variable away.
+            if variable.contains('=') {
+                process.env.push(variable.clone());
+            }
         }
         if config.tty && !process.env.iter().any(|variable| variable.starts_with("TERM=")) {
             process.env.push("TERM=xterm".to_owned());
@@ -789,7 +811,7 @@ impl Monitor {
             capabilities.permitted.clone_from(&self.setup.all_capabilities);
         }
         start::set_identity(&mut process, &identity);
-        let io = |error: io::Error| (format!("prepare the streams: {error}"), 126);
+        let io = |error: io::Error| (FailureKind::Internal, format!("prepare the streams: {error}"), 126);
         let (stdio, streams) = if config.tty {
             (dhow_runtime::launch::Stdio::Terminal, process::Streams::default())
         } else {
@@ -814,7 +836,7 @@ impl Monitor {
             } else {
                 126
             };
-            (message, code)
+            (FailureKind::Start, message, code)
         })?;
         let streams = match launched.terminal {
             Some(master) => process::terminal(master, config.stdin).map_err(io)?,
@@ -1038,11 +1060,23 @@ impl Monitor {
 
     // ---- interests ----
 
+    /// Whether more of a client's input can be taken. What arrives before the start waits in the socket.
+    fn takes_input(&self, process: usize, attach: &Attach) -> bool {
+        match self.processes.get(process).and_then(Option::as_ref) {
+            Some(process) => process.input.len() < 64 * 1024,
+            None => !(process == INIT && attach.stdin && self.over.is_none()),
+        }
+    }
+
     /// Asks epoll for what can go on, and drops clients that are done.
     fn update_interests(&mut self) {
         let mut blocked = vec![[false; 2]; self.processes.len()];
         let mut promised = false;
         for index in 0..self.clients.len() {
+            let takes_input = match self.clients[index].as_ref().map(|client| &client.role) {
+                Some(Role::Streams { process, attach, .. }) => self.takes_input(*process, attach),
+                _ => true,
+            };
             let Some(client) = &mut self.clients[index] else { continue };
             let done = matches!(client.role, Role::Done) && client.backlog() == 0;
             if client.dead || done {
@@ -1055,11 +1089,7 @@ impl Monitor {
             }
             let readable = !client.input_closed
                 && match &client.role {
-                    Role::Streams { process, .. } => self
-                        .processes
-                        .get(*process)
-                        .and_then(Option::as_ref)
-                        .is_none_or(|process| process.input.len() < 64 * 1024),
+                    Role::Streams { .. } => takes_input,
                     Role::WaitExit { remove } | Role::WaitStopped { remove } => {
                         promised |= *remove;
                         true

@@ -55,6 +55,8 @@ pub enum Request {
         rows: u16,
         columns: u16,
     },
+    /// The container will not be started: a monitor that never ran it ends.
+    Abandon,
     /// The container's name changed, or its restart policy.
     Update {
         name: Option<String>,

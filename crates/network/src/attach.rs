@@ -19,6 +19,7 @@ pub struct Attached {
     pub namespace: OwnedFd,
     pub ports: Vec<Published>,
     ipv6: bool,
+    table: String,
 }
 
 impl Attached {
@@ -29,21 +30,21 @@ impl Attached {
 
     /// Takes the forwarding of the ports away; the namespace goes when this is dropped.
     pub fn detach(&self) -> Result<()> {
-        if self.ports.is_empty() { Ok(()) } else { ports::withdraw(&self.publishes(), self.ipv6) }
+        if self.ports.is_empty() { Ok(()) } else { ports::withdraw(&self.table, &self.publishes(), self.ipv6) }
     }
 }
 
 /// Makes a namespace with the loopback device alone.
 pub fn isolated() -> Result<OwnedFd> {
-    namespace().map(|(namespace, _)| namespace)
+    namespace(false).map(|(namespace, _)| namespace)
 }
 
 /// Makes a namespace and connects it as planned. The caller has one thread and ends up in the namespace it came from.
 pub fn attach(plan: &Plan) -> Result<Attached> {
     let host = Socket::route().context(|| "open a netlink socket".to_owned())?;
     let master = plan.bridge.ensure(&host)?;
-    let held = ports::reserve(&plan.ports, plan.ipv4)?;
-    let (namespace, inside) = namespace()?;
+    let held = ports::reserve(&plan.bridge.table, &plan.ports, plan.ipv4)?;
+    let (namespace, inside) = namespace(plan.ipv6.is_some())?;
     let pair = VethPair {
         name: &plan.link,
         master,
@@ -69,12 +70,12 @@ pub fn attach(plan: &Plan) -> Result<Attached> {
         address(IpAddr::V6(ipv6), subnet6.prefix)?;
         gateway(IpAddr::V6(subnet6.gateway()))?;
     }
-    ports::announce(&held, plan.ipv4, plan.ipv6)?;
-    Ok(Attached { namespace, ports: held, ipv6: plan.ipv6.is_some() })
+    ports::announce(&plan.bridge.table, &held, plan.ipv4, plan.ipv6)?;
+    Ok(Attached { namespace, ports: held, ipv6: plan.ipv6.is_some(), table: plan.bridge.table.clone() })
 }
 
 /// A new namespace with its loopback device up, and a socket in it.
-fn namespace() -> Result<(OwnedFd, Socket)> {
+fn namespace(ipv6: bool) -> Result<(OwnedFd, Socket)> {
     const LOOPBACK: u32 = 1;
     let open = || rustix::fs::open("/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     let home = open().context(|| "open the own network namespace".to_owned())?;
@@ -82,6 +83,10 @@ fn namespace() -> Result<(OwnedFd, Socket)> {
     let made = open().map_err(std::io::Error::from).and_then(|namespace| {
         let inside = Socket::route()?;
         route::set_up(&inside, LOOPBACK)?;
+        if !ipv6 {
+            // Links that come later get no address of their own making. A kernel without IPv6 has no such file.
+            let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+        }
         Ok((namespace, inside))
     });
     dhow_sys::process::set_namespace(home.as_fd(), NEW_NETWORK)

@@ -12,6 +12,8 @@ use crate::{Context, Result, route, rules};
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Bridge {
     pub name: String,
+    /// The nftables table, of family inet, that its rules are in: one for each data root.
+    pub table: String,
     pub subnet: Subnet,
     pub subnet6: Option<Subnet6>,
     pub mtu: u32,
@@ -36,7 +38,7 @@ impl Bridge {
             }
         };
         let netfilter = Socket::netfilter().context(|| "open a netfilter socket".to_owned())?;
-        rules::ensure(&netfilter, &[self])?;
+        rules::ensure(&netfilter, self)?;
         Ok(index)
     }
 

@@ -23,7 +23,6 @@ const GET_ELEMENT: u16 = SUBSYSTEM | 13;
 const DELETE_ELEMENT: u16 = SUBSYSTEM | 14;
 
 const INET: u8 = 1;
-const TABLE: &str = "dhow";
 
 pub(crate) const HOOK_PREROUTING: u32 = 0;
 pub(crate) const HOOK_FORWARD: u32 = 2;
@@ -35,17 +34,18 @@ fn header(family: u8) -> [u8; 4] {
     [family, 0, 0, 0]
 }
 
-/// A transaction on the table `inet dhow`.
+/// A transaction on one table of family inet.
 pub(crate) struct Transaction {
+    table: String,
     batch: Batch,
     acks: u32,
 }
 
 impl Transaction {
-    pub fn begin() -> Transaction {
+    pub fn begin(table: &str) -> Transaction {
         let mut batch = Batch::new();
         batch.message(BATCH_BEGIN, 0, &[0, 0, 0, 10]);
-        Transaction { batch, acks: 0 }
+        Transaction { table: table.to_owned(), batch, acks: 0 }
     }
 
     fn message(&mut self, kind: u16, flags: u16) -> &mut Batch {
@@ -54,36 +54,42 @@ impl Transaction {
     }
 
     pub fn table(&mut self) {
-        self.message(NEW_TABLE, CREATE).string(1, TABLE);
+        let table = self.table.clone();
+        self.message(NEW_TABLE, CREATE).string(1, &table);
     }
 
     /// A chain of type `filter` or `nat` on a hook, with the policy "accept".
     pub fn base_chain(&mut self, name: &str, kind: &str, hook: u32, priority: i32) {
-        self.message(NEW_CHAIN, CREATE).string(1, TABLE).string(3, name).string(7, kind).nested(4, |attributes| {
+        let table = self.table.clone();
+        self.message(NEW_CHAIN, CREATE).string(1, &table).string(3, name).string(7, kind).nested(4, |attributes| {
             attributes.be32(1, hook).be32(2, priority as u32);
         });
     }
 
     /// A chain without a hook.
     pub fn chain(&mut self, name: &str) {
-        self.message(NEW_CHAIN, CREATE).string(1, TABLE).string(3, name);
+        let table = self.table.clone();
+        self.message(NEW_CHAIN, CREATE).string(1, &table).string(3, name);
     }
 
     pub fn delete_chain(&mut self, name: &str) {
-        self.message(DELETE_CHAIN, 0).string(1, TABLE).string(3, name);
+        let table = self.table.clone();
+        self.message(DELETE_CHAIN, 0).string(1, &table).string(3, name);
     }
 
     /// Removes all rules of a chain.
     pub fn flush(&mut self, chain: &str) {
-        self.message(DELETE_RULE, 0).string(1, TABLE).string(2, chain);
+        let table = self.table.clone();
+        self.message(DELETE_RULE, 0).string(1, &table).string(2, chain);
     }
 
     /// A map from a key to the address and port that a packet is sent to. `key_type` and `data_type` are nft's own
     /// numbers for concatenated types, which only its listing needs.
     pub fn map(&mut self, name: &str, id: u32, (key_type, key_length): (u32, u32), (data_type, data_length): (u32, u32)) {
         const MAP: u32 = 8;
+        let table = self.table.clone();
         self.message(NEW_SET, CREATE)
-            .string(1, TABLE)
+            .string(1, &table)
             .string(2, name)
             .be32(3, MAP)
             .be32(4, key_type)
@@ -95,7 +101,8 @@ impl Transaction {
 
     pub fn add_element(&mut self, map: &str, key: &[u8], data: &[u8]) {
         // EXCLUSIVE: an element that is there already belongs to somebody else.
-        self.message(NEW_ELEMENT, CREATE | dhow_sys::netlink::EXCLUSIVE).string(2, map).string(1, TABLE).nested(3, |list| {
+        let table = self.table.clone();
+        self.message(NEW_ELEMENT, CREATE | dhow_sys::netlink::EXCLUSIVE).string(2, map).string(1, &table).nested(3, |list| {
             list.nested(1, |element| {
                 element.nested(1, |value| {
                     value.bytes(1, key);
@@ -108,7 +115,8 @@ impl Transaction {
     }
 
     pub fn delete_element(&mut self, map: &str, key: &[u8]) {
-        self.message(DELETE_ELEMENT, 0).string(2, map).string(1, TABLE).nested(3, |list| {
+        let table = self.table.clone();
+        self.message(DELETE_ELEMENT, 0).string(2, map).string(1, &table).nested(3, |list| {
             list.nested(1, |element| {
                 element.nested(1, |value| {
                     value.bytes(1, key);
@@ -118,8 +126,9 @@ impl Transaction {
     }
 
     pub fn rule(&mut self, chain: &str, expressions: &[Expression]) {
+        let table = self.table.clone();
         let batch = self.message(NEW_RULE, CREATE | dhow_sys::netlink::APPEND);
-        batch.string(1, TABLE).string(2, chain).nested(4, |list| {
+        batch.string(1, &table).string(2, chain).nested(4, |list| {
             for expression in expressions {
                 list.nested(1, |element| expression.encode(element));
             }
@@ -133,9 +142,9 @@ impl Transaction {
 }
 
 /// Whether a map has an element.
-pub(crate) fn has_element(socket: &Socket, map: &str, key: &[u8]) -> bool {
+pub(crate) fn has_element(socket: &Socket, table: &str, map: &str, key: &[u8]) -> bool {
     let mut batch = Batch::new();
-    batch.message(GET_ELEMENT, ACK, &header(INET)).string(2, map).string(1, TABLE).nested(3, |list| {
+    batch.message(GET_ELEMENT, ACK, &header(INET)).string(2, map).string(1, table).nested(3, |list| {
         list.nested(1, |element| {
             element.nested(1, |value| {
                 value.bytes(1, key);
@@ -146,9 +155,9 @@ pub(crate) fn has_element(socket: &Socket, map: &str, key: &[u8]) -> bool {
 }
 
 /// Whether the table has a chain of this name.
-pub(crate) fn has_chain(socket: &Socket, name: &str) -> io::Result<bool> {
+pub(crate) fn has_chain(socket: &Socket, table: &str, name: &str) -> io::Result<bool> {
     let mut batch = Batch::new();
-    batch.message(GET_CHAIN, ACK, &header(INET)).string(1, TABLE).string(3, name);
+    batch.message(GET_CHAIN, ACK, &header(INET)).string(1, table).string(3, name);
     match socket.request(batch) {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -157,7 +166,7 @@ pub(crate) fn has_chain(socket: &Socket, name: &str) -> io::Result<bool> {
 }
 
 /// The names of the table's chains.
-pub(crate) fn chains(socket: &Socket) -> io::Result<Vec<String>> {
+pub(crate) fn chains(socket: &Socket, table: &str) -> io::Result<Vec<String>> {
     let mut batch = Batch::new();
     batch.message(GET_CHAIN, dhow_sys::netlink::DUMP, &header(INET));
     let answers = socket.request(batch)?;
@@ -167,7 +176,7 @@ pub(crate) fn chains(socket: &Socket) -> io::Result<Vec<String>> {
         .filter(|answer| answer.payload.len() > 4)
         .filter_map(|answer| {
             let find = |wanted: u16| dhow_sys::netlink::attributes(&answer.payload[4..]).find(|(kind, _)| *kind == wanted);
-            (text(find(1)?.1) == TABLE).then(|| find(3).map(|(_, name)| text(name)))?
+            (text(find(1)?.1) == table).then(|| find(3).map(|(_, name)| text(name)))?
         })
         .collect())
 }

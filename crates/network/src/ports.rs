@@ -1,4 +1,4 @@
-//! Published ports: held on the host by a bound socket, forwarded by elements of the maps in `inet dhow`.
+//! Published ports: held on the host by a bound socket, forwarded by elements of the maps in the bridge's table.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -62,7 +62,7 @@ pub struct Published {
 ///
 /// # Errors
 /// Which port is taken, in Docker's words.
-pub fn reserve(ports: &[Publish], container: Ipv4Addr) -> Result<Vec<Published>> {
+pub fn reserve(table: &str, ports: &[Publish], container: Ipv4Addr) -> Result<Vec<Published>> {
     let mut held: Vec<Published> = Vec::new();
     for port in ports {
         // The IPv6 half of a port that was given without an address follows the number that the IPv4 half got.
@@ -78,12 +78,12 @@ pub fn reserve(ports: &[Publish], container: Ipv4Addr) -> Result<Vec<Published>>
                     && (port.host_port == 0 || (port.host_port..=port.last_host_port).contains(&held.host_port))
             })
             .map(|held| held.host_port);
-        held.push(reserve_one(port, sibling, container)?);
+        held.push(reserve_one(table, port, sibling, container)?);
     }
     Ok(held)
 }
 
-fn reserve_one(port: &Publish, sibling: Option<u16>, container: Ipv4Addr) -> Result<Published> {
+fn reserve_one(table: &str, port: &Publish, sibling: Option<u16>, container: Ipv4Addr) -> Result<Published> {
     let candidates = match sibling {
         Some(port) => port..=port,
         None => port.host_port..=port.last_host_port.max(port.host_port),
@@ -99,7 +99,7 @@ fn reserve_one(port: &Publish, sibling: Option<u16>, container: Ipv4Addr) -> Res
         }
     }
     let (map, key) = key(port);
-    let taken = |socket: &Socket| port.host_port != 0 && crate::nft::has_element(socket, map, &key);
+    let taken = |socket: &Socket| port.host_port != 0 && crate::nft::has_element(socket, table, map, &key);
     if Socket::netfilter().is_ok_and(|socket| taken(&socket)) {
         return Err(NetworkError::PortAllocated(with_port(port.host_address, port.host_port)));
     }
@@ -144,8 +144,8 @@ fn bind(protocol: Protocol, address: SocketAddr) -> io::Result<(OwnedFd, u16)> {
 }
 
 /// Forwards the ports to a container.
-pub(crate) fn announce(ports: &[Published], ipv4: Ipv4Addr, ipv6: Option<Ipv6Addr>) -> Result<()> {
-    change(ports.iter().map(|port| &port.publish), |transaction, port, map, key| {
+pub(crate) fn announce(table: &str, ports: &[Published], ipv4: Ipv4Addr, ipv6: Option<Ipv6Addr>) -> Result<()> {
+    change(table, ports.iter().map(|port| &port.publish), |transaction, port, map, key| {
         let data = match (port.host_address, ipv6) {
             (IpAddr::V4(_), _) => concatenate(&[&ipv4.octets(), &port.container_port.to_be_bytes()]),
             (IpAddr::V6(_), Some(ipv6)) => concatenate(&[&ipv6.octets(), &port.container_port.to_be_bytes()]),
@@ -159,7 +159,7 @@ pub(crate) fn announce(ports: &[Published], ipv4: Ipv4Addr, ipv6: Option<Ipv6Add
 }
 
 /// Removes the forwarding of ports. What is already gone is fine.
-pub fn withdraw(ports: &[Publish], has_ipv6: bool) -> Result<()> {
+pub fn withdraw(table: &str, ports: &[Publish], has_ipv6: bool) -> Result<()> {
     let delete = |transaction: &mut Transaction, port: &Publish, map: &'static str, key: &[u8]| {
         if port.host_address.is_ipv6() && !has_ipv6 {
             return false;
@@ -167,11 +167,11 @@ pub fn withdraw(ports: &[Publish], has_ipv6: bool) -> Result<()> {
         transaction.delete_element(map, key);
         true
     };
-    match change(ports.iter(), delete) {
+    match change(table, ports.iter(), delete) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             // One is missing, and the whole transaction was undone: take the others one by one.
             for port in ports {
-                match change(std::iter::once(port), delete) {
+                match change(table, std::iter::once(port), delete) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => {
                         return Err(error).context(|| "withdraw a port".to_owned());
                     }
@@ -185,10 +185,11 @@ pub fn withdraw(ports: &[Publish], has_ipv6: bool) -> Result<()> {
 }
 
 fn change<'a>(
+    table: &str,
     ports: impl Iterator<Item = &'a Publish>,
     edit: impl Fn(&mut Transaction, &Publish, &'static str, &[u8]) -> bool,
 ) -> io::Result<()> {
-    let mut transaction = Transaction::begin();
+    let mut transaction = Transaction::begin(table);
     let mut any = false;
     for port in ports {
         let (map, key) = key(port);

@@ -1,13 +1,13 @@
-//! The table `inet dhow`: address translation for containers, published ports, and who may reach a bridge.
+//! The table `inet dhow` (another name for each further data root): address translation for containers, published ports, and who may reach a bridge.
 //!
-//! Other tables are never read or changed. The rules depend on the bridges alone; containers only add and remove
+//! Other tables are never read or changed. The rules depend on the bridge alone; containers only add and remove
 //! elements of the maps, so that their number costs a packet nothing.
 
 use dhow_sys::netlink::Socket;
 
 use crate::bridge::Bridge;
 use crate::nft::{self, Expression, REGISTER_32, Transaction};
-use crate::{Context, Result};
+use crate::{Context, NetworkError, Result};
 
 /// Published on every local address: protocol and port.
 pub(crate) const ANY4: &str = "publish4";
@@ -28,14 +28,26 @@ const IPV6: u8 = 10;
 /// Changes whenever the rules' own form does.
 const REVISION: u32 = 1;
 
-/// Makes the table say what the bridges need. Cheap when it does already.
-pub(crate) fn ensure(socket: &Socket, bridges: &[&Bridge]) -> Result<()> {
-    let marker = marker(bridges);
-    if nft::has_chain(socket, &marker).context(|| "look at table inet dhow".to_owned())? {
+/// Makes the table say what the bridge needs. Cheap when it does already.
+pub(crate) fn ensure(socket: &Socket, bridge: &Bridge) -> Result<()> {
+    // Another engine of the same root may write the same rules in between; then the next look finds them there.
+    let mut tries = 0;
+    loop {
+        match try_ensure(socket, bridge) {
+            Err(NetworkError::Kernel { source, .. }) if source.kind() == std::io::ErrorKind::NotFound && tries < 5 => tries += 1,
+            other => return other,
+        }
+    }
+}
+
+fn try_ensure(socket: &Socket, bridge: &Bridge) -> Result<()> {
+    let table = bridge.table.as_str();
+    let marker = marker(bridge);
+    if nft::has_chain(socket, table, &marker).context(|| format!("look at table inet {table}"))? {
         return Ok(());
     }
-    let old = nft::chains(socket).context(|| "list the chains of table inet dhow".to_owned())?;
-    let mut transaction = Transaction::begin();
+    let old = nft::chains(socket, table).context(|| format!("list the chains of table inet {table}"))?;
+    let mut transaction = Transaction::begin(table);
     transaction.table();
     for (id, (name, key, data)) in MAPS.iter().enumerate() {
         transaction.map(name, id as u32 + 1, *key, *data);
@@ -53,14 +65,12 @@ pub(crate) fn ensure(socket: &Socket, bridges: &[&Bridge]) -> Result<()> {
             transaction.rule(chain, &rule);
         }
     }
-    for bridge in bridges {
-        bridge_rules(&mut transaction, bridge);
-    }
+    bridge_rules(&mut transaction, bridge);
     for chain in old.iter().filter(|name| name.starts_with("state-")) {
         transaction.delete_chain(chain);
     }
     transaction.chain(&marker);
-    transaction.commit(socket).context(|| "write table inet dhow".to_owned())
+    transaction.commit(socket).context(|| format!("write table inet {table}"))
 }
 
 type MapType = (&'static str, (u32, u32), (u32, u32));
@@ -73,10 +83,10 @@ const MAPS: [MapType; 4] = [
 ];
 
 /// The name of a chain that stands for this very set of rules.
-fn marker(bridges: &[&Bridge]) -> String {
+fn marker(bridge: &Bridge) -> String {
     // FNV-1a: equal on every build, which the standard library's hasher does not promise.
     let mut hash = 0xcbf2_9ce4_8422_2325u64 ^ u64::from(REVISION);
-    for byte in bridges.iter().flat_map(|bridge| format!("{bridge:?}").into_bytes()) {
+    for byte in format!("{bridge:?}").into_bytes() {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
     }
     format!("state-{hash:016x}")

@@ -182,14 +182,17 @@ impl Tree {
             self.make_device(&device, bind)
                 .map_err(|error| RuntimeError::Init(format!("create device {}: {error}", device.path)))?;
         }
+        let core = Path::new("/proc/kcore").exists().then_some(("/proc/kcore", "core"));
         for (target, name) in [
             ("/proc/self/fd", "fd"),
             ("/proc/self/fd/0", "stdin"),
             ("/proc/self/fd/1", "stdout"),
             ("/proc/self/fd/2", "stderr"),
-            ("/proc/kcore", "core"),
             ("pts/ptmx", "ptmx"),
-        ] {
+        ]
+        .into_iter()
+        .chain(core)
+        {
             match rustix::fs::symlinkat(target, &dev, name) {
                 Ok(()) | Err(rustix::io::Errno::EXIST) => {}
                 Err(error) => return Err(error).context(|| format!("link /dev/{name}")),
@@ -375,7 +378,11 @@ fn new_file_system(kind: &str, source: Option<&str>, options: &MountOptions) -> 
 /// A detached copy of a bind mount's source with its options, and whether it is a directory.
 fn bind_source(mount: &Mount, options: &MountOptions) -> Result<(OwnedFd, bool)> {
     let source = mount.source.as_deref().ok_or_else(|| RuntimeError::Spec("a bind mount needs a source".to_owned()))?;
-    let tree = clone_tree(CWD, Path::new(source), options.recursive).context(|| format!("open {source}"))?;
+    let tree = match in_other_namespace(source) {
+        Some((pid, path)) => clone_foreign_tree(pid, path, options.recursive),
+        None => clone_tree(CWD, Path::new(source), options.recursive),
+    };
+    let tree = tree.context(|| format!("open {source}"))?;
     let stat = rustix::fs::fstat(&tree).context(|| format!("stat {source}"))?;
     if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
         let namespace = crate::launch::idmap_namespace(&mount.uid_mappings, &mount.gid_mappings)?;
@@ -390,6 +397,27 @@ fn bind_source(mount: &Mount, options: &MountOptions) -> Result<(OwnedFd, bool)>
             .context(|| "set the options of all mounts below".to_owned())?;
     }
     Ok((tree, FileType::from_raw_mode(stat.st_mode) == FileType::Directory))
+}
+
+/// `/proc/PID/root/…`: a path in another process's mount namespace, by its number and as seen there.
+fn in_other_namespace(source: &str) -> Option<(&str, &Path)> {
+    let (pid, path) = source.strip_prefix("/proc/")?.split_once("/root/")?;
+    pid.bytes().all(|digit| digit.is_ascii_digit()).then(|| (pid, Path::new(path)))
+}
+
+/// Copies a tree of mounts of another namespace: the kernel lets only who is in it.
+fn clone_foreign_tree(pid: &str, path: &Path, recursive: bool) -> io::Result<OwnedFd> {
+    let open = |path: &str| rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    const MOUNT: i32 = crate::launch::libc_flags::NEW_MOUNT as i32;
+    let home = open("/proc/self/ns/mnt")?;
+    let there = open(&format!("/proc/{pid}/ns/mnt"))?;
+    dhow_sys::process::set_namespace(there.as_fd(), MOUNT)?;
+    // Entering a mount namespace also enters its root.
+    let tree = Root::open_path(Path::new("/"))
+        .and_then(|root| root.handle(path))
+        .and_then(|handle| clone_tree(handle.as_fd(), Path::new(""), recursive));
+    dhow_sys::process::set_namespace(home.as_fd(), MOUNT)?;
+    tree
 }
 
 /// Options that can only be set, or only mean something, on an attached mount.

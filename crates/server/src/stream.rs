@@ -93,7 +93,10 @@ async fn connect(client: impl AsyncRead + AsyncWrite + Unpin, process: UnixStrea
     let (mut from_client, mut to_client) = tokio::io::split(client);
     let (mut output, mut input) = process.into_split();
     let forward = async move {
-        let _ = copy(&mut from_client, &mut input).await;
+        if copy(&mut from_client, &mut input).await.is_err() {
+            // The client is gone altogether.
+            return;
+        }
         // The client's end of input; its other direction goes on.
         let _ = input.shutdown().await;
         std::future::pending::<()>().await;

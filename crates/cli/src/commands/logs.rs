@@ -23,7 +23,7 @@ pub struct Logs {
     #[arg(long, default_value = "")]
     since: String,
     /// Number of lines to show from the end of the logs
-    #[arg(short = 'n', long, default_value = "all")]
+    #[arg(short = 'n', long, default_value = "all", allow_hyphen_values = true)]
     tail: String,
     /// Show timestamps
     #[arg(short, long)]

@@ -85,7 +85,7 @@ impl Run {
         let upgraded = client.hijack(&attach, None::<&()>).await.map_err(failed)?;
         let condition = if options.rm { "removed" } else { "next-exit" };
         let waiting = client.post(&format!("{path}/wait?condition={condition}")).await.map_err(failed)?;
-        let signals = (self.sig_proxy && !options.tty).then(|| streams::forward_signals(client, id.clone()));
+        let signals = self.sig_proxy.then(|| streams::forward_signals(client, id.clone()));
         client.post(&format!("{path}/start")).await.map_err(failed)?;
         let size = options.tty.then(|| streams::follow_size(client, path.clone()));
         let end = streams::run(session, upgraded).await?;
