@@ -90,6 +90,9 @@ impl Engine {
         let mut images = std::collections::HashMap::new();
         for stored in self.stored_containers()? {
             let mut container = self.complete(stored)?;
+            if container.removing && !container.supervised && self.remove_container(&container, true).is_ok() {
+                continue;
+            }
             if !container.supervised && self.paths().run(&container.id.0).exists() {
                 self.recover(&container)?;
                 match self.container(&container.id.0) {

@@ -90,14 +90,24 @@ impl Engine {
         if ran {
             self.container_event(container, "die", &[("exitCode", UNKNOWN_EXIT.to_string())]);
         }
-        fs::remove_dir_all(&run).context(|| format!("remove {}", run.display()))?;
-        Ok(Some(ran))
+        match fs::remove_dir_all(&run) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::internal(format!("remove {}: {error}", run.display())));
+            }
+            _ => Ok(Some(ran)),
+        }
     }
 
     /// Looks at every container and puts right what is not. With `boot`, containers that are to run are started: what a
     /// daemon does when it comes up after a reboot.
     pub fn reconcile(&self, boot: bool) -> Result<()> {
         self.store.sweep_temporary()?;
+        for entry in fs::read_dir(self.paths().runs()).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(state::RETIRED) && !state::is_locked(&entry.path()) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        self.sweep_execs();
         for stored in self.stored_containers()? {
             let container = match self.complete(stored) {
                 Ok(container) => container,
@@ -112,6 +122,16 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Removes the files of execs whose container's monitor is gone.
+    fn sweep_execs(&self) {
+        for entry in fs::read_dir(self.paths().exec.join("execs")).into_iter().flatten().flatten() {
+            let owner = fs::read_to_string(entry.path()).unwrap_or_default();
+            if !state::is_locked(&self.paths().run(&owner)) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
     }
 
     fn reconcile_one(&self, container: &Container, boot: bool) -> Result<()> {

@@ -1044,10 +1044,12 @@ impl Monitor {
             client.finish();
         }
         let remove = self.over.is_some() && self.setup.auto_remove && !self.removal_promised;
-        for name in [state::SOCKET, state::FILE, state::LOCK] {
-            let _ = std::fs::remove_file(self.setup.run.join(name));
+        // In one step, so that nobody finds a run directory that is half removed and takes it for a crash.
+        let gone = state::retired(&self.setup.run);
+        let _ = std::fs::remove_dir_all(&gone);
+        if std::fs::rename(&self.setup.run, &gone).is_ok() {
+            let _ = std::fs::remove_dir_all(&gone);
         }
-        let _ = std::fs::remove_dir(&self.setup.run);
         remove
     }
 

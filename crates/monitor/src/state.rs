@@ -64,6 +64,15 @@ pub const FILE: &str = "state.json";
 pub const LOCK: &str = "lock";
 pub const SOCKET: &str = "monitor.sock";
 
+/// Where a run directory goes to be removed: a name that is no container's.
+pub fn retired(run: &Path) -> std::path::PathBuf {
+    let name = run.file_name().unwrap_or_default().to_string_lossy();
+    run.with_file_name(format!("{RETIRED}{name}"))
+}
+
+/// How the names of run directories that are being removed begin.
+pub const RETIRED: &str = ".gone-";
+
 /// Reads a state; `None` when there is none. A damaged one counts as none: the next writer replaces it.
 pub fn load(directory: &Path) -> Option<State> {
     serde_json::from_slice(&fs::read(directory.join(FILE)).ok()?).ok()

@@ -158,7 +158,11 @@ pub fn remove_tree(dir: BorrowedFd<'_>, name: &Path) -> io::Result<()> {
         Err(error) => return Err(error.into()),
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let child = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    let child = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+        // Somebody else removes the same tree.
+        Err(Errno::NOENT) => return Ok(()),
+        other => other?,
+    };
     let entries = rustix::fs::Dir::read_from(&child)?;
     for entry in entries {
         let entry = entry?;
