@@ -4,39 +4,92 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{self, create, daemon, exec, image, inspect, lifecycle, list, logs, run, system};
 use crate::connect::Target;
-use crate::failure::{Failure, Result};
+use crate::failure::{self, Failure};
 
 /// A container engine: Docker-compatible, without a daemon in the way.
 #[derive(Parser, Debug)]
 #[command(name = "dhow", version, disable_help_subcommand = true, max_term_width = 120)]
 pub struct App {
-    /// Socket of the engine to talk to (unix:///path); without it, a daemon's default socket or the engine in this program
-    #[arg(short = 'H', long)]
-    pub host: Option<String>,
-    /// Where the embedded engine keeps images and containers
-    #[arg(long)]
-    pub data_root: Option<PathBuf>,
-    /// Where the embedded engine keeps what ends with a reboot
-    #[arg(long)]
-    pub exec_root: Option<PathBuf>,
-    /// Print messages for debugging
-    #[arg(short = 'D', long)]
-    pub debug: bool,
-    /// Which messages are printed: debug, info, warn, error
-    #[arg(short = 'l', long, default_value = "info")]
-    pub log_level: String,
-    /// Accepted for compatibility: the client's configuration directory
-    #[arg(long, hide = true)]
-    pub config: Option<PathBuf>,
-    /// Accepted for compatibility: only the default context exists
-    #[arg(short = 'c', long, hide = true)]
-    pub context: Option<String>,
+    #[command(flatten)]
+    globals: Globals,
     #[command(subcommand)]
     command: Command,
+}
+
+/// Options before the command.
+#[derive(Args, Debug)]
+struct Globals {
+    /// Socket of the engine to talk to (unix:///path); without it, a daemon's default socket or the engine in this program
+    #[arg(short = 'H', long)]
+    host: Option<String>,
+    /// Where the embedded engine keeps images and containers
+    #[arg(long)]
+    data_root: Option<PathBuf>,
+    /// Where the embedded engine keeps what ends with a reboot
+    #[arg(long)]
+    exec_root: Option<PathBuf>,
+    /// Print messages for debugging
+    #[arg(short = 'D', long)]
+    debug: bool,
+    /// Which messages are printed: debug, info, warn, error
+    #[arg(short = 'l', long, default_value = "info")]
+    log_level: String,
+    /// Accepted for compatibility: the client's configuration directory
+    #[arg(long, hide = true)]
+    config: Option<PathBuf>,
+    /// Accepted for compatibility: only the default context exists
+    #[arg(short = 'c', long, hide = true)]
+    context: Option<String>,
+}
+
+/// The options of one command. Building those of all takes longer than most commands run.
+fn options_of(command: &str) -> Option<clap::Command> {
+    fn of<T: Args>(name: &'static str) -> Option<clap::Command> {
+        Some(T::augment_args(clap::Command::new(name)))
+    }
+    match command {
+        "run" => of::<run::Run>("run"),
+        "create" => of::<create::Create>("create"),
+        "start" => of::<lifecycle::Start>("start"),
+        "stop" => of::<lifecycle::Stop>("stop"),
+        "kill" => of::<lifecycle::Kill>("kill"),
+        "rm" => of::<lifecycle::Rm>("rm"),
+        "wait" => of::<lifecycle::Names>("wait"),
+        "exec" => of::<exec::Exec>("exec"),
+        "logs" => of::<logs::Logs>("logs"),
+        "ps" => of::<list::Ps>("ps"),
+        "inspect" => of::<inspect::Inspect>("inspect"),
+        "images" => of::<image::Images>("images"),
+        "version" => of::<system::Version>("version"),
+        "daemon" => of::<daemon::Daemon>("daemon"),
+        _ => None,
+    }
+}
+
+/// Parses the arguments; for the most used commands with the options of that command alone.
+fn parse(args: &[OsString]) -> Result<App, clap::Error> {
+    const WITH_VALUE: [&str; 8] = ["-H", "--host", "--data-root", "--exec-root", "-l", "--log-level", "-c", "--context"];
+    let mut words = args.iter().skip(1).map(|word| word.to_string_lossy());
+    let mut command = None;
+    while let Some(word) = words.next() {
+        if WITH_VALUE.contains(&&*word) {
+            words.next();
+        } else if !word.starts_with('-') {
+            command = options_of(&word);
+            break;
+        }
+    }
+    let program = match command {
+        Some(command) => {
+            Globals::augment_args(clap::Command::new("dhow").max_term_width(120)).subcommand(command).subcommand_required(true)
+        }
+        None => App::command(),
+    };
+    App::from_arg_matches(&program.try_get_matches_from(args)?)
 }
 
 #[derive(Subcommand, Debug)]
@@ -191,15 +244,16 @@ enum System {
 
 /// Runs the program with these arguments; returns its exit status.
 pub fn main(args: Vec<OsString>) -> i32 {
-    let app = match App::try_parse_from(&args) {
+    let app = match parse(&args) {
         Ok(app) => app,
         Err(error) => return usage(&error, &args),
     };
     if let Command::Daemon(daemon) = app.command {
-        return finish(daemon.run(app.debug, &app.log_level, app.data_root, app.exec_root, app.host));
+        let globals = app.globals;
+        return finish(daemon.run(globals.debug, &globals.log_level, globals.data_root, globals.exec_root, globals.host));
     }
     if let Command::System(System::Reap { id }) = &app.command {
-        let target = Target { host: None, data_root: app.data_root.clone(), exec_root: app.exec_root.clone() };
+        let target = Target { host: None, data_root: app.globals.data_root.clone(), exec_root: app.globals.exec_root.clone() };
         return finish(system::reap(&target, id));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -216,7 +270,7 @@ pub fn main(args: Vec<OsString>) -> i32 {
     code
 }
 
-fn finish(result: Result) -> i32 {
+fn finish(result: failure::Result) -> i32 {
     match result {
         Ok(()) => 0,
         Err(failure) => {
@@ -266,11 +320,11 @@ fn usage(error: &clap::Error, args: &[OsString]) -> i32 {
     if matches!(error.kind(), ErrorKind::MissingRequiredArgument | ErrorKind::InvalidSubcommand) { 1 } else { 125 }
 }
 
-async fn dispatch(app: App) -> Result {
-    let target = Target { host: app.host, data_root: app.data_root, exec_root: app.exec_root };
-    if app.context.as_deref().is_some_and(|context| context != "default") {
+async fn dispatch(app: App) -> failure::Result {
+    if app.globals.context.as_deref().is_some_and(|context| context != "default") {
         return Err(Failure::new("only the context \"default\" exists in this version"));
     }
+    let target = Target { host: app.globals.host, data_root: app.globals.data_root, exec_root: app.globals.exec_root };
     let client = match &app.command {
         Command::Version(_) => commands::optional_client(&target),
         _ => target.client().map(Some),

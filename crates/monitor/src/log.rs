@@ -12,6 +12,8 @@ use memchr::memchr;
 /// Docker's longest line (moby, `logger/copier.go`); longer ones come in pieces.
 const LONGEST: usize = 16 * 1024;
 
+const START_OF_LINE: &[u8] = b"{\"log\":\"";
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
     Stdout,
@@ -53,6 +55,11 @@ impl Writer {
         })
     }
 
+    /// Gives back the memory of a burst.
+    pub fn relax(&mut self) {
+        self.encoded = Vec::new();
+    }
+
     /// Bytes in the current file.
     pub fn size(&self) -> u64 {
         self.size
@@ -74,10 +81,21 @@ impl Writer {
                 self.pending[number] = line;
             }
         }
+        // The end of every whole line of this chunk: its line end, its stream, its time.
+        let mut end_of_line = b"\\n".to_vec();
+        end_of_line.extend_from_slice(&self.tails[number]);
+        end_of_line.extend_from_slice(time.as_bytes());
+        end_of_line.extend_from_slice(b"\"}\n");
         while let Some(end) = memchr(b'\n', bytes) {
             let line = &bytes[..=end];
-            let rest = self.encode_pieces(number, line, &time);
-            debug_assert_eq!(rest, line.len(), "a whole line leaves no rest");
+            if end < LONGEST && plain_prefix(&line[..end]) == end {
+                self.encoded.extend_from_slice(START_OF_LINE);
+                self.encoded.extend_from_slice(&line[..end]);
+                self.encoded.extend_from_slice(&end_of_line);
+            } else {
+                let rest = self.encode_pieces(number, line, &time);
+                debug_assert_eq!(rest, line.len(), "a whole line leaves no rest");
+            }
             bytes = &bytes[end + 1..];
         }
         if !bytes.is_empty() {
@@ -114,7 +132,7 @@ impl Writer {
     }
 
     fn encode(&mut self, number: usize, text: &[u8], time: &str) {
-        self.encoded.extend_from_slice(b"{\"log\":\"");
+        self.encoded.extend_from_slice(START_OF_LINE);
         escape(text, &mut self.encoded);
         self.encoded.extend_from_slice(&self.tails[number]);
         self.encoded.extend_from_slice(time.as_bytes());
@@ -140,10 +158,6 @@ impl Writer {
         }
         self.file.write_all(&self.encoded)?;
         self.size += self.encoded.len() as u64;
-        // A burst must not keep its memory for the container's life.
-        if self.encoded.capacity() > 256 * 1024 {
-            self.encoded = Vec::new();
-        }
         Ok(())
     }
 

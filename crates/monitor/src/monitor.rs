@@ -80,6 +80,11 @@ const MAX_FINISHED_EXECS: usize = 64;
 /// How long a monitor waits for its last clients to take what they were sent.
 const LINGER: Duration = Duration::from_secs(30);
 
+/// Bytes that are moved at a time.
+const BUFFER: usize = 256 * 1024;
+/// After so long without traffic its buffers are given back.
+const QUIET: Duration = Duration::from_millis(500);
+
 /// The container's init is always process 0.
 const INIT: usize = 0;
 
@@ -245,6 +250,10 @@ impl Monitor {
             let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 32];
             let timeout = self.timeout();
             let count = match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
+                Ok(0) => {
+                    self.relax();
+                    0
+                }
                 Ok(count) => count,
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),
@@ -267,12 +276,27 @@ impl Monitor {
     }
 
     fn timeout(&self) -> Option<rustix::time::Timespec> {
-        let deadlines =
-            [self.stopping.as_ref().and_then(|stopping| stopping.deadline), self.restart_at, self.over.map(|over| over + LINGER)];
+        let deadlines = [
+            self.stopping.as_ref().and_then(|stopping| stopping.deadline),
+            self.restart_at,
+            self.over.map(|over| over + LINGER),
+            (!self.buffer.is_empty()).then(|| Instant::now() + QUIET),
+        ];
         deadlines.into_iter().flatten().min().map(|deadline| {
             let left = deadline.saturating_duration_since(Instant::now());
             rustix::time::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
         })
+    }
+
+    /// Gives back the memory of traffic that has ceased.
+    fn relax(&mut self) {
+        if !self.buffer.is_empty() {
+            self.buffer = Vec::new();
+            if let Some(log) = &mut self.log {
+                log.relax();
+            }
+            dhow_sys::process::trim_heap();
+        }
     }
 
     fn run_timers(&mut self) {
@@ -345,7 +369,7 @@ impl Monitor {
             return;
         }
         let mut buffer = std::mem::take(&mut self.buffer);
-        buffer.resize(64 * 1024, 0);
+        buffer.resize(BUFFER, 0);
         let read = client.read(&mut buffer);
         match read {
             Ok(None) => {}
@@ -353,16 +377,7 @@ impl Monitor {
             Ok(Some(length)) => self.client_input(index, &buffer[..length]),
             Err(_) => client.dead = true,
         }
-        self.keep(buffer);
-    }
-
-    /// Keeps the shared buffer while there is traffic; a quiet monitor gives it back.
-    fn keep(&mut self, buffer: Vec<u8>) {
-        self.buffer = if self.clients.iter().flatten().any(|client| matches!(client.role, Role::Streams { .. })) {
-            buffer
-        } else {
-            Vec::new()
-        };
+        self.buffer = buffer;
     }
 
     fn client_input_ended(&mut self, index: usize) {
@@ -850,15 +865,15 @@ impl Monitor {
     /// Moves one chunk of a process's output to the log and to who is attached; `false` when there was none.
     fn read_output(&mut self, index: usize, number: usize) -> bool {
         let mut buffer = std::mem::take(&mut self.buffer);
-        buffer.resize(64 * 1024, 0);
+        buffer.resize(BUFFER, 0);
         let Some(process) = self.processes.get_mut(index).and_then(Option::as_mut) else { return false };
         let Some(bytes) = process.read(number, &mut buffer) else {
-            self.keep(buffer);
+            self.buffer = buffer;
             return false;
         };
         if bytes.is_empty() {
             self.close_output(index, number);
-            self.keep(buffer);
+            self.buffer = buffer;
             return false;
         }
         let stream = if number == 0 { Stream::Stdout } else { Stream::Stderr };
@@ -879,7 +894,7 @@ impl Monitor {
                 client.write(header, bytes);
             }
         }
-        self.keep(buffer);
+        self.buffer = buffer;
         true
     }
 

@@ -9,6 +9,9 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::protocol::ExecConfig;
 
+/// Bytes that a process may write before it waits for the monitor.
+const PIPE: usize = 256 * 1024;
+
 pub(crate) struct Process {
     pub pid: i32,
     pub pidfd: OwnedFd,
@@ -55,6 +58,8 @@ pub(crate) fn pipes(stdin: bool, stdout: bool, stderr: bool, uid: u32, gid: u32)
         }
         let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
         own(&write)?;
+        // Fewer wake-ups for the same bytes; a system without room for it keeps the usual size.
+        let _ = rustix::pipe::fcntl_setpipe_size(&write, PIPE);
         streams.outputs[number] = Some(read);
         Ok(write)
     };

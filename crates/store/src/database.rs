@@ -141,9 +141,10 @@ fn connect(path: &Path) -> Result<Connection> {
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY)?;
     // The last connection to close would copy the log into the database and sync both: a short command must not wait for
-    // that. The log is copied when it has grown, by whoever writes then.
+    // that. The log is copied when it has grown, by whoever writes then; while it
+    // is short, the first to open it has little to read again.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-    connection.execute_batch("PRAGMA foreign_keys = ON; PRAGMA cache_size = -512; PRAGMA wal_autocheckpoint = 250;")?;
+    connection.execute_batch("PRAGMA foreign_keys = ON; PRAGMA cache_size = -512; PRAGMA wal_autocheckpoint = 64;")?;
     Ok(connection)
 }
 
