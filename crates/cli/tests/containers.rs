@@ -421,3 +421,54 @@ fn a_detached_container_with_rm_removes_itself() {
     wait_until("it has removed itself", || sandbox.ok(&["ps", "-aq"]).is_empty());
     sandbox.finish();
 }
+
+#[test]
+fn the_runtime_works_under_another_engine() {
+    let sandbox = sandboxed!();
+    let bundle = sandbox.path("bundle");
+    std::fs::create_dir_all(bundle.join("rootfs")).unwrap();
+    let mut archive = tar::Archive::new(std::io::Cursor::new(dhow_testkit::busybox_archive()));
+    archive.unpack(bundle.join("rootfs")).unwrap();
+    let root = sandbox.path("runtime");
+    let runtime = |args: &[&str]| {
+        let output = std::process::Command::new(BINARY)
+            .args(["runtime", "--root"])
+            .arg(&root)
+            .args(args)
+            .current_dir(&bundle)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+    };
+    assert_eq!(runtime(&["spec"]).0, 0);
+    let config = std::fs::read_to_string(bundle.join("config.json")).unwrap();
+    let config = config.replace("\"terminal\": true", "\"terminal\": false").replace("\"sh\"", "\"sleep\", \"1000\"");
+    std::fs::write(bundle.join("config.json"), config).unwrap();
+    let status = |id: &str| runtime(&["state", id]).1;
+    // Its streams are the caller's: a pipe would stay open for the container's life.
+    let create = std::process::Command::new(BINARY)
+        .args(["runtime", "--root"])
+        .arg(&root)
+        .args(["create", "one"])
+        .current_dir(&bundle)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(create.success());
+    assert!(status("one").contains("\"status\": \"created\""), "{}", status("one"));
+    assert_eq!(runtime(&["start", "one"]).0, 0);
+    assert!(status("one").contains("\"status\": \"running\""));
+    assert_eq!(runtime(&["exec", "one", "echo", "inside"]).1, "inside\n");
+    assert_eq!(runtime(&["pause", "one"]).0, 0);
+    assert!(status("one").contains("\"status\": \"paused\""));
+    assert_eq!(runtime(&["resume", "one"]).0, 0);
+    assert!(runtime(&["delete", "one"]).2.contains("that is not stopped"));
+    assert_eq!(runtime(&["kill", "one", "KILL"]).0, 0);
+    wait_until("it has stopped", || status("one").contains("\"status\": \"stopped\""));
+    assert_eq!(runtime(&["delete", "one"]).0, 0);
+    assert!(runtime(&["state", "one"]).2.contains("container does not exist"));
+    sandbox.finish();
+}

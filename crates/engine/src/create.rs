@@ -230,8 +230,7 @@ impl Engine {
             host.shm_size = 64 << 20;
         }
         if host.cgroupns_mode.is_empty() {
-            let private = dhow_runtime::cgroup::is_unified();
-            host.cgroupns_mode = if private && !host.privileged { "private" } else { "host" }.to_owned();
+            host.cgroupns_mode = if dhow_runtime::cgroup::is_unified() { "private" } else { "host" }.to_owned();
         }
         if host.ipc_mode.is_empty() {
             host.ipc_mode = "private".to_owned();

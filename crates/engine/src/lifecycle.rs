@@ -131,6 +131,11 @@ impl Engine {
 
     pub fn restart(&self, reference: &str, signal: Option<&str>, timeout: Option<i64>) -> Result<()> {
         let container = self.container(reference)?;
+        if container.auto_remove() {
+            return Err(Error::conflict(format!(
+                "cannot restart container {reference}: it was created with --rm and is removed when it stops"
+            )));
+        }
         if container.is_running() {
             self.stop_container(&container, signal, timeout)?;
         }

@@ -90,12 +90,8 @@ impl Engine {
         if ran {
             self.container_event(container, "die", &[("exitCode", UNKNOWN_EXIT.to_string())]);
         }
-        match fs::remove_dir_all(&run) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::internal(format!("remove {}: {error}", run.display())));
-            }
-            _ => Ok(Some(ran)),
-        }
+        state::discard(&run).context(|| format!("remove {}", run.display()))?;
+        Ok(Some(ran))
     }
 
     /// Looks at every container and puts right what is not. With `boot`, containers that are to run are started: what a
@@ -104,7 +100,7 @@ impl Engine {
         self.store.sweep_temporary()?;
         for entry in fs::read_dir(self.paths().runs()).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().starts_with(state::RETIRED) && !state::is_locked(&entry.path()) {
-                let _ = fs::remove_dir_all(entry.path());
+                let _ = state::discard(&entry.path());
             }
         }
         self.sweep_execs();

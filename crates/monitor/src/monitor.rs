@@ -182,7 +182,7 @@ fn prepare(setup: &Setup) -> io::Result<Option<(OwnedFd, OwnedFd)>> {
     for signal in [SIGHUP, SIGINT, SIGQUIT, SIGPIPE] {
         dhow_sys::signal::ignore(signal);
     }
-    std::fs::create_dir_all(&setup.run)?;
+    std::fs::create_dir_all(state::staging(&setup.run))?;
     let Some(lock) = state::try_lock(&setup.run)? else { return Ok(None) };
     let socket = setup.run.join(state::SOCKET);
     match std::fs::remove_file(&socket) {
@@ -459,8 +459,9 @@ impl Monitor {
             Request::Start(start) => self.start_requested(index, *start),
             Request::Stop { signal, timeout } => {
                 if self.is_alive() {
-                    self.begin_stop(signal, timeout);
+                    // First, because a container between two restarts has stopped at once.
                     self.set_role(index, Role::WaitStopped { remove: false });
+                    self.begin_stop(signal, timeout);
                 } else {
                     self.answer(index, &Reply { exit_code: self.state.exit_code, ..Reply::default() });
                 }
@@ -1061,9 +1062,9 @@ impl Monitor {
         let remove = self.over.is_some() && self.setup.auto_remove && !self.removal_promised;
         // In one step, so that nobody finds a run directory that is half removed and takes it for a crash.
         let gone = state::retired(&self.setup.run);
-        let _ = std::fs::remove_dir_all(&gone);
+        let _ = state::discard(&gone);
         if std::fs::rename(&self.setup.run, &gone).is_ok() {
-            let _ = std::fs::remove_dir_all(&gone);
+            let _ = state::discard(&gone);
         }
         remove
     }

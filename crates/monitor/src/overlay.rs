@@ -1,7 +1,7 @@
 //! A container's root as a detached overlay mount: it is in nobody's mount table but the container's own.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::CWD;
@@ -26,6 +26,13 @@ pub struct Overlay {
 impl Overlay {
     /// Mounts it without attaching it anywhere. `staging` is a directory that an old kernel needs for a moment.
     pub fn mount(&self, staging: &Path) -> io::Result<OwnedFd> {
+        if self.volatile {
+            // The mark of an earlier volatile mount, which would forbid this one; nothing of that one is wanted.
+            match std::fs::remove_dir_all(self.directory.join(&self.work).join("work/incompat")) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
         match self.mount_by_layers() {
             // Kernels before 6.7 do not know `lowerdir+`.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => self.mount_by_string(staging),
@@ -75,7 +82,13 @@ impl Overlay {
             rustix::mount::unmount(staging, UnmountFlags::DETACH)?;
             tree
         });
+        // Under a shared mount it was born shared, which a container's root must not be.
+        const PRIVATE: u64 = 1 << 18;
+        let tree = tree.map_err(io::Error::from).and_then(|tree| {
+            dhow_sys::mount::mount_setattr(tree.as_fd(), false, &dhow_sys::mount::MountAttr::propagation(PRIVATE))?;
+            Ok(tree)
+        });
         rustix::process::chdir("/")?;
-        Ok(tree?)
+        tree
     }
 }

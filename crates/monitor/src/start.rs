@@ -14,6 +14,7 @@ use crate::copy_up::copy_up;
 use crate::monitor::Setup;
 use crate::process::{self, Process};
 use crate::protocol::Start as Request;
+use crate::state;
 
 /// Why a container did not start.
 pub(crate) struct Failed {
@@ -53,7 +54,7 @@ pub(crate) struct MountedRoot {
 pub(crate) fn mount_root(setup: &Setup) -> Result<MountedRoot, Failed> {
     let failed = |error: io::Error| Failed::new(format!("error creating overlay mount: {error}"));
     let claim = setup.overlay.claim().map_err(failed)?;
-    Ok(MountedRoot { fd: setup.overlay.mount(&setup.run).map_err(failed)?, claim })
+    Ok(MountedRoot { fd: setup.overlay.mount(&state::staging(&setup.run)).map_err(failed)?, claim })
 }
 
 pub(crate) fn network(plan: Option<&Plan>, id: &str) -> Result<Option<Attached>, Failed> {
@@ -116,7 +117,7 @@ fn launch_in(
         id: &setup.id,
         spec,
         rootfs: Rootfs::Mount(root.try_clone().map_err(io)?),
-        staging: &setup.run,
+        staging: &state::staging(&setup.run),
         bundle: &setup.directory,
         cgroup,
         stdio,

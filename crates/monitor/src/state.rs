@@ -64,6 +64,24 @@ pub const FILE: &str = "state.json";
 pub const LOCK: &str = "lock";
 pub const SOCKET: &str = "monitor.sock";
 
+/// The directory on which a container's root is attached, in its own mount namespace.
+pub fn staging(run: &Path) -> std::path::PathBuf {
+    run.join("rootfs")
+}
+
+/// Removes a run directory. Only what belongs there goes, by name: should anything be mounted below, it is left alone.
+pub fn discard(run: &Path) -> io::Result<()> {
+    let missing_is_fine = |result: io::Result<()>| match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    };
+    for name in [SOCKET, FILE, "state.json.new", LOCK] {
+        missing_is_fine(fs::remove_file(run.join(name)))?;
+    }
+    missing_is_fine(fs::remove_dir(staging(run)))?;
+    missing_is_fine(fs::remove_dir(run))
+}
+
 /// Where a run directory goes to be removed: a name that is no container's.
 pub fn retired(run: &Path) -> std::path::PathBuf {
     let name = run.file_name().unwrap_or_default().to_string_lossy();

@@ -82,11 +82,24 @@ impl Cgroup {
 
     /// The processes inside, in the caller's PID namespace.
     pub fn processes(&self) -> io::Result<Vec<i32>> {
-        let text = match self {
-            Cgroup::V1(cgroup) => cgroup.read("pids", "cgroup.procs").or_else(|_| cgroup.read("devices", "cgroup.procs"))?,
-            Cgroup::V2(cgroup) => cgroup.read("cgroup.procs")?,
+        let directory = match self {
+            Cgroup::V1(cgroup) => {
+                cgroup.directory("pids").or_else(|| cgroup.directory("devices")).ok_or(io::ErrorKind::NotFound)?
+            }
+            Cgroup::V2(cgroup) => cgroup.path(),
         };
-        Ok(text.lines().filter_map(|line| line.trim().parse().ok()).collect())
+        let mut processes = Vec::new();
+        collect_processes(directory, &mut processes)?;
+        Ok(processes)
+    }
+
+    /// The directory of the cgroup v2 that a process of the container is in.
+    pub(crate) fn of_process(&self, pid: i32) -> Option<OwnedFd> {
+        let Layout::Unified(mount) = layout().ok()? else { return None };
+        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+        use rustix::fs::{Mode, OFlags};
+        rustix::fs::open(mount.join(path), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
     }
 
     /// Sends SIGKILL to every process inside, also to ones that are being forked.
@@ -132,6 +145,19 @@ impl Cgroup {
         let results: Vec<io::Result<()>> = directories.into_iter().map(remove_directory).collect();
         results.into_iter().collect()
     }
+}
+
+/// The processes of a cgroup and of those below it.
+fn collect_processes(directory: &Path, into: &mut Vec<i32>) -> io::Result<()> {
+    let text = read(&directory.join("cgroup.procs"))?;
+    into.extend(text.lines().filter_map(|line| line.trim().parse::<i32>().ok()));
+    for entry in std::fs::read_dir(directory)?.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            // One that goes in the meantime has none.
+            let _ = collect_processes(&entry.path(), into);
+        }
+    }
+    Ok(())
 }
 
 fn remove_directory(path: &Path) -> io::Result<()> {

@@ -37,12 +37,18 @@ pub fn exec(exec: Exec<'_>) -> Result<Launched> {
         .context(|| "open the own PID namespace".to_owned())?;
     // The parent enters the PID namespace for its child, which is then born there and still its own.
     process::set_namespace(exec.init.as_fd(), libc_flags::NEW_PID as i32).context(|| "join the PID namespace".to_owned())?;
-    let args = CloneArgs { flags: 0, cgroup: exec.cgroup.clone_into() };
-    let cloned = clone::clone3(&args, || {
+    let child = || {
         let Err(error) = enter(&exec, filter.as_ref(), &theirs, &tasks);
         report(&theirs, &error);
         1
-    });
+    };
+    let mut cloned = clone::clone3(&CloneArgs { flags: 0, cgroup: exec.cgroup.clone_into() }, child);
+    if cloned.as_ref().is_err_and(|error| error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()))
+        && let Some(cgroup) = exec.cgroup.of_process(exec.init_pid)
+    {
+        // A container that has cgroups of its own below (systemd) takes no process at the top: the init's is where it goes.
+        cloned = clone::clone3(&CloneArgs { flags: 0, cgroup: Some(cgroup.as_fd()) }, child);
+    }
     process::set_namespace(own.as_fd(), libc_flags::NEW_PID as i32).context(|| "return to the own PID namespace".to_owned())?;
     let Child { pid, pidfd } = cloned.context(|| "clone the process".to_owned())?;
     drop((theirs, tasks));

@@ -72,9 +72,16 @@ impl Tree {
             Rootfs::Mount(fd) => fd.try_clone().context(|| "hold the root file system".to_owned())?,
         };
         if propagation == mount_options::SHARED {
-            // pivot_root wants the parent of the new root private.
-            mount_setattr_at(CWD, c"/", 0, &MountAttr::propagation(mount_options::PRIVATE))
-                .context(|| "make the old root private".to_owned())?;
+            // pivot_root wants the parent of the new root private, and what is mounted below a shared one would appear on
+            // the host: every mount on the way to the staging directory is taken out of its group.
+            for directory in staging.ancestors() {
+                let path = c_string(directory.as_os_str().as_encoded_bytes())?;
+                match mount_setattr_at(CWD, &path, 0, &MountAttr::propagation(mount_options::PRIVATE)) {
+                    // No mount point.
+                    Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {}
+                    other => other.context(|| format!("make {} private", directory.display()))?,
+                }
+            }
         }
         move_mount(&tree, c"", CWD, staging, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
             .context(|| format!("attach the root file system at {}", staging.display()))?;
@@ -291,17 +298,19 @@ impl Tree {
         for path in &linux.masked_paths {
             let Some(handle) = self.existing(path)? else { continue };
             let stat = rustix::fs::fstat(&handle).context(|| format!("stat {path}"))?;
-            let tree = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                let empty = match &empty {
-                    Some(empty) => empty,
-                    None => empty.insert(empty_directory()?),
-                };
-                clone_tree(AsFd::as_fd(empty), Path::new(""), false)
-            } else {
-                clone_tree(null.as_fd(), Path::new(""), false)
-            }
-            .context(|| format!("mask {path}"))?;
-            attach(&tree, &handle)?;
+            let tree = match &empty {
+                _ if FileType::from_raw_mode(stat.st_mode) != FileType::Directory => {
+                    clone_tree(null.as_fd(), Path::new(""), false)
+                }
+                Some(empty) => clone_tree(AsFd::as_fd(empty), Path::new(""), false),
+                None => {
+                    // The first is attached itself: before Linux 6.15 only an attached mount can be copied.
+                    let first = empty.insert(empty_directory()?);
+                    attach(first, &handle)?;
+                    continue;
+                }
+            };
+            attach(&tree.context(|| format!("mask {path}"))?, &handle)?;
         }
         Ok(())
     }

@@ -46,6 +46,15 @@ impl Status {
     }
 }
 
+/// A held lock. It is released in so many words: a container's init that waits for its start has a copy of the descriptor.
+pub(crate) struct Lock(OwnedFd);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
 /// A container's directory.
 pub(crate) struct Store {
     root: PathBuf,
@@ -85,12 +94,12 @@ impl Store {
     }
 
     /// A lock that keeps two commands on one container apart.
-    pub fn lock(&self, id: &str) -> Result<OwnedFd> {
+    pub fn lock(&self, id: &str) -> Result<Lock> {
         let path = self.directory(id);
         let directory = rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         let directory = directory.map_err(|_| RuntimeError::State("container does not exist".to_owned()))?;
         rustix::fs::flock(&directory, FlockOperation::LockExclusive).context(|| "lock the container".to_owned())?;
-        Ok(directory)
+        Ok(Lock(directory))
     }
 
     pub fn save(&self, record: &Record) -> Result<()> {

@@ -93,6 +93,11 @@ impl Hierarchies {
         self.0.iter().map(open).collect()
     }
 
+    /// The container's directory in a controller's hierarchy.
+    pub fn directory(&self, controller: &str) -> Option<&Path> {
+        self.controller(controller).map(|hierarchy| hierarchy.path.as_path())
+    }
+
     /// Reads a controller's file.
     pub fn read(&self, controller: &str, file: &str) -> io::Result<String> {
         let hierarchy = self.controller(controller).ok_or(io::ErrorKind::NotFound)?;

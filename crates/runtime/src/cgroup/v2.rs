@@ -65,8 +65,17 @@ impl Unified {
                 self.write("cpu.weight", &weight_of_shares(shares).to_string())?;
             }
             if cpu.quota.is_some_and(|quota| quota != 0) || cpu.period.is_some_and(|period| period != 0) {
-                let quota = cpu.quota.filter(|quota| *quota > 0).map_or("max".to_owned(), |quota| quota.to_string());
-                self.write("cpu.max", &format!("{quota} {}", cpu.period.filter(|period| *period > 0).unwrap_or(100_000)))?;
+                // What is not given stays as it is.
+                let now = self.read("cpu.max").unwrap_or_default();
+                let mut now = now.split_whitespace();
+                let (quota, period) = (now.next().unwrap_or("max"), now.next().unwrap_or("100000"));
+                let quota = match cpu.quota {
+                    None | Some(0) => quota.to_owned(),
+                    Some(given) if given > 0 => given.to_string(),
+                    Some(_) => "max".to_owned(),
+                };
+                let period = cpu.period.filter(|period| *period > 0).map_or(period.to_owned(), |period| period.to_string());
+                self.write("cpu.max", &format!("{quota} {period}"))?;
             }
             if let Some(cpus) = cpu.cpus.as_deref().filter(|cpus| !cpus.is_empty()) {
                 self.write("cpuset.cpus", cpus)?;
