@@ -131,14 +131,15 @@ def case_logs(engines, runs, megabytes=200):
 
 
 def case_tcp(engines, runs, seconds=3):
-    """Bytes through a published port, by loopback: the container sends zeros to whoever connects."""
+    """Bytes through a published port, by loopback: a web server in the container sends a sparse file."""
     results = {}
     for number, engine in enumerate(engines):
         port = 20480 + number
-        engine.run("run", "-d", "--name", "bench-tcp", "-p", f"{port}:9", "busybox", "nc", "-lk", "-p", "9", "-e", "cat", "/dev/zero")
+        engine.run("run", "-d", "--name", "bench-tcp", "-p", f"{port}:9", "busybox", "sh", "-c", "truncate -s 100G /zeros && httpd -f -p 9 -h /")
         try:
             time.sleep(0.5)
             with socket.create_connection(("127.0.0.1", port)) as stream:
+                stream.sendall(b"GET /zeros HTTP/1.0\r\n\r\n")
                 buffer = bytearray(1 << 20)
                 total, end = 0, time.perf_counter() + seconds
                 while time.perf_counter() < end:
