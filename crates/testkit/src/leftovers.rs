@@ -69,10 +69,11 @@ fn bridge(data: &Path) -> String {
     name.unwrap_or("no-bridge").to_owned()
 }
 
-/// Removes the bridge that a test's network made; the engine keeps one for as long as its data root exists.
+/// Removes the bridge and the table that a test's network made; the engine keeps them for as long as its data root exists.
 pub(crate) fn remove_bridge(data: &Path) {
     let bridge = bridge(data);
     if bridge.starts_with("dhow") && bridge != "dhow0" {
         let _ = Command::new("ip").args(["link", "delete", &bridge]).output();
+        let _ = Command::new("nft").args(["delete", "table", "inet", &bridge]).output();
     }
 }
