@@ -1,0 +1,260 @@
+//! The container's life: start, signals, stop, pause, exit, restart by policy, end.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use dhow_network::Attached;
+use dhow_oci::time::now;
+
+use super::{FIRST_BACKOFF, INIT, MAX_BACKOFF, Monitor, SIGKILL, STABLE, Stopping};
+use crate::client::Role;
+use crate::protocol::{FailureKind, NetworkState, Policy, Reply, Start};
+use crate::start;
+use crate::state::{self, State, Status};
+
+impl Monitor {
+    /// Running, paused or about to be restarted.
+    pub(super) fn is_alive(&self) -> bool {
+        self.processes[INIT].is_some() || self.restart_at.is_some()
+    }
+
+    pub(super) fn start_requested(&mut self, index: usize, start: Start) {
+        if self.is_alive() || self.over.is_some() {
+            return self.fail(index, FailureKind::Conflict, format!("container {} is already running", self.setup.id));
+        }
+        self.state.stopped_by_user = false;
+        self.state.restart_count = 0;
+        self.backoff = FIRST_BACKOFF;
+        self.start = start;
+        match self.launch() {
+            Ok(()) => self.answer(index, &Reply::default()),
+            Err(failed) => {
+                self.state.status = if self.state.started > 0 { Status::Exited } else { Status::Created };
+                self.state.error.clone_from(&failed.message);
+                self.state.exit_code = failed.code;
+                self.state.finished = if self.state.started > 0 { now() } else { 0 };
+                self.detach_network();
+                let _ = state::save(&self.setup.directory, &self.state);
+                self.fail(index, FailureKind::Start, failed.message);
+                // Whoever attached before the start learns that nothing comes.
+                self.finish_streams(INIT);
+                self.tell_waiting(true);
+            }
+        }
+    }
+
+    /// Starts the program, for the first time or again.
+    pub(super) fn launch(&mut self) -> Result<(), start::Failed> {
+        if self.network.is_none() {
+            self.network = start::network(self.start.plan.as_ref(), &self.setup.name)?;
+        }
+        // The last run's mount went with its namespaces; it must be given up before the layer is mounted again.
+        self.root = None;
+        let root = self.root.insert(start::mount_root(&self.setup)?);
+        let (process, running) = start::start(&self.setup, &self.start, &root.fd, self.network.as_ref())?;
+        let network = self
+            .start
+            .plan
+            .clone()
+            .map(|plan| NetworkState { plan, ports: self.network.as_ref().map(Attached::publishes).unwrap_or_default() });
+        self.state = State {
+            status: Status::Running,
+            pid: process.pid,
+            exit_code: 0,
+            error: String::new(),
+            oom_killed: false,
+            started: now(),
+            finished: self.state.finished,
+            restart_count: self.state.restart_count,
+            stopped_by_user: false,
+            network,
+            cgroup: self.start.spec.linux.as_ref().and_then(|linux| linux.cgroups_path.clone()).unwrap_or_default(),
+        };
+        self.running = Some(running);
+        self.ever_started = true;
+        self.watch(INIT, process);
+        // A state that cannot be written would make a running container look dead: end it instead.
+        if let Err(error) = state::save(&self.setup.run, &self.state) {
+            let _ = self.signal(SIGKILL);
+            return Err(start::Failed { message: format!("write the container's state: {error}"), code: 128 });
+        }
+        self.event("start", &[]);
+        // What the set-up took is not needed while the container runs.
+        dhow_sys::process::trim_heap();
+        Ok(())
+    }
+
+    pub(super) fn signal(&self, signal: i32) -> io::Result<()> {
+        match &self.processes[INIT] {
+            Some(process) => dhow_sys::signal::kill_descriptor(process.pidfd.as_fd(), signal),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    /// A signal that a user sends. One that may end the container counts as a wish to stop it (moby, `kill.go`).
+    pub(super) fn user_signal(&mut self, signal: i32) -> io::Result<()> {
+        if self.restart_at.is_some() {
+            self.cancel_restart();
+            return Ok(());
+        }
+        if signal == SIGKILL || signal == self.setup.stop_signal {
+            self.state.stopped_by_user = true;
+        }
+        self.signal(signal)?;
+        if signal == SIGKILL && self.state.status == Status::Paused {
+            // A frozen process cannot die.
+            let _ = self.freeze(false);
+        }
+        self.event("kill", &[("signal", signal.to_string())]);
+        Ok(())
+    }
+
+    pub(super) fn begin_stop(&mut self, signal: Option<i32>, timeout: Option<i64>) {
+        self.state.stopped_by_user = true;
+        if self.restart_at.is_some() {
+            return self.cancel_restart();
+        }
+        if self.state.status == Status::Paused {
+            let _ = self.freeze(false);
+        }
+        let signal = signal.unwrap_or(self.setup.stop_signal);
+        let timeout = timeout.unwrap_or(self.setup.stop_timeout);
+        if self.signal(signal).is_ok() {
+            self.event("kill", &[("signal", signal.to_string())]);
+            let deadline = u64::try_from(timeout).ok().map(|seconds| Instant::now() + Duration::from_secs(seconds));
+            self.stopping = Some(Stopping { deadline });
+        }
+    }
+
+    pub(super) fn cancel_restart(&mut self) {
+        self.restart_at = None;
+        self.end();
+    }
+
+    pub(super) fn freeze(&mut self, frozen: bool) -> Result<(), (FailureKind, String)> {
+        let id = &self.setup.id;
+        let Some(running) = self.running.as_ref().filter(|_| self.processes[INIT].is_some()) else {
+            return Err((FailureKind::Conflict, format!("container {id} is not running")));
+        };
+        match (self.state.status, frozen) {
+            (Status::Paused, true) => return Err((FailureKind::Conflict, format!("container {id} is already paused"))),
+            (Status::Running, false) => return Err((FailureKind::Internal, format!("Container {id} is not paused"))),
+            _ => {}
+        }
+        let done = running.cgroup.freeze(frozen);
+        done.map_err(|error| (FailureKind::Internal, format!("freeze container {id}: {error}")))?;
+        self.state.status = if frozen { Status::Paused } else { Status::Running };
+        let _ = state::save(&self.setup.run, &self.state);
+        self.event(if frozen { "pause" } else { "unpause" }, &[]);
+        Ok(())
+    }
+
+    pub(super) fn resize(&mut self, process: usize, rows: u16, columns: u16) -> Result<(), ()> {
+        let terminal = self
+            .processes
+            .get(process)
+            .and_then(Option::as_ref)
+            .filter(|process| process.tty)
+            .and_then(|process| process.outputs[0].as_ref());
+        let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        match terminal {
+            Some(terminal) => rustix::termios::tcsetwinsize(terminal, size).map_err(drop)?,
+            None if self.processes.get(process).is_some_and(Option::is_some) => {}
+            None => return Err(()),
+        }
+        if process == INIT {
+            (self.start.rows, self.start.columns) = (rows, columns);
+            self.event("resize", &[("height", rows.to_string()), ("width", columns.to_string())]);
+        }
+        Ok(())
+    }
+
+    pub(super) fn container_exited(&mut self, code: i32) {
+        if let Some(running) = self.running.take() {
+            self.state.oom_killed = running.cgroup.events().oom_kills > 0;
+            let _ = running.cgroup.kill();
+            // A cgroup that cannot be removed now is found by whoever looks for leftovers.
+            let _ = running.cgroup.remove();
+        }
+        let ran = Duration::from_nanos((now() - self.state.started).max(0) as u64);
+        if ran >= STABLE {
+            self.backoff = FIRST_BACKOFF;
+        }
+        self.state.pid = 0;
+        self.state.exit_code = code;
+        self.state.finished = now();
+        if self.state.oom_killed {
+            self.event("oom", &[]);
+        }
+        self.event("die", &[("execDuration", ran.as_secs().to_string()), ("exitCode", code.to_string())]);
+        self.after_exit();
+    }
+
+    /// Restarts by policy, or ends.
+    pub(super) fn after_exit(&mut self) {
+        let wanted = match self.setup.restart.policy {
+            Policy::No => false,
+            Policy::Always | Policy::UnlessStopped => true,
+            Policy::OnFailure => {
+                let maximum = self.setup.restart.maximum;
+                self.state.exit_code != 0 && (maximum == 0 || self.state.restart_count < maximum)
+            }
+        };
+        if wanted && !self.state.stopped_by_user {
+            self.state.status = Status::Restarting;
+            let _ = state::save(&self.setup.run, &self.state);
+            self.restart_at = Some(Instant::now() + self.backoff);
+            self.backoff = (self.backoff * 2).min(MAX_BACKOFF);
+            self.finish_streams(INIT);
+            self.tell_waiting(false);
+        } else {
+            self.end();
+        }
+    }
+
+    /// The container has ended for good: record it, tell everybody, and be gone.
+    pub(super) fn end(&mut self) {
+        let stopped = self.stopping.take().is_some();
+        self.state.status = Status::Exited;
+        self.state.network = None;
+        self.state.pid = 0;
+        let _ = state::save(&self.setup.run, &self.state);
+        if !self.setup.auto_remove {
+            // Without room for it the engine that looks next finds the copy in the run directory.
+            let _ = state::save(&self.setup.directory, &self.state);
+        }
+        self.detach_network();
+        if stopped {
+            self.event("stop", &[]);
+        }
+        for index in 0..self.processes.len() {
+            self.finish_streams(index);
+        }
+        self.tell_waiting(true);
+        self.over = Some(Instant::now());
+    }
+
+    pub(super) fn detach_network(&mut self) {
+        if let Some(network) = self.network.take() {
+            // Elements that stay are removed by whoever finds them without a container.
+            let _ = network.detach();
+        }
+    }
+
+    /// Answers who waits for an exit, and with `stopped` who waits for the end.
+    pub(super) fn tell_waiting(&mut self, stopped: bool) {
+        let reply = Reply { exit_code: self.state.exit_code, ..Reply::default() };
+        for client in self.clients.iter_mut().flatten() {
+            let told = match client.role {
+                Role::WaitExit { .. } => true,
+                Role::WaitStopped { .. } => stopped,
+                _ => false,
+            };
+            if told {
+                client.reply(&reply);
+                client.role = Role::Done;
+            }
+        }
+    }
+}
