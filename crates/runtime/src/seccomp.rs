@@ -9,7 +9,5 @@ pub use default_profile::default_profile;
 
 /// Whether a name is a system call of any architecture known here.
 pub fn is_syscall(name: &str) -> bool {
-    [syscalls::X86_64, syscalls::X86, syscalls::X32]
-        .iter()
-        .any(|table| table.binary_search_by_key(&name, |(known, _)| known).is_ok())
+    [&syscalls::X86_64, &syscalls::X86, &syscalls::X32].iter().any(|table| table.number(name).is_some())
 }

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use dhow_sys::seccomp::Instruction;
 
-use super::syscalls;
+use super::syscalls::{self, Table};
 use crate::spec::{Seccomp, SeccompArgument};
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -79,12 +79,12 @@ pub fn compile(seccomp: &Seccomp) -> Result<Filter, SeccompError> {
     if let Some(unknown) = architectures.iter().find(|name| !name.starts_with("SCMP_ARCH_")) {
         return Err(SeccompError::UnknownArchitecture((*unknown).to_owned()));
     }
-    let section = |table, present: bool| -> Result<Vec<Instruction>, SeccompError> {
+    let section = |table: &Table, present: bool| -> Result<Vec<Instruction>, SeccompError> {
         if present { dispatch(&treatments(seccomp, default, table)?, default) } else { Ok(vec![ret(KILL_PROCESS)]) }
     };
-    let x86_64 = section(syscalls::X86_64, has("SCMP_ARCH_X86_64"))?;
-    let x32 = section(syscalls::X32, has("SCMP_ARCH_X32"))?;
-    let x86 = section(syscalls::X86, has("SCMP_ARCH_X86"))?;
+    let x86_64 = section(&syscalls::X86_64, has("SCMP_ARCH_X86_64"))?;
+    let x32 = section(&syscalls::X32, has("SCMP_ARCH_X32"))?;
+    let x86 = section(&syscalls::X86, has("SCMP_ARCH_X86"))?;
 
     const OFFSET_NUMBER: u32 = 0;
     const OFFSET_ARCHITECTURE: u32 = 4;
@@ -134,7 +134,7 @@ fn action(name: &str, errno: Option<u32>) -> Result<u32, SeccompError> {
 }
 
 /// The treatment of each system call of one architecture that a rule names. Names of other architectures are skipped.
-fn treatments(seccomp: &Seccomp, default: u32, table: &[(&str, u32)]) -> Result<BTreeMap<u32, Treatment>, SeccompError> {
+fn treatments(seccomp: &Seccomp, default: u32, table: &Table) -> Result<BTreeMap<u32, Treatment>, SeccompError> {
     let mut treatments: BTreeMap<u32, Treatment> = BTreeMap::new();
     for rule in &seccomp.syscalls {
         let action = action(&rule.action, rule.errno_ret)?;
@@ -142,8 +142,8 @@ fn treatments(seccomp: &Seccomp, default: u32, table: &[(&str, u32)]) -> Result<
             return Err(SeccompError::ArgumentIndex(bad.index));
         }
         for name in &rule.names {
-            let Ok(position) = table.binary_search_by_key(&name.as_str(), |(known, _)| known) else { continue };
-            let entry = treatments.entry(table[position].1);
+            let Some(number) = table.number(name) else { continue };
+            let entry = treatments.entry(number);
             if rule.args.is_empty() {
                 // The unconditional rule wins, as in libseccomp, wherever it stands; the first of two counts.
                 entry
@@ -327,8 +327,8 @@ mod tests {
         }
     }
 
-    fn number(table: &[(&str, u32)], name: &str) -> u32 {
-        table.iter().find(|(known, _)| *known == name).unwrap().1
+    fn number(table: &Table, name: &str) -> u32 {
+        table.number(name).unwrap()
     }
 
     fn default_filter(capabilities: &[&str]) -> Filter {
@@ -342,13 +342,13 @@ mod tests {
         let filter = default_filter(&[]);
         let unconditional: Vec<&str> = profile.syscalls[0].names.iter().map(String::as_str).collect();
         let conditional = ["personality", "socket", "clone", "clone3"];
-        let newest = |table: &[(&str, u32)]| {
+        let newest = |table: &Table| {
             table.iter().filter(|(name, _)| unconditional.contains(name)).map(|(_, number)| *number).max().unwrap()
         };
         for (architecture, bit, table) in [
-            (AUDIT_ARCH_X86_64, 0, syscalls::X86_64),
-            (AUDIT_ARCH_X86_64, X32_BIT, syscalls::X32),
-            (AUDIT_ARCH_I386, 0, syscalls::X86),
+            (AUDIT_ARCH_X86_64, 0, &syscalls::X86_64),
+            (AUDIT_ARCH_X86_64, X32_BIT, &syscalls::X32),
+            (AUDIT_ARCH_I386, 0, &syscalls::X86),
         ] {
             for (name, number) in table.iter().filter(|(name, _)| !conditional.contains(name)) {
                 let expected = if unconditional.contains(name) {
@@ -371,7 +371,7 @@ mod tests {
     #[test]
     fn address_families_38_and_40_are_closed() {
         let filter = default_filter(&[]);
-        let socket = number(syscalls::X86_64, "socket");
+        let socket = number(&syscalls::X86_64, "socket");
         for family in 0..60u64 {
             let expected = if matches!(family, 38 | 40) { ERRNO | EPERM } else { ALLOW };
             assert_eq!(run(&filter, AUDIT_ARCH_X86_64, socket, [family, 0, 0, 0, 0, 0]), expected, "{family}");
@@ -380,10 +380,10 @@ mod tests {
 
     #[test]
     fn capabilities_open_their_calls() {
-        let mount = number(syscalls::X86_64, "mount");
+        let mount = number(&syscalls::X86_64, "mount");
         assert_eq!(run(&default_filter(&[]), AUDIT_ARCH_X86_64, mount, [0; 6]), ERRNO | EPERM);
         assert_eq!(run(&default_filter(&["CAP_SYS_ADMIN"]), AUDIT_ARCH_X86_64, mount, [0; 6]), ALLOW);
-        let clone3 = number(syscalls::X86_64, "clone3");
+        let clone3 = number(&syscalls::X86_64, "clone3");
         assert_eq!(run(&default_filter(&["CAP_SYS_ADMIN"]), AUDIT_ARCH_X86_64, clone3, [0; 6]), ALLOW);
     }
 

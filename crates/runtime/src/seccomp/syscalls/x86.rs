@@ -1,6 +1,8 @@
 //! 32-bit x86: `entry/syscalls/syscall_32.tbl`.
 
-pub static X86: &[(&str, u32)] = &[
+use super::Numbers;
+
+pub(super) static X86_32: &Numbers = &[
     ("_llseek", 140),
     ("_newselect", 142),
     ("_sysctl", 149),
