@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use dhow_api::client::Client;
+
 use crate::commands::{self, create, daemon, exec, image, inspect, lifecycle, list, logs, run, system};
-use crate::connect::Target;
+use crate::connect::{Roots, Target};
 use crate::failure::{self, Failure};
 
 /// A container engine: Docker-compatible, without a daemon in the way.
@@ -26,12 +28,8 @@ struct Globals {
     /// Socket of the engine to talk to (unix:///path); without it, a daemon's default socket or the engine in this program
     #[arg(short = 'H', long)]
     host: Option<String>,
-    /// Where the embedded engine keeps images and containers
-    #[arg(long)]
-    data_root: Option<PathBuf>,
-    /// Where the embedded engine keeps what ends with a reboot
-    #[arg(long)]
-    exec_root: Option<PathBuf>,
+    #[command(flatten)]
+    roots: Roots,
     /// Print messages for debugging
     #[arg(short = 'D', long)]
     debug: bool,
@@ -94,63 +92,25 @@ fn parse(args: &[OsString]) -> Result<App, clap::Error> {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Create and run a new container from an image
-    Run(run::Run),
-    /// Create a new container
-    Create(create::Create),
-    /// Start one or more stopped containers
-    Start(lifecycle::Start),
-    /// Stop one or more running containers
-    Stop(lifecycle::Stop),
-    /// Restart one or more containers
-    Restart(lifecycle::Restart),
-    /// Kill one or more running containers
-    Kill(lifecycle::Kill),
+    #[command(flatten)]
+    OnContainers(Box<OnContainers>),
     /// Remove one or more containers
     Rm(lifecycle::Rm),
-    /// Pause all processes within one or more containers
-    Pause(lifecycle::Names),
-    /// Unpause all processes within one or more containers
-    Unpause(lifecycle::Names),
-    /// Block until one or more containers stop, then print their exit codes
-    Wait(lifecycle::Names),
-    /// Rename a container
-    Rename(lifecycle::Rename),
-    /// Attach local standard input, output, and error streams to a running container
-    Attach(lifecycle::Attach),
-    /// Execute a command in a running container
-    Exec(exec::Exec),
-    /// Fetch the logs of a container
-    Logs(logs::Logs),
     /// List containers
     #[command(visible_alias = "ls")]
     Ps(list::Ps),
     /// Return low-level information on objects
     Inspect(inspect::Inspect),
-    /// Display the running processes of a container
-    Top(inspect::Top),
-    /// List port mappings or a specific mapping for the container
-    Port(inspect::Port),
+    #[command(flatten)]
+    OnImages(OnImages),
     /// List images
     Images(image::Images),
     /// Remove one or more images
     Rmi(image::Rmi),
-    /// Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE
-    Tag(image::Tag),
-    /// Import the contents from a tarball to create a filesystem image
-    Import(image::Import),
-    /// Load an image from a tar archive or STDIN
-    Load(image::Load),
-    /// Download an image: for now from the list that is built in
-    Pull(image::Pull),
-    /// Show the history of an image
-    History(image::History),
+    #[command(flatten)]
+    OnSystem(OnSystem),
     /// Show the version information
     Version(system::Version),
-    /// Display system-wide information
-    Info(system::Info),
-    /// Get real time events from the server
-    Events(system::Events),
     /// Run the engine as a daemon behind a socket
     Daemon(daemon::Daemon),
     /// Manage containers
@@ -164,8 +124,9 @@ enum Command {
     System(System),
 }
 
+/// What stands both at the top and under `container`.
 #[derive(Subcommand, Debug)]
-enum Container {
+enum OnContainers {
     /// Create and run a new container from an image
     Run(run::Run),
     /// Create a new container
@@ -175,12 +136,9 @@ enum Container {
     /// Stop one or more running containers
     Stop(lifecycle::Stop),
     /// Restart one or more containers
-    Restart(lifecycle::Restart),
+    Restart(lifecycle::Stop),
     /// Kill one or more running containers
     Kill(lifecycle::Kill),
-    /// Remove one or more containers
-    #[command(visible_alias = "remove")]
-    Rm(lifecycle::Rm),
     /// Pause all processes within one or more containers
     Pause(lifecycle::Names),
     /// Unpause all processes within one or more containers
@@ -195,25 +153,15 @@ enum Container {
     Exec(exec::Exec),
     /// Fetch the logs of a container
     Logs(logs::Logs),
-    /// List containers
-    #[command(visible_alias = "list", visible_alias = "ps")]
-    Ls(list::Ps),
-    /// Display detailed information on one or more containers
-    Inspect(inspect::InspectContainer),
     /// Display the running processes of a container
     Top(inspect::Top),
     /// List port mappings or a specific mapping for the container
     Port(inspect::Port),
 }
 
+/// What stands both at the top and under `image`.
 #[derive(Subcommand, Debug)]
-enum Image {
-    /// List images
-    #[command(visible_alias = "list")]
-    Ls(image::Images),
-    /// Remove one or more images
-    #[command(visible_alias = "remove")]
-    Rm(image::Rmi),
+enum OnImages {
     /// Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE
     Tag(image::Tag),
     /// Import the contents from a tarball to create a filesystem image
@@ -224,16 +172,49 @@ enum Image {
     Pull(image::Pull),
     /// Show the history of an image
     History(image::History),
+}
+
+/// What stands both at the top and under `system`.
+#[derive(Subcommand, Debug)]
+enum OnSystem {
+    /// Display system-wide information
+    Info(system::Info),
+    /// Get real time events from the server
+    Events(system::Events),
+}
+
+#[derive(Subcommand, Debug)]
+enum Container {
+    #[command(flatten)]
+    Same(Box<OnContainers>),
+    /// Remove one or more containers
+    #[command(visible_alias = "remove")]
+    Rm(lifecycle::Rm),
+    /// List containers
+    #[command(visible_alias = "list", visible_alias = "ps")]
+    Ls(list::Ps),
+    /// Display detailed information on one or more containers
+    Inspect(inspect::InspectContainer),
+}
+
+#[derive(Subcommand, Debug)]
+enum Image {
+    #[command(flatten)]
+    Same(OnImages),
+    /// List images
+    #[command(visible_alias = "list")]
+    Ls(image::Images),
+    /// Remove one or more images
+    #[command(visible_alias = "remove")]
+    Rm(image::Rmi),
     /// Display detailed information on one or more images
     Inspect(inspect::InspectImage),
 }
 
 #[derive(Subcommand, Debug)]
 enum System {
-    /// Display system-wide information
-    Info(system::Info),
-    /// Get real time events from the server
-    Events(system::Events),
+    #[command(flatten)]
+    Same(OnSystem),
     /// Remove a container that ran with --rm: what its monitor does in the end
     #[command(hide = true)]
     Reap { id: String },
@@ -250,10 +231,10 @@ pub fn main(args: Vec<OsString>) -> i32 {
     };
     if let Command::Daemon(daemon) = app.command {
         let globals = app.globals;
-        return finish(daemon.run(globals.debug, &globals.log_level, globals.data_root, globals.exec_root, globals.host));
+        return finish(daemon.run(globals.debug, &globals.log_level, globals.roots, globals.host));
     }
     if let Command::System(System::Reap { id }) = &app.command {
-        let target = Target { host: None, data_root: app.globals.data_root.clone(), exec_root: app.globals.exec_root.clone() };
+        let target = Target { host: None, roots: app.globals.roots.clone() };
         return finish(system::reap(&target, id));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -324,7 +305,7 @@ async fn dispatch(app: App) -> failure::Result {
     if app.globals.context.as_deref().is_some_and(|context| context != "default") {
         return Err(Failure::new("only the context \"default\" exists in this version"));
     }
-    let target = Target { host: app.globals.host, data_root: app.globals.data_root, exec_root: app.globals.exec_root };
+    let target = Target { host: app.globals.host, roots: app.globals.roots };
     let client = match &app.command {
         Command::Version(_) => commands::optional_client(&target),
         _ => target.client().map(Some),
@@ -332,7 +313,12 @@ async fn dispatch(app: App) -> failure::Result {
     let client = match client {
         Ok(client) => client,
         Err(failure) => {
-            let runs = matches!(app.command, Command::Run(_) | Command::Container(Container::Run(_)));
+            let runs = match &app.command {
+                Command::OnContainers(command) | Command::Container(Container::Same(command)) => {
+                    matches!(**command, OnContainers::Run(_))
+                }
+                _ => false,
+            };
             return Err(Failure { code: if runs { 125 } else { failure.code }, ..failure });
         }
     };
@@ -340,37 +326,51 @@ async fn dispatch(app: App) -> failure::Result {
         return system::client_version_only();
     };
     match app.command {
-        Command::Run(run) | Command::Container(Container::Run(run)) => run.run(&client).await,
-        Command::Create(create) | Command::Container(Container::Create(create)) => create.run(&client).await,
-        Command::Start(start) | Command::Container(Container::Start(start)) => start.run(&client).await,
-        Command::Stop(stop) | Command::Container(Container::Stop(stop)) => stop.run(&client).await,
-        Command::Restart(restart) | Command::Container(Container::Restart(restart)) => restart.run(&client).await,
-        Command::Kill(kill) | Command::Container(Container::Kill(kill)) => kill.run(&client).await,
+        Command::OnContainers(command) | Command::Container(Container::Same(command)) => on_containers(*command, &client).await,
         Command::Rm(rm) | Command::Container(Container::Rm(rm)) => rm.run(&client).await,
-        Command::Pause(names) | Command::Container(Container::Pause(names)) => names.post(&client, "pause").await,
-        Command::Unpause(names) | Command::Container(Container::Unpause(names)) => names.post(&client, "unpause").await,
-        Command::Wait(names) | Command::Container(Container::Wait(names)) => names.wait(&client).await,
-        Command::Rename(rename) | Command::Container(Container::Rename(rename)) => rename.run(&client).await,
-        Command::Attach(attach) | Command::Container(Container::Attach(attach)) => attach.run(&client).await,
-        Command::Exec(exec) | Command::Container(Container::Exec(exec)) => exec.run(&client).await,
-        Command::Logs(logs) | Command::Container(Container::Logs(logs)) => logs.run(&client).await,
         Command::Ps(ps) | Command::Container(Container::Ls(ps)) => ps.run(&client).await,
         Command::Inspect(inspect) => inspect.run(&client).await,
         Command::Container(Container::Inspect(inspect)) => inspect.run(&client).await,
         Command::Image(Image::Inspect(inspect)) => inspect.run(&client).await,
-        Command::Top(top) | Command::Container(Container::Top(top)) => top.run(&client).await,
-        Command::Port(port) | Command::Container(Container::Port(port)) => port.run(&client).await,
+        Command::OnImages(command) | Command::Image(Image::Same(command)) => on_images(command, &client).await,
         Command::Images(images) | Command::Image(Image::Ls(images)) => images.run(&client).await,
         Command::Rmi(rmi) | Command::Image(Image::Rm(rmi)) => rmi.run(&client).await,
-        Command::Tag(tag) | Command::Image(Image::Tag(tag)) => tag.run(&client).await,
-        Command::Import(import) | Command::Image(Image::Import(import)) => import.run(&client).await,
-        Command::Load(load) | Command::Image(Image::Load(load)) => load.run(&client).await,
-        Command::Pull(pull) | Command::Image(Image::Pull(pull)) => pull.run(&client).await,
-        Command::History(history) | Command::Image(Image::History(history)) => history.run(&client).await,
+        Command::OnSystem(command) | Command::System(System::Same(command)) => match command {
+            OnSystem::Info(info) => info.run(&client).await,
+            OnSystem::Events(events) => events.run(&client).await,
+        },
         Command::Version(version) => version.run(&client).await,
-        Command::Info(info) | Command::System(System::Info(info)) => info.run(&client).await,
-        Command::Events(events) | Command::System(System::Events(events)) => events.run(&client).await,
         Command::System(System::DialStdio) => system::dial_stdio(&target).await,
         Command::Daemon(_) | Command::System(System::Reap { .. }) => Ok(()),
+    }
+}
+
+async fn on_containers(command: OnContainers, client: &Client) -> failure::Result {
+    match command {
+        OnContainers::Run(run) => run.run(client).await,
+        OnContainers::Create(create) => create.run(client).await,
+        OnContainers::Start(start) => start.run(client).await,
+        OnContainers::Stop(stop) => stop.post(client, "stop").await,
+        OnContainers::Restart(stop) => stop.post(client, "restart").await,
+        OnContainers::Kill(kill) => kill.run(client).await,
+        OnContainers::Pause(names) => names.post(client, "pause").await,
+        OnContainers::Unpause(names) => names.post(client, "unpause").await,
+        OnContainers::Wait(names) => names.wait(client).await,
+        OnContainers::Rename(rename) => rename.run(client).await,
+        OnContainers::Attach(attach) => attach.run(client).await,
+        OnContainers::Exec(exec) => exec.run(client).await,
+        OnContainers::Logs(logs) => logs.run(client).await,
+        OnContainers::Top(top) => top.run(client).await,
+        OnContainers::Port(port) => port.run(client).await,
+    }
+}
+
+async fn on_images(command: OnImages, client: &Client) -> failure::Result {
+    match command {
+        OnImages::Tag(tag) => tag.run(client).await,
+        OnImages::Import(import) => import.run(client).await,
+        OnImages::Load(load) => load.run(client).await,
+        OnImages::Pull(pull) => pull.run(client).await,
+        OnImages::History(history) => history.run(client).await,
     }
 }

@@ -11,7 +11,10 @@ pub mod logs;
 pub mod run;
 pub mod system;
 
-use dhow_api::client::Client;
+use dhow_api::client::{Client, ClientError};
+use http_body_util::BodyExt;
+use hyper::body::{Bytes, Incoming};
+use serde::de::DeserializeOwned;
 
 use crate::connect::Target;
 use crate::failure::{Failure, Result};
@@ -19,6 +22,33 @@ use crate::failure::{Failure, Result};
 /// A client, or `None` where the command has something to say without an engine.
 pub fn optional_client(target: &Target) -> Result<Option<Client>> {
     Ok(target.client().ok())
+}
+
+/// Removes what the path names: the answer, or `None` when with `force` there was nothing to remove. Docker tells of that,
+/// and goes on.
+async fn delete(client: &Client, path: &str, force: bool) -> Result<Option<Bytes>> {
+    match client.delete(path).await {
+        Ok(answer) => Ok(Some(answer)),
+        Err(error @ ClientError::Api { status: 404, .. }) if force => {
+            eprintln!("{error}");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Reads a stream of JSON values, one in a line, each as it comes.
+async fn json_lines<T: DeserializeOwned>(mut body: Incoming, mut show: impl FnMut(T) -> Result) -> Result {
+    let mut pending = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        pending.extend_from_slice(&data);
+        while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = pending.drain(..=end).collect();
+            show(serde_json::from_slice(&line)?)?;
+        }
+    }
+    Ok(())
 }
 
 /// `--filter key=value`, several times, as the API takes it.

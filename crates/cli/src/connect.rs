@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use clap::Args;
 use dhow_api::client::{BoxedStream, Client, Connector};
 use dhow_engine::{Engine, Settings};
 
@@ -16,18 +17,39 @@ pub const DEFAULT_EXEC: &str = "/run/dhow";
 /// Bytes that may be on their way inside the process.
 const PIPE: usize = 256 * 1024;
 
+/// Where an engine keeps its things, as given on the command line.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Roots {
+    /// Where images and containers are kept
+    #[arg(long)]
+    pub data_root: Option<PathBuf>,
+    /// Where what ends with a reboot is kept
+    #[arg(long)]
+    pub exec_root: Option<PathBuf>,
+}
+
+impl Roots {
+    /// These, and where they say nothing the others.
+    pub fn or(self, others: Roots) -> Roots {
+        Roots { data_root: self.data_root.or(others.data_root), exec_root: self.exec_root.or(others.exec_root) }
+    }
+
+    fn are_given(&self) -> bool {
+        self.data_root.is_some() || self.exec_root.is_some()
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 pub struct Target {
     pub host: Option<String>,
-    pub data_root: Option<PathBuf>,
-    pub exec_root: Option<PathBuf>,
+    pub roots: Roots,
 }
 
 impl Target {
     /// A client of the engine that is meant.
     pub fn client(&self) -> Result<Client> {
         let named = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let own_roots = self.data_root.is_some() || self.exec_root.is_some();
+        let own_roots = self.roots.are_given();
         let host =
             self.host.clone().or_else(|| if own_roots { None } else { named("DHOW_HOST").or_else(|| named("DOCKER_HOST")) });
         if let Some(host) = host {
@@ -41,9 +63,9 @@ impl Target {
 
     pub fn settings(&self) -> Settings {
         let path = |path: &Option<PathBuf>, default: &str| path.clone().unwrap_or_else(|| PathBuf::from(default));
-        let data_root = path(&self.data_root, DEFAULT_DATA);
+        let data_root = path(&self.roots.data_root, DEFAULT_DATA);
         // Another data root has containers of its own: they must not share the run directories of the default one.
-        let exec_root = match (&self.exec_root, &self.data_root) {
+        let exec_root = match (&self.roots.exec_root, &self.roots.data_root) {
             (None, Some(data)) if data != Path::new(DEFAULT_DATA) => data.join("run"),
             (exec, _) => path(exec, DEFAULT_EXEC),
         };

@@ -4,18 +4,7 @@ use std::io::Write;
 use std::process::Stdio;
 use std::time::Duration;
 
-use dhow_testkit::{Sandbox, sandbox, text, wait_until};
-
-const BINARY: &str = env!("CARGO_BIN_EXE_dhow");
-
-macro_rules! sandboxed {
-    () => {
-        match sandbox(BINARY) {
-            Some(sandbox) => sandbox,
-            None => return,
-        }
-    };
-}
+use dhow_testkit::{Sandbox, sandboxed, text, wait_until};
 
 #[test]
 fn hello_world_needs_nothing() {
@@ -431,7 +420,7 @@ fn the_runtime_works_under_another_engine() {
     archive.unpack(bundle.join("rootfs")).unwrap();
     let root = sandbox.path("runtime");
     let runtime = |args: &[&str]| {
-        let output = std::process::Command::new(BINARY)
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_dhow"))
             .args(["runtime", "--root"])
             .arg(&root)
             .args(args)
@@ -447,7 +436,7 @@ fn the_runtime_works_under_another_engine() {
     std::fs::write(bundle.join("config.json"), config).unwrap();
     let status = |id: &str| runtime(&["state", id]).1;
     // Its streams are the caller's: a pipe would stay open for the container's life.
-    let create = std::process::Command::new(BINARY)
+    let create = std::process::Command::new(env!("CARGO_BIN_EXE_dhow"))
         .args(["runtime", "--root"])
         .arg(&root)
         .args(["create", "one"])

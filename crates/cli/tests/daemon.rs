@@ -4,18 +4,7 @@
 
 use std::process::Command;
 
-use dhow_testkit::{Sandbox, sandbox, text, wait_until};
-
-const BINARY: &str = env!("CARGO_BIN_EXE_dhow");
-
-macro_rules! sandboxed {
-    () => {
-        match sandbox(BINARY) {
-            Some(sandbox) => sandbox,
-            None => return,
-        }
-    };
-}
+use dhow_testkit::{Sandbox, sandboxed, text, wait_until};
 
 /// Our client, and docker's where there is one. In CI it must be there.
 fn clients() -> Vec<&'static str> {
@@ -178,7 +167,7 @@ fn events_are_told_whoever_causes_them() {
 #[test]
 fn an_open_tcp_port_is_refused() {
     let sandbox = sandboxed!();
-    let output = Command::new(BINARY)
+    let output = Command::new(env!("CARGO_BIN_EXE_dhow"))
         .args(["daemon", "-H", "tcp://127.0.0.1:2375", "--data-root"])
         .arg(sandbox.data_root())
         .output()

@@ -12,21 +12,6 @@ use crate::lifecycle::detach_keys;
 use crate::link::ask;
 use crate::{Engine, Error, Result, names};
 
-/// A process to run.
-#[derive(Clone, Debug, Default)]
-pub struct NewExec {
-    pub args: Vec<String>,
-    pub env: Vec<String>,
-    pub cwd: Option<String>,
-    pub user: Option<String>,
-    pub tty: bool,
-    pub stdin: bool,
-    pub stdout: bool,
-    pub stderr: bool,
-    pub privileged: bool,
-    pub detach_keys: Option<String>,
-}
-
 /// A started exec; attached, its socket carries the streams in the form that the API sends them.
 pub struct ExecStarted {
     pub stream: UnixStream,
@@ -34,7 +19,9 @@ pub struct ExecStarted {
 }
 
 impl Engine {
-    pub fn exec_create(&self, reference: &str, new: NewExec) -> Result<String> {
+    /// Prepares a process; the answer is the exec's id. Id and detach keys of `config` are set here, the latter from `keys`,
+    /// which are written as docker does (`ctrl-p,ctrl-q`, the default for an empty text).
+    pub fn exec_create(&self, reference: &str, mut config: ExecConfig, keys: &str) -> Result<String> {
         let container = self.container(reference)?;
         match container.state.status {
             Status::Running => {}
@@ -46,23 +33,12 @@ impl Engine {
             }
             _ => return Err(Error::conflict(format!("container {} is not running", container.id))),
         }
-        if new.args.is_empty() {
+        if config.args.is_empty() {
             return Err(Error::invalid("No exec command specified"));
         }
-        let id = names::random_id()?;
-        let config = ExecConfig {
-            id: id.clone(),
-            args: new.args,
-            env: new.env,
-            cwd: new.cwd.filter(|cwd| !cwd.is_empty()),
-            user: new.user.filter(|user| !user.is_empty()),
-            tty: new.tty,
-            stdin: new.stdin,
-            stdout: new.stdout,
-            stderr: new.stderr,
-            privileged: new.privileged,
-            detach_keys: detach_keys(new.detach_keys.as_deref())?,
-        };
+        config.id = names::random_id()?;
+        config.detach_keys = detach_keys(Some(keys))?;
+        let id = config.id.clone();
         // The exec's id leads to its container by a file that goes with it.
         let directory = self.paths().exec.join("execs");
         fs::create_dir_all(&directory).context(|| format!("create {}", directory.display()))?;

@@ -138,8 +138,10 @@ pub enum Policy {
     OnFailure,
 }
 
+/// A process to run in the container.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct ExecConfig {
+    /// Given by the engine.
     pub id: String,
     pub args: Vec<String>,
     /// Added to the container's own.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use dhow_api::container::{ExecCreate, ExecInspect, ExecStart, ProcessConfig};
-use dhow_engine::{Engine, Error, NewExec, Result};
+use dhow_engine::{Engine, Error, ExecConfig, Result};
 use hyper::StatusCode;
 use serde_json::json;
 
@@ -15,20 +15,21 @@ use crate::stream;
 
 pub(crate) async fn create(engine: Arc<Engine>, id: &str, mut call: Call) -> Result<Answer> {
     let request: ExecCreate = call.json(false).await?;
-    let new = NewExec {
+    let given = |text: String| Some(text).filter(|text| !text.is_empty());
+    let config = ExecConfig {
         args: request.cmd,
         env: request.env.unwrap_or_default(),
-        cwd: Some(request.working_dir),
-        user: Some(request.user),
+        cwd: given(request.working_dir),
+        user: given(request.user),
         tty: request.tty,
         stdin: request.attach_stdin,
         stdout: request.attach_stdout,
         stderr: request.attach_stderr,
         privileged: request.privileged,
-        detach_keys: Some(request.detach_keys),
+        ..ExecConfig::default()
     };
     let id = id.to_owned();
-    let exec = blocking(move || engine.exec_create(&id, new)).await?;
+    let exec = blocking(move || engine.exec_create(&id, config, &request.detach_keys)).await?;
     Ok(answer::json(StatusCode::CREATED, &json!({ "Id": exec })))
 }
 

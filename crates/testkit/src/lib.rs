@@ -39,6 +39,17 @@ pub fn sandbox(binary: &str) -> Option<Sandbox> {
     Some(sandbox)
 }
 
+/// The [`sandbox`] of a test of the binary `dhow`; where there can be none, the test ends here.
+#[macro_export]
+macro_rules! sandboxed {
+    () => {
+        match $crate::sandbox(env!("CARGO_BIN_EXE_dhow")) {
+            Some(sandbox) => sandbox,
+            None => return,
+        }
+    };
+}
+
 impl Sandbox {
     /// A path in the test's own directory.
     pub fn path(&self, name: &str) -> PathBuf {

@@ -9,7 +9,7 @@ use dhow_server::Listener;
 use serde_json::{Map, Value};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::connect::{DEFAULT_DATA, DEFAULT_EXEC, DEFAULT_SOCKET};
+use crate::connect::{DEFAULT_DATA, DEFAULT_EXEC, DEFAULT_SOCKET, Roots};
 use crate::failure::{Failure, Result};
 
 #[derive(Args, Debug)]
@@ -17,12 +17,8 @@ pub struct Daemon {
     /// Sockets to listen on: unix:///path or fd:// (several times)
     #[arg(short = 'H', long = "host")]
     hosts: Vec<String>,
-    /// Where images and containers are kept
-    #[arg(long)]
-    data_root: Option<PathBuf>,
-    /// Where what ends with a reboot is kept
-    #[arg(long)]
-    exec_root: Option<PathBuf>,
+    #[command(flatten)]
+    roots: Roots,
     /// Print messages for debugging
     #[arg(short = 'D', long)]
     debug: bool,
@@ -65,11 +61,11 @@ const KNOWN: [&str; 10] = [
 ];
 
 impl Daemon {
-    pub fn run(self, debug: bool, level: &str, data: Option<PathBuf>, exec: Option<PathBuf>, host: Option<String>) -> Result {
+    pub fn run(self, debug: bool, level: &str, roots: Roots, host: Option<String>) -> Result {
         // The program's own options may also stand before the command.
         let mut hosts = self.hosts.clone();
         hosts.extend(host);
-        let (data, exec) = (self.data_root.clone().or(data), self.exec_root.clone().or(exec));
+        let Roots { data_root: data, exec_root: exec } = self.roots.clone().or(roots);
         let debug = self.debug || debug;
         let level = self.log_level.as_deref().unwrap_or(level);
         let file = self.configuration()?;

@@ -4,17 +4,16 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::Args;
-use dhow_api::client::{Client, ClientError, query, segment};
+use dhow_api::client::{Client, query, segment};
 use dhow_api::image::{Deleted, History as ApiHistory, Message, Summary};
 use dhow_engine::units::{human_duration, human_size};
-use http_body_util::BodyExt;
 use hyper::Response;
 use hyper::body::Incoming;
 use serde_json::{Map, Value, json};
 use tokio::io::AsyncRead;
 
-use super::{filters, long_time};
-use crate::failure::{Failure, Result};
+use super::{delete, filters, json_lines, long_time};
+use crate::failure::{Failure, Result, each};
 use crate::output::{List, ellipsis, print};
 
 #[derive(Args, Debug)]
@@ -111,26 +110,20 @@ impl Rmi {
     pub async fn run(self, client: &Client) -> Result {
         let parameters =
             query(&[("force", if self.force { "1" } else { "" }), ("noprune", if self.no_prune { "1" } else { "" })]);
-        let mut failed = false;
-        for image in &self.images {
-            match client.delete(&format!("/images/{}{parameters}", segment(image))).await {
-                Ok(bytes) => {
-                    for item in serde_json::from_slice::<Vec<Deleted>>(&bytes)? {
-                        let line = match (item.deleted, item.untagged) {
-                            (Some(deleted), _) => format!("Deleted: {deleted}\n"),
-                            (None, untagged) => format!("Untagged: {}\n", untagged.unwrap_or_default()),
-                        };
-                        print(&line)?;
-                    }
-                }
-                Err(error @ ClientError::Api { status: 404, .. }) if self.force => eprintln!("{error}"),
-                Err(error) => {
-                    eprintln!("{error}");
-                    failed = true;
-                }
+        each(&self.images, async |image| {
+            let Some(bytes) = delete(client, &format!("/images/{}{parameters}", segment(image)), self.force).await? else {
+                return Ok(());
+            };
+            for item in serde_json::from_slice::<Vec<Deleted>>(&bytes)? {
+                let line = match (item.deleted, item.untagged) {
+                    (Some(deleted), _) => format!("Deleted: {deleted}\n"),
+                    (None, untagged) => format!("Untagged: {}\n", untagged.unwrap_or_default()),
+                };
+                print(&line)?;
             }
-        }
-        if failed { Err(Failure::status(1)) } else { Ok(()) }
+            Ok(())
+        })
+        .await
     }
 }
 
@@ -257,21 +250,13 @@ impl Load {
 
 /// Reads a stream of messages; an error in it becomes an error.
 async fn messages(response: Response<Incoming>, mut show: impl FnMut(Message) -> Result) -> Result {
-    let mut body = response.into_body();
-    let mut pending = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let Ok(data) = frame?.into_data() else { continue };
-        pending.extend_from_slice(&data);
-        while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = pending.drain(..=end).collect();
-            let message: Message = serde_json::from_slice(&line)?;
-            if let Some(error) = message.error_detail.as_ref().map(|detail| detail.message.clone()).or(message.error.clone()) {
-                return Err(Failure::new(error));
-            }
-            show(message)?;
+    json_lines(response.into_body(), |message: Message| {
+        match message.error_detail.as_ref().map(|detail| detail.message.clone()).or(message.error.clone()) {
+            Some(error) => Err(Failure::new(error)),
+            None => show(message),
         }
-    }
-    Ok(())
+    })
+    .await
 }
 
 #[derive(Args, Debug)]

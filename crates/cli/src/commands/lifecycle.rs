@@ -1,10 +1,11 @@
 //! `start`, `stop`, `restart`, `kill`, `rm`, `pause`, `unpause`, `wait`, `rename`, `attach`
 
 use clap::Args;
-use dhow_api::client::{Client, ClientError, query, segment};
+use dhow_api::client::{Client, query, segment};
 use dhow_api::container::{Container, Wait};
 use http_body_util::BodyExt;
 
+use super::delete;
 use crate::failure::{Failure, Result, each};
 use crate::output::print;
 use crate::streams::{self, End, Session};
@@ -146,6 +147,7 @@ async fn attached(client: &Client, name: &str, stdin: bool, keys: Option<&str>, 
     }
 }
 
+/// Containers to stop, whether they start again or not.
 #[derive(Args, Debug)]
 pub struct Stop {
     /// Signal to send to the container
@@ -159,50 +161,29 @@ pub struct Stop {
 }
 
 impl Stop {
-    pub async fn run(self, client: &Client) -> Result {
-        post_with_timeout(client, &self.containers, "stop", &self.signal, self.timeout).await
-    }
-}
-
-#[derive(Args, Debug)]
-pub struct Restart {
-    /// Signal to send to the container
-    #[arg(short, long, default_value = "")]
-    signal: String,
-    /// Seconds to wait before killing the container
-    #[arg(short, long, alias = "time", allow_hyphen_values = true)]
-    timeout: Option<i64>,
-    #[arg(required = true)]
-    containers: Vec<String>,
-}
-
-impl Restart {
-    pub async fn run(self, client: &Client) -> Result {
-        post_with_timeout(client, &self.containers, "restart", &self.signal, self.timeout).await
-    }
-}
-
-async fn post_with_timeout(client: &Client, names: &[String], action: &str, signal: &str, timeout: Option<i64>) -> Result {
-    let timeout = timeout.map(|seconds| seconds.to_string()).unwrap_or_default();
-    let parameters = query(&[("signal", signal), ("t", &timeout)]);
-    // All at once: a container that takes its time does not hold up the others.
-    let mut tasks = Vec::new();
-    for name in names {
-        let (client, path) = (client.clone(), format!("{}/{action}{parameters}", path(name)));
-        tasks.push((name, tokio::spawn(async move { client.post(&path).await.map(drop) })));
-    }
-    let mut failed = false;
-    for (name, task) in tasks {
-        match task.await {
-            Ok(Ok(())) => print(&format!("{name}\n"))?,
-            Ok(Err(error)) => {
-                eprintln!("{error}");
-                failed = true;
-            }
-            Err(error) => return Err(Failure::new(error.to_string())),
+    /// `action` is `stop` or `restart`.
+    pub async fn post(self, client: &Client, action: &str) -> Result {
+        let timeout = self.timeout.map(|seconds| seconds.to_string()).unwrap_or_default();
+        let parameters = query(&[("signal", &self.signal), ("t", &timeout)]);
+        // All at once: a container that takes its time does not hold up the others.
+        let mut tasks = Vec::new();
+        for name in &self.containers {
+            let (client, path) = (client.clone(), format!("{}/{action}{parameters}", path(name)));
+            tasks.push((name, tokio::spawn(async move { client.post(&path).await.map(drop) })));
         }
+        let mut failed = false;
+        for (name, task) in tasks {
+            match task.await {
+                Ok(Ok(())) => print(&format!("{name}\n"))?,
+                Ok(Err(error)) => {
+                    eprintln!("{error}");
+                    failed = true;
+                }
+                Err(error) => return Err(Failure::new(error.to_string())),
+            }
+        }
+        if failed { Err(Failure::status(1)) } else { Ok(()) }
     }
-    if failed { Err(Failure::status(1)) } else { Ok(()) }
 }
 
 #[derive(Args, Debug)]
@@ -244,19 +225,11 @@ impl Rm {
     pub async fn run(self, client: &Client) -> Result {
         let on = |wanted: bool| if wanted { "1" } else { "" };
         let parameters = query(&[("force", on(self.force)), ("link", on(self.link)), ("v", on(self.volumes))]);
-        let mut failed = false;
-        for name in &self.containers {
-            match client.delete(&format!("{}{parameters}", path(name))).await {
-                Ok(_) => print(&format!("{name}\n"))?,
-                // What is not there need not be removed by force; docker says so all the same.
-                Err(error @ ClientError::Api { status: 404, .. }) if self.force => eprintln!("{error}"),
-                Err(error) => {
-                    eprintln!("{error}");
-                    failed = true;
-                }
-            }
-        }
-        if failed { Err(Failure::status(1)) } else { Ok(()) }
+        each(&self.containers, async |name| match delete(client, &format!("{}{parameters}", path(name)), self.force).await? {
+            Some(_) => print(&format!("{name}\n")),
+            None => Ok(()),
+        })
+        .await
     }
 }
 

@@ -4,10 +4,9 @@ use clap::Args;
 use dhow_api::client::{Client, query};
 use dhow_api::version::{NEWEST, OLDEST};
 use dhow_engine::units::human_binary_size;
-use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
-use super::{filters, timestamp};
+use super::{filters, json_lines, timestamp};
 use crate::connect::{DEFAULT_SOCKET, Target};
 use crate::failure::{Failure, Result};
 use crate::output::print;
@@ -177,22 +176,15 @@ impl Events {
             ("until", &timestamp(&self.until)?),
             ("filters", &filters(&self.filter)?),
         ]);
-        let mut body = client.get(&format!("/events{parameters}")).await?.into_body();
-        let mut pending = Vec::new();
-        while let Some(frame) = body.frame().await {
-            let Ok(data) = frame?.into_data() else { continue };
-            pending.extend_from_slice(&data);
-            while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = pending.drain(..=end).collect();
-                let event: Value = serde_json::from_slice(&line)?;
-                let text = match &template {
-                    Some(template) => template.execute(&event).map_err(Failure::new)?,
-                    None => event_line(&event),
-                };
-                print(&(text + "\n"))?;
-            }
-        }
-        Ok(())
+        let body = client.get(&format!("/events{parameters}")).await?.into_body();
+        json_lines(body, |event: Value| {
+            let text = match &template {
+                Some(template) => template.execute(&event).map_err(Failure::new)?,
+                None => event_line(&event),
+            };
+            print(&(text + "\n"))
+        })
+        .await
     }
 }
 
