@@ -19,4 +19,26 @@ if cargo clippy --version >/dev/null 2>&1; then
   cargo clippy --quiet --workspace --all-targets -- --deny warnings
 fi
 cargo test --quiet --workspace --no-run
+
+# What an engine could leave on the host, a line each.
+traces() {
+  {
+    ls -d /sys/fs/cgroup/dhow /sys/fs/cgroup/*/dhow /tmp/dhow-test-*
+    ip -o link | grep -o 'dhow[0-9a-f]*'
+    nft list tables | grep dhow
+    grep dhow-test- /proc/self/mountinfo
+    pgrep -a dhow
+  } 2>/dev/null | sort -u || true
+}
+before=$(traces)
 cargo test --workspace
+# The last monitors may still be on their way out.
+for _ in $(seq 50); do
+  left=$(comm -13 <(echo "$before") <(traces))
+  [ -z "$left" ] && break
+  sleep 0.1
+done
+if [ -n "$left" ]; then
+  printf 'the tests left on this host:\n%s\n' "$left" >&2
+  exit 1
+fi

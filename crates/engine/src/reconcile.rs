@@ -65,6 +65,7 @@ impl Engine {
                 let _ = cgroup.freeze(false);
                 cgroup.kill().context(|| format!("end the processes of container {}", container.id))?;
                 cgroup.remove().context(|| format!("remove the cgroup of container {}", container.id))?;
+                state::leave_cgroup(&left.cgroup);
             }
             if let Some(network) = &left.network {
                 let withdrawn =

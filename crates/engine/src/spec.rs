@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::FileTypeExt;
 
 use dhow_api::config::{HostConfig, ThrottleDevice};
+use dhow_monitor::state::CGROUP_PARENT;
 use dhow_runtime::defaults;
 use dhow_runtime::spec::{
     BlockIo, Cpu, Device, DeviceRule, Linux, Memory, Mount, Namespace, Pids, Process, Resources, Rlimit, RootPath, Spec,
@@ -309,8 +310,8 @@ fn cgroup_path(container: &Container) -> Result<String> {
     if parent.split('/').any(|part| part == "..") {
         return Err(Error::invalid(format!("invalid cgroup parent {parent}: it leads upwards")));
     }
-    let parent = if parent.is_empty() { "dhow" } else { parent.trim_matches('/') };
-    Ok(format!("/{parent}/{}", container.id))
+    let parent = if parent.is_empty() { CGROUP_PARENT } else { parent };
+    Ok(format!("/{}/{}", parent.trim_matches('/'), container.id))
 }
 
 fn resources(host: &HostConfig) -> Result<Resources> {

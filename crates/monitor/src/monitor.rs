@@ -161,6 +161,9 @@ pub fn main(engine: OwnedFd) -> i32 {
     drop(lock);
     monitor.clients.clear();
     monitor.root = None;
+    if let Some(cgroup) = monitor.start.spec.linux.as_ref().and_then(|linux| linux.cgroups_path.as_deref()) {
+        state::leave_cgroup(cgroup);
+    }
     if reap {
         reap_with(&monitor.setup.reaper);
     }

@@ -64,6 +64,17 @@ pub const FILE: &str = "state.json";
 pub const LOCK: &str = "lock";
 pub const SOCKET: &str = "monitor.sock";
 
+/// The cgroup that containers' cgroups are below unless a user names another one.
+pub const CGROUP_PARENT: &str = "/dhow";
+
+/// Takes away the cgroup above that of a container which has ended, where it was the last and nobody named the parent.
+pub fn leave_cgroup(container: &str) {
+    if container.strip_prefix(CGROUP_PARENT).is_some_and(|rest| rest.starts_with('/')) {
+        // One that stays is taken by the next container.
+        let _ = dhow_runtime::cgroup::remove_unused(CGROUP_PARENT);
+    }
+}
+
 /// The directory on which a container's root is attached, in its own mount namespace.
 pub fn staging(run: &Path) -> std::path::PathBuf {
     run.join("rootfs")

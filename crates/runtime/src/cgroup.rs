@@ -32,10 +32,21 @@ pub struct Events {
 impl Cgroup {
     /// Makes the cgroup `path`, absolute below the hierarchies' roots, and sets its limits.
     pub fn create(path: &str, resources: &Resources) -> Result<Cgroup> {
+        const ATTEMPTS: u32 = 20;
         let path = anchored(path)?;
-        match layout()? {
-            Layout::Unified(mount) => Unified::create(&mount, &path, resources).map(Cgroup::V2),
-            Layout::Hierarchies(mounts) => Hierarchies::create(&mounts, &path, resources).map(Cgroup::V1),
+        let layout = layout()?;
+        let mut attempt = 0;
+        loop {
+            let created = match &layout {
+                Layout::Unified(mount) => Unified::create(mount, &path, resources).map(Cgroup::V2),
+                Layout::Hierarchies(mounts) => Hierarchies::create(mounts, &path, resources).map(Cgroup::V1),
+            };
+            attempt += 1;
+            match created {
+                // The last container below the parent has just ended, and taken the parent along.
+                Err(RuntimeError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound && attempt < ATTEMPTS => {}
+                other => return other,
+            }
         }
     }
 
@@ -145,6 +156,20 @@ impl Cgroup {
         let results: Vec<io::Result<()>> = directories.into_iter().map(remove_directory).collect();
         results.into_iter().collect()
     }
+}
+
+/// Removes the cgroup `path`, absolute below the hierarchies' roots, wherever nothing is in it or below it.
+pub fn remove_unused(path: &str) -> Result<()> {
+    let path = anchored(path)?;
+    let mounts = match layout()? {
+        Layout::Unified(mount) => vec![mount],
+        Layout::Hierarchies(mounts) => mounts.into_iter().map(|(_, mount)| mount).collect(),
+    };
+    for mount in mounts {
+        // The kernel refuses it for one that is in use.
+        let _ = std::fs::remove_dir(mount.join(&path));
+    }
+    Ok(())
 }
 
 /// The processes of a cgroup and of those below it.

@@ -214,8 +214,13 @@ fn make_cpuset(mount: &Path, path: &Path) -> Result<()> {
         }
         for file in ["cpuset.cpus", "cpuset.mems"] {
             if read(&child.join(file)).is_ok_and(|text| text.trim().is_empty()) {
-                let inherited = read(&parent.join(file)).context(|| format!("read {file} of {}", parent.display()))?;
-                write(&child.join(file), inherited.trim())?;
+                let inherited = read(&parent.join(file)).and_then(|text| match text.trim() {
+                    // Made by somebody who has not come to this yet.
+                    "" => Err(io::ErrorKind::NotFound.into()),
+                    text => Ok(text.to_owned()),
+                });
+                let inherited = inherited.context(|| format!("read {file} of {}", parent.display()))?;
+                write(&child.join(file), &inherited)?;
             }
         }
         parent = child;
