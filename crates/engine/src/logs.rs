@@ -10,7 +10,7 @@ use dhow_api::config::LogConfig;
 use dhow_api::frame;
 use dhow_monitor::log::rotated;
 use dhow_monitor::state;
-use memchr::memchr;
+use memchr::{memchr, memchr2};
 
 use crate::container::Container;
 use crate::error::Context;
@@ -194,9 +194,8 @@ impl Source {
             }
             self.filled += length;
             let mut start = 0;
-            while let Some(end) = memchr(b'\n', &self.buffer[start..self.filled]) {
-                out.line(&self.buffer[start..start + end]);
-                start += end + 1;
+            while let Some(length) = out.entry(&self.buffer[start..self.filled]) {
+                start += length;
                 if out.buffer.len() >= PIECE && !out.flush(sink) {
                     return Ok(());
                 }
@@ -269,9 +268,21 @@ struct Output<'a> {
 }
 
 impl Output<'_> {
-    /// One line of the file. One that is no entry is skipped: a full disk may have cut it short.
-    fn line(&mut self, line: &[u8]) {
-        let Some(entry) = Entry::parse(line) else { return };
+    /// Takes the first line of what the file goes on with; returns its length, or `None` when there is no whole line. One
+    /// that is no entry is skipped: a full disk may have cut it short.
+    fn entry(&mut self, file: &[u8]) -> Option<usize> {
+        if let Some((entry, length)) = Entry::parse_usual(file) {
+            self.add(&entry);
+            return Some(length);
+        }
+        let end = memchr(b'\n', file)?;
+        if let Some(entry) = Entry::parse(&file[..end]) {
+            self.add(&entry);
+        }
+        Some(end + 1)
+    }
+
+    fn add(&mut self, entry: &Entry<'_>) {
         let query = self.query;
         let wanted = match entry.stream {
             frame::Stream::Stderr => query.stderr,
@@ -348,6 +359,8 @@ fn padded(time: &[u8]) -> Vec<u8> {
 struct Entry<'a> {
     /// The inside of the JSON string.
     text: &'a [u8],
+    /// How much of the text's front has no escape, as far as is known.
+    plain: usize,
     stream: frame::Stream,
     attributes: &'a [u8],
     time: &'a [u8],
@@ -356,6 +369,7 @@ struct Entry<'a> {
 impl<'a> Entry<'a> {
     /// Reads the form that the monitor and dockerd write: `log`, `stream`, maybe `attrs`, `time`.
     fn parse(line: &'a [u8]) -> Option<Entry<'a>> {
+        const TIME: &[u8] = b",\"time\":\"";
         let rest = line.strip_prefix(b"{\"log\":\"")?;
         let end = string_end(rest)?;
         let (text, rest) = (&rest[..end], &rest[end + 1..]);
@@ -364,14 +378,34 @@ impl<'a> Entry<'a> {
             Some(rest) => (frame::Stream::Stdout, rest),
             None => (frame::Stream::Stderr, rest.strip_prefix(b"err\"")?),
         };
-        let time_at = memchr::memmem::rfind(rest, b",\"time\":\"")?;
-        let attributes = rest[..time_at].strip_prefix(b",\"attrs\":").unwrap_or_default();
-        let time = &rest[time_at + 9..];
-        Some(Entry { text, stream, attributes, time: &time[..memchr(b'"', time)?] })
+        let (attributes, time) = match rest.strip_prefix(TIME) {
+            Some(time) => (&[][..], time),
+            None => {
+                let at = memchr::memmem::rfind(rest, TIME)?;
+                (rest[..at].strip_prefix(b",\"attrs\":").unwrap_or_default(), &rest[at + TIME.len()..])
+            }
+        };
+        Some(Entry { text, plain: 0, stream, attributes, time: &time[..memchr(b'"', time)?] })
+    }
+
+    /// Reads the most usual line in one go, with its length: no escape but the line end, no attributes.
+    fn parse_usual(file: &'a [u8]) -> Option<(Entry<'a>, usize)> {
+        let text = file.strip_prefix(b"{\"log\":\"")?;
+        let plain = memchr2(b'\\', b'"', text)?;
+        let rest = text[plain..].strip_prefix(b"\\n\",\"stream\":\"std")?;
+        let (stream, rest) = match rest.strip_prefix(b"out\",\"time\":\"") {
+            Some(rest) => (frame::Stream::Stdout, rest),
+            None => (frame::Stream::Stderr, rest.strip_prefix(b"err\",\"time\":\"")?),
+        };
+        let end = memchr(b'"', rest)?;
+        let next = rest[end..].strip_prefix(b"\"}\n")?;
+        let entry = Entry { text: &text[..plain + 2], plain, stream, attributes: &[], time: &rest[..end] };
+        Some((entry, file.len() - next.len()))
     }
 
     fn append_text(&self, out: &mut Vec<u8>) {
-        let mut rest = self.text;
+        let (plain, mut rest) = self.text.split_at(self.plain);
+        out.extend_from_slice(plain);
         while let Some(escape) = memchr(b'\\', rest) {
             out.extend_from_slice(&rest[..escape]);
             let code = rest.get(escape + 1).copied().unwrap_or(b'\\');
@@ -477,6 +511,27 @@ mod tests {
         let query = LogQuery { stderr: true, timestamps: true, since: at(2), until: at(3), ..LogQuery::default() };
         assert_eq!(read(&path, &query), b"2026-11-20T00:00:02.500000000Z 2\n");
         assert_eq!(read(&path, &LogQuery { stdout: true, ..LogQuery::default() }), b"");
+    }
+
+    #[test]
+    fn the_usual_line_is_taken_in_one_go() {
+        let usual = b"{\"log\":\"a b\\n\",\"stream\":\"stderr\",\"time\":\"2026-11-20T00:00:01Z\"}\n";
+        let (entry, length) = Entry::parse_usual(&[usual.as_slice(), b"{\"log\""].concat())
+            .map(|(entry, length)| {
+                let mut text = Vec::new();
+                entry.append_text(&mut text);
+                ((text, entry.stream, entry.time.to_vec()), length)
+            })
+            .unwrap();
+        assert_eq!(entry, (b"a b\n".to_vec(), frame::Stream::Stderr, b"2026-11-20T00:00:01Z".to_vec()));
+        assert_eq!(length, usual.len());
+        for other in [
+            "cut short",
+            "{\"log\":\"\\\\n\",\"stream\":\"stdout\",\"time\":\"\"}\n",
+            "{\"log\":\"a\\n\",\"stream\":\"stdout\",\"time\":\"\"}",
+        ] {
+            assert!(Entry::parse_usual(other.as_bytes()).is_none(), "{other}");
+        }
     }
 
     proptest! {
