@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::answer::{self, Answer};
 use crate::request::Call;
-use crate::route::{Bare, blocking};
+use crate::route::{Bare, blocking, quick};
 use crate::stream;
 
 pub(crate) async fn list(engine: Arc<Engine>, call: Call) -> Result<Answer> {
@@ -29,21 +29,21 @@ pub(crate) async fn list(engine: Arc<Engine>, call: Call) -> Result<Answer> {
         size: parameters.is("size"),
         filters: Filters::parse(parameters.get("filters"))?,
     };
-    let list = blocking(move || engine.list(&query)).await?;
+    let list = quick(move || engine.list(&query)).await?;
     Ok(answer::json(StatusCode::OK, &list))
 }
 
 pub(crate) async fn create(engine: Arc<Engine>, mut call: Call) -> Result<Answer> {
     let request: CreateRequest = call.json(false).await?;
     let name = call.parameters.optional("name").map(str::to_owned);
-    let created = blocking(move || engine.create(NewContainer { name, request })).await?;
+    let created = quick(move || engine.create(NewContainer { name, request })).await?;
     Ok(answer::json(StatusCode::CREATED, &json!({ "Id": created.id, "Warnings": created.warnings })))
 }
 
 pub(crate) async fn inspect(engine: Arc<Engine>, id: &str, call: Call) -> Result<Answer> {
     let id = id.to_owned();
     let size = call.parameters.is("size");
-    let container = blocking(move || {
+    let container = quick(move || {
         let mut inspected = engine.inspect(&id)?;
         if size {
             let (own, all) = engine.sizes(&engine.container(&id)?)?;
@@ -56,7 +56,7 @@ pub(crate) async fn inspect(engine: Arc<Engine>, id: &str, call: Call) -> Result
 
 pub(crate) async fn start(engine: Arc<Engine>, id: &str, _call: Call) -> Result<Answer> {
     let id = id.to_owned();
-    blocking(move || engine.start(&id, None)).await?;
+    quick(move || engine.start(&id, None)).await?;
     Ok(answer::empty(StatusCode::NO_CONTENT))
 }
 
@@ -74,19 +74,19 @@ pub(crate) async fn restart(engine: Arc<Engine>, id: &str, call: Call) -> Result
 
 pub(crate) async fn kill(engine: Arc<Engine>, id: &str, call: Call) -> Result<Answer> {
     let (id, signal) = (id.to_owned(), call.parameters.get("signal").to_owned());
-    blocking(move || engine.kill(&id, Some(&signal))).await?;
+    quick(move || engine.kill(&id, Some(&signal))).await?;
     Ok(answer::empty(StatusCode::NO_CONTENT))
 }
 
 pub(crate) async fn pause(engine: Arc<Engine>, id: &str, pause: bool) -> Result<Answer> {
     let id = id.to_owned();
-    blocking(move || engine.pause(&id, pause)).await?;
+    quick(move || engine.pause(&id, pause)).await?;
     Ok(answer::empty(StatusCode::NO_CONTENT))
 }
 
 pub(crate) async fn rename(engine: Arc<Engine>, id: &str, call: Call) -> Result<Answer> {
     let (id, name) = (id.to_owned(), call.parameters.get("name").to_owned());
-    blocking(move || engine.rename(&id, &name)).await?;
+    quick(move || engine.rename(&id, &name)).await?;
     Ok(answer::empty(StatusCode::NO_CONTENT))
 }
 
@@ -99,7 +99,7 @@ pub(crate) fn size(call: &Call) -> Result<(u16, u16)> {
 pub(crate) async fn resize(engine: Arc<Engine>, id: &str, call: Call) -> Result<Answer> {
     let (rows, columns) = size(&call)?;
     let id = id.to_owned();
-    blocking(move || engine.resize(&id, rows, columns)).await?;
+    quick(move || engine.resize(&id, rows, columns)).await?;
     Ok(answer::empty(StatusCode::OK))
 }
 
@@ -127,7 +127,7 @@ pub(crate) async fn wait(engine: Arc<Engine>, id: &str, call: Call) -> Result<An
     let id = id.to_owned();
     let waiting = {
         let engine = engine.clone();
-        blocking(move || engine.wait(&id, condition)).await?
+        quick(move || engine.wait(&id, condition)).await?
     };
     let (answer, sender) = answer::stream("application/json");
     tokio::spawn(async move {
@@ -143,7 +143,7 @@ pub(crate) async fn wait(engine: Arc<Engine>, id: &str, call: Call) -> Result<An
         if let Some(stream) = waiting.stream() {
             let _ = stream.set_nonblocking(false);
         }
-        let code = blocking(move || waiting.finish(&engine)).await.unwrap_or(255);
+        let code = quick(move || waiting.finish(&engine)).await.unwrap_or(255);
         let body = serde_json::to_string(&Wait { status_code: i64::from(code), error: None }).unwrap_or_default();
         let _ = sender.send(Bytes::from(body + "\n")).await;
     });
@@ -164,7 +164,7 @@ pub(crate) async fn attach(engine: Arc<Engine>, id: &str, call: Call) -> Result<
         ..LogQuery::default()
     });
     let id = id.to_owned();
-    let attached = blocking(move || {
+    let attached = quick(move || {
         let container = engine.container(&id)?;
         let mut before = Vec::new();
         if let Some(query) = replay {
@@ -205,7 +205,7 @@ pub(crate) async fn logs(engine: Arc<Engine>, id: &str, call: Call) -> Result<An
     let id = id.to_owned();
     let container = {
         let engine = engine.clone();
-        blocking(move || engine.container(&id)).await?
+        quick(move || engine.container(&id)).await?
     };
     let kind = stream::log_media_type(call.version, container.tty());
     let (answer, sender) = answer::stream(kind);

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::answer::{self, Answer};
 use crate::containers::size;
 use crate::request::Call;
-use crate::route::blocking;
+use crate::route::quick;
 use crate::stream;
 
 pub(crate) async fn create(engine: Arc<Engine>, id: &str, mut call: Call) -> Result<Answer> {
@@ -29,13 +29,13 @@ pub(crate) async fn create(engine: Arc<Engine>, id: &str, mut call: Call) -> Res
         ..ExecConfig::default()
     };
     let id = id.to_owned();
-    let exec = blocking(move || engine.exec_create(&id, config, &request.detach_keys)).await?;
+    let exec = quick(move || engine.exec_create(&id, config, &request.detach_keys)).await?;
     Ok(answer::json(StatusCode::CREATED, &json!({ "Id": exec })))
 }
 
 pub(crate) async fn inspect(engine: Arc<Engine>, id: &str) -> Result<Answer> {
     let id = id.to_owned();
-    let (container, state) = blocking(move || engine.exec(&id)).await?;
+    let (container, state) = quick(move || engine.exec(&id)).await?;
     let config = state.config;
     let (entrypoint, arguments) =
         config.args.split_first().map_or((String::new(), vec![]), |(first, rest)| (first.clone(), rest.to_vec()));
@@ -69,7 +69,7 @@ pub(crate) async fn start(engine: Arc<Engine>, id: &str, mut call: Call) -> Resu
     let started = {
         let id = id.clone();
         let engine = engine.clone();
-        blocking(move || engine.exec_start(&id, detach, console)).await
+        quick(move || engine.exec_start(&id, detach, console)).await
     };
     match started {
         Ok(_) if detach => Ok(answer::empty(StatusCode::OK)),
@@ -82,7 +82,7 @@ pub(crate) async fn start(engine: Arc<Engine>, id: &str, mut call: Call) -> Resu
 
 async fn failed_in_stream(engine: Arc<Engine>, id: &str, call: Call, error: &Error) -> Result<Answer> {
     let id = id.to_owned();
-    let (_, state) = blocking(move || engine.exec(&id)).await?;
+    let (_, state) = quick(move || engine.exec(&id)).await?;
     let text = format!("{}\r\n", error.message);
     let mut bytes = Vec::new();
     if !state.config.tty {
@@ -97,6 +97,6 @@ async fn failed_in_stream(engine: Arc<Engine>, id: &str, call: Call, error: &Err
 pub(crate) async fn resize(engine: Arc<Engine>, id: &str, call: Call) -> Result<Answer> {
     let (rows, columns) = size(&call)?;
     let id = id.to_owned();
-    blocking(move || engine.exec_resize(&id, rows, columns)).await?;
+    quick(move || engine.exec_resize(&id, rows, columns)).await?;
     Ok(answer::empty(StatusCode::OK))
 }

@@ -15,12 +15,12 @@ use tokio::sync::mpsc;
 
 use crate::answer::{self, Answer, Sender};
 use crate::request::Call;
-use crate::route::blocking;
+use crate::route::{blocking, quick};
 
 pub(crate) async fn list(engine: Arc<Engine>, call: Call) -> Result<Answer> {
     let filters = Filters::parse(call.parameters.get("filters"))?;
     let all = call.parameters.is("all");
-    let mut list = blocking(move || engine.images(&filters, all)).await?;
+    let mut list = quick(move || engine.images(&filters, all)).await?;
     if call.version < Version(1, 44) {
         list.iter_mut().for_each(|image| image.virtual_size = Some(image.size));
     }
@@ -34,7 +34,7 @@ pub(crate) async fn list(engine: Arc<Engine>, call: Call) -> Result<Answer> {
 }
 
 pub(crate) async fn inspect(engine: Arc<Engine>, name: String, call: &Call) -> Result<Answer> {
-    let mut image = blocking(move || engine.inspect_image(&name)).await?;
+    let mut image = quick(move || engine.inspect_image(&name)).await?;
     if call.version < Version(1, 44) {
         image.virtual_size = Some(image.size);
     }
@@ -42,13 +42,13 @@ pub(crate) async fn inspect(engine: Arc<Engine>, name: String, call: &Call) -> R
 }
 
 pub(crate) async fn history(engine: Arc<Engine>, name: String) -> Result<Answer> {
-    let history = blocking(move || engine.image_history(&name)).await?;
+    let history = quick(move || engine.image_history(&name)).await?;
     Ok(answer::json(StatusCode::OK, &history))
 }
 
 pub(crate) async fn tag(engine: Arc<Engine>, name: String, call: Call) -> Result<Answer> {
     let (repository, tag) = (call.parameters.get("repo").to_owned(), call.parameters.get("tag").to_owned());
-    blocking(move || engine.tag(&name, &repository, &tag)).await?;
+    quick(move || engine.tag(&name, &repository, &tag)).await?;
     Ok(answer::empty(StatusCode::CREATED))
 }
 

@@ -130,6 +130,16 @@ async fn dispatch(engine: Arc<Engine>, path: &str, call: Call) -> Option<Result<
     })
 }
 
+/// Runs a call of the engine that is done in some milliseconds. The program that has its engine in itself does it at once:
+/// it has one client, which waits for the answer, and another thread would only have to be woken up. A daemon does as in
+/// [`blocking`].
+pub(crate) async fn quick<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::runtime::Handle::current().runtime_flavor() {
+        tokio::runtime::RuntimeFlavor::CurrentThread => work(),
+        _ => blocking(work).await,
+    }
+}
+
 /// Runs a blocking call of the engine where it holds nobody up.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
