@@ -2,7 +2,6 @@
 
 use std::io::Write;
 use std::process::Stdio;
-use std::time::Duration;
 
 use dhow_testkit::{Sandbox, sandboxed, text, wait_until};
 
@@ -275,40 +274,6 @@ fn limits_reach_the_cgroup() {
         sandbox.fails(&["run", "--rm", "--network", "none", "--memory", "8m", "busybox", "sh", "-c", "tail -c 100m /dev/zero"]);
     assert_eq!(killed.0, 137, "{killed:?}");
     sandbox.finish();
-}
-
-#[test]
-fn published_ports_are_reached_and_withdrawn() {
-    let sandbox = sandboxed!();
-    let server = "mkdir /w; echo hello >/w/index.html; httpd -f -p 80 -h /w";
-    sandbox.ok(&["run", "-d", "--name", "web", "-p", "80", "busybox", "sh", "-c", server]);
-    let address = sandbox.ok(&["port", "web", "80"]);
-    let port = address.rsplit(':').next().unwrap().to_owned();
-    wait_until("the page comes through the host's port", || {
-        fetch(&format!("127.0.0.1:{port}")).is_some_and(|page| page.contains("hello"))
-    });
-    let gateway = sandbox.ok(&["inspect", "-f", "{{.NetworkSettings.Gateway}}", "web"]);
-    let get = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {gateway} {port} | tail -n 1");
-    let page = sandbox.ok(&["run", "--rm", "busybox", "sh", "-c", &get]);
-    assert_eq!(page, "hello", "another container through the host's address");
-    let page = sandbox.ok(&["exec", "web", "sh", "-c", &get]);
-    assert_eq!(page, "hello", "the container itself through the host's address");
-    let taken = sandbox.fails(&["run", "--rm", "-p", &format!("{port}:80"), "busybox", "true"]);
-    assert_eq!(taken.0, 125);
-    assert!(taken.1.contains("port is already allocated"), "{}", taken.1);
-    sandbox.ok(&["rm", "-f", "web"]);
-    assert!(fetch(&format!("127.0.0.1:{port}")).is_none(), "the port still answers");
-    sandbox.finish();
-}
-
-fn fetch(address: &str) -> Option<String> {
-    use std::io::Read;
-    let mut stream = std::net::TcpStream::connect_timeout(&address.parse().ok()?, Duration::from_secs(2)).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
-    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
-    let mut page = String::new();
-    stream.read_to_string(&mut page).ok()?;
-    Some(page)
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! The default network: its subnet and the addresses in it, and the files that tell a container its names.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use dhow_network::address::{Subnet, default_pools};
+use dhow_network::ports::{Protocol, Publish};
 use dhow_network::{Bridge, Plan, host_networks, mac_of};
 use dhow_store::Durability;
 use dhow_store::rusqlite::{OptionalExtension, params};
@@ -93,8 +94,21 @@ impl Engine {
         }
         let network = self.default_network()?;
         let ports = crate::ports::publishes(&container.record.config, host)?;
+        // What is published everywhere is published for IPv6 where the host has that, as Docker does it. Without IPv6 in
+        // the container its monitor passes the connections on, which it does for TCP alone.
         let has_ipv6 = network.record.bridge.subnet6.is_some();
-        let ports = ports.into_iter().filter(|port| has_ipv6 || port.host_address.is_ipv4()).collect();
+        let host_has_ipv6 = fs::read("/proc/net/if_inet6").is_ok_and(|addresses| !addresses.is_empty());
+        let reachable = |port: &Publish| host_has_ipv6 && (has_ipv6 || port.protocol == Protocol::Tcp);
+        let ports: Vec<Publish> =
+            ports.into_iter().filter(|port| port.host_address != Ipv6Addr::UNSPECIFIED || reachable(port)).collect();
+        if let Some(port) = ports.iter().find(|port| port.host_address.is_ipv6() && !reachable(port)) {
+            return Err(Error::invalid(format!(
+                "cannot publish port {} of {} for {}: the container has no IPv6 address",
+                port.host_port,
+                port.host_address,
+                port.protocol.as_str()
+            )));
+        }
         let ipv4 = self.assign(container, &network)?;
         let mac = match &container.record.mac {
             Some(text) => parse_mac(text)?,
@@ -107,6 +121,8 @@ impl Engine {
             mac,
             link: format!("veth{}", &names::random_id()?[..7]),
             ports,
+            // Servers that the user names are written down as they are, as Docker does in its default network.
+            resolver: host.dns.iter().flatten().next().is_none(),
         }))
     }
 
@@ -182,7 +198,7 @@ impl Engine {
             rustix::fs::chmod(&path, rustix::fs::Mode::from_raw_mode(0o644)).context(|| format!("chmod {}", path.display()))
         };
         write("hostname", &format!("{}\n", config.hostname))?;
-        write("resolv.conf", &resolv_conf(host))?;
+        write("resolv.conf", &resolv_conf(host, plan.is_some_and(|plan| plan.resolver)))?;
         let mut hosts = if host.network_mode == "host" {
             fs::read_to_string("/etc/hosts").unwrap_or_default()
         } else {
@@ -219,8 +235,9 @@ fn parse_mac(text: &str) -> Result<[u8; 6]> {
     bytes.and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| Error::invalid(format!("invalid MAC address: {text}")))
 }
 
-/// A container's `resolv.conf`: the user's settings, otherwise the host's without loopback resolvers.
-fn resolv_conf(host: &dhow_api::config::HostConfig) -> String {
+/// A container's `resolv.conf`: the user's settings, otherwise the host's. With the embedded resolver that is the server;
+/// without it, it is the host's servers but those on loopback.
+fn resolv_conf(host: &dhow_api::config::HostConfig, embedded: bool) -> String {
     let shared = host.network_mode == "host";
     let main = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     // systemd-resolved's stub is of use on the host alone; it writes the real servers beside it.
@@ -235,6 +252,9 @@ fn resolv_conf(host: &dhow_api::config::HostConfig) -> String {
     };
     let given = |list: &Option<Vec<String>>| list.clone().filter(|list| !list.is_empty());
     let servers = given(&host.dns).unwrap_or_else(|| {
+        if embedded {
+            return vec![dhow_network::resolver::ADDRESS.to_string()];
+        }
         let loopback = |server: &String| server.starts_with("127.") || server == "::1";
         let mut servers = of("nameserver");
         servers.retain(|server| shared || !loopback(server));

@@ -13,6 +13,9 @@ mod monitor;
 mod overlay;
 mod process;
 pub mod protocol;
+mod relay;
+mod resolver;
+mod services;
 mod start;
 pub mod state;
 

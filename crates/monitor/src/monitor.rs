@@ -24,6 +24,7 @@ use crate::log::Writer;
 use crate::overlay::Overlay;
 use crate::process::Process;
 use crate::protocol::{ExecState, FailureKind, LogConfig, Reply, Restart, Start, receive, send};
+use crate::services::Services;
 use crate::start::{MountedRoot, Running};
 use crate::state::{self, State};
 
@@ -65,6 +66,7 @@ const CLIENT: u64 = 3 << 32;
 const EXIT: u64 = 4 << 32;
 const OUTPUT: [u64; 2] = [5 << 32, 6 << 32];
 const INPUT: u64 = 7 << 32;
+const SERVICES: u64 = 8 << 32;
 
 const SIGHUP: i32 = 1;
 const SIGINT: i32 = 2;
@@ -102,6 +104,7 @@ struct Monitor {
     signals: OwnedFd,
     log: Option<Writer>,
     network: Option<Attached>,
+    services: Option<Services>,
     start: Start,
     root: Option<MountedRoot>,
     running: Option<Running>,
@@ -231,6 +234,7 @@ impl Monitor {
             signals,
             log,
             network: None,
+            services: None,
             start: Start::default(),
             root: None,
             running: None,
@@ -285,6 +289,7 @@ impl Monitor {
             self.stopping.as_ref().and_then(|stopping| stopping.deadline),
             self.restart_at,
             self.over.map(|over| over + LINGER),
+            self.services.as_ref().and_then(Services::deadline),
             (!self.buffer.is_empty()).then(|| Instant::now() + QUIET),
         ];
         deadlines.into_iter().flatten().min().map(|deadline| {
@@ -309,6 +314,9 @@ impl Monitor {
         if self.stopping.as_ref().is_some_and(|stopping| stopping.deadline.is_some_and(|deadline| deadline <= now)) {
             self.stopping = Some(Stopping { deadline: None });
             let _ = self.signal(SIGKILL);
+        }
+        if let Some(services) = &mut self.services {
+            services.expire(now);
         }
         if self.restart_at.is_some_and(|at| at <= now) {
             self.restart_at = None;
@@ -335,6 +343,12 @@ impl Monitor {
             EXIT => self.process_exited(index),
             kind if kind == OUTPUT[0] => drop(self.read_output(index, 0)),
             kind if kind == OUTPUT[1] => drop(self.read_output(index, 1)),
+            SERVICES => {
+                if let Some(services) = &mut self.services {
+                    self.buffer.resize(BUFFER, 0);
+                    services.serve(&mut self.buffer);
+                }
+            }
             INPUT => {
                 if let Some(process) = self.processes.get_mut(index).and_then(Option::as_mut) {
                     process.feed();

@@ -24,7 +24,7 @@ pub(crate) struct Failed {
 }
 
 impl Failed {
-    fn new(message: String) -> Failed {
+    pub(crate) fn new(message: String) -> Failed {
         let lower = message.to_lowercase();
         let code = if lower.contains("executable file not found") || lower.contains("no such file or directory") {
             127

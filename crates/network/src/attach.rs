@@ -1,12 +1,13 @@
 //! A container's end of a network: its namespace, link, addresses, default route and published ports.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use dhow_sys::netlink::Socket;
 use rustix::fs::{Mode, OFlags};
 
 use crate::ports::{Publish, Published};
+use crate::resolver::{self, Resolver};
 use crate::route::{self, VethPair};
 use crate::{Context, Plan, Result, ports};
 
@@ -18,6 +19,9 @@ const NEW_NETWORK: i32 = 0x4000_0000;
 pub struct Attached {
     pub namespace: OwnedFd,
     pub ports: Vec<Published>,
+    pub resolver: Option<Resolver>,
+    /// Of the container.
+    pub ipv4: Ipv4Addr,
     ipv6: bool,
     table: String,
 }
@@ -28,6 +32,11 @@ impl Attached {
         self.ports.iter().map(|port| port.publish.clone()).collect()
     }
 
+    /// Ports of IPv6 addresses of the host, for a container that has no IPv6: no rule leads from one to the other.
+    pub fn ports_across_families(&self) -> impl Iterator<Item = &Published> {
+        self.ports.iter().filter(|port| !self.ipv6 && port.publish.host_address.is_ipv6())
+    }
+
     /// Takes the forwarding of the ports away; the namespace goes when this is dropped.
     pub fn detach(&self) -> Result<()> {
         if self.ports.is_empty() { Ok(()) } else { ports::withdraw(&self.table, &self.publishes(), self.ipv6) }
@@ -36,7 +45,7 @@ impl Attached {
 
 /// Makes a namespace with the loopback device alone.
 pub fn isolated() -> Result<OwnedFd> {
-    namespace(false).map(|(namespace, _)| namespace)
+    namespace(false, false).map(|made| made.namespace)
 }
 
 /// Makes a namespace and connects it as planned. The caller has one thread and ends up in the namespace it came from.
@@ -44,7 +53,7 @@ pub fn attach(plan: &Plan) -> Result<Attached> {
     let host = Socket::route().context(|| "open a netlink socket".to_owned())?;
     let master = plan.bridge.ensure(&host)?;
     let held = ports::reserve(&plan.bridge.table, &plan.ports, plan.ipv4)?;
-    let (namespace, inside) = namespace(plan.ipv6.is_some())?;
+    let Namespace { namespace, inside, resolver } = namespace(plan.ipv6.is_some(), plan.resolver)?;
     let pair = VethPair {
         name: &plan.link,
         master,
@@ -71,11 +80,24 @@ pub fn attach(plan: &Plan) -> Result<Attached> {
         gateway(IpAddr::V6(subnet6.gateway()))?;
     }
     ports::announce(&plan.bridge.table, &held, plan.ipv4, plan.ipv6)?;
-    Ok(Attached { namespace, ports: held, ipv6: plan.ipv6.is_some(), table: plan.bridge.table.clone() })
+    Ok(Attached {
+        namespace,
+        ports: held,
+        resolver,
+        ipv4: plan.ipv4,
+        ipv6: plan.ipv6.is_some(),
+        table: plan.bridge.table.clone(),
+    })
 }
 
-/// A new namespace with its loopback device up, and a socket in it.
-fn namespace(ipv6: bool) -> Result<(OwnedFd, Socket)> {
+/// A new namespace with its loopback device up, and sockets in it.
+struct Namespace {
+    namespace: OwnedFd,
+    inside: Socket,
+    resolver: Option<Resolver>,
+}
+
+fn namespace(ipv6: bool, resolver: bool) -> Result<Namespace> {
     const LOOPBACK: u32 = 1;
     let open = || rustix::fs::open("/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     let home = open().context(|| "open the own network namespace".to_owned())?;
@@ -87,7 +109,8 @@ fn namespace(ipv6: bool) -> Result<(OwnedFd, Socket)> {
             // Links that come later get no address of their own making. A kernel without IPv6 has no such file.
             let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
         }
-        Ok((namespace, inside))
+        let resolver = resolver.then(resolver::open).transpose()?;
+        Ok(Namespace { namespace, inside, resolver })
     });
     dhow_sys::process::set_namespace(home.as_fd(), NEW_NETWORK)
         .context(|| "return to the host's network namespace".to_owned())?;

@@ -11,6 +11,7 @@ mod attach;
 mod bridge;
 mod nft;
 pub mod ports;
+pub mod resolver;
 mod route;
 mod rules;
 
@@ -60,6 +61,9 @@ pub struct Plan {
     /// The host's end of the pair.
     pub link: String,
     pub ports: Vec<ports::Publish>,
+    /// Whether names are resolved at [`resolver::ADDRESS`].
+    #[serde(default)]
+    pub resolver: bool,
 }
 
 /// The hardware address that Docker would derive from an IPv4 address: `02:42` and the address.

@@ -222,6 +222,11 @@ pub(crate) enum Expression {
         family: u32,
         port_register: u32,
     },
+    /// A constant into a register.
+    Immediate {
+        register: u32,
+        value: Vec<u8>,
+    },
     Masquerade,
     Accept,
     Drop,
@@ -278,6 +283,11 @@ impl Expression {
             Expression::DestinationNat { family, port_register } => expression("nat", &|data| {
                 const DESTINATION: u32 = 1;
                 data.be32(1, DESTINATION).be32(2, *family).be32(3, 1).be32(5, *port_register).be32(7, 3);
+            }),
+            Expression::Immediate { register, value } => expression("immediate", &|data| {
+                data.be32(1, *register).nested(2, |inner| {
+                    inner.bytes(1, value);
+                });
             }),
             Expression::Masquerade => expression("masq", &|_| {}),
             Expression::Accept => verdict(out, 1),

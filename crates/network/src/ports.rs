@@ -30,7 +30,7 @@ impl Protocol {
         }
     }
 
-    fn number(self) -> u8 {
+    pub(crate) fn number(self) -> u8 {
         match self {
             Protocol::Tcp => 6,
             Protocol::Udp => 17,
@@ -54,8 +54,8 @@ pub struct Publish {
 #[derive(Debug)]
 pub struct Published {
     pub publish: Publish,
-    #[expect(dead_code, reason = "held for its effect: no other program can take the port")]
-    reservation: OwnedFd,
+    /// A bound socket, for TCP one that listens: no other program can take the port.
+    pub reservation: OwnedFd,
 }
 
 /// Takes the ports on the host.
@@ -149,7 +149,7 @@ pub(crate) fn announce(table: &str, ports: &[Published], ipv4: Ipv4Addr, ipv6: O
         let data = match (port.host_address, ipv6) {
             (IpAddr::V4(_), _) => concatenate(&[&ipv4.octets(), &port.container_port.to_be_bytes()]),
             (IpAddr::V6(_), Some(ipv6)) => concatenate(&[&ipv6.octets(), &port.container_port.to_be_bytes()]),
-            // There is no IPv6 in the container: the port is held, and nothing leads on.
+            // There is no IPv6 in the container: who comes to the socket is served there.
             (IpAddr::V6(_), None) => return false,
         };
         transaction.add_element(map, key, &data);

@@ -22,7 +22,7 @@ const T_ADDRESS6: u32 = 8;
 const T_PROTOCOL: u32 = 12;
 const T_SERVICE: u32 = 13;
 
-const IPV4: u8 = 2;
+pub(crate) const IPV4: u8 = 2;
 const IPV6: u8 = 10;
 
 /// Changes whenever the rules' own form does.
@@ -92,8 +92,13 @@ fn marker(bridge: &Bridge) -> String {
     format!("state-{hash:016x}")
 }
 
-fn family(number: u8) -> [Expression; 2] {
+pub(crate) fn family(number: u8) -> [Expression; 2] {
     [Expression::Meta { key: nft::META_PROTOCOL_FAMILY, register: 1 }, Expression::Compare { operator: 0, value: vec![number] }]
+}
+
+/// `ip daddr` into a register.
+pub(crate) fn destination4(register: u32) -> Expression {
+    Expression::Payload { base: 1, offset: 16, length: 4, register }
 }
 
 fn input(name: &str, equal: bool) -> [Expression; 2] {
@@ -164,11 +169,10 @@ fn publish_rules() -> Vec<Vec<Expression>> {
         rule.push(Expression::DestinationNat { family: u32::from(family_number), port_register });
         rule
     };
-    let destination4 = Expression::Payload { base: 1, offset: 16, length: 4, register: REGISTER_32 };
     let destination6 = Expression::Payload { base: 1, offset: 24, length: 16, register: REGISTER_32 };
     vec![
         // fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @publish4_address
-        rule(IPV4, Some(destination4), ONE4),
+        rule(IPV4, Some(destination4(REGISTER_32)), ONE4),
         // fib daddr type local dnat ip to meta l4proto . th dport map @publish4
         rule(IPV4, None, ANY4),
         rule(IPV6, Some(destination6), ONE6),

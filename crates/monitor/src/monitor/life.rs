@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 
 use dhow_network::Attached;
 use dhow_oci::time::now;
+use rustix::event::epoll;
 
-use super::{FIRST_BACKOFF, INIT, MAX_BACKOFF, Monitor, SIGKILL, STABLE, Stopping};
+use super::{FIRST_BACKOFF, INIT, MAX_BACKOFF, Monitor, SERVICES, SIGKILL, STABLE, Stopping};
 use crate::client::Role;
 use crate::protocol::{FailureKind, NetworkState, Policy, Reply, Start};
+use crate::services::Services;
 use crate::start;
 use crate::state::{self, State, Status};
 
@@ -48,6 +50,7 @@ impl Monitor {
     pub(super) fn launch(&mut self) -> Result<(), start::Failed> {
         if self.network.is_none() {
             self.network = start::network(self.start.plan.as_ref(), &self.setup.name)?;
+            self.serve_network().map_err(|error| start::Failed::new(format!("serve the container's network: {error}")))?;
         }
         // The last run's mount went with its namespaces; it must be given up before the layer is mounted again.
         self.root = None;
@@ -235,7 +238,20 @@ impl Monitor {
         self.over = Some(Instant::now());
     }
 
+    fn serve_network(&mut self) -> io::Result<()> {
+        self.services = self.network.as_ref().map(Services::of).transpose()?.flatten();
+        match &self.services {
+            Some(services) => {
+                let data = epoll::EventData::new_u64(SERVICES);
+                Ok(epoll::add(&self.epoll, services, data, epoll::EventFlags::IN)?)
+            }
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn detach_network(&mut self) {
+        // With its last descriptor gone epoll forgets it.
+        self.services = None;
         if let Some(network) = self.network.take() {
             // Elements that stay are removed by whoever finds them without a container.
             let _ = network.detach();

@@ -1,0 +1,123 @@
+//! What a container reaches, and what reaches it.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
+
+use dhow_testkit::{Sandbox, sandboxed, text, wait_until};
+
+/// What a server says at an address, over HTTP.
+fn fetch(address: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.write_all(b"GET /index.html HTTP/1.0\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer.split("\r\n\r\n").nth(1)?.trim().to_owned())
+}
+
+#[test]
+fn published_ports_are_reached_and_withdrawn() {
+    let sandbox = sandboxed!();
+    let server = "mkdir /w; echo hello >/w/index.html; httpd -f -p 80 -h /w";
+    sandbox.ok(&["run", "-d", "--name", "web", "-p", "80", "busybox", "sh", "-c", server]);
+    let ports = sandbox.ok(&["port", "web", "80"]);
+    let port = ports.rsplit(':').next().unwrap().to_owned();
+    let hello = Some("hello".to_owned());
+    wait_until("the page comes through the host's port", || fetch(&format!("127.0.0.1:{port}")) == hello);
+    if std::fs::read("/proc/net/if_inet6").is_ok_and(|addresses| !addresses.is_empty()) {
+        // The container has no IPv6; its port is reached by it all the same.
+        assert_eq!(ports, format!("0.0.0.0:{port}\n[::]:{port}"));
+        assert_eq!(fetch(&format!("[::1]:{port}")), hello);
+    }
+    let gateway = sandbox.ok(&["inspect", "-f", "{{.NetworkSettings.Gateway}}", "web"]);
+    let get = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {gateway} {port} | tail -n 1");
+    let page = sandbox.ok(&["run", "--rm", "busybox", "sh", "-c", &get]);
+    assert_eq!(page, "hello", "another container through the host's address");
+    let page = sandbox.ok(&["exec", "web", "sh", "-c", &get]);
+    assert_eq!(page, "hello", "the container itself through the host's address");
+    let taken = sandbox.fails(&["run", "--rm", "-p", &format!("{port}:80"), "busybox", "true"]);
+    assert_eq!(taken.0, 125);
+    assert!(taken.1.contains("port is already allocated"), "{}", taken.1);
+    sandbox.ok(&["rm", "-f", "web"]);
+    for address in ["127.0.0.1", "[::1]"] {
+        assert_eq!(fetch(&format!("{address}:{port}")), None, "the port still answers");
+    }
+    sandbox.finish();
+}
+
+/// A name server for the tests: it answers every question by UDP with the address 192.0.2.7, and sends back whatever comes
+/// by TCP.
+struct NameServer {
+    address: &'static str,
+}
+
+impl NameServer {
+    fn start(address: &'static str) -> NameServer {
+        let udp = UdpSocket::bind((address, 53)).unwrap();
+        let tcp = TcpListener::bind((address, 53)).unwrap();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 512];
+            while let Ok((length, client)) = udp.recv_from(&mut buffer) {
+                let mut answer = buffer[..length].to_vec();
+                answer[2..4].copy_from_slice(&[0x81, 0x80]);
+                // The question's type: A has an answer, and nothing else has.
+                if answer[length - 3] == 1 {
+                    answer[7] = 1;
+                    answer.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 7]);
+                }
+                let _ = udp.send_to(&answer, client);
+            }
+        });
+        std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = tcp.accept() {
+                let mut all = Vec::new();
+                let _ = stream.read_to_end(&mut all);
+                let _ = stream.write_all(&all);
+            }
+        });
+        NameServer { address }
+    }
+
+    /// Runs a command of ours on a host that asks this server: one with its own `/etc/resolv.conf`.
+    fn ok(&self, sandbox: &Sandbox, args: &[&str]) -> String {
+        let file = sandbox.path("resolv.conf");
+        std::fs::write(&file, format!("nameserver {}\nsearch test.example\n", self.address)).unwrap();
+        let command = sandbox.command(args);
+        let output = Command::new("unshare")
+            .args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\""])
+            .arg(&file)
+            .arg(command.get_program())
+            .args(command.get_args())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+        text(&output.stdout).trim_end().to_owned()
+    }
+}
+
+#[test]
+fn names_are_resolved_by_the_hosts_servers() {
+    let sandbox = sandboxed!();
+    // On loopback: out of a container's own reach.
+    let server = NameServer::start("127.0.0.153");
+    server.ok(&sandbox, &["run", "-d", "--name", "names", "busybox", "sleep", "1000"]);
+    let inside = |command: &str| sandbox.ok(&["exec", "names", "sh", "-c", command]);
+
+    assert_eq!(inside("cat /etc/resolv.conf"), "nameserver 127.0.0.11\nsearch test.example");
+    assert!(inside("nslookup some.name").contains("192.0.2.7"));
+    assert!(inside("ping -c 1 -W 1 short 2>&1 || true").contains("PING short (192.0.2.7)"));
+    assert_eq!(inside("printf query | nc 127.0.0.11 53"), "query");
+    // A name server of the container's own does not get in the way, nor the other way round.
+    assert_eq!(inside("httpd -p 0.0.0.0:53 -h /etc && wget -qO- http://127.0.0.1:53/hostname | wc -l"), "1");
+    assert!(inside("nslookup some.name").contains("192.0.2.7"));
+    // Who shares the network shares the resolver.
+    let shared = sandbox.ok(&["run", "--rm", "--network", "container:names", "busybox", "nslookup", "other.name"]);
+    assert!(shared.contains("192.0.2.7"), "{shared}");
+
+    // Servers that a user names are taken as they are.
+    let given = sandbox.ok(&["run", "--rm", "--dns", "192.0.2.53", "busybox", "cat", "/etc/resolv.conf"]);
+    assert!(given.starts_with("nameserver 192.0.2.53"), "{given}");
+    sandbox.finish();
+}

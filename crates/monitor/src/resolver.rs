@@ -1,0 +1,326 @@
+//! The resolver at 127.0.0.11 of a container: passes queries on to the servers that the host itself asks, as it asks them.
+//!
+//! Queries leave from the host's network namespace, so that a server on the host's loopback serves containers too, and
+//! the host's `resolv.conf` is looked at again whenever it has changed. Each query has a socket and a number of its own, so
+//! that nobody on the way can guess what an answer must look like. Queries by TCP are passed on as they are.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::event::epoll;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType};
+
+/// Queries that wait for an answer; more are refused.
+const MOST: usize = 256;
+/// How long a server has to answer before the next is asked.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Of a message by UDP.
+const LONGEST: usize = 65_535;
+const PORT: u16 = 53;
+/// Asked where the host names no server, as Docker does.
+const FALLBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(8, 8, 8, 8)), IpAddr::V4(Ipv4Addr::new(8, 8, 4, 4))];
+
+/// A message begins with an id, two bytes of flags, and four counts (RFC 1035, 4.1.1).
+const HEADER: usize = 12;
+const SERVER_FAILED: u8 = 2;
+const REFUSED: u8 = 5;
+
+struct Query {
+    client: SocketAddrAny,
+    /// As the client sent it, but for the id, which is the one that the server sees.
+    message: Vec<u8>,
+    id: [u8; 2],
+    /// Connected to the server that was asked last.
+    socket: OwnedFd,
+    /// Servers to ask next, the last first.
+    servers: Vec<SocketAddr>,
+    deadline: Instant,
+}
+
+pub(crate) struct Resolver {
+    token: u64,
+    socket: OwnedFd,
+    queries: Vec<Option<Query>>,
+    servers: Servers,
+}
+
+impl Resolver {
+    /// `socket` takes the containers' queries; `token` marks events of sockets towards servers, whose low 32 bits are the
+    /// query's number.
+    pub fn new(token: u64, socket: OwnedFd) -> Resolver {
+        Resolver { token, socket, queries: Vec::new(), servers: Servers::default() }
+    }
+
+    /// The host's servers, in its order.
+    pub fn servers(&mut self) -> Vec<SocketAddr> {
+        self.servers.look().to_vec()
+    }
+
+    /// Takes some of the queries that have arrived.
+    pub fn take_queries(&mut self, epoll: &OwnedFd, buffer: &mut [u8]) {
+        for _ in 0..32 {
+            let limit = buffer.len().min(LONGEST);
+            match rustix::net::recvfrom(&self.socket, &mut buffer[..limit], RecvFlags::DONTWAIT) {
+                Ok((length, _, Some(client))) => self.take_query(epoll, &buffer[..length], client),
+                Ok(_) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn take_query(&mut self, epoll: &OwnedFd, message: &[u8], client: SocketAddrAny) {
+        const RESPONSE: u8 = 0x80;
+        if message.len() < HEADER || message[2] & RESPONSE != 0 {
+            return;
+        }
+        let mut servers = self.servers.look().to_vec();
+        servers.reverse();
+        let place = self.queries.iter().position(Option::is_none).unwrap_or(self.queries.len());
+        let id = [message[0], message[1]];
+        let asked = if place < MOST { ask(message.to_vec(), &mut servers) } else { Err(io::ErrorKind::WouldBlock.into()) };
+        let Ok((message, socket)) = asked else {
+            let _ = rustix::net::sendto(&self.socket, &failure(message, id), SendFlags::DONTWAIT, &client);
+            return;
+        };
+        let data = epoll::EventData::new_u64(self.token | place as u64);
+        if epoll::add(epoll, &socket, data, epoll::EventFlags::IN).is_err() {
+            return;
+        }
+        if place == self.queries.len() {
+            self.queries.push(None);
+        }
+        self.queries[place] = Some(Query { client, message, id, socket, servers, deadline: Instant::now() + PATIENCE });
+    }
+
+    /// A server has answered the query, or cannot be reached.
+    pub fn take_answer(&mut self, epoll: &OwnedFd, place: usize, buffer: &mut [u8]) {
+        let Some(query) = self.queries.get(place).and_then(Option::as_ref) else { return };
+        let limit = buffer.len().min(LONGEST);
+        match rustix::net::recv(&query.socket, &mut buffer[..limit], RecvFlags::DONTWAIT) {
+            Ok((length, _)) => {
+                let answer = &mut buffer[..length];
+                if !answers(answer, &query.message) {
+                    return;
+                }
+                let code = answer[3] & 0x0f;
+                if (code == SERVER_FAILED || code == REFUSED) && !query.servers.is_empty() {
+                    return self.ask_next(epoll, place);
+                }
+                answer[..2].copy_from_slice(&query.id);
+                let _ = rustix::net::sendto(&self.socket, answer, SendFlags::DONTWAIT, &query.client);
+                self.queries[place] = None;
+            }
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+            Err(_) => self.ask_next(epoll, place),
+        }
+    }
+
+    fn ask_next(&mut self, epoll: &OwnedFd, place: usize) {
+        let Some(mut query) = self.queries[place].take() else { return };
+        let Ok((message, socket)) = ask(query.message.clone(), &mut query.servers) else {
+            let failure = failure(&query.message, query.id);
+            let _ = rustix::net::sendto(&self.socket, &failure, SendFlags::DONTWAIT, &query.client);
+            return;
+        };
+        let data = epoll::EventData::new_u64(self.token | place as u64);
+        if epoll::add(epoll, &socket, data, epoll::EventFlags::IN).is_ok() {
+            self.queries[place] = Some(Query { message, socket, deadline: Instant::now() + PATIENCE, ..query });
+        }
+    }
+
+    /// When the next server has had its time.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.queries.iter().flatten().map(|query| query.deadline).min()
+    }
+
+    pub fn expire(&mut self, epoll: &OwnedFd, now: Instant) {
+        for place in 0..self.queries.len() {
+            if self.queries[place].as_ref().is_some_and(|query| query.deadline <= now) {
+                self.ask_next(epoll, place);
+            }
+        }
+    }
+}
+
+/// Sends the query, under a new id, to the next server that can be reached.
+fn ask(mut message: Vec<u8>, servers: &mut Vec<SocketAddr>) -> io::Result<(Vec<u8>, OwnedFd)> {
+    rustix::rand::getrandom(&mut message[..2], rustix::rand::GetRandomFlags::empty())?;
+    while let Some(server) = servers.pop() {
+        let family = if server.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let sent = rustix::net::socket_with(family, SocketType::DGRAM, flags, None).and_then(|socket| {
+            rustix::net::connect(&socket, &server)?;
+            rustix::net::send(&socket, &message, SendFlags::DONTWAIT)?;
+            Ok(socket)
+        });
+        if let Ok(socket) = sent {
+            return Ok((message, socket));
+        }
+    }
+    Err(io::ErrorKind::NetworkUnreachable.into())
+}
+
+/// Whether a message is an answer to the query: the id and the question are the same.
+fn answers(answer: &[u8], query: &[u8]) -> bool {
+    let is_response = answer.len() >= HEADER && answer[2] & 0x80 != 0 && answer[..2] == query[..2];
+    let question = question(query);
+    // A server that did not understand the query may leave the question out.
+    let questions = answer.get(4..6).unwrap_or_default();
+    is_response
+        && (questions == [0, 0]
+            || answer.get(HEADER..HEADER + question.len()).is_some_and(|echoed| echoed.eq_ignore_ascii_case(question)))
+}
+
+/// The first question of a message: labels up to the empty one, type and class; empty when it is malformed.
+fn question(message: &[u8]) -> &[u8] {
+    let mut end = HEADER;
+    while let Some(&length) = message.get(end) {
+        match length {
+            0 => return message.get(HEADER..end + 5).unwrap_or_default(),
+            1..=63 => end += 1 + usize::from(length),
+            _ => break,
+        }
+    }
+    &[]
+}
+
+/// The answer that nobody could be asked.
+fn failure(query: &[u8], id: [u8; 2]) -> Vec<u8> {
+    let question = question(query);
+    let mut answer = vec![0; HEADER];
+    answer[..2].copy_from_slice(&id);
+    // A response with the query's opcode and "recursion desired"; recursion is available.
+    answer[2] = 0x80 | (query[2] & 0x79);
+    answer[3] = 0x80 | SERVER_FAILED;
+    answer[5] = u8::from(!question.is_empty());
+    answer.extend_from_slice(question);
+    answer
+}
+
+/// The servers of the host's `resolv.conf`.
+#[derive(Default)]
+struct Servers {
+    read: Option<SystemTime>,
+    all: Vec<SocketAddr>,
+}
+
+impl Servers {
+    fn look(&mut self) -> &[SocketAddr] {
+        const PATH: &str = "/etc/resolv.conf";
+        let changed = std::fs::metadata(PATH).and_then(|metadata| metadata.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+        if self.read != Some(changed) {
+            self.read = Some(changed);
+            self.all = servers_of(&std::fs::read_to_string(PATH).unwrap_or_default());
+        }
+        &self.all
+    }
+}
+
+/// resolv.conf(5): `nameserver ADDRESS`, the first three.
+fn servers_of(text: &str) -> Vec<SocketAddr> {
+    let named = text.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        (words.next() == Some("nameserver")).then(|| words.next()).flatten().and_then(server)
+    });
+    let servers: Vec<SocketAddr> = named.take(3).collect();
+    if servers.is_empty() { FALLBACK.map(|address| SocketAddr::new(address, PORT)).to_vec() } else { servers }
+}
+
+/// An address, for a link-local one with the link: `fe80::1%eth0`.
+fn server(text: &str) -> Option<SocketAddr> {
+    match text.split_once('%') {
+        None => Some(SocketAddr::new(text.parse().ok()?, PORT)),
+        Some((address, link)) if !link.contains('/') => {
+            let address: Ipv6Addr = address.parse().ok()?;
+            let index = std::fs::read_to_string(format!("/sys/class/net/{link}/ifindex"));
+            let index = link.parse().or_else(|_| index.unwrap_or_default().trim().parse()).ok()?;
+            Some(SocketAddr::V6(SocketAddrV6::new(address, PORT, 0, index)))
+        }
+        Some(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A query for the A record of `a.example`.
+    fn query() -> Vec<u8> {
+        let mut message = vec![1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        message.extend_from_slice(b"\x01a\x07example\x00\x00\x01\x00\x01");
+        message
+    }
+
+    #[test]
+    fn only_the_answer_to_the_question_counts() {
+        let query = query();
+        let mut answer = query.clone();
+        assert!(!answers(&answer, &query), "a query is no answer");
+        answer[2] |= 0x80;
+        assert!(answers(&answer, &query));
+        answer[HEADER + 1] = b'A';
+        assert!(answers(&answer, &query), "names have no case");
+        answer[HEADER + 1] = b'b';
+        assert!(!answers(&answer, &query));
+        let mut other = query.clone();
+        other[2] |= 0x80;
+        other[0] ^= 1;
+        assert!(!answers(&other, &query));
+        assert!(!answers(&other[..11], &query));
+    }
+
+    #[test]
+    fn a_failure_repeats_the_question() {
+        let failure = failure(&query(), [9, 9]);
+        assert_eq!(failure[..4], [9, 9, 0x81, 0x82]);
+        assert_eq!(failure[HEADER..], query()[HEADER..]);
+        // Malformed questions are left out.
+        for bad in [&[0u8; 12][..], &[0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 63, 1], &[0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xc0, 12]]
+        {
+            assert_eq!(super::failure(bad, [0, 0]).len(), HEADER, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn servers_are_those_of_resolv_conf() {
+        let text = "# nameserver 9.9.9.9\nsearch x\nnameserver 127.0.0.53\n nameserver fe80::1%7 \nnameserver nonsense\nnameserver ::1\nnameserver 1.1.1.1\n";
+        let addresses: Vec<String> = servers_of(text).iter().map(SocketAddr::to_string).collect();
+        assert_eq!(addresses, ["127.0.0.53:53", "[fe80::1%7]:53", "[::1]:53"]);
+        assert_eq!(servers_of("options ndots:1").len(), 2);
+    }
+
+    #[test]
+    fn a_query_comes_back_under_its_own_id_from_the_next_server() {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let ours = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.connect(ours.local_addr().unwrap()).unwrap();
+        let failing = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let good = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let mut resolver = Resolver::new(5 << 32, ours.into());
+        resolver.servers.all = vec![failing.local_addr().unwrap(), good.local_addr().unwrap()];
+        resolver.servers.read =
+            Some(std::fs::metadata("/etc/resolv.conf").and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH));
+        let mut buffer = vec![0; 4096];
+        client.send(&query()).unwrap();
+        resolver.take_queries(&epoll, &mut buffer);
+        let (length, from) = failing.recv_from(&mut buffer).unwrap();
+        let mut refusal = buffer[..length].to_vec();
+        refusal[2] |= 0x80;
+        refusal[3] = REFUSED;
+        failing.send_to(&refusal, from).unwrap();
+        resolver.take_answer(&epoll, 0, &mut buffer);
+        let (length, from) = good.recv_from(&mut buffer).unwrap();
+        let mut answer = buffer[..length].to_vec();
+        answer[2] |= 0x80;
+        good.send_to(&answer, from).unwrap();
+        resolver.take_answer(&epoll, 0, &mut buffer);
+        let length = client.recv(&mut buffer).unwrap();
+        let mut expected = query();
+        expected[2] |= 0x80;
+        assert_eq!(buffer[..length], expected);
+        assert!(resolver.deadline().is_none());
+    }
+}
