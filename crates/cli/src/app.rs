@@ -44,10 +44,50 @@ struct Globals {
     context: Option<String>,
 }
 
+/// What stands behind a command's name, as docker writes it.
+fn arguments_of(command: &str) -> &'static str {
+    match command {
+        "run" | "create" => "[OPTIONS] IMAGE [COMMAND] [ARG...]",
+        "start" | "stop" | "restart" | "kill" | "rm" => "[OPTIONS] CONTAINER [CONTAINER...]",
+        "pause" | "unpause" | "wait" => "CONTAINER [CONTAINER...]",
+        "rename" => "CONTAINER NEW_NAME",
+        "attach" | "logs" => "[OPTIONS] CONTAINER",
+        "exec" => "[OPTIONS] CONTAINER COMMAND [ARG...]",
+        "top" => "CONTAINER [ps OPTIONS]",
+        "port" => "CONTAINER [PRIVATE_PORT[/PROTO]]",
+        "inspect" => "[OPTIONS] NAME|ID [NAME|ID...]",
+        "images" => "[OPTIONS] [REPOSITORY[:TAG]]",
+        "rmi" => "[OPTIONS] IMAGE [IMAGE...]",
+        "tag" => "SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]",
+        "import" => "[OPTIONS] file|URL|- [REPOSITORY[:TAG]]",
+        "pull" => "[OPTIONS] NAME[:TAG|@DIGEST]",
+        "history" => "[OPTIONS] IMAGE",
+        "container" | "image" | "system" => "COMMAND",
+        "" => "[OPTIONS] COMMAND",
+        _ => "[OPTIONS]",
+    }
+}
+
+fn with_usage(command: clap::Command) -> clap::Command {
+    let name = command.get_name().to_owned();
+    command.override_usage(format!("dhow {name} {}", arguments_of(&name)))
+}
+
+/// How many arguments a command takes, of their notation.
+fn required(arguments: &str) -> String {
+    let count = arguments.split(' ').filter(|word| word.starts_with(|first: char| first.is_ascii_alphabetic())).count();
+    let plural = if count == 1 { "" } else { "s" };
+    match (count, arguments.contains("...]")) {
+        (0, _) => "accepts no arguments".to_owned(),
+        (_, true) => format!("requires at least {count} argument{plural}"),
+        (_, false) => format!("requires {count} argument{plural}"),
+    }
+}
+
 /// The options of one command. Building those of all takes longer than most commands run.
 fn options_of(command: &str) -> Option<clap::Command> {
     fn of<T: Args>(name: &'static str) -> Option<clap::Command> {
-        Some(T::augment_args(clap::Command::new(name)))
+        Some(with_usage(T::augment_args(clap::Command::new(name))))
     }
     match command {
         "run" => of::<run::Run>("run"),
@@ -276,29 +316,49 @@ fn usage(error: &clap::Error, args: &[OsString]) -> i32 {
         }
         _ => {}
     }
-    let words: Vec<String> = args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let known = App::command();
-    let command = words.iter().skip(1).find(|word| known.find_subcommand(word).is_some()).cloned().unwrap_or_default();
+    let (command, last) = path_of(args);
+    let arguments = arguments_of(&last);
     let text = error.to_string();
     let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-    let message = match error.kind() {
-        ErrorKind::UnknownArgument => {
-            let flag = first.split('\'').nth(1).unwrap_or_default();
-            match flag.strip_prefix("--") {
-                Some(long) => format!("unknown flag: --{}", long.split('=').next().unwrap_or_default()),
-                None => {
-                    format!("unknown shorthand flag: '{}' in {flag}", flag.trim_start_matches('-').chars().next().unwrap_or('?'))
-                }
+    let given = first.split('\'').nth(1).unwrap_or_default();
+    let wrong_count = || format!("dhow: '{command}' {}", required(arguments));
+    let (message, code) = match error.kind() {
+        ErrorKind::UnknownArgument if !given.starts_with('-') => (wrong_count(), 1),
+        ErrorKind::MissingRequiredArgument => (wrong_count(), 1),
+        ErrorKind::UnknownArgument => match given.strip_prefix("--") {
+            Some(long) => (format!("unknown flag: --{}", long.split('=').next().unwrap_or_default()), 125),
+            None => {
+                let letter = given.trim_start_matches('-').chars().next().unwrap_or('?');
+                (format!("unknown shorthand flag: '{letter}' in {given}"), 125)
             }
-        }
-        ErrorKind::InvalidSubcommand => format!("dhow: unknown command: dhow {command}"),
-        ErrorKind::MissingRequiredArgument => {
-            format!("dhow: 'dhow {command}' requires at least 1 argument")
-        }
-        _ => first.to_owned(),
+        },
+        ErrorKind::InvalidSubcommand => (format!("dhow: unknown command: {command} {given}"), 1),
+        _ => (first.to_owned(), 125),
     };
-    eprintln!("{message}\n\nUsage:  dhow {command} --help shows the options\n\nRun 'dhow {command} --help' for more information");
-    if matches!(error.kind(), ErrorKind::MissingRequiredArgument | ErrorKind::InvalidSubcommand) { 1 } else { 125 }
+    let usage = match error.kind() {
+        ErrorKind::InvalidSubcommand if last.is_empty() => String::new(),
+        ErrorKind::InvalidSubcommand => format!("Usage:  {command}\n\n"),
+        _ => format!("Usage:  {command} {arguments}\n\n"),
+    };
+    // Docker's own distinction.
+    let verb = if message.contains("requires at least") { "See" } else { "Run" };
+    eprintln!("{message}\n\n{usage}{verb} '{command} --help' for more information");
+    code
+}
+
+/// The command that was called, with what stands before it, and its own name: `dhow container logs` and `logs`.
+fn path_of(args: &[OsString]) -> (String, String) {
+    let known = App::command();
+    let mut group = &known;
+    let (mut path, mut last) = ("dhow".to_owned(), String::new());
+    for word in args.iter().skip(1).map(|word| word.to_string_lossy()) {
+        if let Some(next) = group.find_subcommand(&*word) {
+            path = format!("{path} {word}");
+            last = next.get_name().to_owned();
+            group = next;
+        }
+    }
+    (path, last)
 }
 
 async fn dispatch(app: App) -> failure::Result {

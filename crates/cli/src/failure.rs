@@ -18,6 +18,16 @@ impl Failure {
         Failure { message: message.into(), code: 1 }
     }
 
+    /// As docker ends a command that does not come to run anything: the program's name before, where help is to be had
+    /// behind, exit status 125. What says so already stays.
+    pub fn of_command(self, command: &str) -> Failure {
+        let message = match self.message.ends_with(" for more information") {
+            true => self.message,
+            false => format!("dhow: {}\n\nRun 'dhow {command} --help' for more information", self.message),
+        };
+        Failure { message, code: 125 }
+    }
+
     /// An exit status alone, of the container's program.
     pub fn status(code: i32) -> Failure {
         Failure { message: String::new(), code }

@@ -26,6 +26,8 @@ pub struct List<'a> {
     pub id: &'a str,
     /// How errors name a bad template.
     pub template_error: &'a str,
+    /// Docker's name of the rows' type, for errors about fields that it has not.
+    pub type_name: &'a str,
 }
 
 impl List<'_> {
@@ -64,7 +66,15 @@ impl List<'_> {
     }
 
     fn execute(&self, template: &Template, row: &Value) -> Result<String> {
-        template.execute(row).map_err(|error| Failure::new(format!("{}: {error}", self.template_error)))
+        template.execute(row).map_err(|error| {
+            let error = match error.split_once("map has no entry for key \"") {
+                Some((place, field)) => {
+                    format!("{place}can't evaluate field {} in type {}", field.trim_end_matches('"'), self.type_name)
+                }
+                None => error,
+            };
+            Failure::new(format!("{}: {error}", self.template_error))
+        })
     }
 
     fn templated(&self, format: &str) -> Result<String> {
@@ -128,8 +138,14 @@ pub fn inspect(objects: &[Value], format: Option<&str>) -> Result {
             let template = Template::parse(&format)
                 .map_err(|error| Failure { message: format!("template parsing error: {error}"), code: 64 })?;
             for object in objects {
-                let line = template.execute(object).map_err(|error| Failure::new(format!("template parsing error: {error}")))?;
-                print(&(line + "\n"))?;
+                match template.execute(object) {
+                    Ok(line) => print(&(line + "\n"))?,
+                    Err(error) => {
+                        // As docker: the line that was begun ends.
+                        print("\n")?;
+                        return Err(Failure::new(format!("template parsing error: {error}")));
+                    }
+                }
             }
             Ok(())
         }
@@ -145,6 +161,22 @@ pub fn indent(value: &Value) -> String {
         Ok(()) => String::from_utf8_lossy(&out).into_owned(),
         Err(_) => value.to_string(),
     }
+}
+
+/// Text in quotes as Go's `strconv.Quote` writes it.
+pub fn quoted(text: &str) -> String {
+    let mut quoted = String::from('"');
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => quoted.extend(['\\', character]),
+            '\n' => quoted += "\\n",
+            '\r' => quoted += "\\r",
+            '\t' => quoted += "\\t",
+            control if control.is_ascii_control() => quoted += &format!("\\x{:02x}", u32::from(control)),
+            other => quoted.push(other),
+        }
+    }
+    quoted + "\""
 }
 
 /// The first `length` characters, the last of them an ellipsis if there were more.

@@ -288,7 +288,7 @@ fn bad_input_is_refused_and_leaves_nothing() {
         (&["run", "--network", "nosuch", "busybox"], 125, "network nosuch not found"),
         (&["run", "--memory", "1k", "busybox"], 125, "Minimum memory limit allowed is 6MB"),
         (&["run", "--memory", "abc", "busybox"], 125, "invalid size: 'abc'"),
-        (&["run", "--cap-add", "NOPE", "busybox"], 125, "invalid capability: \"NOPE\""),
+        (&["run", "--cap-add", "NOPE", "busybox"], 125, "invalid CapAdd: unknown capability: \"CAP_NOPE\""),
         (&["run", "--env-file", "/nosuch", "busybox"], 125, "open /nosuch: no such file or directory"),
         (&["run", "--mount", "type=bind,src=/nosuch,dst=/x", "busybox"], 125, "bind source path does not exist: /nosuch"),
         (&["run", "--sysctl", "kernel.foo=1", "--network", "none", "busybox"], 125, "is not in a separate kernel namespace"),

@@ -4,17 +4,7 @@
 
 use std::process::Command;
 
-use dhow_testkit::{Sandbox, sandboxed, text, wait_until};
-
-/// Our client, and docker's where there is one. In CI it must be there.
-fn clients() -> Vec<&'static str> {
-    let docker = Command::new("docker").arg("--version").output().is_ok_and(|output| output.status.success());
-    assert!(docker || std::env::var_os("REQUIRE_KERNEL").is_none(), "the docker client is needed: apt-get install docker.io");
-    if !docker {
-        eprintln!("NOT RUN with docker's client: it is not installed");
-    }
-    if docker { vec!["dhow", "docker"] } else { vec!["dhow"] }
-}
+use dhow_testkit::{Sandbox, clients, sandboxed, text, wait_until};
 
 fn run(sandbox: &Sandbox, client: &str, args: &[&str]) -> (i32, String, String) {
     let output = sandbox.client(client, args).output().unwrap();

@@ -167,7 +167,7 @@ impl Engine {
             "bridge" | "host" | "none" => {}
             other if other.starts_with("container:") => {}
             // Not as "not found": clients would take that for the image and fetch it.
-            other => return Err(Error::invalid(format!("network {other} not found"))),
+            other => return Err(Error::invalid(format!("failed to set up container networking: network {other} not found"))),
         }
         if host.network_mode.starts_with("container:")
             && (host.publish_all_ports || host.port_bindings.as_ref().is_some_and(|ports| !ports.is_empty()))
@@ -307,7 +307,7 @@ fn check_resources(host: &mut HostConfig, warnings: &mut Vec<String>) -> Result<
     let processors = std::thread::available_parallelism().map_or(1, |count| count.get()) as i64;
     if host.nano_cpus < 0 || host.nano_cpus > processors * 1_000_000_000 {
         return Err(Error::invalid(format!(
-            "Range of CPUs is from 0.01 to {processors}.00, as there are only {processors} CPUs available"
+            "range of CPUs is from 0.01 to {processors}.00, as there are only {processors} CPUs available"
         )));
     }
     if host.cpu_period != 0 && !(1000..=1_000_000).contains(&host.cpu_period) {

@@ -26,7 +26,7 @@ impl Engine {
         match container.state.status {
             Status::Running => {}
             Status::Paused => {
-                return Err(Error::conflict(format!("container {reference} is paused, unpause the container before exec")));
+                return Err(Error::conflict(format!("Container {reference} is paused, unpause the container before exec")));
             }
             Status::Restarting => {
                 return Err(Error::conflict(format!("Container {reference} is restarting, wait until the container is running")));

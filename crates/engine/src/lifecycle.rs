@@ -81,8 +81,15 @@ impl Engine {
         }
         let monitor = self.ensure_monitor(container)?;
         ask(&monitor, &Request::Start(Box::new(Start { spec, copy_up, plan, rows, columns }))).map(drop).map_err(|error| {
-            let message = format!("failed to create task for container: {}", error.message);
-            if error.kind == Kind::Conflict { error } else { Error { message, ..error } }
+            // Programs look for dockerd's words, with the layers that it has.
+            let message = match error.message.strip_prefix("unable to start container process: ") {
+                Some(why) => format!(
+                    "failed to create task for container: failed to create shim task: OCI runtime create failed: \
+                     runc create failed: unable to start container process: error during container init: {why}"
+                ),
+                None => error.message.clone(),
+            };
+            Error { message, ..error }
         })
     }
 
@@ -150,19 +157,16 @@ impl Engine {
 
     pub fn kill(&self, reference: &str, signal: Option<&str>) -> Result<()> {
         const SIGKILL: i32 = 9;
-        let container = self.container(reference)?;
-        let signal = signal.filter(|signal| !signal.is_empty()).map(parse_signal).transpose()?.unwrap_or(SIGKILL);
+        let cannot = |error: Error| Error { message: format!("cannot kill container: {reference}: {}", error.message), ..error };
+        let container = self.container(reference).map_err(cannot)?;
+        let signal = signal.filter(|signal| !signal.is_empty()).map(parse_signal).transpose().map_err(cannot)?.unwrap_or(SIGKILL);
         if !container.is_running() {
-            return Err(Error::conflict(format!(
-                "cannot kill container: {reference}: container {} is not running",
-                container.id
-            )));
+            return Err(cannot(Error::conflict(format!("container {} is not running", container.id))));
         }
         if signal == SIGKILL || signal == stop_signal(&container) {
             self.set_wanted(&container, false)?;
         }
-        self.ask_monitor(&container, &Request::Kill { signal })
-            .map_err(|error| Error { message: format!("cannot kill container: {reference}: {}", error.message), ..error })?;
+        self.ask_monitor(&container, &Request::Kill { signal }).map_err(cannot)?;
         if signal == SIGKILL {
             // As dockerd: the answer comes when the container has ended.
             if let Some(monitor) = self.monitor(&container) {

@@ -149,7 +149,7 @@ impl Engine {
                 }
                 tmpfs(&destination, &words.join(","))
             }
-            other => Err(Error::invalid(format!("mount type unknown: {other}"))),
+            other => Err(Error::invalid(format!("invalid mount config for type \"{other}\": mount type unknown"))),
         }
     }
 

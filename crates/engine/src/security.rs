@@ -69,13 +69,13 @@ pub(crate) fn check(host: &HostConfig) -> Result<()> {
 }
 
 /// A capability as the kernel's headers name it.
-fn normal(name: &str) -> Result<String> {
+fn normal(name: &str, field: &str) -> Result<String> {
     let upper = name.to_ascii_uppercase();
     let full = if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") };
     if full == "CAP_ALL" || capabilities::NAMES.contains(&full.as_str()) {
         Ok(full)
     } else {
-        Err(Error::invalid(format!("invalid capability: \"{name}\"")))
+        Err(Error::invalid(format!("invalid {field}: unknown capability: \"{full}\"")))
     }
 }
 
@@ -86,8 +86,10 @@ fn all() -> Vec<String> {
 /// The capabilities of a container: Docker's default set, changed by `--cap-add` and `--cap-drop` (moby,
 /// `caps.TweakCapabilities`).
 pub(crate) fn capability_set(host: &HostConfig) -> Result<Vec<String>> {
-    let names = |list: &Option<Vec<String>>| list.iter().flatten().map(|name| normal(name)).collect::<Result<Vec<_>>>();
-    let (add, drop) = (names(&host.cap_add)?, names(&host.cap_drop)?);
+    let names = |list: &Option<Vec<String>>, field: &str| {
+        list.iter().flatten().map(|name| normal(name, field)).collect::<Result<Vec<_>>>()
+    };
+    let (add, drop) = (names(&host.cap_add, "CapAdd")?, names(&host.cap_drop, "CapDrop")?);
     if host.privileged {
         return Ok(all());
     }
@@ -240,7 +242,7 @@ mod tests {
         assert_eq!(set(&[], &[]).unwrap(), capabilities::DEFAULT.map(str::to_owned));
         assert_eq!(set(&["net_admin"], &["ALL"]).unwrap(), ["CAP_NET_ADMIN"]);
         assert!(!set(&["ALL"], &["SYS_ADMIN"]).unwrap().contains(&"CAP_SYS_ADMIN".to_owned()));
-        assert_eq!(set(&["NOPE"], &[]).unwrap_err().message, "invalid capability: \"NOPE\"");
+        assert_eq!(set(&["NOPE"], &[]).unwrap_err().message, "invalid CapAdd: unknown capability: \"CAP_NOPE\"");
     }
 
     #[test]

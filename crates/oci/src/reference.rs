@@ -119,7 +119,7 @@ impl FromStr for Reference {
             return Err(InvalidReference::TooLong);
         }
         if path.chars().any(|c| c.is_ascii_uppercase()) && is_path(&path.to_ascii_lowercase()) {
-            return Err(InvalidReference::Uppercase(familiar(domain, &path)));
+            return Err(InvalidReference::Uppercase(path));
         }
         if name.is_empty() || !is_domain(domain) || !is_path(&path) {
             return Err(InvalidReference::Format);
@@ -217,7 +217,7 @@ mod tests {
         ] {
             assert_eq!(bad.parse::<Reference>(), Err(InvalidReference::Format), "{bad}");
         }
-        assert_eq!("Busybox".parse::<Reference>(), Err(InvalidReference::Uppercase("Busybox".into())));
+        assert_eq!("Busybox".parse::<Reference>(), Err(InvalidReference::Uppercase("library/Busybox".into())));
         assert!(matches!("a".repeat(300).parse::<Reference>(), Err(InvalidReference::TooLong)));
         assert!(matches!("ab".repeat(32).parse::<Reference>(), Err(InvalidReference::LooksLikeId(_))));
     }

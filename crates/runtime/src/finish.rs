@@ -170,6 +170,8 @@ impl<'a> Finish<'a> {
         if name.contains('/') {
             return match executable(Path::new(name)) {
                 Ok(()) => Ok(PathBuf::from(name)),
+                // runc's words.
+                Err(Errno::ISDIR) => failed("is a directory: permission denied".to_owned()),
                 Err(Errno::NOENT) => failed(format!("stat {name}: no such file or directory")),
                 Err(error) => failed(lower(&error.into())),
             };

@@ -161,6 +161,16 @@ impl Drop for Sandbox {
     }
 }
 
+/// Our client, and docker's where there is one. In CI it must be there.
+pub fn clients() -> Vec<&'static str> {
+    let docker = Command::new("docker").arg("--version").output().is_ok_and(|output| output.status.success());
+    assert!(docker || std::env::var_os("REQUIRE_KERNEL").is_none(), "the docker client is needed: apt-get install docker.io");
+    if !docker {
+        eprintln!("NOT RUN with docker's client: it is not installed");
+    }
+    if docker { vec!["dhow", "docker"] } else { vec!["dhow"] }
+}
+
 /// Waits for something that must come about within seconds.
 pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);

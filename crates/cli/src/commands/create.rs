@@ -8,10 +8,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 use dhow_api::client::{Client, ClientError, query};
-use dhow_api::config::CreateResponse;
+use dhow_api::config::{CreateRequest, CreateResponse};
 
 use self::values::bad;
-use crate::failure::{Failure, Result};
+use crate::failure::Result;
 
 /// Options of a new container.
 #[derive(Args, Debug, Default)]
@@ -264,14 +264,15 @@ pub struct Create {
 
 impl Create {
     pub async fn run(self, client: &Client) -> Result {
-        let created = self.options.create(client, false).await.map_err(|failure| Failure { code: 1, ..failure })?;
+        let request = self.options.request(false).map_err(|failure| failure.of_command("create"))?;
+        let created = self.options.create(client, &request).await?;
         crate::output::print(&format!("{}\n", created.id))
     }
 }
 
 impl Options {
     /// Creates the container, with its image fetched if it is missing; prints warnings.
-    pub async fn create(&self, client: &Client, attached: bool) -> Result<CreateResponse> {
+    pub async fn create(&self, client: &Client, request: &CreateRequest) -> Result<CreateResponse> {
         if let Some(file) = &self.cidfile
             && file.exists()
         {
@@ -280,13 +281,6 @@ impl Options {
                 file.display()
             )));
         }
-        if !matches!(self.pull.as_str(), "always" | "missing" | "never") {
-            return Err(bad(format!(
-                "invalid pull option: '{}': must be one of \"always\", \"missing\" or \"never\"",
-                self.pull
-            )));
-        }
-        let request = self.request(attached)?;
         let path = format!(
             "/containers/create{}",
             query(&[
@@ -297,7 +291,7 @@ impl Options {
         if self.pull == "always" {
             super::image::pull(client, &self.image, self.quiet).await?;
         }
-        let created = client.post_json::<CreateResponse>(&path, &request).await;
+        let created = client.post_json::<CreateResponse>(&path, request).await;
         let created = match created {
             Err(ClientError::Api { status: 404, message }) if self.pull == "missing" && message.starts_with("No such image") => {
                 if !self.quiet {
@@ -306,7 +300,7 @@ impl Options {
                     eprintln!("Unable to find image '{name}' locally");
                 }
                 super::image::pull(client, &self.image, self.quiet).await?;
-                client.post_json(&path, &request).await
+                client.post_json(&path, request).await
             }
             other => other,
         };

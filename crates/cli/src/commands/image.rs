@@ -74,8 +74,15 @@ impl Images {
             true => vec!["Repository", "Tag", "Digest", "ID", "CreatedSince", "Size"],
             false => vec!["Repository", "Tag", "ID", "CreatedSince", "Size"],
         };
-        List { headers: &HEADERS, columns, rows, id: "ID", template_error: "template parsing error" }
-            .print(self.format.as_deref(), self.quiet)
+        List {
+            headers: &HEADERS,
+            columns,
+            rows,
+            id: "ID",
+            template_error: "template parsing error",
+            type_name: "*formatter.imageContext",
+        }
+        .print(self.format.as_deref(), self.quiet)
     }
 }
 
@@ -277,10 +284,8 @@ impl Pull {
 
 /// Fetches an image; what happens is told on standard error.
 pub async fn pull(client: &Client, name: &str, quiet: bool) -> Result {
-    let reference = name
-        .parse::<dhow_oci::Reference>()
-        .map_err(|error| Failure { message: format!("dhow: {error}\n\nRun 'dhow run --help' for more information"), code: 125 })?
-        .or_latest();
+    let reference =
+        name.parse::<dhow_oci::Reference>().map_err(|error| Failure::new(error.to_string()).of_command("run"))?.or_latest();
     let tag = reference.digest.map(|digest| digest.to_string()).or(reference.tag.clone()).unwrap_or_default();
     let parameters = query(&[("fromImage", &reference.familiar_repository()), ("tag", &tag)]);
     let response = client.post(&format!("/images/create{parameters}")).await?;
@@ -343,7 +348,14 @@ impl History {
         };
         let columns = vec!["ID", if self.human { "CreatedSince" } else { "CreatedAt" }, "CreatedBy", "Size", "Comment"];
         let rows = steps.iter().map(row).collect();
-        List { headers: &HISTORY, columns, rows, id: "ID", template_error: "template parsing error" }
-            .print(self.format.as_deref(), self.quiet)
+        List {
+            headers: &HISTORY,
+            columns,
+            rows,
+            id: "ID",
+            template_error: "template parsing error",
+            type_name: "*image.historyContext",
+        }
+        .print(self.format.as_deref(), self.quiet)
     }
 }

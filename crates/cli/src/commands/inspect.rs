@@ -141,8 +141,8 @@ impl Port {
         if let Some(port) = &self.port {
             let key = if port.contains('/') { port.clone() } else { format!("{port}/tcp") };
             let bindings = ports.get(&key).cloned().flatten().filter(|bindings| !bindings.is_empty());
-            let bindings =
-                bindings.ok_or_else(|| Failure::new(format!("no public port '{key}' published for {}", self.container)))?;
+            let bindings = bindings
+                .ok_or_else(|| Failure::new(format!("Error: No public port '{port}' published for {}", self.container)))?;
             let lines: String = bindings.iter().map(|binding| shown(&binding.host_ip, &binding.host_port) + "\n").collect();
             return print(&lines);
         }

@@ -93,9 +93,9 @@ impl Attach {
         let inspected: Container = client.get_json(&format!("{}/json", path(&self.container))).await?;
         let state = &inspected.state;
         let why = match () {
-            () if !state.running => Some("cannot attach to a stopped container, start it first"),
-            () if state.paused => Some("cannot attach to a paused container, unpause it first"),
-            () if state.restarting => Some("cannot attach to a restarting container, wait until it is running"),
+            () if !state.running => Some("You cannot attach to a stopped container, start it first"),
+            () if state.paused => Some("You cannot attach to a paused container, unpause it first"),
+            () if state.restarting => Some("You cannot attach to a restarting container, wait until it is running"),
             () => None,
         };
         if let Some(why) = why {
@@ -241,7 +241,9 @@ pub struct Rename {
 
 impl Rename {
     pub async fn run(self, client: &Client) -> Result {
-        client.post(&format!("{}/rename{}", path(&self.container), query(&[("name", &self.new_name)]))).await?;
-        Ok(())
+        let renamed = client.post(&format!("{}/rename{}", path(&self.container), query(&[("name", &self.new_name)]))).await;
+        renamed
+            .map(drop)
+            .map_err(|error| Failure::new(format!("{error}\nError: failed to rename container named {}", self.container)))
     }
 }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::{filters, long_time};
 use crate::failure::Result;
-use crate::output::{List, ellipsis};
+use crate::output::{List, ellipsis, quoted};
 
 #[derive(Args, Debug)]
 pub struct Ps {
@@ -70,8 +70,15 @@ impl Ps {
             columns.push("Size");
         }
         let rows = list.iter().map(|summary| row(summary, !self.no_trunc)).collect();
-        List { headers: &HEADERS, columns, rows, id: "ID", template_error: "failed to execute template" }
-            .print(self.format.as_deref(), self.quiet)
+        List {
+            headers: &HEADERS,
+            columns,
+            rows,
+            id: "ID",
+            template_error: "failed to execute template",
+            type_name: "*formatter.ContainerContext",
+        }
+        .print(self.format.as_deref(), self.quiet)
     }
 }
 
@@ -80,7 +87,7 @@ fn row(summary: &Summary, truncate: bool) -> Map<String, Value> {
     let image = if summary.image.starts_with("sha256:") { short(&summary.image) } else { summary.image.clone() };
     let names: Vec<&str> = summary.names.iter().map(|name| name.trim_start_matches('/')).collect();
     let age = (dhow_oci::time::now() / 1_000_000_000 - summary.created).max(0);
-    let command = format!("\"{}\"", if truncate { ellipsis(&summary.command, 20) } else { summary.command.clone() });
+    let command = quoted(&if truncate { ellipsis(&summary.command, 20) } else { summary.command.clone() });
     let mut mounts: Vec<String> = summary
         .mounts
         .iter()

@@ -37,25 +37,26 @@ fn failed(error: ClientError) -> Failure {
     } else {
         125
     };
-    Failure { message: format!("dhow: {message}\n\nRun 'dhow run --help' for more information"), code }
+    Failure { code, ..Failure::new(message).of_command("run") }
 }
 
 impl Run {
     pub async fn run(self, client: &Client) -> Result {
         let options = &self.options;
         if self.detach && !options.attach.is_empty() {
-            return Err(Failure { message: "dhow: conflicting options: cannot specify both --attach and --detach\n\nRun 'dhow run --help' for more information".to_owned(), code: 125 });
+            return Err(Failure::new("conflicting options: cannot specify both --attach and --detach").of_command("run"));
         }
         let attached = !self.detach;
         if attached {
             streams::check_tty(options.interactive, options.tty)?;
         }
         let keys = dhow_engine::detach_keys(self.detach_keys.as_deref())
-            .map_err(|error| Failure { message: error.message, code: 125 })?;
-        let created = options.create(client, attached).await.map_err(|failure| match failure.code {
-            1 => Failure { message: format!("dhow: {failure}\n\nRun 'dhow run --help' for more information"), code: 125 },
-            _ => failure,
-        })?;
+            .map_err(|error| Failure::new(error.message).of_command("run"))?;
+        let created = match options.request(attached) {
+            Ok(request) => options.create(client, &request).await,
+            Err(failure) => Err(failure),
+        };
+        let created = created.map_err(|failure| failure.of_command("run"))?;
         let id = created.id;
         let path = format!("/containers/{id}");
         if self.detach {

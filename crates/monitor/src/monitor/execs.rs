@@ -15,7 +15,7 @@ impl Monitor {
             return self.fail(index, FailureKind::Conflict, format!("container {} is not running", self.setup.id));
         }
         if self.state.status == Status::Paused {
-            let message = format!("container {} is paused, unpause the container before exec", self.setup.id);
+            let message = format!("Container {} is paused, unpause the container before exec", self.setup.id);
             return self.fail(index, FailureKind::Conflict, message);
         }
         let finished = self.execs.iter().filter(|exec| exec.exit_code.is_some()).count();

@@ -141,7 +141,7 @@ impl Monitor {
             return Err((FailureKind::Conflict, format!("container {id} is not running")));
         };
         match (self.state.status, frozen) {
-            (Status::Paused, true) => return Err((FailureKind::Conflict, format!("container {id} is already paused"))),
+            (Status::Paused, true) => return Err((FailureKind::Conflict, format!("Container {id} is already paused"))),
             (Status::Running, false) => return Err((FailureKind::Internal, format!("Container {id} is not paused"))),
             _ => {}
         }

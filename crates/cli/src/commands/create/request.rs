@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use dhow_api::config::{Config, CreateRequest, HostConfig, LogConfig, NetworkingConfig};
+use dhow_oci::Reference;
+use dhow_oci::reference::InvalidReference;
 use serde_json::json;
 
 use super::Options;
@@ -15,7 +17,18 @@ use crate::failure::Result;
 
 impl Options {
     /// The request that asks for what was given; `attached` when the streams go to this process (`run` without `-d`).
-    pub(super) fn request(&self, attached: bool) -> Result<CreateRequest> {
+    pub fn request(&self, attached: bool) -> Result<CreateRequest> {
+        if !matches!(self.pull.as_str(), "always" | "missing" | "never") {
+            return Err(bad(format!(
+                "invalid pull option: '{}': must be one of \"always\", \"missing\" or \"never\"",
+                self.pull
+            )));
+        }
+        match self.image.parse::<Reference>() {
+            // An id names an image, too.
+            Ok(_) | Err(InvalidReference::LooksLikeId(_)) => {}
+            Err(error) => return Err(bad(error.to_string())),
+        }
         let attaches = |stream: &str| self.attach.iter().any(|given| given.eq_ignore_ascii_case(stream));
         if let Some(other) =
             self.attach.iter().find(|given| !["stdin", "stdout", "stderr"].contains(&given.to_ascii_lowercase().as_str()))

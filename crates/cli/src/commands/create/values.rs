@@ -43,7 +43,7 @@ pub(super) fn port_range(text: &str) -> Option<(u16, u16)> {
 
 /// `[[IP:]HOST:]CONTAINER[/PROTOCOL]`, with ranges, or `key=value` pairs (docker/go-connections, `nat.ParsePortSpec`).
 pub(super) fn publish(text: &str) -> Result<Vec<(String, PortBinding)>> {
-    let wrong = |why: String| flag(text, "-p, --publish", &why);
+    let wrong = |why: String| bad(why);
     let (rest, protocol) = text.rsplit_once('/').unwrap_or((text, "tcp"));
     let protocol = protocol.to_ascii_lowercase();
     if !matches!(protocol.as_str(), "tcp" | "udp" | "sctp") {

@@ -1,0 +1,179 @@
+# One case a line: a shell command, in which `docker` is the client under test. Cases run one after the other and share what
+# they made. The image `parity` is a busybox; everything has a name that begins with `p-`.
+
+# run: standard streams
+docker run --rm parity echo hi
+docker run --rm parity sh -c 'echo out; echo err >&2; exit 7'
+printf 'a\nb\n' | docker run --rm -i parity wc -l
+head -c 300000 /dev/zero | docker run --rm -i parity wc -c
+printf x | docker run --rm parity wc -c
+docker run --rm -a stdout parity sh -c 'echo out; echo err >&2'
+docker run --rm -a stderr parity sh -c 'echo out; echo err >&2'
+script -qec "docker run --rm -it parity sh -c 'tty; test -t 0 && echo terminal'" /dev/null </dev/null
+script -qec "docker run --rm -t parity sh -c 'echo err >&2; exit 3'" /dev/null </dev/null
+docker run --rm -it parity true </dev/null
+docker run --rm --init parity sh -c 'cat /proc/1/comm'
+docker run --rm parity sh -c 'kill -9 $$'
+docker run --rm parity sh -c 'kill -TERM $$; sleep 1; echo alive'
+
+# run: what cannot be run
+docker run --rm parity nosuch
+docker run --rm parity /etc
+docker run --rm parity /etc/passwd
+docker run --rm --nosuchflag parity true
+docker run --rm
+docker exec p-one
+docker rename p-one
+docker logs
+docker logs a b
+docker ps nosuch
+docker container logs
+docker stop -x p
+docker nosuch
+docker container nosuch
+docker run --rm -p abc parity true
+docker run --rm -p 99999:80 parity true
+docker run --rm -v relative/path:/x:bad parity true
+docker run --rm --mount type=bind,src=/nosuch-dir,dst=/x parity true
+docker run --rm --mount type=nosuch,dst=/x parity true
+docker run --rm --env-file /nosuch-file parity true
+docker run --rm --network nosuch parity true
+docker run --rm --memory 1k parity true
+docker run --rm --cpus 1000000 parity true 2>&1 | tr -d 0-9
+docker run --rm --restart always parity true
+docker run --rm --cap-add nosuch parity true
+docker run --rm --ulimit nofile=5:1 parity true
+docker run --rm --user nosuch parity true
+docker run --rm --pid container:nosuch parity true
+docker run --rm --name 'bad name' parity true
+docker run --rm -e =x parity true
+docker run --rm Parity true
+
+# run: what the container is
+docker run --rm -e A=1 -e B=two -w /tmp parity sh -c 'echo $A $B $PWD $HOME $PATH'
+docker run --rm -u 1000:1000 parity id
+docker run --rm -u nobody parity sh -c 'id -u; id -g; grep CapEff /proc/self/status'
+docker run --rm --hostname p-host parity hostname
+docker run --rm --read-only parity sh -c 'touch /x'
+docker run --rm --cap-drop all parity sh -c 'grep Cap /proc/self/status'
+docker run --rm --privileged parity sh -c 'grep -e NoNewPrivs -e Seccomp: /proc/self/status'
+docker run --rm --security-opt no-new-privileges parity grep NoNewPrivs /proc/self/status
+docker run --rm --tmpfs /t:size=1m,mode=700 parity sh -c 'grep " /t " /proc/mounts | cut -d" " -f1-3'
+docker run --rm --ulimit nofile=100:200 parity sh -c 'ulimit -Sn; ulimit -Hn'
+docker run --rm --shm-size 1m parity sh -c 'df -k /dev/shm | tail -n 1 | tr -s " " | cut -d" " -f2'
+docker run --rm --add-host some.host:192.0.2.9 parity grep some.host /etc/hosts
+docker run --rm --network none parity sh -c 'ls /sys/class/net'
+docker run --rm --entrypoint echo parity entry point
+docker run --rm --sysctl net.ipv4.ip_forward=0 parity cat /proc/sys/net/ipv4/ip_forward
+docker run --rm parity sh -c 'ls /dev; cat /proc/1/cmdline | tr "\0" " "'
+docker run --rm --device /dev/zero:/dev/nought parity sh -c 'head -c 4 /dev/nought | wc -c'
+
+# a container's life
+docker run -d --name p-one --label x=y -e A=1 parity sh -c 'trap "echo usr1" USR1; echo one; sleep 0.2; echo two >&2; sleep 0.2; echo three; while :; do sleep 0.1; done' | wc -c; sleep 1
+docker run --name p-one parity true
+docker ps --filter name=p-one --format '{{.Names}} {{.Image}} {{.Command}} {{.State}} {{.Labels}} {{.Ports}}'
+docker ps --filter label=x=y --filter status=running --format '{{.Names}}'
+docker ps --filter status=exited --filter name=p- -q
+docker ps --filter nosuch=1
+docker ps --format '{{.Nosuch}}'
+docker inspect -f '{{.Name}} {{.State.Status}} {{.State.Running}} {{.RestartCount}} {{.Path}} {{len .Args}} {{.Config.Image}}' p-one
+docker inspect -f '{{json .Config.Cmd}} {{json .HostConfig.PortBindings}} {{index .Config.Labels "x"}}' p-one
+docker inspect -f '{{.Nosuch}}' p-one
+docker inspect p-nosuch
+docker logs p-one
+docker logs --tail 1 p-one
+docker logs --tail 0 p-one
+docker logs --since 2099-01-01 p-one
+docker logs --until 2000-01-01 p-one
+docker logs -t p-one 2>/dev/null | cut -c1-2,11,20,30-
+docker logs p-nosuch
+timeout -s INT 2 docker logs -f --tail 1 p-one 2>/dev/null
+docker exec p-one echo inside
+docker exec p-one sh -c 'exit 5'
+docker exec p-one nosuch
+docker exec p-one /etc
+docker exec p-one /etc/passwd
+docker exec -w /nosuch p-one true
+docker exec -u nobody -w /tmp -e B=2 p-one sh -c 'id -un; pwd; echo $A$B'
+echo piped | docker exec -i p-one cat
+script -qec "docker exec -it p-one sh -c 'tty; test -t 0 && echo terminal; exit 6'" /dev/null </dev/null
+docker exec -d p-one touch /detached; sleep 0.3; docker exec p-one ls /detached
+docker exec p-nosuch true
+docker top p-one -o pid,args | wc -l
+docker top p-nosuch
+docker port p-one
+docker kill -s USR1 p-one; sleep 0.5; docker logs --tail 1 p-one
+docker kill -s NOSUCH p-one
+docker kill p-nosuch
+docker pause p-one
+docker pause p-one
+docker exec p-one true
+docker ps --filter name=p-one --format '{{.State}}'
+docker unpause p-one
+docker unpause p-one
+docker rename p-one p-two
+docker rename p-two p-two
+docker rename p-nosuch p-three
+docker restart -t 0 p-two
+docker inspect -f '{{.State.Status}}' p-two
+docker rm p-two
+docker stop -t 0 p-two
+docker stop p-two
+docker inspect -f '{{.State.Status}} {{.State.ExitCode}} {{.State.OOMKilled}}' p-two
+docker wait p-two
+docker wait p-nosuch
+docker exec p-two true
+docker start p-two
+docker kill p-two
+docker start -a p-nosuch
+docker rm -f p-two
+docker rm p-two
+docker rm -f p-two
+docker create --name p-made parity sh -c 'cat; exit 4' | wc -c
+docker inspect -f '{{.State.Status}} {{.State.Pid}}' p-made
+docker attach p-made
+docker start -a p-made
+docker start -ai p-made </dev/null
+docker rm p-made
+
+# attach and detach
+docker run -dit --name p-att parity sh | wc -c
+script -qec "docker attach p-att" /dev/null < <(sleep 0.5; printf 'echo typed\n'; sleep 0.5; printf '\020\021'; sleep 0.3) | grep -c typed
+docker inspect -f '{{.State.Running}}' p-att
+docker rm -f p-att
+
+# ports, by numbers that are given
+docker run -d --name p-web -p 127.0.0.1:38217:80 -p 38218:81/udp --expose 99 parity sleep 1000 | wc -c
+docker port p-web 80
+docker port p-web 80/tcp
+docker port p-web 1
+docker inspect -f '{{json (index .NetworkSettings.Ports "80/tcp")}} {{json (index .NetworkSettings.Ports "99/tcp")}}' p-web
+docker run --rm -p 127.0.0.1:38217:80 parity true 2>&1 | grep -o 'Bind for .*\|port is already allocated' | head -n 1
+docker rm -f p-web
+
+# restart policies
+docker run -d --name p-fail --restart on-failure:2 parity false | wc -c; sleep 2; docker inspect -f '{{.RestartCount}} {{.State.Status}} {{.State.ExitCode}}' p-fail
+docker rm -f p-fail
+
+# events
+T=$(date +%s); docker run --name p-ev parity true; sleep 1.2; docker events --since $T --until 0s --filter container=p-ev --format '{{.Type}} {{.Action}} {{index .Actor.Attributes "image"}}'
+docker rm p-ev
+
+# images
+docker images --format '{{.Repository}}:{{.Tag}}' parity
+docker images nosuch
+docker images --format '{{.Nosuch}}'
+docker history --format '{{.Nosuch}}' parity
+docker images --format '{{.Nosuch'
+docker tag parity p-other:v1
+docker tag nosuch p-x
+docker inspect -f '{{json .RepoTags}} {{.Os}} {{.Architecture}} {{json .Config.Cmd}}' p-other:v1
+docker rmi p-other:v1
+docker rmi nosuch
+mkdir -p d && echo content >d/file && tar -cf d.tar -C d file && docker import -c 'CMD ["x"]' -m note d.tar p-imported:1 | wc -c
+docker inspect -f '{{json .Config.Cmd}} {{.Comment}}' p-imported:1
+docker rmi p-imported:1 | sed 's/:.*//'
+echo garbage >bad.tar; docker load -i bad.tar >/dev/null 2>&1; test $? -ne 0 && echo refused
+docker load -i nosuch.tar
+docker load </dev/null 2>/dev/null
+docker import nosuch.tar
