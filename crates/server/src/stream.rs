@@ -93,12 +93,14 @@ async fn connect(client: impl AsyncRead + AsyncWrite + Unpin, process: UnixStrea
     let (mut from_client, mut to_client) = tokio::io::split(client);
     let (mut output, mut input) = process.into_split();
     let forward = async move {
-        if copy(&mut from_client, &mut input).await.is_err() {
+        match copy(&mut from_client, &mut input).await {
             // The client is gone altogether.
-            return;
+            Err(Broken::From) => return,
+            // The process takes no more; what it has said is still to be passed on.
+            Err(Broken::To) => {}
+            // The client's end of input; its other direction goes on.
+            Ok(()) => drop(input.shutdown().await),
         }
-        // The client's end of input; its other direction goes on.
-        let _ = input.shutdown().await;
         std::future::pending::<()>().await;
     };
     let back = async move {
@@ -111,16 +113,22 @@ async fn connect(client: impl AsyncRead + AsyncWrite + Unpin, process: UnixStrea
     }
 }
 
-async fn copy(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+/// Which side of a copy failed.
+enum Broken {
+    From,
+    To,
+}
+
+async fn copy(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) -> Result<(), Broken> {
     // Grows with the traffic: an idle attach costs little.
     let mut buffer = vec![0; 8 * 1024];
     loop {
-        let length = from.read(&mut buffer).await?;
+        let length = from.read(&mut buffer).await.map_err(|_| Broken::From)?;
         if length == 0 {
             return Ok(());
         }
-        to.write_all(&buffer[..length]).await?;
-        to.flush().await?;
+        to.write_all(&buffer[..length]).await.map_err(|_| Broken::To)?;
+        to.flush().await.map_err(|_| Broken::To)?;
         if length == buffer.len() && length < 256 * 1024 {
             buffer.resize(length * 4, 0);
         }
@@ -134,4 +142,27 @@ pub(crate) fn refuse(error: &Error) -> Answer {
     refusal.headers_mut().insert("Content-Type", HeaderValue::from_static(RAW));
     refusal.extensions_mut().insert(crate::route::Bare);
     refusal
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn output_arrives_though_the_process_takes_no_input() {
+        for _ in 0..100 {
+            let (ours, mut process) = StdUnixStream::pair().unwrap();
+            process.write_all(b"last words").unwrap();
+            drop(process);
+            ours.set_nonblocking(true).unwrap();
+            let (mut client, server) = tokio::io::duplex(64);
+            client.write_all(b"typed too late").await.unwrap();
+            connect(server, UnixStream::from_std(ours).unwrap()).await;
+            let mut heard = String::new();
+            client.read_to_string(&mut heard).await.unwrap();
+            assert_eq!(heard, "last words");
+        }
+    }
 }
