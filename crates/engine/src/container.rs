@@ -138,6 +138,9 @@ pub(crate) fn stored(row: &Row<'_>) -> dhow_store::rusqlite::Result<Stored> {
     })
 }
 
+/// The exit code of a container whose end nobody saw, as dockerd gives it.
+pub(crate) const UNKNOWN_EXIT: i32 = 255;
+
 impl Engine {
     /// Finds a container by full id, name, or unambiguous prefix of the id, in this order, and how it is now.
     pub fn container(&self, reference: &str) -> Result<Container> {
@@ -164,6 +167,8 @@ impl Engine {
             // Only a monitor may say that; the record is of before a crash or a reboot.
             state.status = Status::Exited;
             state.pid = 0;
+            state.exit_code = UNKNOWN_EXIT;
+            state.finished = state.finished.max(state.started);
         }
         if stored.removing {
             state.status = Status::Dead;

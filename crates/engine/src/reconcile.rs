@@ -10,12 +10,9 @@ use dhow_monitor::protocol::Policy;
 use dhow_monitor::state::{self, State, Status};
 use dhow_runtime::cgroup::Cgroup;
 
-use crate::container::Container;
+use crate::container::{Container, UNKNOWN_EXIT};
 use crate::error::Context;
 use crate::{Engine, Error, Kind, Result};
-
-/// Exit code of a container whose own is unknown, as dockerd records it.
-const UNKNOWN_EXIT: i32 = 255;
 
 impl Engine {
     /// Ends and records a container whose monitor died, and restarts it by its policy.
@@ -144,6 +141,12 @@ impl Engine {
         let ended = state::load(&self.paths().container(&container.id.0));
         if container.auto_remove() && (ended.is_some() || boot && container.state.started > 0) {
             return self.remove_container(container, true);
+        }
+        if ended.is_some_and(|ended| ended.status != container.state.status) {
+            // It ran when the host went down. Nobody knows until when: from now on this is the time that is shown.
+            let last = State { finished: dhow_oci::time::now(), network: None, ..container.state.clone() };
+            state::save(&self.paths().container(&container.id.0), &last)
+                .context(|| format!("record the end of container {}", container.id))?;
         }
         if !boot {
             return Ok(());

@@ -82,6 +82,8 @@ impl Monitor {
             let _ = self.signal(SIGKILL);
             return Err(start::Failed { message: format!("write the container's state: {error}"), code: 128 });
         }
+        // After a reboot this is all that tells of the run.
+        let _ = state::save(&self.setup.directory, &self.state);
         self.event("start", &[]);
         // What the set-up took is not needed while the container runs.
         dhow_sys::process::trim_heap();

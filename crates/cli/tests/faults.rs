@@ -1,0 +1,161 @@
+//! What happens when the host fails: reboots, disks that are full or read-only, missing rights, damaged archives.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+
+use std::process::{Command, Output};
+
+use dhow_testkit::{Sandbox, sandboxed, text, wait_until};
+
+/// A command of ours after a shell's preparations, in a mount namespace of its own.
+fn prepared(sandbox: &Sandbox, preparation: &str, args: &[&str]) -> Output {
+    let command = sandbox.command(args);
+    Command::new("unshare")
+        .args(["--mount", "sh", "-c", &format!("{preparation} && exec \"$0\" \"$@\"")])
+        .arg(command.get_program())
+        .args(command.get_args())
+        .output()
+        .unwrap()
+}
+
+/// Ends containers and their monitors all at once, as a power cut does.
+fn cut_off(sandbox: &Sandbox, ids: &[&String]) {
+    let init = |id: &&String| sandbox.ok(&["inspect", "-f", "{{.State.Pid}}", id]);
+    let monitor = |id: &&String| sandbox.monitor_of(id).expect("a monitor runs").to_string();
+    let processes: Vec<String> = ids.iter().map(monitor).chain(ids.iter().map(init)).collect();
+    assert!(Command::new("kill").arg("-9").args(processes).status().unwrap().success());
+    wait_until("they are gone", || ids.iter().all(|id| sandbox.monitor_of(id).is_none()));
+}
+
+#[test]
+fn after_a_reboot_nothing_claims_to_run() {
+    let mut sandbox = sandboxed!();
+    let run = |more: &[&str]| {
+        let args = [&["run", "-d", "--network", "none"], more, &["busybox", "sleep", "1000"]].concat();
+        sandbox.ok(&args)
+    };
+    let ids = [
+        run(&["--name", "plain"]),
+        run(&["--name", "always", "--restart", "always"]),
+        run(&["--name", "stopped", "--restart", "unless-stopped"]),
+        run(&["--name", "gone", "--rm"]),
+    ];
+    sandbox.ok(&["stop", "-t", "0", "stopped"]);
+    cut_off(&sandbox, &[&ids[0], &ids[1], &ids[3]]);
+    // The cgroups of a boot end with it, and so does what is below /run.
+    for id in &ids {
+        for hierarchy in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+            let _ = std::fs::remove_dir(hierarchy.path().join("dhow").join(id));
+        }
+    }
+    std::fs::remove_dir_all(sandbox.exec_root()).unwrap();
+
+    let states = |sandbox: &Sandbox| sandbox.ok(&["ps", "-a", "--format", "{{.Names}} {{.State}}"]);
+    let before = states(&sandbox);
+    assert!(!before.contains("running") && !before.contains("created"), "{before}");
+    assert_eq!(sandbox.ok(&["inspect", "-f", "{{.State.Running}} {{.State.Pid}} {{.State.ExitCode}}", "plain"]), "false 0 255");
+    // A daemon starts what is to run.
+    sandbox.start_daemon();
+    wait_until("the container that is always to run runs", || states(&sandbox).contains("always running"));
+    let after = states(&sandbox);
+    assert!(after.contains("plain exited") && after.contains("stopped exited"), "{after}");
+    assert!(!after.contains("gone"), "{after}");
+    assert_eq!(sandbox.ok(&["start", "plain"]), "plain");
+    sandbox.finish();
+}
+
+#[test]
+fn a_data_root_without_room_or_rights_is_said_to_be_so() {
+    let sandbox = sandboxed!();
+    let archive = sandbox.path("busybox.tar");
+    let import = ["import", archive.to_str().unwrap(), "again"];
+    let data = sandbox.data_root();
+    let data = data.display();
+
+    let full = format!("mount -t tmpfs -o size=300k tmpfs '{data}'");
+    let output = prepared(&sandbox, &full, &import);
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("No space left on device") || message.contains("database or disk is full"), "{message}");
+
+    let read_only = format!("mount --bind '{data}' '{data}' && mount -o remount,ro,bind '{data}'");
+    for (args, code) in [(&import[..], 1), (&["run", "--rm", "--network", "none", "busybox", "true"], 125)] {
+        let output = prepared(&sandbox, &read_only, args);
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{message}");
+        assert!(message.to_lowercase().contains("read-only") || message.contains("readonly"), "{args:?}: {message}");
+    }
+    assert_eq!(sandbox.ok(&["images", "-q"]).lines().count(), 1);
+    sandbox.finish();
+}
+
+#[test]
+fn a_layer_without_room_leaves_nothing() {
+    let sandbox = sandboxed!();
+    let archive = sandbox.path("busybox.tar");
+    // Room for the database, not for the layer.
+    let data = sandbox.data_root();
+    let script = format!(
+        "mount -t tmpfs -o size=1300k tmpfs '{0}' && \"$0\" \"$@\"; echo \"= $?\"; ls '{0}/layers' '{0}/tmp' 2>/dev/null | grep -c -e tmp- -e load-",
+        data.display()
+    );
+    let command = sandbox.command(&["import", archive.to_str().unwrap(), "again"]);
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", &script])
+        .arg(command.get_program())
+        .args(command.get_args())
+        .output()
+        .unwrap();
+    assert!(text(&output.stderr).contains("No space left on device"), "{output:?}");
+    assert_eq!(text(&output.stdout), "= 1\n0\n");
+    sandbox.finish();
+}
+
+#[test]
+fn who_is_not_root_is_told() {
+    let sandbox = sandboxed!();
+    let binary = sandbox.path("dhow");
+    std::fs::copy(env!("CARGO_BIN_EXE_dhow"), &binary).unwrap();
+    for directory in [sandbox.path(""), sandbox.data_root()] {
+        std::fs::set_permissions(&directory, std::os::unix::fs::PermissionsExt::from_mode(0o711)).unwrap();
+    }
+    for (args, code) in [(&["ps"][..], 1), (&["run", "--rm", "busybox", "true"], 125), (&["daemon"], 1)] {
+        let output = Command::new("setpriv")
+            .args(["--reuid", "65534", "--regid", "65534", "--clear-groups"])
+            .arg(&binary)
+            .arg("--data-root")
+            .arg(sandbox.data_root())
+            .arg("--exec-root")
+            .arg(sandbox.exec_root())
+            .args(args)
+            .output()
+            .unwrap();
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {message}");
+        assert!(message.to_lowercase().contains("permission denied") || message.contains("root"), "{args:?}: {message}");
+    }
+    sandbox.finish();
+}
+
+#[test]
+fn a_blob_that_is_not_what_it_is_called_is_refused() {
+    let sandbox = sandboxed!();
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut add = |name: &str, content: &[u8]| {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, name, content).unwrap();
+    };
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let blob = |kind: &str| format!("{{\"mediaType\":\"application/vnd.oci.image.{kind}\",\"digest\":\"{digest}\",\"size\":2}}");
+    add("oci-layout", b"{\"imageLayoutVersion\":\"1.0.0\"}");
+    add("index.json", format!("{{\"schemaVersion\":2,\"manifests\":[{}]}}", blob("manifest.v1+json")).as_bytes());
+    add(&format!("blobs/sha256/{}", "0".repeat(64)), b"{}");
+    let path = sandbox.path("wrong.tar");
+    std::fs::write(&path, archive.into_inner().unwrap()).unwrap();
+    let (code, message) = sandbox.fails(&["load", "-i", path.to_str().unwrap()]);
+    assert_eq!(code, 1);
+    assert!(message.contains(&"0".repeat(64)) && message.contains("digest"), "{message}");
+    assert_eq!(sandbox.ok(&["images", "-q"]).lines().count(), 1);
+    sandbox.finish();
+}
