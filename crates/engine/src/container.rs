@@ -115,7 +115,7 @@ impl Container {
     }
 }
 
-pub(crate) const COLUMNS: &str = "id, name, image_id, created, record, removing";
+pub(crate) const COLUMNS: &str = "id, name, image_id, created, record, removing, wanted";
 
 /// A row without its state.
 pub(crate) struct Stored {
@@ -125,6 +125,7 @@ pub(crate) struct Stored {
     created: i64,
     record: String,
     removing: bool,
+    wanted: bool,
 }
 
 pub(crate) fn stored(row: &Row<'_>) -> dhow_store::rusqlite::Result<Stored> {
@@ -135,6 +136,7 @@ pub(crate) fn stored(row: &Row<'_>) -> dhow_store::rusqlite::Result<Stored> {
         created: row.get(3)?,
         record: row.get(4)?,
         removing: row.get(5)?,
+        wanted: row.get(6)?,
     })
 }
 
@@ -162,13 +164,17 @@ impl Engine {
         let run = self.paths().run(&stored.id);
         let supervised = state::is_locked(&run);
         let live = if supervised { state::load(&run) } else { None };
-        let mut state = live.or_else(|| state::load(&self.paths().container(&stored.id))).unwrap_or_default();
+        let last = live.or_else(|| state::load(&self.paths().container(&stored.id)));
+        // A power cut may take the state of a run that had just begun; that it was begun is in the database.
+        let status = if stored.wanted && !supervised { Status::Running } else { Status::Created };
+        let mut state = last.unwrap_or(State { status, ..State::default() });
         if !supervised && matches!(state.status, Status::Running | Status::Paused | Status::Restarting) {
             // Only a monitor may say that; the record is of before a crash or a reboot.
             state.status = Status::Exited;
             state.pid = 0;
             state.exit_code = UNKNOWN_EXIT;
-            state.finished = state.finished.max(state.started);
+            // It lived until then at least.
+            state.finished = state.finished.max(state.started).max(stored.created);
         }
         if stored.removing {
             state.status = Status::Dead;

@@ -2,7 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 
-use dhow_monitor::protocol::{Attach, CopyUp, Reply, Request, Start};
+use dhow_monitor::protocol::{Attach, CopyUp, Policy, Reply, Request, Start};
 use dhow_monitor::state::Status;
 use dhow_store::Durability;
 use dhow_store::rusqlite::params;
@@ -76,10 +76,8 @@ impl Engine {
             .filter(|mount| mount.copy_up)
             .map(|mount| CopyUp { volume: mount.point.source.clone().into(), path: mount.point.destination.clone().into() })
             .collect();
-        if !container.auto_remove() {
-            self.set_wanted(container, true)?;
-        }
         let monitor = self.ensure_monitor(container)?;
+        self.set_wanted(container, true)?;
         ask(&monitor, &Request::Start(Box::new(Start { spec, copy_up, plan, rows, columns }))).map(drop).map_err(|error| {
             // Programs look for dockerd's words, with the layers that it has.
             let message = match error.message.strip_prefix("unable to start container process: ") {
@@ -95,7 +93,9 @@ impl Engine {
 
     /// Notes that the container is to run, or that a user stopped it.
     pub(crate) fn set_wanted(&self, container: &Container, wanted: bool) -> Result<()> {
-        self.store.database.write(Durability::Process, |tx| {
+        // Whether it starts with the host must survive what ends the host.
+        let durability = if container.restart().policy == Policy::No { Durability::Process } else { Durability::Power };
+        self.store.database.write(durability, |tx| {
             tx.execute("UPDATE containers SET wanted = ?1 WHERE id = ?2", params![wanted, container.id.0])?;
             Ok(())
         })
@@ -127,9 +127,7 @@ impl Engine {
 
     pub(crate) fn stop_container(&self, container: &Container, signal: Option<&str>, timeout: Option<i64>) -> Result<()> {
         let signal = signal.filter(|signal| !signal.is_empty()).map(parse_signal).transpose()?;
-        if !container.auto_remove() {
-            self.set_wanted(container, false)?;
-        }
+        self.set_wanted(container, false)?;
         match self.monitor(container) {
             Some(monitor) => ask(&monitor, &Request::Stop { signal, timeout }).map(drop),
             None => Ok(()),

@@ -139,7 +139,7 @@ impl Engine {
             return self.recover(container);
         }
         let ended = state::load(&self.paths().container(&container.id.0));
-        if container.auto_remove() && (ended.is_some() || boot && container.state.started > 0) {
+        if container.auto_remove() && container.state.status != Status::Created {
             return self.remove_container(container, true);
         }
         if ended.is_some_and(|ended| ended.status != container.state.status) {
