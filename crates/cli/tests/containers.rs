@@ -95,6 +95,23 @@ fn start_stop_and_what_lists_say() {
 }
 
 #[test]
+fn a_container_starts_again_as_soon_as_it_has_ended() {
+    let sandbox = sandboxed!();
+    sandbox.ok(&["run", "-d", "--name", "again", "--network", "none", "busybox", "sleep", "1000"]);
+    for _ in 0..20 {
+        assert_eq!(sandbox.ok(&["restart", "-t", "0", "again"]), "again");
+        sandbox.ok(&["kill", "again"]);
+        sandbox.ok(&["start", "again"]);
+    }
+    assert_eq!(sandbox.ok(&["inspect", "-f", "{{.State.Status}}", "again"]), "running");
+    sandbox.ok(&["create", "--name", "short", "--network", "none", "busybox", "echo", "said"]);
+    for _ in 0..20 {
+        assert_eq!(sandbox.ok(&["start", "-a", "short"]), "said");
+    }
+    sandbox.finish();
+}
+
+#[test]
 fn restart_policies() {
     let sandbox = sandboxed!();
     sandbox.ok(&[

@@ -42,10 +42,14 @@ fn after_a_reboot_nothing_claims_to_run() {
     sandbox.ok(&["stop", "-t", "0", "stopped"]);
     cut_off(&sandbox, &[&ids[0], &ids[1], &ids[3]]);
     // The cgroups of a boot end with it, and so does what is below /run.
-    for id in &ids {
-        for hierarchy in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-            let _ = std::fs::remove_dir(hierarchy.path().join("dhow").join(id));
+    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+        for cgroup in ids.iter().map(|id| hierarchy.path().join("dhow").join(id)) {
+            wait_until("the cgroup is empty", || std::fs::remove_dir(&cgroup).is_ok() || !cgroup.exists());
         }
+    }
+    // On cgroup v2 the hierarchy itself.
+    for cgroup in ids.iter().map(|id| std::path::Path::new("/sys/fs/cgroup/dhow").join(id)) {
+        wait_until("the cgroup is empty", || std::fs::remove_dir(&cgroup).is_ok() || !cgroup.exists());
     }
     std::fs::remove_dir_all(sandbox.exec_root()).unwrap();
 

@@ -73,7 +73,7 @@ impl From<dhow_store::rusqlite::Error> for Error {
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Error {
         let kind = match failure.kind {
-            FailureKind::Conflict => Kind::Conflict,
+            FailureKind::Conflict | FailureKind::Ending => Kind::Conflict,
             FailureKind::NotFound => Kind::NotFound,
             FailureKind::Invalid => Kind::Invalid,
             // A daemon answers 400 to a command that cannot be run, so that clients do not take it for an outage.

@@ -78,7 +78,8 @@ impl Engine {
             .collect();
         let monitor = self.ensure_monitor(container)?;
         self.set_wanted(container, true)?;
-        ask(&monitor, &Request::Start(Box::new(Start { spec, copy_up, plan, rows, columns }))).map(drop).map_err(|error| {
+        let start = Request::Start(Box::new(Start { spec, copy_up, plan, rows, columns }));
+        self.ask_living_monitor(container, monitor, &start).map(drop).map_err(|error| {
             // Programs look for dockerd's words, with the layers that it has.
             let message = match error.message.strip_prefix("unable to start container process: ") {
                 Some(why) => format!(
@@ -226,14 +227,14 @@ impl Engine {
             }
             _ => {}
         }
-        let monitor = self.ensure_monitor(container)?;
         let attach = Attach {
             stdin: options.stdin && container.record.config.open_stdin,
             stdout: options.stdout,
             stderr: options.stderr,
             detach_keys: detach_keys(options.detach_keys.as_deref())?,
         };
-        let reply = ask(&monitor, &Request::Attach(attach))?;
+        let monitor = self.ensure_monitor(container)?;
+        let (monitor, reply) = self.ask_living_monitor(container, monitor, &Request::Attach(attach))?;
         self.container_event(container, "attach", &[]);
         Ok((monitor, reply))
     }

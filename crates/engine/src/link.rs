@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use dhow_monitor::protocol::{LogConfig, Reply, Request, receive, send};
+use dhow_monitor::protocol::{FailureKind, LogConfig, Reply, Request, receive, send};
 use dhow_monitor::{Overlay, Setup, state};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
@@ -31,12 +31,16 @@ pub(crate) fn connect(run: &Path) -> io::Result<UnixStream> {
 
 /// Sends a request and reads the reply.
 pub(crate) fn ask(stream: &UnixStream, request: &Request) -> Result<Reply> {
-    send(stream, request).context(|| "send a request to the container's monitor".to_owned())?;
-    let reply: Reply = receive(stream).context(|| "hear from the container's monitor".to_owned())?;
+    let reply = exchange(stream, request).context(|| "hear from the container's monitor".to_owned())?;
     match reply.error {
         Some(failure) => Err(failure.into()),
         None => Ok(reply),
     }
+}
+
+fn exchange(stream: &UnixStream, request: &Request) -> io::Result<Reply> {
+    send(stream, request)?;
+    receive(stream)
 }
 
 impl Engine {
@@ -49,6 +53,30 @@ impl Engine {
     pub(crate) fn ask_monitor(&self, container: &Container, request: &Request) -> Result<Reply> {
         let not_running = || Error::conflict(format!("container {} is not running", container.id));
         ask(&self.monitor(container).ok_or_else(not_running)?, request)
+    }
+
+    /// Asks a monitor that [`Engine::ensure_monitor`] gave. One whose container has just ended still listens for a moment and
+    /// refuses `Start` and `Attach`: then its successor is asked. Returns the monitor that answered.
+    pub(crate) fn ask_living_monitor(
+        &self,
+        container: &Container,
+        mut monitor: UnixStream,
+        request: &Request,
+    ) -> Result<(UnixStream, Reply)> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match exchange(&monitor, request) {
+                Ok(Reply { error: Some(failure), .. }) if failure.kind != FailureKind::Ending => return Err(failure.into()),
+                Ok(reply) if reply.error.is_none() => return Ok((monitor, reply)),
+                _ if Instant::now() < deadline => {}
+                Ok(_) => return Err(Error::conflict(format!("container {} does not come to its end", container.id))),
+                Err(error) => return Err(error).context(|| "hear from the container's monitor".to_owned()),
+            }
+            std::thread::sleep(Duration::from_millis(1));
+            // Nothing is left of a monitor that ended by itself; of one that was killed in between there is.
+            self.clean_after_crash(container)?;
+            monitor = self.ensure_monitor(container)?;
+        }
     }
 
     /// The container's monitor, started if there is none.
@@ -90,7 +118,7 @@ impl Engine {
         let reply: Reply = receive(&stream).context(what)?;
         match reply.error {
             None => Ok(Some(stream)),
-            Some(failure) if failure.kind == dhow_monitor::protocol::FailureKind::Conflict => Ok(None),
+            Some(failure) if failure.kind == FailureKind::Conflict => Ok(None),
             Some(failure) => Err(failure.into()),
         }
     }

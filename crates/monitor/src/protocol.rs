@@ -90,6 +90,8 @@ pub enum FailureKind {
     Conflict,
     NotFound,
     Invalid,
+    /// The container has ended and this monitor is on its way out: the next one can be asked.
+    Ending,
     /// The container or process could not be started.
     Start,
     Internal,

@@ -129,6 +129,9 @@ impl Monitor {
         let id = self.setup.id.clone();
         let not_running = || format!("container {id} is not running");
         match request {
+            Request::Start(_) | Request::Attach(_) if self.over.is_some() => {
+                self.fail(index, FailureKind::Ending, format!("container {id} has just ended"));
+            }
             Request::Start(start) => self.start_requested(index, *start),
             Request::Stop { signal, timeout } => {
                 if self.is_alive() {

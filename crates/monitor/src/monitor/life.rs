@@ -22,7 +22,7 @@ impl Monitor {
     }
 
     pub(super) fn start_requested(&mut self, index: usize, start: Start) {
-        if self.is_alive() || self.over.is_some() {
+        if self.is_alive() {
             return self.fail(index, FailureKind::Conflict, format!("container {} is already running", self.setup.id));
         }
         self.state.stopped_by_user = false;
