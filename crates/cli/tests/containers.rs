@@ -49,6 +49,32 @@ fn a_large_output_is_whole() {
 }
 
 #[test]
+fn a_slow_reader_gets_all_of_a_container_that_is_removed() {
+    use std::io::Read;
+    let sandbox = sandboxed!();
+    for _ in 0..5 {
+        let file = sandbox.path("id");
+        let _ = std::fs::remove_file(&file);
+        let args = ["run", "--rm", "--network", "none", "--cidfile", file.to_str().unwrap()];
+        let write = ["busybox", "sh", "-c", "head -c 900000 /dev/zero"];
+        let mut child = sandbox.command(&[&args[..], &write[..]].concat()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut output = child.stdout.take().unwrap();
+        wait_until("the container is made", || std::fs::read_to_string(&file).is_ok_and(|id| id.len() == 64));
+        let id = std::fs::read_to_string(&file).unwrap();
+        // Ended, and maybe removed, long before its output is read; more than this would hold it up.
+        wait_until("the container has ended", || {
+            let state = sandbox.run(&["inspect", "-f", "{{.State.Status}}", &id]);
+            !state.status.success() || text(&state.stdout) == "exited\n"
+        });
+        let mut all = Vec::new();
+        output.read_to_end(&mut all).unwrap();
+        assert_eq!(all.len(), 900_000);
+        wait_until("the command ends", || child.try_wait().unwrap().is_some());
+    }
+    sandbox.finish();
+}
+
+#[test]
 fn start_stop_and_what_lists_say() {
     let sandbox = sandboxed!();
     let id = sandbox.ok(&[

@@ -31,14 +31,17 @@ pub(crate) fn connect(run: &Path) -> io::Result<UnixStream> {
 
 /// Sends a request and reads the reply.
 pub(crate) fn ask(stream: &UnixStream, request: &Request) -> Result<Reply> {
-    let reply = exchange(stream, request).context(|| "hear from the container's monitor".to_owned())?;
+    exchange(stream, request).context(|| "hear from the container's monitor".to_owned()).and_then(accepted)
+}
+
+fn accepted(reply: Reply) -> Result<Reply> {
     match reply.error {
         Some(failure) => Err(failure.into()),
         None => Ok(reply),
     }
 }
 
-fn exchange(stream: &UnixStream, request: &Request) -> io::Result<Reply> {
+pub(crate) fn exchange(stream: &UnixStream, request: &Request) -> io::Result<Reply> {
     send(stream, request)?;
     receive(stream)
 }
@@ -52,7 +55,9 @@ impl Engine {
     /// Asks the monitor of a running container.
     pub(crate) fn ask_monitor(&self, container: &Container, request: &Request) -> Result<Reply> {
         let not_running = || Error::conflict(format!("container {} is not running", container.id));
-        ask(&self.monitor(container).ok_or_else(not_running)?, request)
+        let monitor = self.monitor(container).ok_or_else(not_running)?;
+        // One that goes without an answer has no container any more.
+        exchange(&monitor, request).map_err(|_| not_running()).and_then(accepted)
     }
 
     /// Asks a monitor that [`Engine::ensure_monitor`] gave. One whose container has just ended still listens for a moment and

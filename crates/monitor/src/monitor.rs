@@ -81,8 +81,6 @@ const MAX_BACKOFF: Duration = Duration::from_secs(60);
 const STABLE: Duration = Duration::from_secs(10);
 /// Finished execs that are remembered for inspection.
 const MAX_FINISHED_EXECS: usize = 64;
-/// How long a monitor waits for its last clients to take what they were sent.
-const LINGER: Duration = Duration::from_secs(30);
 
 /// Bytes that are moved at a time.
 const BUFFER: usize = 256 * 1024;
@@ -114,8 +112,8 @@ struct Monitor {
     stopping: Option<Stopping>,
     restart_at: Option<Instant>,
     backoff: Duration,
-    /// The container has ended for good; the monitor ends when its clients are served.
-    over: Option<Instant>,
+    /// The container has ended for good, and everybody has been told.
+    over: bool,
     /// An engine that waits has promised to remove the container.
     removal_promised: bool,
     ever_started: bool,
@@ -162,11 +160,11 @@ pub fn main(engine: OwnedFd) -> i32 {
     let reap = monitor.clean_up();
     // Before the root is unmounted, which may take its time: whoever removes the container need not wait for that.
     drop(lock);
-    monitor.clients.clear();
     monitor.root = None;
     if let Some(cgroup) = monitor.start.spec.linux.as_ref().and_then(|linux| linux.cgroups_path.as_deref()) {
         state::leave_cgroup(cgroup);
     }
+    monitor.serve_last_clients();
     if reap {
         reap_with(&monitor.setup.reaper);
     }
@@ -244,7 +242,7 @@ impl Monitor {
             stopping: None,
             restart_at: None,
             backoff: FIRST_BACKOFF,
-            over: None,
+            over: false,
             removal_promised: false,
             ever_started: false,
             buffer: Vec::new(),
@@ -275,20 +273,16 @@ impl Monitor {
         }
     }
 
-    /// No container, and nobody who might still want one; or it is over and everybody has been told.
+    /// No container, and nobody who might still want one; or it is over.
     fn is_finished(&self) -> bool {
         let busy = self.clients.iter().any(Option::is_some);
-        match self.over {
-            Some(since) => !self.clients.iter().flatten().any(|client| client.backlog() > 0) || since.elapsed() > LINGER,
-            None => !busy && self.processes[INIT].is_none() && self.restart_at.is_none(),
-        }
+        self.over || (!busy && self.processes[INIT].is_none() && self.restart_at.is_none())
     }
 
     fn timeout(&self) -> Option<rustix::time::Timespec> {
         let deadlines = [
             self.stopping.as_ref().and_then(|stopping| stopping.deadline),
             self.restart_at,
-            self.over.map(|over| over + LINGER),
             self.services.as_ref().and_then(Services::deadline),
             (!self.buffer.is_empty()).then(|| Instant::now() + QUIET),
         ];
@@ -363,10 +357,7 @@ impl Monitor {
         while let Some(last) = self.execs.len().checked_sub(1) {
             self.forget_exec(last);
         }
-        for client in self.clients.iter_mut().flatten() {
-            client.finish();
-        }
-        let remove = self.over.is_some() && self.setup.auto_remove && !self.removal_promised;
+        let remove = self.over && self.setup.auto_remove && !self.removal_promised;
         // In one step, so that nobody finds a run directory that is half removed and takes it for a crash.
         let gone = state::retired(&self.setup.run);
         let _ = state::discard(&gone);
@@ -374,6 +365,27 @@ impl Monitor {
             let _ = state::discard(&gone);
         }
         remove
+    }
+
+    /// Waits until the clients have taken what they were sent, or have gone; a reader may be as slow as it likes. Nothing of
+    /// the container depends on this any more.
+    fn serve_last_clients(&mut self) {
+        let mut clients: Vec<Client> = self.clients.drain(..).flatten().collect();
+        loop {
+            for client in &mut clients {
+                client.flush();
+            }
+            // Dropped, and with that closed.
+            clients.retain(|client| client.backlog() > 0 && !client.dead);
+            if clients.is_empty() {
+                return;
+            }
+            let writable = |client| rustix::event::PollFd::new(client, rustix::event::PollFlags::OUT);
+            let mut fds: Vec<_> = clients.iter().map(writable).collect();
+            if !matches!(rustix::event::poll(&mut fds, None), Ok(_) | Err(rustix::io::Errno::INTR)) {
+                return;
+            }
+        }
     }
 
     fn event(&self, action: &str, more: &[(&str, String)]) {

@@ -74,7 +74,7 @@ pub(crate) async fn restart(engine: Arc<Engine>, id: &str, call: Call) -> Result
 
 pub(crate) async fn kill(engine: Arc<Engine>, id: &str, call: Call) -> Result<Answer> {
     let (id, signal) = (id.to_owned(), call.parameters.get("signal").to_owned());
-    quick(move || engine.kill(&id, Some(&signal))).await?;
+    blocking(move || engine.kill(&id, Some(&signal))).await?;
     Ok(answer::empty(StatusCode::NO_CONTENT))
 }
 
@@ -143,7 +143,8 @@ pub(crate) async fn wait(engine: Arc<Engine>, id: &str, call: Call) -> Result<An
         if let Some(stream) = waiting.stream() {
             let _ = stream.set_nonblocking(false);
         }
-        let code = quick(move || waiting.finish(&engine)).await.unwrap_or(255);
+        // Not on the thread that passes the container's last output on: its end may wait for that.
+        let code = blocking(move || waiting.finish(&engine)).await.unwrap_or(255);
         let body = serde_json::to_string(&Wait { status_code: i64::from(code), error: None }).unwrap_or_default();
         let _ = sender.send(Bytes::from(body + "\n")).await;
     });

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::time::Duration;
 
 use bytes::Bytes;
 use dhow_api::Version;
@@ -88,28 +89,33 @@ pub(crate) fn take_over(mut call: Call, process: StdUnixStream, tty: bool, befor
     Ok(answer)
 }
 
+/// How long a client has to close its side when the process has closed the other.
+const FAREWELL: Duration = Duration::from_secs(10);
+
 /// Moves bytes both ways until the process's side ends.
 async fn connect(client: impl AsyncRead + AsyncWrite + Unpin, process: UnixStream) {
     let (mut from_client, mut to_client) = tokio::io::split(client);
     let (mut output, mut input) = process.into_split();
+    // `false` when the client is gone altogether.
     let forward = async move {
         match copy(&mut from_client, &mut input).await {
-            // The client is gone altogether.
-            Err(Broken::From) => return,
-            // The process takes no more; what it has said is still to be passed on.
-            Err(Broken::To) => {}
+            Err(Broken::From) => return false,
+            // The process takes no more. What the client still sends is read all the same: to close a connection over unread
+            // bytes is to reset it, and the last output could be lost on the way.
+            Err(Broken::To) => drop(tokio::io::copy(&mut from_client, &mut tokio::io::sink()).await),
             // The client's end of input; its other direction goes on.
             Ok(()) => drop(input.shutdown().await),
         }
-        std::future::pending::<()>().await;
+        true
     };
     let back = async move {
         let _ = copy(&mut output, &mut to_client).await;
         let _ = to_client.shutdown().await;
     };
+    tokio::pin!(forward, back);
     tokio::select! {
-        () = forward => {}
-        () = back => {}
+        connected = &mut forward => if connected { back.await },
+        () = &mut back => drop(tokio::time::timeout(FAREWELL, forward).await),
     }
 }
 
@@ -159,10 +165,14 @@ mod tests {
             ours.set_nonblocking(true).unwrap();
             let (mut client, server) = tokio::io::duplex(64);
             client.write_all(b"typed too late").await.unwrap();
-            connect(server, UnixStream::from_std(ours).unwrap()).await;
+            let connected = tokio::spawn(connect(server, UnixStream::from_std(ours).unwrap()));
             let mut heard = String::new();
             client.read_to_string(&mut heard).await.unwrap();
             assert_eq!(heard, "last words");
+            // What is typed now is taken, and thrown away.
+            client.write_all(&[b'x'; 1000]).await.unwrap();
+            drop(client);
+            connected.await.unwrap();
         }
     }
 }

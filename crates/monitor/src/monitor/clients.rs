@@ -1,7 +1,6 @@
 //! Who is connected: their requests and their input.
 
 use std::os::fd::OwnedFd;
-use std::time::Instant;
 
 use rustix::event::epoll;
 use rustix::net::SocketFlags;
@@ -129,7 +128,7 @@ impl Monitor {
         let id = self.setup.id.clone();
         let not_running = || format!("container {id} is not running");
         match request {
-            Request::Start(_) | Request::Attach(_) if self.over.is_some() => {
+            Request::Start(_) | Request::Attach(_) if self.over => {
                 self.fail(index, FailureKind::Ending, format!("container {id} has just ended"));
             }
             Request::Start(start) => self.start_requested(index, *start),
@@ -188,11 +187,11 @@ impl Monitor {
                 }
             }
             Request::Abandon => {
-                if !self.is_alive() && self.over.is_none() {
+                if !self.is_alive() && !self.over {
                     // Whoever attached or waits for a start that will not come learns it now.
                     self.finish_streams(INIT);
                     self.tell_waiting(true);
-                    self.over = Some(Instant::now());
+                    self.over = true;
                     self.removal_promised = true;
                 }
                 self.answer(index, &Reply::default());

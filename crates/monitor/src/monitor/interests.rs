@@ -16,7 +16,7 @@ impl Monitor {
         for index in 0..self.clients.len() {
             self.update_client(index, &mut blocked, &mut promised);
         }
-        if self.over.is_none() {
+        if !self.over {
             // A promise lasts as long as its connection.
             self.removal_promised = promised;
         }
@@ -67,7 +67,7 @@ impl Monitor {
     fn takes_input(&self, process: usize, attach: &Attach) -> bool {
         match self.processes.get(process).and_then(Option::as_ref) {
             Some(process) => process.input.len() < 64 * 1024,
-            None => !(process == INIT && attach.stdin && self.over.is_none()),
+            None => !(process == INIT && attach.stdin && !self.over),
         }
     }
 
