@@ -274,7 +274,7 @@ pub fn main(args: Vec<OsString>) -> i32 {
         return finish(daemon.run(globals.debug, &globals.log_level, globals.roots, globals.host));
     }
     if let Command::System(System::Reap { id }) = &app.command {
-        let target = Target { host: None, roots: app.globals.roots.clone() };
+        let target = Target { host: None, roots: app.globals.roots.clone(), ..Target::default() };
         return finish(system::reap(&target, id));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -365,22 +365,21 @@ async fn dispatch(app: App) -> failure::Result {
     if app.globals.context.as_deref().is_some_and(|context| context != "default") {
         return Err(Failure::new("only the context \"default\" exists in this version"));
     }
-    let target = Target { host: app.globals.host, roots: app.globals.roots };
+    let run = match &app.command {
+        Command::OnContainers(command) | Command::Container(Container::Same(command)) => match &**command {
+            OnContainers::Run(run) => Some(run),
+            _ => None,
+        },
+        _ => None,
+    };
+    let target = Target { host: app.globals.host, roots: app.globals.roots, starts: run.map(run::Run::starts) };
     let client = match &app.command {
         Command::Version(_) => commands::optional_client(&target),
         _ => target.client().map(Some),
     };
     let client = match client {
         Ok(client) => client,
-        Err(failure) => {
-            let runs = match &app.command {
-                Command::OnContainers(command) | Command::Container(Container::Same(command)) => {
-                    matches!(**command, OnContainers::Run(_))
-                }
-                _ => false,
-            };
-            return Err(Failure { code: if runs { 125 } else { failure.code }, ..failure });
-        }
+        Err(failure) => return Err(Failure { code: if run.is_some() { 125 } else { failure.code }, ..failure }),
     };
     let Some(client) = client else {
         return system::client_version_only();

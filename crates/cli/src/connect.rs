@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use dhow_api::client::{BoxedStream, Client, Connector};
-use dhow_engine::{Engine, Settings};
+use dhow_engine::{Engine, Settings, Spare};
 
 use crate::failure::{Failure, Result};
 
@@ -43,6 +43,15 @@ impl Roots {
 pub struct Target {
     pub host: Option<String>,
     pub roots: Roots,
+    /// A container is about to be started: an engine in this process gets its monitor ready meanwhile.
+    pub starts: Option<Starts>,
+}
+
+/// What is known of the container that is about to be started.
+#[derive(Clone, Copy, Debug)]
+pub struct Starts {
+    /// It gets a network namespace of its own.
+    pub network: bool,
 }
 
 impl Target {
@@ -58,7 +67,7 @@ impl Target {
         if !own_roots && std::os::unix::net::UnixStream::connect(DEFAULT_SOCKET).is_ok() {
             return Ok(Client::unix(PathBuf::from(DEFAULT_SOCKET)));
         }
-        embedded(self.settings())
+        embedded(self.settings(), self.starts)
     }
 
     pub fn settings(&self) -> Settings {
@@ -88,8 +97,14 @@ fn remote(host: &str) -> Result<Client> {
 }
 
 /// A client of an engine in this process: the same server, over a pipe in memory.
-fn embedded(settings: Settings) -> Result<Client> {
-    let engine = Arc::new(Engine::open(settings).map_err(|error| Failure::new(format!("Error response from daemon: {error}")))?);
+fn embedded(settings: Settings, starts: Option<Starts>) -> Result<Client> {
+    // Should that fail, the monitor is started later, and then says what is wrong.
+    let spare = starts.and_then(|starts| Spare::start(starts.network).ok());
+    let engine = Engine::open(settings).map_err(|error| Failure::new(format!("Error response from daemon: {error}")))?;
+    if let Some(spare) = spare {
+        engine.offer(spare);
+    }
+    let engine = Arc::new(engine);
     let connector: Connector = Arc::new(move || {
         let engine = engine.clone();
         Box::pin(async move {

@@ -47,7 +47,7 @@ impl Engine {
         };
         let mut warnings = Vec::new();
         self.check(&config, &mut host, &mut warnings)?;
-        let id = ContainerId(names::random_id()?);
+        let id = self.new_id()?;
         if config.hostname.is_empty() {
             config.hostname =
                 if host.network_mode == "host" || host.uts_mode == "host" { host_name() } else { id.short().to_owned() };

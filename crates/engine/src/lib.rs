@@ -46,13 +46,14 @@ pub use events::EventQuery;
 pub use exec::ExecStarted;
 pub use filter::Filters;
 pub use lifecycle::{AttachOptions, detach_keys};
-pub use link::collect_children;
+pub use link::{Spare, collect_children};
 pub use list::ListQuery;
 pub use logs::{LogQuery, LogSink};
 pub use signal::parse_signal;
 pub use wait::{Condition, Waiting};
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use dhow_store::{Paths, Store};
 
@@ -88,6 +89,8 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub struct Engine {
     pub settings: Settings,
     pub(crate) store: Store,
+    /// Not state: whatever is in it, nothing is lost with it.
+    spare: Mutex<Option<Spare>>,
 }
 
 impl Engine {
@@ -104,7 +107,7 @@ impl Engine {
         let paths = Paths::new(&absolute(&settings.data_root)?, &absolute(&settings.exec_root)?);
         let store = Store::open(paths)?;
         store.paths.create_exec()?;
-        Ok(Engine { settings, store })
+        Ok(Engine { settings, store, spare: Mutex::default() })
     }
 
     pub(crate) fn paths(&self) -> &Paths {

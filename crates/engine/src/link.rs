@@ -9,13 +9,13 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use dhow_monitor::protocol::{FailureKind, LogConfig, Reply, Request, receive, send};
+use dhow_monitor::protocol::{self, FailureKind, LogConfig, Reply, Request, receive, send};
 use dhow_monitor::{Overlay, Setup, state};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::error::Context;
-use crate::{Container, Engine, Error, Result};
+use crate::{Container, ContainerId, Engine, Error, Result};
 
 /// The hidden command that is the monitor; its socket is standard input.
 const MONITOR: &str = "monitor";
@@ -103,22 +103,12 @@ impl Engine {
 
     /// Starts a monitor; `None` when one holds the container's lock.
     fn spawn_monitor(&self, container: &Container) -> Result<Option<UnixStream>> {
-        let (ours, theirs) = dhow_sys::socket::stream_pair().context(|| "create a socket pair".to_owned())?;
-        let program = protected_program()?;
         let what = || "start the container's monitor".to_owned();
-        let mut command = self_command(&program);
-        let child = command
-            .args([MONITOR, &container.id.0])
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .env_clear()
-            .spawn()
-            .context(what)?;
-        drop(command);
-        // The monitor outlives this process or is nobody's child when it ends; a daemon reaps it in the background.
-        reap_later(child);
-        let stream = UnixStream::from(ours);
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take_if(|spare| spare.id == container.id);
+        let stream = match spare {
+            Some(spare) => spare.stream,
+            None => spawn(&container.id, false)?,
+        };
         send(&stream, &self.setup(container)).context(what)?;
         let reply: Reply = receive(&stream).context(what)?;
         match reply.error {
@@ -190,6 +180,62 @@ impl Engine {
             extra: crate::logs::extra_attributes(container),
         }
     }
+}
+
+/// A monitor that was started before its container exists, so that it is ready when it is needed. Dropped, it ends.
+pub struct Spare {
+    id: ContainerId,
+    /// Whether a container has been given the id.
+    is_promised: bool,
+    stream: UnixStream,
+}
+
+impl Spare {
+    /// Starts one; with `network` it also makes a network namespace.
+    pub fn start(network: bool) -> Result<Spare> {
+        let id = ContainerId(crate::names::random_id()?);
+        Ok(Spare { stream: spawn(&id, network)?, id, is_promised: false })
+    }
+}
+
+impl Engine {
+    /// Lets the next container that is created have this monitor.
+    pub fn offer(&self, spare: Spare) {
+        *self.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(spare);
+    }
+
+    /// The id for a new container: that for which a monitor is waiting, or a random one.
+    pub(crate) fn new_id(&self) -> Result<ContainerId> {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        match spare.as_mut().filter(|spare| !spare.is_promised) {
+            Some(spare) => {
+                spare.is_promised = true;
+                Ok(spare.id.clone())
+            }
+            None => crate::names::random_id().map(ContainerId),
+        }
+    }
+}
+
+/// Executes a monitor and greets it. Its socket is returned.
+fn spawn(id: &ContainerId, network: bool) -> Result<UnixStream> {
+    let what = || "start the container's monitor".to_owned();
+    let (ours, theirs) = dhow_sys::socket::stream_pair().context(|| "create a socket pair".to_owned())?;
+    let program = protected_program()?;
+    let mut command = self_command(&program);
+    let child = command
+        .args([MONITOR, &id.0])
+        .stdin(Stdio::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .env_clear()
+        .spawn()
+        .context(what)?;
+    drop(command);
+    // The monitor outlives this process or is nobody's child when it ends; a daemon reaps it in the background.
+    reap_later(child);
+    protocol::send_greeting(&ours, program.as_fd(), network).context(what)?;
+    Ok(UnixStream::from(ours))
 }
 
 /// This program on a read-only mount: nobody who gets at `/proc/PID/exe` of a process that enters a container can write to

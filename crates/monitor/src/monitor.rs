@@ -23,7 +23,7 @@ use crate::events::{self, Event};
 use crate::log::Writer;
 use crate::overlay::Overlay;
 use crate::process::Process;
-use crate::protocol::{ExecState, FailureKind, LogConfig, Reply, Restart, Start, receive, send};
+use crate::protocol::{ExecState, FailureKind, LogConfig, Reply, Restart, Start, receive, receive_greeting, send};
 use crate::services::Services;
 use crate::start::{MountedRoot, Running};
 use crate::state::{self, State};
@@ -102,6 +102,8 @@ struct Monitor {
     signals: OwnedFd,
     log: Option<Writer>,
     network: Option<Attached>,
+    /// A network namespace made ahead, for the first start.
+    isolated: Option<OwnedFd>,
     services: Option<Services>,
     start: Start,
     root: Option<MountedRoot>,
@@ -120,13 +122,19 @@ struct Monitor {
     buffer: Vec<u8>,
 }
 
-/// The monitor's whole life. `engine` is the socket over which the engine that started it sends the [`Setup`] and gets a
-/// [`Reply`] once the monitor listens. Returns the process's exit status.
+/// The monitor's whole life. `engine` is the socket over which the engine that started it sends the greeting, then the
+/// [`Setup`], and gets a [`Reply`] once the monitor listens. An engine that changes its mind closes it. Returns the process's
+/// exit status.
 pub fn main(engine: OwnedFd) -> i32 {
     dhow_sys::process::small_heap();
     dhow_sys::process::set_name(c"dhow");
     let _ = dhow_sys::process::set_dumpable(false);
     let mut engine = UnixStream::from(engine);
+    let isolated = match receive_greeting(&engine) {
+        // Without it the namespace is made when it is needed, and then says what is wrong.
+        Ok(network) => network.then(dhow_network::isolated).and_then(Result::ok),
+        Err(_) => return 1,
+    };
     let setup: Setup = match receive(&mut engine) {
         Ok(setup) => setup,
         Err(_) => return 1,
@@ -144,7 +152,7 @@ pub fn main(engine: OwnedFd) -> i32 {
             return 1;
         }
     };
-    let mut monitor = match Monitor::new(setup, listener) {
+    let mut monitor = match Monitor::new(setup, listener, isolated) {
         Ok(monitor) => monitor,
         Err(error) => {
             let _ = send(&mut engine, &Reply::failed(FailureKind::Internal, format!("start the monitor: {error}")));
@@ -213,7 +221,7 @@ fn prepare(setup: &Setup) -> io::Result<Option<(OwnedFd, OwnedFd)>> {
 }
 
 impl Monitor {
-    fn new(setup: Setup, listener: OwnedFd) -> io::Result<Monitor> {
+    fn new(setup: Setup, listener: OwnedFd, isolated: Option<OwnedFd>) -> io::Result<Monitor> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let signals = dhow_sys::signal::signal_descriptor(&[SIGTERM])?;
         epoll::add(&epoll, &listener, epoll::EventData::new_u64(LISTENER), epoll::EventFlags::IN)?;
@@ -232,6 +240,7 @@ impl Monitor {
             signals,
             log,
             network: None,
+            isolated,
             services: None,
             start: Start::default(),
             root: None,

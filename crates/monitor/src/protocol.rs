@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 
 use dhow_network::Plan;
@@ -197,6 +198,22 @@ pub fn send(mut to: impl Write, message: &impl Serialize) -> io::Result<()> {
     let length = u32::try_from(bytes.len() - 4).map_err(|_| io::ErrorKind::InvalidInput)?;
     bytes[..4].copy_from_slice(&length.to_le_bytes());
     to.write_all(&bytes)
+}
+
+/// The first thing a monitor is sent, before its [`Setup`](crate::Setup), which may be long in coming: the descriptor of the
+/// program's mount, and whether to make a network namespace meanwhile. Closing the mount's last descriptor waits for an
+/// RCU grace period; the monitor has the time.
+pub fn send_greeting(to: impl AsFd, program: BorrowedFd<'_>, network: bool) -> io::Result<()> {
+    dhow_sys::socket::send(to, &[u8::from(network)], &[program]).map(drop)
+}
+
+/// Receives what [`send_greeting`] sent; returns whether a network namespace is wanted.
+pub(crate) fn receive_greeting(from: impl AsFd) -> io::Result<bool> {
+    let mut network = [0];
+    match dhow_sys::socket::receive(from, &mut network, &mut Vec::new())? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(network != [0]),
+    }
 }
 
 /// Reads one message.

@@ -57,21 +57,29 @@ pub(crate) fn mount_root(setup: &Setup) -> Result<MountedRoot, Failed> {
     Ok(MountedRoot { fd: setup.overlay.mount(&state::staging(&setup.run)).map_err(failed)?, claim })
 }
 
-pub(crate) fn network(plan: Option<&Plan>, id: &str) -> Result<Option<Attached>, Failed> {
+/// Attaches the container to its network, if it has one; `isolated` is a namespace that waits to be used.
+pub(crate) fn network(plan: Option<&Plan>, id: &str, isolated: &mut Option<OwnedFd>) -> Result<Option<Attached>, Failed> {
     let endpoint = |error: dhow_network::NetworkError| {
         Failed::new(format!(
             "failed to set up container networking: driver failed programming external connectivity on endpoint {id}: {error}"
         ))
     };
-    plan.map(dhow_network::attach).transpose().map_err(endpoint)
+    plan.map(|plan| dhow_network::attach(plan, isolated.take())).transpose().map_err(endpoint)
 }
 
-/// Starts the program; the network is attached already.
+/// Whether a container wants a network namespace with nothing in it, and the host's root as its owner.
+pub(crate) fn is_isolated(spec: &Spec) -> bool {
+    let namespaces = spec.linux.as_ref().map(|linux| linux.namespaces.as_slice()).unwrap_or_default();
+    namespaces.iter().any(|namespace| namespace.kind == "network" && namespace.path.is_none())
+        && !namespaces.iter().any(|namespace| namespace.kind == "user")
+}
+
+/// Starts the program, in the network namespace `network` instead of what the spec says.
 pub(crate) fn start(
     setup: &Setup,
     request: &Request,
     root: &OwnedFd,
-    network: Option<&Attached>,
+    network: Option<OwnedFd>,
 ) -> Result<(Process, Running), Failed> {
     let cannot = |what: &str, error: &dyn std::fmt::Display| Failed::new(format!("{what}: {error}"));
     let tree = Root::from_descriptor(root.try_clone().map_err(|error| cannot("hold the root", &error))?);
@@ -104,7 +112,7 @@ fn launch_in(
     cgroup: &Cgroup,
     root: &OwnedFd,
     identity: &user::Identity,
-    network: Option<&Attached>,
+    network: Option<OwnedFd>,
 ) -> Result<Process, Failed> {
     let io = |error: io::Error| Failed::new(format!("prepare the container's streams: {error}"));
     let (stdio, streams) = if setup.tty {
@@ -112,7 +120,6 @@ fn launch_in(
     } else {
         process::pipes(setup.open_stdin, true, true, identity.uid, identity.gid).map_err(io)?
     };
-    let namespace = network.map(|attached| attached.namespace.try_clone()).transpose().map_err(io)?;
     let launched = launch(Launch {
         id: &setup.id,
         spec,
@@ -122,7 +129,7 @@ fn launch_in(
         cgroup,
         stdio,
         start: Start::AtOnce,
-        network: namespace,
+        network,
         preserve_fds: 0,
     });
     let launched = launched.map_err(|error| Failed::new(format!("unable to start container process: {error}")))?;

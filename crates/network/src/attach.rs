@@ -1,5 +1,6 @@
 //! A container's end of a network: its namespace, link, addresses, default route and published ports.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -43,17 +44,24 @@ impl Attached {
     }
 }
 
-/// Makes a namespace with the loopback device alone.
+/// Makes a namespace with the loopback device alone. The caller has one thread and ends up in the namespace it came from.
 pub fn isolated() -> Result<OwnedFd> {
-    namespace(false, false).map(|made| made.namespace)
+    inside(None, |_| Ok(())).map(|(namespace, ())| namespace)
 }
 
-/// Makes a namespace and connects it as planned. The caller has one thread and ends up in the namespace it came from.
-pub fn attach(plan: &Plan) -> Result<Attached> {
+/// Connects a namespace as planned: one that [`isolated`] made, or a new one. The caller has one thread and ends up in the
+/// namespace it came from.
+pub fn attach(plan: &Plan, isolated: Option<OwnedFd>) -> Result<Attached> {
     let host = Socket::route().context(|| "open a netlink socket".to_owned())?;
     let master = plan.bridge.ensure(&host)?;
     let held = ports::reserve(&plan.bridge.table, &plan.ports, plan.ipv4)?;
-    let Namespace { namespace, inside, resolver } = namespace(plan.ipv6.is_some(), plan.resolver)?;
+    let (namespace, (inside, resolver)) = inside(isolated, |socket| {
+        if plan.ipv6.is_none() {
+            // Links that come later get no address of their own making. A kernel without IPv6 has no such file.
+            let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+        }
+        Ok((socket, plan.resolver.then(resolver::open).transpose()?))
+    })?;
     let pair = VethPair {
         name: &plan.link,
         master,
@@ -90,29 +98,25 @@ pub fn attach(plan: &Plan) -> Result<Attached> {
     })
 }
 
-/// A new namespace with its loopback device up, and sockets in it.
-struct Namespace {
-    namespace: OwnedFd,
-    inside: Socket,
-    resolver: Option<Resolver>,
-}
-
-fn namespace(ipv6: bool, resolver: bool) -> Result<Namespace> {
+/// Does something in a namespace, a new one with its loopback device up if none is given; a netlink socket of it is passed.
+fn inside<T>(namespace: Option<OwnedFd>, act: impl FnOnce(Socket) -> io::Result<T>) -> Result<(OwnedFd, T)> {
     const LOOPBACK: u32 = 1;
     let open = || rustix::fs::open("/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     let home = open().context(|| "open the own network namespace".to_owned())?;
-    dhow_sys::process::unshare(NEW_NETWORK).context(|| "create a network namespace".to_owned())?;
-    let made = open().map_err(std::io::Error::from).and_then(|namespace| {
-        let inside = Socket::route()?;
-        route::set_up(&inside, LOOPBACK)?;
-        if !ipv6 {
-            // Links that come later get no address of their own making. A kernel without IPv6 has no such file.
-            let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+    let is_new = namespace.is_none();
+    match &namespace {
+        None => dhow_sys::process::unshare(NEW_NETWORK).context(|| "create a network namespace".to_owned())?,
+        Some(namespace) => dhow_sys::process::set_namespace(namespace.as_fd(), NEW_NETWORK)
+            .context(|| "enter the network namespace".to_owned())?,
+    }
+    let done = namespace.map_or_else(|| open().map_err(io::Error::from), Ok).and_then(|namespace| {
+        let socket = Socket::route()?;
+        if is_new {
+            route::set_up(&socket, LOOPBACK)?;
         }
-        let resolver = resolver.then(resolver::open).transpose()?;
-        Ok(Namespace { namespace, inside, resolver })
+        Ok((namespace, act(socket)?))
     });
     dhow_sys::process::set_namespace(home.as_fd(), NEW_NETWORK)
         .context(|| "return to the host's network namespace".to_owned())?;
-    made.context(|| "open the new network namespace".to_owned())
+    done.context(|| "open the new network namespace".to_owned())
 }

@@ -12,7 +12,7 @@ use crate::cgroup::Cgroup;
 use crate::finish::{Finish, ProcessFiles};
 use crate::init::{connect_stdio, join_cgroup, report, set_size};
 use crate::launch::{Launched, Stdio, libc_flags, reap};
-use crate::seccomp::{self, Filter};
+use crate::seccomp;
 use crate::spec::{Process, Seccomp};
 use crate::{Context, Result, RuntimeError};
 
@@ -30,7 +30,6 @@ pub struct Exec<'a> {
 
 /// Starts the process. When this returns without an error, its program runs.
 pub fn exec(exec: Exec<'_>) -> Result<Launched> {
-    let filter = exec.seccomp.map(seccomp::compile).transpose()?;
     let (ours, theirs) = socket::packet_pair().context(|| "create the socket to the process".to_owned())?;
     let tasks = exec.cgroup.join_files()?;
     let own = rustix::fs::open("/proc/self/ns/pid_for_children", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
@@ -38,7 +37,7 @@ pub fn exec(exec: Exec<'_>) -> Result<Launched> {
     // The parent enters the PID namespace for its child, which is then born there and still its own.
     process::set_namespace(exec.init.as_fd(), libc_flags::NEW_PID as i32).context(|| "join the PID namespace".to_owned())?;
     let child = || {
-        let Err(error) = enter(&exec, filter.as_ref(), &theirs, &tasks);
+        let Err(error) = enter(&exec, &theirs, &tasks);
         report(&theirs, &error);
         1
     };
@@ -53,29 +52,38 @@ pub fn exec(exec: Exec<'_>) -> Result<Launched> {
     let Child { pid, pidfd } = cloned.context(|| "clone the process".to_owned())?;
     drop((theirs, tasks));
     let mut launched = Launched { pid, pidfd, terminal: None };
-    loop {
-        let mut buffer = [0u8; 4096];
-        let mut descriptors = Vec::new();
-        let length = socket::receive(&ours, &mut buffer, &mut descriptors).context(|| "hear from the process".to_owned())?;
-        match buffer[..length].split_first() {
-            None => return Ok(launched),
-            Some((b'T', _)) => launched.terminal = descriptors.pop(),
-            Some((_, text)) => {
-                let _ = dhow_sys::signal::kill_descriptor(launched.pidfd.as_fd(), 9);
-                reap(&launched.pidfd);
-                return Err(RuntimeError::Init(String::from_utf8_lossy(text).into_owned()));
-            }
+    match talk(&exec, &ours, &mut launched) {
+        Ok(()) => Ok(launched),
+        Err(error) => {
+            let _ = dhow_sys::signal::kill_descriptor(launched.pidfd.as_fd(), 9);
+            reap(&launched.pidfd);
+            Err(error)
         }
     }
 }
 
-fn enter(exec: &Exec<'_>, filter: Option<&Filter>, socket: &OwnedFd, tasks: &[OwnedFd]) -> Result<std::convert::Infallible> {
+/// The parent's half of the talk, as in [`crate::launch`].
+fn talk(exec: &Exec<'_>, socket: &OwnedFd, launched: &mut Launched) -> Result<()> {
+    seccomp::send(socket, exec.seccomp)?;
+    loop {
+        let mut buffer = [0u8; 4096];
+        let mut descriptors = Vec::new();
+        let length = socket::receive(socket, &mut buffer, &mut descriptors).context(|| "hear from the process".to_owned())?;
+        match buffer[..length].split_first() {
+            None => return Ok(()),
+            Some((b'T', _)) => launched.terminal = descriptors.pop(),
+            Some((_, text)) => return Err(RuntimeError::Init(String::from_utf8_lossy(text).into_owned())),
+        }
+    }
+}
+
+fn enter(exec: &Exec<'_>, socket: &OwnedFd, tasks: &[OwnedFd]) -> Result<std::convert::Infallible> {
     join_cgroup(tasks)?;
     let files = ProcessFiles::open()?;
     if let Some(score) = exec.process.oom_score_adj {
         files.write_oom_score(score)?;
     }
-    let finish = Finish::prepare(exec.process, filter, &files)?;
+    let finish = Finish::prepare(exec.process, &files)?;
     let mut flags =
         libc_flags::NEW_MOUNT | libc_flags::NEW_UTS | libc_flags::NEW_IPC | libc_flags::NEW_NETWORK | libc_flags::NEW_CGROUP;
     if differs(exec.init_pid, "user") {
@@ -104,7 +112,8 @@ fn enter(exec: &Exec<'_>, filter: Option<&Filter>, socket: &OwnedFd, tasks: &[Ow
         terminal = Some(slave);
     }
     connect_stdio(&exec.stdio, terminal.as_ref())?;
-    finish.exec(exec.preserve_fds, || Ok(()))
+    let filter = seccomp::receive(socket)?;
+    finish.exec(filter.as_ref(), exec.preserve_fds, || Ok(()))
 }
 
 /// Whether a process's namespace is another one than the caller's.

@@ -53,7 +53,6 @@ impl ProcessFiles {
 pub(crate) struct Finish<'a> {
     process: &'a Process,
     masks: Masks,
-    filter: Option<&'a Filter>,
     apparmor: Option<OwnedFd>,
     selinux: Option<OwnedFd>,
     args: Vec<CString>,
@@ -61,7 +60,7 @@ pub(crate) struct Finish<'a> {
 }
 
 impl<'a> Finish<'a> {
-    pub fn prepare(process: &'a Process, filter: Option<&'a Filter>, files: &ProcessFiles) -> Result<Finish<'a>> {
+    pub fn prepare(process: &'a Process, files: &ProcessFiles) -> Result<Finish<'a>> {
         if process.args.is_empty() {
             return Err(RuntimeError::Spec("process.args is empty".to_owned()));
         }
@@ -78,7 +77,6 @@ impl<'a> Finish<'a> {
         Ok(Finish {
             process,
             masks: Masks::parse(process.capabilities.as_ref().unwrap_or(&none))?,
-            filter,
             apparmor: label(&process.apparmor_profile, "attr/apparmor/exec", "AppArmor")
                 .or_else(|_| label(&process.apparmor_profile, "attr/exec", "AppArmor"))?,
             selinux: label(&process.selinux_label, "attr/exec", "SELinux")?,
@@ -88,7 +86,12 @@ impl<'a> Finish<'a> {
     }
 
     /// Becomes the program. `before_exec` runs when all that can fail for the caller's reasons has been done.
-    pub fn exec(self, preserve_fds: i32, before_exec: impl Fn() -> Result<()>) -> Result<Infallible> {
+    pub fn exec(
+        self,
+        filter: Option<&Filter>,
+        preserve_fds: i32,
+        before_exec: impl Fn() -> Result<()>,
+    ) -> Result<Infallible> {
         let process = self.process;
         dhow_sys::descriptor::cloexec_from(3 + preserve_fds).context(|| "close descriptors".to_owned())?;
         for limit in &process.rlimits {
@@ -108,7 +111,7 @@ impl<'a> Finish<'a> {
         }
         // Without no_new_privileges the kernel wants CAP_SYS_ADMIN for a filter: it is installed while there is some.
         if !process.no_new_privileges {
-            self.install_filter()?;
+            install(filter)?;
         }
         let entered = self.enter_cwd();
         self.masks.limit_bounding()?;
@@ -130,20 +133,11 @@ impl<'a> Finish<'a> {
         before_exec()?;
         dhow_sys::signal::reset().context(|| "reset the signals".to_owned())?;
         if process.no_new_privileges {
-            self.install_filter()?;
+            install(filter)?;
         }
         let program_text = crate::rootfs::c_string(program.as_os_str().as_encoded_bytes())?;
         let Err(error) = process::exec(&program_text, &self.args, &self.env);
         Err(RuntimeError::Init(format!("exec {}: {}", program.display(), lower(&error))))
-    }
-
-    fn install_filter(&self) -> Result<()> {
-        match self.filter {
-            Some(filter) => {
-                dhow_sys::seccomp::install(&filter.program, filter.flags).context(|| "install the seccomp filter".to_owned())
-            }
-            None => Ok(()),
-        }
     }
 
     /// Enters the working directory inside the root, by descriptor; magic links like `/proc/self/fd/7` lead nowhere
@@ -183,6 +177,15 @@ impl<'a> Finish<'a> {
             return Ok(program);
         }
         failed("executable file not found in $PATH".to_owned())
+    }
+}
+
+fn install(filter: Option<&Filter>) -> Result<()> {
+    match filter {
+        Some(filter) => {
+            dhow_sys::seccomp::install(&filter.program, filter.flags).context(|| "install the seccomp filter".to_owned())
+        }
+        None => Ok(()),
     }
 }
 

@@ -20,7 +20,6 @@ pub(crate) struct Child<'a> {
     pub launch: &'a Launch<'a>,
     pub flags: u64,
     pub joins: &'a [Join],
-    pub filter: Option<&'a seccomp::Filter>,
     pub socket: &'a OwnedFd,
     pub cgroup_tasks: &'a [OwnedFd],
 }
@@ -71,7 +70,10 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
     if child.flags & libc_flags::NEW_NETWORK != 0 {
         loopback_up()?;
     }
+    let mut filter = None;
     if hooks::has_runtime_hooks(spec) {
+        // The answer comes after it.
+        filter = Some(seccomp::receive(child.socket)?);
         socket::send(child.socket, b"H", &[]).context(|| "ask for the hooks".to_owned())?;
         expect(child.socket, b'H')?;
     }
@@ -109,7 +111,7 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
             Some(handle.context(|| format!("open {}", path.display()))?)
         }
     };
-    let finish = Finish::prepare(spec_process, child.filter, &files)?;
+    let finish = Finish::prepare(spec_process, &files)?;
     tree.write_sysctls(spec)?;
     tree.protect(spec)?;
     tree.enter(spec)?;
@@ -135,7 +137,8 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
         rustix::io::write(&opened, b"0").context(|| "write to the start fifo".to_owned())?;
         Ok(())
     };
-    finish.exec(launch.preserve_fds, wait)
+    let filter = filter.map_or_else(|| seccomp::receive(child.socket), Ok)?;
+    finish.exec(filter.as_ref(), launch.preserve_fds, wait)
 }
 
 /// Puts the calling process into its cgroups. Writing 0 to `tasks` moves the writer alone, which takes no lock that

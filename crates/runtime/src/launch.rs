@@ -2,7 +2,8 @@
 //!
 //! The two halves share a packet socket. The child sends `T` (with the terminal's master), `H` (namespaces are made: run
 //! the hooks) and waits for an answer, `R` (about to wait for the start fifo) or `E` and a text; a closed socket without
-//! `E` means that it has exec'ed.
+//! `E` means that it has exec'ed. The parent sends `M` (the ids are mapped) and then the seccomp filter, which it compiles
+//! while the child is at work: the child needs it last.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
@@ -110,7 +111,6 @@ pub fn namespace_file(kind: &str) -> &str {
 pub fn launch(launch: Launch<'_>) -> Result<Launched> {
     let linux = launch.spec.linux.clone().unwrap_or_default();
     let (flags, joins, pid_join) = namespaces(&linux.namespaces, launch.network.as_ref())?;
-    let filter = linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
     let (ours, theirs) = socket::packet_pair().context(|| "create the socket to the container's init".to_owned())?;
     let cgroup_tasks = launch.cgroup.join_files()?;
     let time_offsets = (!linux.time_offsets.is_empty()).then_some(&linux.time_offsets);
@@ -128,14 +128,7 @@ pub fn launch(launch: Launch<'_>) -> Result<Launched> {
         return Err(RuntimeError::Spec("timeOffsets are not supported".to_owned()));
     }
     let args = CloneArgs { flags, cgroup: launch.cgroup.clone_into() };
-    let child = init::Child {
-        launch: &launch,
-        flags,
-        joins: &joins,
-        filter: filter.as_ref(),
-        socket: &theirs,
-        cgroup_tasks: &cgroup_tasks,
-    };
+    let child = init::Child { launch: &launch, flags, joins: &joins, socket: &theirs, cgroup_tasks: &cgroup_tasks };
     let cloned = clone::clone3(&args, || init::run(&child));
     if let Some(own) = own_pid_namespace {
         process::set_namespace(own.as_fd(), libc_flags::NEW_PID as i32)
@@ -161,6 +154,7 @@ fn talk(launch: &Launch<'_>, socket: &OwnedFd, launched: &mut Launched, user_nam
         write_id_map(launched.pid, "gid_map", linux.map(|linux| linux.gid_mappings.as_slice()).unwrap_or_default())?;
         rustix::io::write(socket, b"M").context(|| "tell init that its ids are mapped".to_owned())?;
     }
+    seccomp::send(socket, launch.spec.linux.as_ref().and_then(|linux| linux.seccomp.as_ref()))?;
     loop {
         let mut buffer = [0u8; 4096];
         let mut descriptors = Vec::new();

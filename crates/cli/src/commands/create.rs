@@ -271,6 +271,11 @@ impl Create {
 }
 
 impl Options {
+    /// Whether the container gets a network namespace of its own.
+    pub fn has_own_network(&self) -> bool {
+        !self.network.iter().any(|network| network == "host" || network.starts_with("container:"))
+    }
+
     /// Creates the container, with its image fetched if it is missing; prints warnings.
     pub async fn create(&self, client: &Client, request: &CreateRequest) -> Result<CreateResponse> {
         if let Some(file) = &self.cidfile

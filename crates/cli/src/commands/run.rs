@@ -6,6 +6,7 @@ use dhow_api::container::Wait;
 use http_body_util::BodyExt;
 
 use super::create::Options;
+use crate::connect::Starts;
 use crate::failure::{Failure, Result};
 use crate::streams::{self, End, Session};
 
@@ -41,6 +42,11 @@ fn failed(error: ClientError) -> Failure {
 }
 
 impl Run {
+    /// What an engine in this process may prepare.
+    pub fn starts(&self) -> Starts {
+        Starts { network: self.options.has_own_network() }
+    }
+
     pub async fn run(self, client: &Client) -> Result {
         let options = &self.options;
         if self.detach && !options.attach.is_empty() {

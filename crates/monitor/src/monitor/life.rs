@@ -49,13 +49,16 @@ impl Monitor {
     /// Starts the program, for the first time or again.
     pub(super) fn launch(&mut self) -> Result<(), start::Failed> {
         if self.network.is_none() {
-            self.network = start::network(self.start.plan.as_ref(), &self.setup.name)?;
+            self.network = start::network(self.start.plan.as_ref(), &self.setup.name, &mut self.isolated)?;
             self.serve_network().map_err(|error| start::Failed::new(format!("serve the container's network: {error}")))?;
         }
+        let isolated = self.isolated.take().filter(|_| start::is_isolated(&self.start.spec));
+        let network = self.network.as_ref().map(|attached| attached.namespace.try_clone()).transpose();
+        let network = network.map_err(|error| start::Failed::new(format!("hold the network namespace: {error}")))?.or(isolated);
         // The last run's mount went with its namespaces; it must be given up before the layer is mounted again.
         self.root = None;
         let root = self.root.insert(start::mount_root(&self.setup)?);
-        let (process, running) = start::start(&self.setup, &self.start, &root.fd, self.network.as_ref())?;
+        let (process, running) = start::start(&self.setup, &self.start, &root.fd, network)?;
         let network = self
             .start
             .plan

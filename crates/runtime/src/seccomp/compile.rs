@@ -25,17 +25,46 @@ pub enum SeccompError {
     UnknownFlag(String),
     #[error("seccomp: argument index {0} is not 0 to 5")]
     ArgumentIndex(u32),
-    #[error("seccomp: the filter needs {0} instructions, and the kernel takes 4096")]
+    #[error("seccomp: the filter needs {0} instructions, and the kernel takes {MAX_INSTRUCTIONS}")]
     TooLong(usize),
     #[error("seccomp: SCMP_ACT_NOTIFY needs a listener, which is not supported")]
     Notify,
 }
 
+/// `BPF_MAXINSNS` of `linux/bpf_common.h`.
+pub(crate) const MAX_INSTRUCTIONS: usize = 4096;
+
 /// A compiled filter and the flags of `seccomp(2)` to install it with.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter {
     pub program: Vec<Instruction>,
     pub flags: u32,
+}
+
+impl Filter {
+    /// As a message from a container's parent to its init: the flags, then the instructions as the kernel lays them out.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = self.flags.to_ne_bytes().to_vec();
+        for instruction in &self.program {
+            bytes.extend_from_slice(&instruction.code.to_ne_bytes());
+            bytes.extend_from_slice(&[instruction.jump_true, instruction.jump_false]);
+            bytes.extend_from_slice(&instruction.operand.to_ne_bytes());
+        }
+        bytes
+    }
+
+    /// What [`Filter::to_bytes`] made; `None` if it is cut off.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Filter> {
+        let (flags, instructions) = bytes.split_first_chunk::<4>()?;
+        let (instructions, rest) = instructions.as_chunks::<8>();
+        let program = instructions.iter().map(|&[code0, code1, jump_true, jump_false, a, b, c, d]| Instruction {
+            code: u16::from_ne_bytes([code0, code1]),
+            jump_true,
+            jump_false,
+            operand: u32::from_ne_bytes([a, b, c, d]),
+        });
+        rest.is_empty().then(|| Filter { program: program.collect(), flags: u32::from_ne_bytes(*flags) })
+    }
 }
 
 const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
@@ -102,7 +131,7 @@ pub fn compile(seccomp: &Seccomp) -> Result<Filter, SeccompError> {
     program.extend(x32);
     program.extend([jump_if(JUMP_EQ, AUDIT_ARCH_I386, 1, 0), ret(KILL_PROCESS), load(OFFSET_NUMBER)]);
     program.extend(x86);
-    if program.len() > 4096 {
+    if program.len() > MAX_INSTRUCTIONS {
         return Err(SeccompError::TooLong(program.len()));
     }
     Ok(Filter { program, flags: flags(&seccomp.flags)? })
@@ -301,6 +330,15 @@ mod tests {
     use super::super::default_profile;
     use super::*;
     use crate::spec::SeccompRule;
+
+    #[test]
+    fn a_filter_survives_the_way_to_the_process() {
+        let filter = compile(&default_profile(&[], (6, 1))).unwrap();
+        let bytes = filter.to_bytes();
+        assert_eq!(Filter::from_bytes(&bytes), Some(filter));
+        assert_eq!(Filter::from_bytes(&bytes[..bytes.len() - 1]), None);
+        assert_eq!(Filter::from_bytes(&bytes[..3]), None);
+    }
 
     /// Runs a filter as the kernel would: an independent reading of the instruction set.
     fn run(filter: &Filter, architecture: u32, number: u32, args: [u64; 6]) -> u32 {
