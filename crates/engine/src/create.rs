@@ -304,11 +304,13 @@ fn check_resources(host: &mut HostConfig, warnings: &mut Vec<String>) -> Result<
         let which = if host.cpu_period > 0 { "CPU Period" } else { "CPU Quota" };
         return Err(Error::invalid(format!("Conflicting options: Nano CPUs and {which} cannot both be set")));
     }
-    let processors = std::thread::available_parallelism().map_or(1, |count| count.get()) as i64;
-    if host.nano_cpus < 0 || host.nano_cpus > processors * 1_000_000_000 {
-        return Err(Error::invalid(format!(
-            "range of CPUs is from 0.01 to {processors}.00, as there are only {processors} CPUs available"
-        )));
+    if host.nano_cpus != 0 {
+        let processors = std::thread::available_parallelism().map_or(1, |count| count.get()) as i64;
+        if !(0..=processors * 1_000_000_000).contains(&host.nano_cpus) {
+            return Err(Error::invalid(format!(
+                "range of CPUs is from 0.01 to {processors}.00, as there are only {processors} CPUs available"
+            )));
+        }
     }
     if host.cpu_period != 0 && !(1000..=1_000_000).contains(&host.cpu_period) {
         return Err(Error::invalid("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)"));

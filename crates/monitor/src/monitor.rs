@@ -98,7 +98,8 @@ struct Monitor {
     setup: Setup,
     state: State,
     epoll: OwnedFd,
-    listener: OwnedFd,
+    /// Gone when the container is over.
+    listener: Option<OwnedFd>,
     signals: OwnedFd,
     log: Option<Writer>,
     network: Option<Attached>,
@@ -168,6 +169,8 @@ pub fn main(engine: OwnedFd) -> i32 {
     let reap = monitor.clean_up();
     // Before the root is unmounted, which may take its time: whoever removes the container need not wait for that.
     drop(lock);
+    // Nor for the last clients: this hangs up on who has connected to see the monitor go.
+    monitor.listener = None;
     monitor.root = None;
     if let Some(cgroup) = monitor.start.spec.linux.as_ref().and_then(|linux| linux.cgroups_path.as_deref()) {
         state::leave_cgroup(cgroup);
@@ -236,7 +239,7 @@ impl Monitor {
             setup,
             state,
             epoll,
-            listener,
+            listener: Some(listener),
             signals,
             log,
             network: None,

@@ -13,7 +13,7 @@ use crate::protocol::{FailureKind, Reply, Request, take};
 impl Monitor {
     pub(super) fn accept(&mut self) {
         let flags = SocketFlags::CLOEXEC;
-        while let Ok(socket) = rustix::net::accept_with(&self.listener, flags) {
+        while let Some(Ok(socket)) = self.listener.as_ref().map(|listener| rustix::net::accept_with(listener, flags)) {
             // The directory keeps others out already; this keeps out who was passed a descriptor.
             if dhow_sys::socket::peer_uid(&socket).is_ok_and(|uid| uid == 0 || uid == rustix::process::getuid().as_raw()) {
                 self.add_client(socket);
