@@ -172,7 +172,7 @@ pub fn main(engine: OwnedFd) -> i32 {
     // Nor for the last clients: this hangs up on who has connected to see the monitor go.
     monitor.listener = None;
     monitor.root = None;
-    if let Some(cgroup) = monitor.start.spec.linux.as_ref().and_then(|linux| linux.cgroups_path.as_deref()) {
+    if let Some(cgroup) = &monitor.start.spec.linux().cgroups_path {
         state::leave_cgroup(cgroup);
     }
     monitor.serve_last_clients();

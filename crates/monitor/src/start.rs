@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use dhow_network::{Attached, Plan};
 use dhow_runtime::cgroup::Cgroup;
 use dhow_runtime::launch::{Launch, Rootfs, Start, Stdio, launch};
-use dhow_runtime::spec::{ConsoleSize, Process as SpecProcess, Spec};
+use dhow_runtime::spec::{ConsoleSize, Process as SpecProcess, Resources, Spec};
 use dhow_runtime::user;
 use dhow_sys::root::Root;
 
@@ -69,7 +69,7 @@ pub(crate) fn network(plan: Option<&Plan>, id: &str, isolated: &mut Option<Owned
 
 /// Whether a container wants a network namespace with nothing in it, and the host's root as its owner.
 pub(crate) fn is_isolated(spec: &Spec) -> bool {
-    let namespaces = spec.linux.as_ref().map(|linux| linux.namespaces.as_slice()).unwrap_or_default();
+    let namespaces = &spec.linux().namespaces;
     namespaces.iter().any(|namespace| namespace.kind == "network" && namespace.path.is_none())
         && !namespaces.iter().any(|namespace| namespace.kind == "user")
 }
@@ -87,18 +87,17 @@ pub(crate) fn start(
     for item in &request.copy_up {
         copy_up(&tree, &item.path, &item.volume).map_err(|error| cannot("copy the image's content into a volume", &error))?;
     }
-    let mut spec: Spec = request.spec.clone();
-    if let Some(process) = &mut spec.process {
-        set_identity(process, &identity);
-        if request.rows > 0 && request.columns > 0 {
-            process.console_size = Some(ConsoleSize { height: request.rows, width: request.columns });
-        }
+    let spec = &request.spec;
+    let mut process = spec.process.clone().unwrap_or_default();
+    set_identity(&mut process, &identity);
+    if request.rows > 0 && request.columns > 0 {
+        process.console_size = Some(ConsoleSize { height: request.rows, width: request.columns });
     }
-    let linux = spec.linux.clone().unwrap_or_default();
-    let path = linux.cgroups_path.unwrap_or_default();
-    let cgroup = Cgroup::create(&path, &linux.resources.unwrap_or_default())
+    let path = spec.linux().cgroups_path.as_deref().unwrap_or_default();
+    let none = Resources::default();
+    let cgroup = Cgroup::create(path, spec.linux().resources.as_ref().unwrap_or(&none))
         .map_err(|error| cannot("unable to apply cgroup configuration", &error))?;
-    let started = launch_in(setup, &spec, &cgroup, root, &identity, network);
+    let started = launch_in(setup, (spec, &process), &cgroup, root, &identity, network);
     if started.is_err() {
         let _ = cgroup.kill();
         let _ = cgroup.remove();
@@ -108,7 +107,7 @@ pub(crate) fn start(
 
 fn launch_in(
     setup: &Setup,
-    spec: &Spec,
+    (spec, process): (&Spec, &SpecProcess),
     cgroup: &Cgroup,
     root: &OwnedFd,
     identity: &user::Identity,
@@ -123,6 +122,7 @@ fn launch_in(
     let launched = launch(Launch {
         id: &setup.id,
         spec,
+        process,
         rootfs: Rootfs::Mount(root.try_clone().map_err(io)?),
         staging: &state::staging(&setup.run),
         bundle: &setup.directory,

@@ -3,6 +3,7 @@
 //! Only what applies to Linux is modelled; unknown keys are ignored, as the spec demands.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,14 @@ pub struct Spec {
     pub annotations: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub linux: Option<Linux>,
+}
+
+impl Spec {
+    /// The part about Linux; what is left out has its defaults.
+    pub fn linux(&self) -> &Linux {
+        static DEFAULT: LazyLock<Linux> = LazyLock::new(Linux::default);
+        self.linux.as_ref().unwrap_or(&DEFAULT)
+    }
 }
 
 /// The program to run and its credentials.

@@ -305,13 +305,14 @@ fn claimed(
 ) -> Result<(Launched, Cgroup)> {
     let id = &create.id;
     let _lock = store.lock(id)?;
-    let linux = spec.linux.clone().unwrap_or_default();
+    let linux = spec.linux();
+    let process = spec.process.as_ref().ok_or_else(|| RuntimeError::Spec("process is missing".to_owned()))?;
     let root = spec.root.as_ref().ok_or_else(|| RuntimeError::Spec("root is missing".to_owned()))?;
     let rootfs = bundle.join(&root.path);
-    let cgroup_path = linux.cgroups_path.filter(|path| !path.is_empty()).unwrap_or_else(|| format!("/{id}"));
+    let cgroup_path = linux.cgroups_path.clone().filter(|path| !path.is_empty()).unwrap_or_else(|| format!("/{id}"));
     // systemd's form is slice:prefix:name; here each part becomes a directory.
     let cgroup_path = cgroup_path.replace(':', "/");
-    let terminal = spec.process.as_ref().is_some_and(|process| process.terminal);
+    let terminal = process.terminal;
     let stdio = stdio.unwrap_or(if terminal { Stdio::Terminal } else { Stdio::Inherit });
     if terminal && create.console_socket.is_none() && wait {
         return Err(RuntimeError::Spec("cannot allocate tty if runc will detach without setting console socket".to_owned()));
@@ -323,10 +324,11 @@ fn claimed(
     }
     let staging = store.directory(id).join("rootfs");
     fs::create_dir(&staging).context(|| "create the staging directory".to_owned())?;
-    let cgroup = Cgroup::create(&cgroup_path, &with_default_devices(linux.resources.unwrap_or_default()))?;
+    let cgroup = Cgroup::create(&cgroup_path, &with_default_devices(linux.resources.clone().unwrap_or_default()))?;
     let launched = launch(Launch {
         id,
         spec,
+        process,
         rootfs: Rootfs::Path(rootfs),
         staging: &staging,
         bundle,

@@ -86,12 +86,7 @@ impl<'a> Finish<'a> {
     }
 
     /// Becomes the program. `before_exec` runs when all that can fail for the caller's reasons has been done.
-    pub fn exec(
-        self,
-        filter: Option<&Filter>,
-        preserve_fds: i32,
-        before_exec: impl Fn() -> Result<()>,
-    ) -> Result<Infallible> {
+    pub fn exec(self, filter: Option<&Filter>, preserve_fds: i32, before_exec: impl Fn() -> Result<()>) -> Result<Infallible> {
         let process = self.process;
         dhow_sys::descriptor::cloexec_from(3 + preserve_fds).context(|| "close descriptors".to_owned())?;
         for limit in &process.rlimits {

@@ -41,8 +41,7 @@ pub(crate) fn report(socket: &OwnedFd, error: &RuntimeError) {
 fn set_up(child: &Child<'_>) -> Result<Infallible> {
     let launch = child.launch;
     let spec = launch.spec;
-    let spec_process = spec.process.as_ref().ok_or_else(|| RuntimeError::Spec("process is missing".to_owned()))?;
-    let linux = spec.linux.clone().unwrap_or_default();
+    let linux = spec.linux();
 
     join_cgroup(child.cgroup_tasks)?;
     for join in child.joins {
@@ -78,7 +77,7 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
         expect(child.socket, b'H')?;
     }
     let files = ProcessFiles::open()?;
-    if let Some(score) = spec_process.oom_score_adj {
+    if let Some(score) = launch.process.oom_score_adj {
         files.write_oom_score(score)?;
     }
     rustix::process::umask(Mode::empty());
@@ -93,17 +92,17 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
     let mut terminal = None;
     if let Stdio::Terminal = launch.stdio {
         let (master, slave) = tree.open_terminal()?;
-        if let Some(size) = &spec_process.console_size {
+        if let Some(size) = &launch.process.console_size {
             set_size(&master, size.height, size.width)?;
         }
         socket::send(child.socket, b"T", &[master.as_fd()]).context(|| "send the terminal".to_owned())?;
         terminal = Some(slave);
     }
     hooks::run(spec.hooks.as_ref().map(|hooks| hooks.create_container.as_slice()), spec, launch.id, 0, launch.bundle)?;
-    if !spec_process.cwd.starts_with('/') {
-        return Err(RuntimeError::Init(format!("Cwd must be an absolute path: {}", spec_process.cwd)));
+    if !launch.process.cwd.starts_with('/') {
+        return Err(RuntimeError::Init(format!("Cwd must be an absolute path: {}", launch.process.cwd)));
     }
-    tree.root.create_dir_all(Path::new(&spec_process.cwd), 0o755).context(|| format!("mkdir {}", spec_process.cwd))?;
+    tree.root.create_dir_all(Path::new(&launch.process.cwd), 0o755).context(|| format!("mkdir {}", launch.process.cwd))?;
     let fifo = match &launch.start {
         Start::AtOnce => None,
         Start::Fifo(path) => {
@@ -111,7 +110,7 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
             Some(handle.context(|| format!("open {}", path.display()))?)
         }
     };
-    let finish = Finish::prepare(spec_process, &files)?;
+    let finish = Finish::prepare(launch.process, &files)?;
     tree.write_sysctls(spec)?;
     tree.protect(spec)?;
     tree.enter(spec)?;

@@ -16,7 +16,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use crate::cgroup::Cgroup;
 pub use crate::rootfs::Rootfs;
 use crate::seccomp;
-use crate::spec::{IdMapping, Namespace, Spec};
+use crate::spec::{IdMapping, Namespace, Process, Spec};
 use crate::{Context, Result, RuntimeError, hooks, init};
 
 /// Where the container's standard streams lead.
@@ -41,6 +41,8 @@ pub enum Start {
 pub struct Launch<'a> {
     pub id: &'a str,
     pub spec: &'a Spec,
+    /// What is run, instead of what the spec says.
+    pub process: &'a Process,
     pub rootfs: Rootfs,
     /// A directory of the host on which the root is attached, in the container's mount namespace only.
     pub staging: &'a Path,
@@ -109,7 +111,7 @@ pub fn namespace_file(kind: &str) -> &str {
 /// # Errors
 /// What the child says about the step that failed; it is dead and reaped then.
 pub fn launch(launch: Launch<'_>) -> Result<Launched> {
-    let linux = launch.spec.linux.clone().unwrap_or_default();
+    let linux = launch.spec.linux();
     let (flags, joins, pid_join) = namespaces(&linux.namespaces, launch.network.as_ref())?;
     let (ours, theirs) = socket::packet_pair().context(|| "create the socket to the container's init".to_owned())?;
     let cgroup_tasks = launch.cgroup.join_files()?;
@@ -149,12 +151,11 @@ pub fn launch(launch: Launch<'_>) -> Result<Launched> {
 
 fn talk(launch: &Launch<'_>, socket: &OwnedFd, launched: &mut Launched, user_namespace: bool) -> Result<()> {
     if user_namespace {
-        let linux = launch.spec.linux.as_ref();
-        write_id_map(launched.pid, "uid_map", linux.map(|linux| linux.uid_mappings.as_slice()).unwrap_or_default())?;
-        write_id_map(launched.pid, "gid_map", linux.map(|linux| linux.gid_mappings.as_slice()).unwrap_or_default())?;
+        write_id_map(launched.pid, "uid_map", &launch.spec.linux().uid_mappings)?;
+        write_id_map(launched.pid, "gid_map", &launch.spec.linux().gid_mappings)?;
         rustix::io::write(socket, b"M").context(|| "tell init that its ids are mapped".to_owned())?;
     }
-    seccomp::send(socket, launch.spec.linux.as_ref().and_then(|linux| linux.seccomp.as_ref()))?;
+    seccomp::send(socket, launch.spec.linux().seccomp.as_ref())?;
     loop {
         let mut buffer = [0u8; 4096];
         let mut descriptors = Vec::new();

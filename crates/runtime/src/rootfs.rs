@@ -55,7 +55,7 @@ pub(crate) struct Tree {
 impl Tree {
     /// Attaches `rootfs` at `staging`, a directory of the host, in the calling process's new mount namespace.
     pub fn attach(rootfs: &Rootfs, staging: &Path, spec: &Spec) -> Result<Tree> {
-        let propagation = match spec.linux.as_ref().and_then(|linux| linux.rootfs_propagation.as_deref()) {
+        let propagation = match spec.linux().rootfs_propagation.as_deref() {
             None | Some("" | "slave" | "rslave") => mount_options::SLAVE,
             Some("private" | "rprivate") => mount_options::PRIVATE,
             Some("shared" | "rshared") => mount_options::SHARED,
@@ -90,8 +90,7 @@ impl Tree {
 
     /// Makes the spec's mounts, in order.
     pub fn mount_all(&self, spec: &Spec, cgroup: &Cgroup) -> Result<()> {
-        let cgroup_namespace =
-            spec.linux.as_ref().is_some_and(|linux| linux.namespaces.iter().any(|namespace| namespace.kind == "cgroup"));
+        let cgroup_namespace = spec.linux().namespaces.iter().any(|namespace| namespace.kind == "cgroup");
         for mount in &spec.mounts {
             self.mount(mount, cgroup, cgroup_namespace).map_err(|error| {
                 let source = mount.source.as_deref().unwrap_or(&mount.kind);
@@ -174,7 +173,7 @@ impl Tree {
     /// Makes the devices every container has and the spec's own, and the links of `/dev`.
     pub fn make_devices(&self, spec: &Spec, bind: bool) -> Result<()> {
         let dev = self.root.create_dir_all(Path::new("/dev"), 0o755).context(|| "open /dev".to_owned())?;
-        let own = spec.linux.as_ref().map(|linux| linux.devices.as_slice()).unwrap_or_default();
+        let own = spec.linux().devices.as_slice();
         let standard = STANDARD_DEVICES.iter().map(|(path, major, minor)| Device {
             path: (*path).to_owned(),
             kind: "c".to_owned(),

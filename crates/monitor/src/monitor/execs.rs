@@ -135,7 +135,7 @@ impl Monitor {
             process::pipes(wanted(config.stdin), wanted(config.stdout), wanted(config.stderr), identity.uid, identity.gid)
                 .map_err(io)?
         };
-        let seccomp = self.start.spec.linux.as_ref().and_then(|linux| linux.seccomp.as_ref());
+        let seccomp = self.start.spec.linux().seccomp.as_ref();
         let launched = dhow_runtime::exec::exec(dhow_runtime::exec::Exec {
             init: &init.pidfd,
             init_pid: init.pid,

@@ -75,7 +75,7 @@ impl Monitor {
             restart_count: self.state.restart_count,
             stopped_by_user: false,
             network,
-            cgroup: self.start.spec.linux.as_ref().and_then(|linux| linux.cgroups_path.clone()).unwrap_or_default(),
+            cgroup: self.start.spec.linux().cgroups_path.clone().unwrap_or_default(),
         };
         self.running = Some(running);
         self.ever_started = true;

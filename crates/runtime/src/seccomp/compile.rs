@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use dhow_sys::seccomp::Instruction;
 
-use super::syscalls::{self, Table};
+use super::syscalls::{self, Lookup, Table};
 use crate::spec::{Seccomp, SeccompArgument};
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -165,13 +165,14 @@ fn action(name: &str, errno: Option<u32>) -> Result<u32, SeccompError> {
 /// The treatment of each system call of one architecture that a rule names. Names of other architectures are skipped.
 fn treatments(seccomp: &Seccomp, default: u32, table: &Table) -> Result<BTreeMap<u32, Treatment>, SeccompError> {
     let mut treatments: BTreeMap<u32, Treatment> = BTreeMap::new();
+    let mut lookup = Lookup::of(table);
     for rule in &seccomp.syscalls {
         let action = action(&rule.action, rule.errno_ret)?;
         if let Some(bad) = rule.args.iter().find(|argument| argument.index > 5) {
             return Err(SeccompError::ArgumentIndex(bad.index));
         }
         for name in &rule.names {
-            let Some(number) = table.number(name) else { continue };
+            let Some(number) = lookup.number(name) else { continue };
             let entry = treatments.entry(number);
             if rule.args.is_empty() {
                 // The unconditional rule wins, as in libseccomp, wherever it stands; the first of two counts.
@@ -215,26 +216,30 @@ fn dispatch(treatments: &BTreeMap<u32, Treatment>, default: u32) -> Result<Vec<I
     {
         add(newest + 1, Treatment::Action(ERRNO | ENOSYS));
     }
-    search(&ranges, default)
+    let mut backwards = Vec::new();
+    search(&ranges, default, &mut backwards)?;
+    backwards.reverse();
+    Ok(backwards)
 }
 
-fn search(ranges: &[(u32, Treatment)], default: u32) -> Result<Vec<Instruction>, SeccompError> {
-    if let [(_, treatment)] = ranges {
-        return match treatment {
-            Treatment::Action(action) => Ok(vec![ret(*action)]),
-            Treatment::Conditions(conditions) => conditional(conditions, default),
-        };
+/// Writes code that finds the number's range, from the last instruction to the first: a jump knows what it jumps over.
+fn search(ranges: &[(u32, Treatment)], default: u32, backwards: &mut Vec<Instruction>) -> Result<(), SeccompError> {
+    match ranges {
+        [(_, Treatment::Action(action))] => backwards.push(ret(*action)),
+        [(_, Treatment::Conditions(conditions))] => backwards.extend(conditional(conditions, default)?.into_iter().rev()),
+        _ => {
+            let (low, high) = ranges.split_at(ranges.len() / 2);
+            search(high, default, backwards)?;
+            let end = backwards.len();
+            search(low, default, backwards)?;
+            let length = backwards.len() - end;
+            match u8::try_from(length) {
+                Ok(distance) => backwards.push(jump_if(JUMP_GE, high[0].0, distance, 0)),
+                Err(_) => backwards.extend([jump(length), jump_if(JUMP_GE, high[0].0, 0, 1)]),
+            }
+        }
     }
-    let (low, high) = ranges.split_at(ranges.len() / 2);
-    let (left, right) = (search(low, default)?, search(high, default)?);
-    let mut code = Vec::with_capacity(left.len() + right.len() + 2);
-    match u8::try_from(left.len()) {
-        Ok(distance) => code.push(jump_if(JUMP_GE, high[0].0, distance, 0)),
-        Err(_) => code.extend([jump_if(JUMP_GE, high[0].0, 0, 1), jump(left.len())]),
-    }
-    code.extend(left);
-    code.extend(right);
-    Ok(code)
+    Ok(())
 }
 
 /// Code that tests rules on arguments in order and returns the action of the first that matches.
