@@ -131,9 +131,9 @@ pub fn main(engine: OwnedFd) -> i32 {
     dhow_sys::process::set_name(c"dhow");
     let _ = dhow_sys::process::set_dumpable(false);
     let mut engine = UnixStream::from(engine);
-    let isolated = match receive_greeting(&engine) {
+    let (isolated, _program) = match receive_greeting(&engine) {
         // Without it the namespace is made when it is needed, and then says what is wrong.
-        Ok(network) => network.then(dhow_network::isolated).and_then(Result::ok),
+        Ok((network, program)) => (network.then(dhow_network::isolated).and_then(Result::ok), program),
         Err(_) => return 1,
     };
     let setup: Setup = match receive(&mut engine) {

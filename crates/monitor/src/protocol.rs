@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use dhow_network::Plan;
@@ -200,19 +200,19 @@ pub fn send(mut to: impl Write, message: &impl Serialize) -> io::Result<()> {
     to.write_all(&bytes)
 }
 
-/// The first thing a monitor is sent, before its [`Setup`](crate::Setup), which may be long in coming: the descriptor of the
-/// program's mount, and whether to make a network namespace meanwhile. Closing the mount's last descriptor waits for an
-/// RCU grace period; the monitor has the time.
+/// The first thing a monitor is sent, before its [`Setup`](crate::Setup), which may be long in coming: whether to make a
+/// network namespace meanwhile, and the descriptor of the program's mount. Who closes its last descriptor waits for an RCU
+/// grace period: the monitor keeps it to its end, when nobody waits for the monitor.
 pub fn send_greeting(to: impl AsFd, program: BorrowedFd<'_>, network: bool) -> io::Result<()> {
     dhow_sys::socket::send(to, &[u8::from(network)], &[program]).map(drop)
 }
 
-/// Receives what [`send_greeting`] sent; returns whether a network namespace is wanted.
-pub(crate) fn receive_greeting(from: impl AsFd) -> io::Result<bool> {
-    let mut network = [0];
-    match dhow_sys::socket::receive(from, &mut network, &mut Vec::new())? {
+/// Receives what [`send_greeting`] sent.
+pub(crate) fn receive_greeting(from: impl AsFd) -> io::Result<(bool, Option<OwnedFd>)> {
+    let (mut network, mut descriptors) = ([0], Vec::new());
+    match dhow_sys::socket::receive(from, &mut network, &mut descriptors)? {
         0 => Err(io::ErrorKind::UnexpectedEof.into()),
-        _ => Ok(network != [0]),
+        _ => Ok((network != [0], descriptors.pop())),
     }
 }
 

@@ -175,13 +175,14 @@ pub fn trim_heap() {
     unsafe { libc::malloc_trim(0) };
 }
 
-/// Limits the allocator to one arena and gives large blocks back at once: fewer private pages in small processes.
+/// Limits the allocator to one arena and gives large blocks back at once: fewer private pages in small processes. The rest
+/// grows in large steps and is given back by [`trim_heap`].
 pub fn small_heap() {
     // SAFETY: mallopt sets allocator parameters; the process has one thread at this point.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
         libc::mallopt(libc::M_MMAP_THRESHOLD, 32 * 1024);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, 0);
-        libc::mallopt(libc::M_TOP_PAD, 0);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 128 * 1024);
+        libc::mallopt(libc::M_TOP_PAD, 64 * 1024);
     }
 }

@@ -179,11 +179,10 @@ impl Monitor {
     }
 
     pub(super) fn container_exited(&mut self, code: i32) {
-        if let Some(running) = self.running.take() {
-            self.state.oom_killed = running.cgroup.events().oom_kills > 0;
-            let _ = running.cgroup.kill();
-            // A cgroup that cannot be removed now is found by whoever looks for leftovers.
-            let _ = running.cgroup.remove();
+        let cgroup = self.running.take().map(|running| running.cgroup);
+        if let Some(cgroup) = &cgroup {
+            self.state.oom_killed = cgroup.events().oom_kills > 0;
+            let _ = cgroup.kill();
         }
         let ran = Duration::from_nanos((now() - self.state.started).max(0) as u64);
         if ran >= STABLE {
@@ -197,6 +196,10 @@ impl Monitor {
         }
         self.event("die", &[("execDuration", ran.as_secs().to_string()), ("exitCode", code.to_string())]);
         self.after_exit();
+        if let Some(cgroup) = cgroup {
+            // Nobody waits for that. One that cannot be removed now is found by whoever looks for leftovers.
+            let _ = cgroup.remove();
+        }
     }
 
     /// Restarts by policy, or ends.
