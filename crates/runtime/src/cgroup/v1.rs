@@ -64,12 +64,7 @@ impl Hierarchies {
             if controllers.split(',').any(|controller| controller == "cpuset") {
                 make_cpuset(mount, path)?;
             } else {
-                match std::fs::create_dir(&hierarchy.path) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => std::fs::create_dir_all(&hierarchy.path),
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-                    other => other,
-                }
-                .context(|| format!("create cgroup {}", hierarchy.path.display()))?;
+                std::fs::create_dir_all(&hierarchy.path).context(|| format!("create cgroup {}", hierarchy.path.display()))?;
             }
         }
         Ok(())
