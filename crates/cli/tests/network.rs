@@ -47,6 +47,50 @@ fn published_ports_are_reached_and_withdrawn() {
     sandbox.finish();
 }
 
+#[test]
+fn the_default_network_has_ipv6_when_the_daemon_says_so() {
+    let mut sandbox = sandboxed!();
+    if !std::fs::read("/proc/net/if_inet6").is_ok_and(|addresses| !addresses.is_empty()) {
+        println!("skipped: this kernel has no IPv6");
+        assert!(std::env::var_os("CI").is_none(), "in CI every test must run");
+        return sandbox.finish();
+    }
+    let socket = format!("unix://{}", sandbox.socket().display());
+    let refused = sandbox.fails(&["daemon", "-H", &socket, "--ipv6", "--fixed-cidr-v6", "2001:db8::/112"]);
+    assert!(refused.1.contains("too small"), "{}", refused.1);
+    sandbox.start_daemon_with(&["--ipv6", "--fixed-cidr-v6", "fd00:d:40::/64"]);
+    // From here on it holds for every engine on these roots.
+    sandbox.kill_daemon();
+    let server = "mkdir /w; echo hello >/w/index.html; httpd -f -p 80 -h /w";
+    sandbox.ok(&["run", "-d", "--name", "web", "-p", "80", "busybox", "sh", "-c", server]);
+    let of = |field: &str| sandbox.ok(&["inspect", "-f", &format!("{{{{.NetworkSettings.{field}}}}}"), "web"]);
+    let (address, gateway) = (of("GlobalIPv6Address"), of("IPv6Gateway"));
+    assert_eq!(gateway, "fd00:d:40::1");
+    assert!(address.starts_with("fd00:d:40::") && address != gateway, "{address}");
+    let port = sandbox.ok(&["port", "web", "80"]).rsplit(':').next().unwrap().to_owned();
+    let hello = Some("hello".to_owned());
+    wait_until("the page comes by IPv6", || fetch(&format!("[{address}]:80")) == hello);
+    for host in ["127.0.0.1", "[::1]", &format!("[{gateway}]")] {
+        assert_eq!(fetch(&format!("{host}:{port}")), hello, "through {host}");
+    }
+    for server in [format!("{address} 80"), format!("{gateway} {port}")] {
+        let get = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {server} | tail -n 1");
+        assert_eq!(sandbox.ok(&["run", "--rm", "busybox", "sh", "-c", &get]), "hello", "another container, {server}");
+        assert_eq!(sandbox.ok(&["exec", "web", "sh", "-c", &get]), "hello", "the container itself, {server}");
+    }
+    let accepts = "cat /proc/sys/net/ipv6/conf/eth0/accept_ra";
+    assert_eq!(sandbox.ok(&["exec", "web", "sh", "-c", accepts]), "0", "another container could pose as the router");
+    sandbox.ok(&["rm", "-f", "web"]);
+    for host in ["127.0.0.1", "[::1]", &format!("[{gateway}]")] {
+        assert_eq!(fetch(&format!("{host}:{port}")), None, "the port still answers at {host}");
+    }
+    sandbox.start_daemon();
+    sandbox.kill_daemon();
+    let addresses = sandbox.ok(&["run", "--rm", "busybox", "cat", "/proc/net/if_inet6"]);
+    assert!(!addresses.contains("eth0"), "a daemon without --ipv6 takes it away: {addresses}");
+    sandbox.finish();
+}
+
 /// A name server for the tests: it answers every question by UDP with the address 192.0.2.7, and sends back whatever comes
 /// by TCP.
 struct NameServer {

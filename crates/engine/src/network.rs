@@ -4,11 +4,11 @@ use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
-use dhow_network::address::{Subnet, default_pools};
+use dhow_network::address::{Subnet, Subnet6, default_pools};
 use dhow_network::ports::{Protocol, Publish};
 use dhow_network::{Bridge, Plan, host_networks, mac_of};
 use dhow_store::Durability;
-use dhow_store::rusqlite::{OptionalExtension, params};
+use dhow_store::rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
 use crate::container::Container;
@@ -42,18 +42,7 @@ const FALLBACK_RESOLVERS: [&str; 2] = ["8.8.8.8", "8.8.4.4"];
 impl Engine {
     /// The network named `bridge`; its subnet is chosen when it is first used, apart from what the host uses.
     pub(crate) fn default_network(&self) -> Result<Network> {
-        let read = |db: &dhow_store::rusqlite::Connection| -> Result<Option<Network>> {
-            let row = db
-                .prepare_cached("SELECT id, record FROM networks WHERE name = ?1")?
-                .query_row([DEFAULT], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))
-                .optional()?;
-            row.map(|(id, record)| {
-                let record = serde_json::from_str(&record).context(|| "read the record of network bridge".to_owned())?;
-                Ok(Network { id, name: DEFAULT.to_owned(), record })
-            })
-            .transpose()
-        };
-        if let Some(network) = self.store.database.read(read)? {
+        if let Some(network) = self.store.database.read(stored)? {
             return Ok(network);
         }
         let used = host_networks().context(|| "choose a subnet".to_owned())?;
@@ -82,7 +71,37 @@ impl Engine {
         let id = names::random_id()?;
         self.store.database.write(Durability::Power, |tx| {
             tx.execute("INSERT OR IGNORE INTO networks (id, name, record) VALUES (?1, ?2, ?3)", params![id, DEFAULT, text])?;
-            read(tx)?.ok_or_else(|| Error::internal("the default network vanished"))
+            stored(tx)?.ok_or_else(|| Error::internal("the default network vanished"))
+        })
+    }
+
+    /// Gives the default network IPv6, or takes it away, for the containers that start from now on. Without a subnet it keeps
+    /// the one it has, or gets one of unique local addresses (RFC 4193).
+    ///
+    /// # Errors
+    /// A subnet that is none, or too small.
+    pub fn set_default_ipv6(&self, enabled: bool, subnet: Option<&str>) -> Result<()> {
+        let given = subnet.map(|text| text.parse::<Subnet6>().map_err(|error| Error::invalid(format!("fixed-cidr-v6: {error}"))));
+        let given = given.transpose()?;
+        if let Some(subnet) = given.filter(|subnet| subnet.prefix > Subnet6::LONGEST_PREFIX) {
+            return Err(Error::invalid(format!(
+                "fixed-cidr-v6: {subnet} is too small: the prefix may have {} bits at most",
+                Subnet6::LONGEST_PREFIX
+            )));
+        }
+        if !enabled && self.store.database.read(stored)?.is_none() {
+            return Ok(());
+        }
+        let network = self.default_network()?;
+        let random = names::random_id()?;
+        self.store.database.write(Durability::Power, |tx| {
+            let mut record = record(tx, &network.id)?;
+            let before = record.bridge.subnet6;
+            record.bridge.subnet6 = enabled.then(|| given.or(before).unwrap_or_else(|| Subnet6::unique_local(random.as_bytes())));
+            if record.bridge.subnet6 != before {
+                save(tx, &network.id, &record)?;
+            }
+            Ok(())
         })
     }
 
@@ -130,8 +149,7 @@ impl Engine {
     fn assign(&self, container: &Container, network: &Network) -> Result<Ipv4Addr> {
         let endpoint = names::random_id()?;
         self.store.database.write(Durability::Process, |tx| {
-            let text: String = tx.query_row("SELECT record FROM networks WHERE id = ?1", [&network.id], |row| row.get(0))?;
-            let mut record: NetworkRecord = serde_json::from_str(&text).context(|| "read the record of a network".to_owned())?;
+            let mut record = record(tx, &network.id)?;
             let taken = |address: Ipv4Addr| -> bool {
                 let query = "SELECT 1 FROM endpoints WHERE network_id = ?1 AND ipv4 = ?2";
                 let statement = tx.prepare_cached(query);
@@ -152,8 +170,7 @@ impl Engine {
                 }
             };
             record.last = Some(address);
-            let text = serde_json::to_string(&record).context(|| "encode the record of a network".to_owned())?;
-            tx.execute("UPDATE networks SET record = ?1 WHERE id = ?2", params![text, network.id])?;
+            save(tx, &network.id, &record)?;
             tx.execute(
                 "INSERT INTO endpoints (container_id, network_id, endpoint_id, ipv4) VALUES (?1, ?2, ?3, ?4)",
                 params![container.id.0, network.id, endpoint, address.to_bits()],
@@ -162,7 +179,7 @@ impl Engine {
         })
     }
 
-    fn release_addresses(&self, tx: &dhow_store::rusqlite::Connection, network: &str) -> Result<()> {
+    fn release_addresses(&self, tx: &Connection, network: &str) -> Result<()> {
         let mut statement = tx.prepare("SELECT container_id FROM endpoints WHERE network_id = ?1")?;
         let holders: Vec<String> = statement.query_map([network], |row| row.get(0))?.collect::<Result<_, _>>()?;
         for id in holders.iter().filter(|id| !dhow_monitor::state::is_locked(&self.paths().run(id))) {
@@ -228,6 +245,30 @@ impl Engine {
         }
         write("hosts", &hosts)
     }
+}
+
+/// The default network's row.
+fn stored(db: &Connection) -> Result<Option<Network>> {
+    let row = db
+        .prepare_cached("SELECT id, record FROM networks WHERE name = ?1")?
+        .query_row([DEFAULT], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))
+        .optional()?;
+    row.map(|(id, record)| {
+        let record = serde_json::from_str(&record).context(|| "read the record of network bridge".to_owned())?;
+        Ok(Network { id, name: DEFAULT.to_owned(), record })
+    })
+    .transpose()
+}
+
+fn record(db: &Connection, id: &str) -> Result<NetworkRecord> {
+    let text: String = db.query_row("SELECT record FROM networks WHERE id = ?1", [id], |row| row.get(0))?;
+    serde_json::from_str(&text).context(|| "read the record of a network".to_owned())
+}
+
+fn save(db: &Connection, id: &str, record: &NetworkRecord) -> Result<()> {
+    let text = serde_json::to_string(record).context(|| "encode the record of a network".to_owned())?;
+    db.execute("UPDATE networks SET record = ?1 WHERE id = ?2", params![text, id])?;
+    Ok(())
 }
 
 fn parse_mac(text: &str) -> Result<[u8; 6]> {

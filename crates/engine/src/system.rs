@@ -164,13 +164,17 @@ impl Engine {
             if let Some(network) = &container.state.network {
                 let plan = &network.plan;
                 containers.insert(container.id.0.clone(), json!({ "Name": container.name, "EndpointID": self.endpoint_id(&container)?,
-                    "MacAddress": dhow_network::mac_text(plan.mac), "IPv4Address": format!("{}/{}", plan.ipv4, subnet.prefix), "IPv6Address": "" }));
+                    "MacAddress": dhow_network::mac_text(plan.mac), "IPv4Address": format!("{}/{}", plan.ipv4, subnet.prefix),
+                    "IPv6Address": plan.ipv6.zip(plan.bridge.subnet6).map(|(ipv6, subnet)| format!("{ipv6}/{}", subnet.prefix)).unwrap_or_default() }));
             }
         }
+        let subnet6 = bridge.record.bridge.subnet6;
+        let mut pools = vec![json!({ "Subnet": subnet.to_string(), "Gateway": subnet.gateway().to_string() })];
+        pools.extend(subnet6.map(|subnet| json!({ "Subnet": subnet.to_string(), "Gateway": subnet.gateway().to_string() })));
         Ok(json!([
             { "Name": bridge.name, "Id": bridge.id, "Created": format(bridge.record.created), "Scope": "local", "Driver": "bridge",
-              "EnableIPv4": true, "EnableIPv6": false,
-              "IPAM": { "Driver": "default", "Options": null, "Config": [{ "Subnet": subnet.to_string(), "Gateway": subnet.gateway().to_string() }] },
+              "EnableIPv4": true, "EnableIPv6": subnet6.is_some(),
+              "IPAM": { "Driver": "default", "Options": null, "Config": pools },
               "Internal": false, "Attachable": false, "Ingress": false, "ConfigFrom": { "Network": "" }, "ConfigOnly": false,
               "Containers": containers,
               "Options": { "com.docker.network.bridge.default_bridge": "true", "com.docker.network.bridge.enable_icc": "true",

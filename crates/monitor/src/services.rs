@@ -1,5 +1,5 @@
-//! What the monitor itself serves on a container's network: its resolver, and ports of IPv6 addresses that lead to a
-//! container without IPv6, between which no rule of the kernel can translate.
+//! What the monitor itself serves on a container's network: its resolver, and ports of IPv6 addresses that no rule of the
+//! kernel can lead on from.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -54,7 +54,7 @@ impl Services {
             resolver = Some(Resolver::new(ANSWER, udp));
             listeners.push((sockets.tcp.try_clone()?, Target::Resolver));
         }
-        for port in network.ports_across_families().filter(|port| port.publish.protocol == Protocol::Tcp) {
+        for port in network.ports_without_rule().filter(|port| port.publish.protocol == Protocol::Tcp) {
             let socket = port.reservation.try_clone()?;
             rustix::io::ioctl_fionbio(&socket, true)?;
             // It listened only to hold the port.

@@ -116,6 +116,15 @@ impl FromStr for Subnet6 {
 }
 
 impl Subnet6 {
+    /// What is behind it holds a container's IPv4 address.
+    pub const LONGEST_PREFIX: u8 = 96;
+
+    /// A subnet of /64 among the unique local addresses, whose 40 random bits are derived from a seed (RFC 4193, 3.2).
+    pub fn unique_local(seed: &[u8]) -> Subnet6 {
+        let hash = crate::hash(seed) as u128 & 0xff_ffff_ffff;
+        Subnet6 { address: Ipv6Addr::from_bits(0xfd << 120 | hash << 80), prefix: 64 }
+    }
+
     pub fn gateway(&self) -> Ipv6Addr {
         Ipv6Addr::from_bits(self.address.to_bits() + 1)
     }
@@ -177,5 +186,17 @@ mod tests {
         }
         assert!("172.17.5.5/16".parse::<Subnet>().unwrap().overlaps(&pools[0]));
         assert!("1.2.3.4/33".parse::<Subnet>().is_err());
+    }
+
+    #[test]
+    fn addresses_of_both_families_go_together() {
+        let subnet: Subnet6 = "2001:db8:1::5/64".parse().unwrap();
+        assert_eq!(subnet.to_string(), "2001:db8:1::/64");
+        assert_eq!(subnet.gateway().to_string(), "2001:db8:1::1");
+        assert_eq!(subnet.mapped(Ipv4Addr::new(172, 17, 0, 2)).to_string(), "2001:db8:1::ac11:2");
+        let local = Subnet6::unique_local(b"seed");
+        assert!(local.address.is_unique_local() && local.prefix == 64, "{local}");
+        assert_eq!(local.to_string().parse::<Subnet6>().unwrap(), local);
+        assert_ne!(local, Subnet6::unique_local(b"other"));
     }
 }

@@ -33,9 +33,13 @@ impl Attached {
         self.ports.iter().map(|port| port.publish.clone()).collect()
     }
 
-    /// Ports of IPv6 addresses of the host, for a container that has no IPv6: no rule leads from one to the other.
-    pub fn ports_across_families(&self) -> impl Iterator<Item = &Published> {
-        self.ports.iter().filter(|port| !self.ipv6 && port.publish.host_address.is_ipv6())
+    /// Ports of IPv6 addresses of the host that no rule leads on from: all, for a container that has no IPv6; of one that has,
+    /// those of the loopback address, which packets cannot leave the host with (for IPv4 there is `route_localnet`).
+    pub fn ports_without_rule(&self) -> impl Iterator<Item = &Published> {
+        self.ports.iter().filter(|port| match port.publish.host_address {
+            IpAddr::V4(_) => false,
+            IpAddr::V6(address) => !self.ipv6 || address.is_unspecified() || address.is_loopback(),
+        })
     }
 
     /// Takes the forwarding of the ports away; the namespace goes when this is dropped.
@@ -56,9 +60,15 @@ pub fn attach(plan: &Plan, isolated: Option<OwnedFd>) -> Result<Attached> {
     let master = plan.bridge.ensure(&host)?;
     let held = ports::reserve(&plan.bridge.table, &plan.ports, plan.ipv4)?;
     let (namespace, (inside, resolver)) = inside(isolated, |socket| {
-        if plan.ipv6.is_none() {
-            // Links that come later get no address of their own making. A kernel without IPv6 has no such file.
-            let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+        // Links that come later get no address of their own making, and no router but the network's: another container could
+        // say that it is one (CVE-2020-13401). A kernel without IPv6 has no such files.
+        let set = |name: &str, value: &str| std::fs::write(format!("/proc/sys/net/ipv6/conf/default/{name}"), value);
+        if plan.ipv6.is_some() {
+            for (name, value) in [("disable_ipv6", "0"), ("accept_ra", "0"), ("autoconf", "0")] {
+                set(name, value)?;
+            }
+        } else {
+            let _ = set("disable_ipv6", "1");
         }
         Ok((socket, plan.resolver.then(resolver::open).transpose()?))
     })?;

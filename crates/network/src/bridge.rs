@@ -37,28 +37,36 @@ impl Bridge {
                 index
             }
         };
+        // Also on a bridge that was made before the network got IPv6.
+        self.configure_ipv6(route, index)?;
         let netfilter = Socket::netfilter().context(|| "open a netfilter socket".to_owned())?;
         rules::ensure(&netfilter, self)?;
         Ok(index)
     }
 
     fn configure(&self, route: &Socket, index: u32) -> Result<()> {
-        let address = |address: IpAddr, prefix: u8| {
-            route::add_address(route, index, address, prefix).context(|| format!("give {} the address {address}", self.name))
-        };
-        address(IpAddr::V4(self.subnet.gateway()), self.subnet.prefix)?;
+        let gateway = self.subnet.gateway();
+        route::add_address(route, index, IpAddr::V4(gateway), self.subnet.prefix)
+            .context(|| format!("give {} the address {gateway}", self.name))?;
         set("net/ipv4/ip_forward", "1")?;
         set(&format!("net/ipv4/conf/{}/route_localnet", self.name), "1")?;
-        if let Some(subnet6) = &self.subnet6 {
-            address(IpAddr::V6(subnet6.gateway()), subnet6.prefix)?;
-            set("net/ipv6/conf/all/forwarding", "1")?;
-        }
         // No address is announced on a bridge without IPv6.
         if self.subnet6.is_none() {
             // A kernel without IPv6 has no such file.
             let _ = set(&format!("net/ipv6/conf/{}/disable_ipv6", self.name), "1");
         }
         route::set_up(route, index).context(|| format!("bring {} up", self.name))
+    }
+
+    fn configure_ipv6(&self, route: &Socket, index: u32) -> Result<()> {
+        let Some(subnet) = &self.subnet6 else { return Ok(()) };
+        set(&format!("net/ipv6/conf/{}/disable_ipv6", self.name), "0")?;
+        // No container tells the host its routes (CVE-2020-13401).
+        set(&format!("net/ipv6/conf/{}/accept_ra", self.name), "0")?;
+        set("net/ipv6/conf/all/forwarding", "1")?;
+        let gateway = subnet.gateway();
+        route::add_address(route, index, IpAddr::V6(gateway), subnet.prefix)
+            .context(|| format!("give {} the address {gateway}", self.name))
     }
 }
 

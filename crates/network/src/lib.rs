@@ -66,6 +66,11 @@ pub struct Plan {
     pub resolver: bool,
 }
 
+/// FNV-1a: equal on every build, which the standard library's hasher does not promise.
+pub(crate) fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
+}
+
 /// The hardware address that Docker would derive from an IPv4 address: `02:42` and the address.
 pub fn mac_of(address: Ipv4Addr) -> [u8; 6] {
     let [a, b, c, d] = address.octets();

@@ -26,7 +26,7 @@ pub(crate) const IPV4: u8 = 2;
 const IPV6: u8 = 10;
 
 /// Changes whenever the rules' own form does.
-const REVISION: u32 = 1;
+const REVISION: u32 = 2;
 
 /// Makes the table say what the bridge needs. Cheap when it does already.
 pub(crate) fn ensure(socket: &Socket, bridge: &Bridge) -> Result<()> {
@@ -84,12 +84,7 @@ const MAPS: [MapType; 4] = [
 
 /// The name of a chain that stands for this very set of rules.
 fn marker(bridge: &Bridge) -> String {
-    // FNV-1a: equal on every build, which the standard library's hasher does not promise.
-    let mut hash = 0xcbf2_9ce4_8422_2325u64 ^ u64::from(REVISION);
-    for byte in format!("{bridge:?}").into_bytes() {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-    }
-    format!("state-{hash:016x}")
+    format!("state-{:016x}", crate::hash(format!("{REVISION} {bridge:?}").as_bytes()))
 }
 
 pub(crate) fn family(number: u8) -> [Expression; 2] {
@@ -99,6 +94,11 @@ pub(crate) fn family(number: u8) -> [Expression; 2] {
 /// `ip daddr` into a register.
 pub(crate) fn destination4(register: u32) -> Expression {
     Expression::Payload { base: 1, offset: 16, length: 4, register }
+}
+
+/// `ip6 daddr` into a register.
+fn destination6(register: u32) -> Expression {
+    Expression::Payload { base: 1, offset: 24, length: 16, register }
 }
 
 fn input(name: &str, equal: bool) -> [Expression; 2] {
@@ -162,6 +162,11 @@ fn publish_rules() -> Vec<Vec<Expression>> {
         let mut rule = family(family_number).to_vec();
         rule.extend(local_destination());
         let (length, port_register) = if family_number == IPV4 { (1, REGISTER_32 + 1) } else { (4, REGISTER_32 + 4) };
+        if family_number == IPV6 {
+            // Packets from ::1 do not leave the host: who comes that way is served by the container's monitor.
+            let loopback = std::net::Ipv6Addr::LOCALHOST.octets().to_vec();
+            rule.extend([destination6(1), Expression::Compare { operator: 1, value: loopback }]);
+        }
         let start = if address.is_some() { REGISTER_32 + length } else { REGISTER_32 };
         rule.extend(address);
         rule.extend(transport(start));
@@ -169,13 +174,13 @@ fn publish_rules() -> Vec<Vec<Expression>> {
         rule.push(Expression::DestinationNat { family: u32::from(family_number), port_register });
         rule
     };
-    let destination6 = Expression::Payload { base: 1, offset: 24, length: 16, register: REGISTER_32 };
     vec![
         // fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @publish4_address
         rule(IPV4, Some(destination4(REGISTER_32)), ONE4),
         // fib daddr type local dnat ip to meta l4proto . th dport map @publish4
         rule(IPV4, None, ANY4),
-        rule(IPV6, Some(destination6), ONE6),
+        // fib daddr type local ip6 daddr != ::1 dnat ip6 to …
+        rule(IPV6, Some(destination6(REGISTER_32)), ONE6),
         rule(IPV6, None, ANY6),
     ]
 }
@@ -201,11 +206,9 @@ fn bridge_rules(transaction: &mut Transaction, bridge: &Bridge) {
     transaction.rule("postrouting", &all(&[&family(IPV4), &loopback(12), &output(name, true)], Expression::Masquerade));
     if let Some(subnet6) = &bridge.subnet6 {
         let source6 = in_subnet6(8, subnet6.address.octets(), subnet6.prefix);
-        let loopback6 = in_subnet6(8, std::net::Ipv6Addr::LOCALHOST.octets(), 128);
         transaction.rule("postrouting", &all(&[&family(IPV6), &source6, &output(name, false)], Expression::Masquerade));
         transaction
             .rule("postrouting", &all(&[&family(IPV6), &source6, &output(name, true), &translated()], Expression::Masquerade));
-        transaction.rule("postrouting", &all(&[&family(IPV6), &loopback6, &output(name, true)], Expression::Masquerade));
     }
 
     // forward: oifname BRIDGE ct state established,related accept

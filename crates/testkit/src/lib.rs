@@ -104,9 +104,14 @@ impl Sandbox {
 
     /// Starts a daemon on the roots and waits until it answers.
     pub fn start_daemon(&mut self) {
+        self.start_daemon_with(&[]);
+    }
+
+    /// As [`Sandbox::start_daemon`], with more options.
+    pub fn start_daemon_with(&mut self, options: &[&str]) {
         let mut command = Command::new(&self.binary);
         command.arg("daemon").arg("-H").arg(format!("unix://{}", self.socket().display()));
-        command.arg("--data-root").arg(self.data_root()).arg("--exec-root").arg(self.exec_root());
+        command.arg("--data-root").arg(self.data_root()).arg("--exec-root").arg(self.exec_root()).args(options);
         let log = std::fs::File::create(self.path("daemon.log")).expect("the log can be made");
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("the daemon starts");
         self.daemon = Some(child);

@@ -43,11 +43,17 @@ pub struct Daemon {
     /// Seconds a container has to stop before it is killed
     #[arg(long)]
     default_stop_timeout: Option<i64>,
+    /// Give containers of the default network IPv6 addresses
+    #[arg(long)]
+    ipv6: bool,
+    /// Subnet of these addresses; without it one of unique local addresses is chosen
+    #[arg(long, value_name = "ip")]
+    fixed_cidr_v6: Option<String>,
 }
 
 const DEFAULT_CONFIG: &str = "/etc/dhow/daemon.json";
 /// Keys of the configuration file that this version acts on.
-const KNOWN: [&str; 10] = [
+const KNOWN: [&str; 12] = [
     "hosts",
     "group",
     "pidfile",
@@ -58,6 +64,8 @@ const KNOWN: [&str; 10] = [
     "log-format",
     "default-stop-timeout",
     "log-opts",
+    "ipv6",
+    "fixed-cidr-v6",
 ];
 
 impl Daemon {
@@ -77,6 +85,8 @@ impl Daemon {
             ("exec-root", exec.is_some()),
             ("debug", debug),
             ("default-stop-timeout", self.default_stop_timeout.is_some()),
+            ("ipv6", self.ipv6),
+            ("fixed-cidr-v6", self.fixed_cidr_v6.is_some()),
         ];
         let twice: Vec<&str> =
             given.iter().filter(|(key, given)| *given && file.contains_key(*key)).map(|(key, _)| *key).collect();
@@ -126,12 +136,16 @@ impl Daemon {
         if self.validate {
             return crate::output::print("configuration OK\n");
         }
+        let ipv6 = Ipv6 {
+            enabled: self.ipv6 || file.get("ipv6").and_then(Value::as_bool).unwrap_or(false),
+            subnet: self.fixed_cidr_v6.or(text("fixed-cidr-v6")),
+        };
         let pidfile = self.pidfile.or(path("pidfile"));
         let group = self.group.or(text("group")).unwrap_or_else(|| "docker".to_owned());
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(512).enable_all().build();
         let runtime = runtime.map_err(|error| Failure::new(format!("start the daemon's runtime: {error}")))?;
-        let result = runtime.block_on(serve(settings, &hosts, &group, pidfile.as_deref()));
+        let result = runtime.block_on(serve(settings, &ipv6, &hosts, &group, pidfile.as_deref()));
         // Streams to clients end with the process; containers go on.
         runtime.shutdown_background();
         result
@@ -180,9 +194,17 @@ fn start_log(level: &str, json: bool) -> Result {
     Ok(())
 }
 
-async fn serve(settings: Settings, hosts: &[String], group: &str, pidfile: Option<&Path>) -> Result {
+/// IPv6 in the default network.
+struct Ipv6 {
+    enabled: bool,
+    subnet: Option<String>,
+}
+
+async fn serve(settings: Settings, ipv6: &Ipv6, hosts: &[String], group: &str, pidfile: Option<&Path>) -> Result {
     let listeners = listen(hosts, group)?;
-    let engine = Arc::new(Engine::open(settings).map_err(|error| Failure::new(format!("failed to start daemon: {error}")))?);
+    let failed = |error: dhow_engine::Error| Failure::new(format!("failed to start daemon: {error}"));
+    let engine = Arc::new(Engine::open(settings).map_err(failed)?);
+    engine.set_default_ipv6(ipv6.enabled, ipv6.subnet.as_deref()).map_err(failed)?;
     if let Some(path) = pidfile {
         write_pidfile(path)?;
     }
