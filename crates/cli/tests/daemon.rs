@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
-use std::process::Command;
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 use dhow_testkit::{Sandbox, clients, sandboxed, text, wait_until};
 
@@ -164,5 +166,42 @@ fn an_open_tcp_port_is_refused() {
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("will not listen on tcp://127.0.0.1:2375"));
+    sandbox.finish();
+}
+
+/// A `run` that waits for its environment at a FIFO, and the monitor that it has started meanwhile.
+fn run_waiting_at(sandbox: &Sandbox, fifo: &Path) -> (Child, String) {
+    let run = sandbox
+        .command(&["run", "--rm", "--env-file", fifo.to_str().unwrap(), "busybox", "sh", "-c", "echo $WORD"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut monitor = String::new();
+    wait_until("the monitor has been started", || {
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", run.id())).unwrap_or_default();
+        monitor = children.trim().to_owned();
+        fs::read_to_string(format!("/proc/{monitor}/cmdline")).is_ok_and(|command| command.contains("\0monitor\0"))
+    });
+    (run, monitor)
+}
+
+#[test]
+fn a_monitor_that_waits_for_its_container_may_be_killed() {
+    let sandbox = sandboxed!();
+    let fifo = sandbox.path("environment");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let (run, monitor) = run_waiting_at(&sandbox, &fifo);
+    assert!(Command::new("kill").args(["-9", &monitor]).status().unwrap().success());
+    fs::write(&fifo, "WORD=hello\n").unwrap();
+    let output = run.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(0), "hello\n"));
+
+    let (mut run, monitor) = run_waiting_at(&sandbox, &fifo);
+    run.kill().unwrap();
+    run.wait().unwrap();
+    wait_until("the monitor without an engine has gone", || {
+        // Its own parent may take its time to collect it.
+        fs::read(format!("/proc/{monitor}/cmdline")).map_or(true, |command| command.is_empty())
+    });
     sandbox.finish();
 }

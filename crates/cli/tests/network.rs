@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 
-use dhow_testkit::{Sandbox, sandboxed, text, wait_until};
+use dhow_testkit::{Sandbox, has_ipv6, not_run, sandboxed, text, wait_until};
 
 /// What a server says at an address, over HTTP.
 fn fetch(address: &str) -> Option<String> {
@@ -26,7 +26,7 @@ fn published_ports_are_reached_and_withdrawn() {
     let port = ports.rsplit(':').next().unwrap().to_owned();
     let hello = Some("hello".to_owned());
     wait_until("the page comes through the host's port", || fetch(&format!("127.0.0.1:{port}")) == hello);
-    if std::fs::read("/proc/net/if_inet6").is_ok_and(|addresses| !addresses.is_empty()) {
+    if has_ipv6() {
         // The container has no IPv6; its port is reached by it all the same.
         assert_eq!(ports, format!("0.0.0.0:{port}\n[::]:{port}"));
         assert_eq!(fetch(&format!("[::1]:{port}")), hello);
@@ -50,9 +50,8 @@ fn published_ports_are_reached_and_withdrawn() {
 #[test]
 fn the_default_network_has_ipv6_when_the_daemon_says_so() {
     let mut sandbox = sandboxed!();
-    if !std::fs::read("/proc/net/if_inet6").is_ok_and(|addresses| !addresses.is_empty()) {
-        println!("skipped: this kernel has no IPv6");
-        assert!(std::env::var_os("CI").is_none(), "in CI every test must run");
+    if !has_ipv6() {
+        not_run("the host has no IPv6");
         return sandbox.finish();
     }
     let socket = format!("unix://{}", sandbox.socket().display());

@@ -15,7 +15,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use dhow_testkit::{busybox_archive, clients, sandboxed, text};
+use dhow_testkit::{busybox_archive, clients, not_run, sandboxed, text};
 
 fn cases() -> Vec<String> {
     let all = include_str!("parity/cases.sh");
@@ -110,7 +110,7 @@ fn both_clients_are_told_what_dockerd_tells() {
     for name in clients() {
         let program = if name == "dhow" { env!("CARGO_BIN_EXE_dhow") } else { name };
         if name == "docker" && client_version() != version {
-            eprintln!("NOT RUN with docker's client: the record is of {version}");
+            not_run(&format!("docker's client is another than in the record, {version}"));
             continue;
         }
         let directory = sandbox.path(&format!("parity-{name}"));

@@ -104,13 +104,18 @@ impl Engine {
     /// Starts a monitor; `None` when one holds the container's lock.
     fn spawn_monitor(&self, container: &Container) -> Result<Option<UnixStream>> {
         let what = || "start the container's monitor".to_owned();
-        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take_if(|spare| spare.id == container.id);
-        let stream = match spare {
-            Some(spare) => spare.stream,
-            None => spawn(&container.id, false)?,
+        let setup = self.setup(container);
+        let begin = |stream: UnixStream| -> io::Result<(UnixStream, Reply)> {
+            send(&stream, &setup)?;
+            let reply = receive(&stream)?;
+            Ok((stream, reply))
         };
-        send(&stream, &self.setup(container)).context(what)?;
-        let reply: Reply = receive(&stream).context(what)?;
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take_if(|spare| spare.id == container.id);
+        let (stream, reply) = match spare.map(|spare| begin(spare.stream)) {
+            Some(Ok(begun)) => begun,
+            // None, or it was killed while it waited.
+            Some(Err(_)) | None => begin(spawn(&container.id, false)?).context(what)?,
+        };
         match reply.error {
             None => Ok(Some(stream)),
             Some(failure) if failure.kind == FailureKind::Conflict => Ok(None),

@@ -130,6 +130,7 @@ pub fn main(engine: OwnedFd) -> i32 {
     dhow_sys::process::small_heap();
     dhow_sys::process::set_name(c"dhow");
     let _ = dhow_sys::process::set_dumpable(false);
+    let detached = detach();
     let mut engine = UnixStream::from(engine);
     let (isolated, _program) = match receive_greeting(&engine) {
         // Without it the namespace is made when it is needed, and then says what is wrong.
@@ -140,8 +141,7 @@ pub fn main(engine: OwnedFd) -> i32 {
         Ok(setup) => setup,
         Err(_) => return 1,
     };
-    let prepared = prepare(&setup);
-    let (lock, listener) = match prepared {
+    let (lock, listener) = match detached.and_then(|()| prepare(&setup)) {
         Ok(Some(prepared)) => prepared,
         Ok(None) => {
             let _ = send(&mut engine, &Reply::failed(FailureKind::Conflict, "the container has a monitor already"));
@@ -192,13 +192,18 @@ fn reap_with(args: &[String]) {
     }
 }
 
-/// Takes the container's lock and listens; `None` when another monitor has it.
-fn prepare(setup: &Setup) -> io::Result<Option<(OwnedFd, OwnedFd)>> {
+/// Leaves the session, the directory and the signals of who started the monitor.
+fn detach() -> io::Result<()> {
     rustix::process::setsid()?;
     rustix::process::chdir("/")?;
     for signal in [SIGHUP, SIGINT, SIGQUIT, SIGPIPE] {
         dhow_sys::signal::ignore(signal);
     }
+    Ok(())
+}
+
+/// Takes the container's lock and listens; `None` when another monitor has it.
+fn prepare(setup: &Setup) -> io::Result<Option<(OwnedFd, OwnedFd)>> {
     std::fs::create_dir_all(state::staging(&setup.run))?;
     let Some(lock) = state::try_lock(&setup.run)? else { return Ok(None) };
     let socket = setup.run.join(state::SOCKET);

@@ -25,9 +25,7 @@ pub struct Sandbox {
 pub fn sandbox(binary: &str) -> Option<Sandbox> {
     let root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n");
     if !root {
-        let test = std::thread::current().name().unwrap_or("a test").to_owned();
-        assert!(std::env::var_os("REQUIRE_KERNEL").is_none(), "{test} needs root");
-        eprintln!("NOT RUN: {test} needs root");
+        not_run("it needs root");
         return None;
     }
     let directory = tempfile::Builder::new().prefix("dhow-test-").tempdir().expect("a temporary directory can be made");
@@ -37,6 +35,18 @@ pub fn sandbox(binary: &str) -> Option<Sandbox> {
     std::fs::write(&archive, busybox_archive()).expect("the image can be written");
     sandbox.ok(&["import", "-c", "CMD [\"sh\"]", archive.to_str().expect("temporary paths are UTF-8"), "busybox:latest"]);
     Some(sandbox)
+}
+
+/// Says that the calling test, or a part of it, cannot run on this host; in CI that is a failure.
+pub fn not_run(why: &str) {
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    assert!(std::env::var_os("REQUIRE_KERNEL").is_none(), "{test} cannot run: {why}");
+    eprintln!("NOT RUN: {test}: {why}");
+}
+
+/// Whether the host has IPv6 addresses.
+pub fn has_ipv6() -> bool {
+    std::fs::read("/proc/net/if_inet6").is_ok_and(|addresses| !addresses.is_empty())
 }
 
 /// The [`sandbox`] of a test of the binary `dhow`; where there can be none, the test ends here.
@@ -169,9 +179,8 @@ impl Drop for Sandbox {
 /// Our client, and docker's where there is one. In CI it must be there.
 pub fn clients() -> Vec<&'static str> {
     let docker = Command::new("docker").arg("--version").output().is_ok_and(|output| output.status.success());
-    assert!(docker || std::env::var_os("REQUIRE_KERNEL").is_none(), "the docker client is needed: apt-get install docker.io");
     if !docker {
-        eprintln!("NOT RUN with docker's client: it is not installed");
+        not_run("docker's client is needed: apt-get install docker.io");
     }
     if docker { vec!["dhow", "docker"] } else { vec!["dhow"] }
 }
