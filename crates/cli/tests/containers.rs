@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::Stdio;
 
 use dhow_testkit::{Sandbox, sandboxed, text, wait_until};
+use serde_json::json;
 
 #[test]
 fn hello_world_needs_nothing() {
@@ -419,41 +420,86 @@ fn a_detached_container_with_rm_removes_itself() {
     sandbox.finish();
 }
 
+/// A bundle of busybox, with a configuration that can be edited, and `dhow runtime` on a root of its own.
+struct Bundle {
+    directory: std::path::PathBuf,
+    root: std::path::PathBuf,
+}
+
+impl Bundle {
+    fn of(sandbox: &Sandbox) -> Bundle {
+        let bundle = Bundle { directory: sandbox.path("bundle"), root: sandbox.path("runtime") };
+        std::fs::create_dir_all(bundle.directory.join("rootfs")).unwrap();
+        let mut archive = tar::Archive::new(std::io::Cursor::new(dhow_testkit::busybox_archive()));
+        archive.unpack(bundle.directory.join("rootfs")).unwrap();
+        assert_eq!(bundle.runtime(&["spec"]).0, 0);
+        bundle
+    }
+
+    fn configure(&self, edit: impl FnOnce(&mut serde_json::Value)) {
+        let path = self.directory.join("config.json");
+        let mut config = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        edit(&mut config);
+        std::fs::write(path, config.to_string()).unwrap();
+    }
+
+    fn command(&self, args: &[&str]) -> std::process::Command {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_dhow"));
+        command.args(["runtime", "--root"]).arg(&self.root).args(args).current_dir(&self.directory).stdin(Stdio::null());
+        command
+    }
+
+    fn runtime(&self, args: &[&str]) -> (i32, String, String) {
+        let output = self.command(args).output().unwrap();
+        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+    }
+}
+
+#[test]
+fn a_namespace_of_users_a_hook_and_a_filter_go_together() {
+    use std::os::unix::fs::PermissionsExt;
+    let sandbox = sandboxed!();
+    let bundle = Bundle::of(&sandbox);
+    let hooked = sandbox.path("hooked");
+    bundle.configure(|config| {
+        let hook = format!("cat >/dev/null; touch {}", hooked.display());
+        let ids = json!([{ "containerID": 0, "hostID": 100000, "size": 65536 }]);
+        config["process"]["terminal"] = json!(false);
+        config["process"]["args"] =
+            json!(["sh", "-c", "cat /proc/self/uid_map; grep Seccomp: /proc/self/status; mkdir /tmp/x; id -u"]);
+        config["hooks"] = json!({ "createRuntime": [{ "path": "/bin/sh", "args": ["sh", "-c", hook] }] });
+        config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": "user" }));
+        config["linux"]["uidMappings"] = ids.clone();
+        config["linux"]["gidMappings"] = ids;
+        config["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+            "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO" }] });
+    });
+    // The container's root has no way to these directories, and needs none.
+    std::fs::set_permissions(&bundle.directory, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let (code, output, errors) = bundle.runtime(&["run", "one"]);
+    let words: Vec<&str> = output.split_whitespace().collect();
+    assert_eq!((code, &words[..]), (0, &["0", "100000", "65536", "Seccomp:", "2", "0"][..]), "{errors}");
+    assert!(errors.contains("mkdir: can't create directory '/tmp/x': Operation not permitted"), "{errors}");
+    assert!(hooked.exists(), "the hook ran");
+    bundle.configure(|config| config["linux"]["seccomp"]["defaultAction"] = json!("SCMP_ACT_NOSUCH"));
+    let (code, _, errors) = bundle.runtime(&["run", "two"]);
+    assert!(code == 1 && errors.contains("unknown action SCMP_ACT_NOSUCH"), "{errors}");
+    assert_eq!(bundle.runtime(&["list", "-q"]).1, "", "nothing is left of either");
+    sandbox.finish();
+}
+
 #[test]
 fn the_runtime_works_under_another_engine() {
     let sandbox = sandboxed!();
-    let bundle = sandbox.path("bundle");
-    std::fs::create_dir_all(bundle.join("rootfs")).unwrap();
-    let mut archive = tar::Archive::new(std::io::Cursor::new(dhow_testkit::busybox_archive()));
-    archive.unpack(bundle.join("rootfs")).unwrap();
-    let root = sandbox.path("runtime");
-    let runtime = |args: &[&str]| {
-        let output = std::process::Command::new(env!("CARGO_BIN_EXE_dhow"))
-            .args(["runtime", "--root"])
-            .arg(&root)
-            .args(args)
-            .current_dir(&bundle)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
-    };
-    assert_eq!(runtime(&["spec"]).0, 0);
-    let config = std::fs::read_to_string(bundle.join("config.json")).unwrap();
-    let config = config.replace("\"terminal\": true", "\"terminal\": false").replace("\"sh\"", "\"sleep\", \"1000\"");
-    std::fs::write(bundle.join("config.json"), config).unwrap();
+    let bundle = Bundle::of(&sandbox);
+    let runtime = |args: &[&str]| bundle.runtime(args);
+    bundle.configure(|config| {
+        config["process"]["terminal"] = json!(false);
+        config["process"]["args"] = json!(["sleep", "1000"]);
+    });
     let status = |id: &str| runtime(&["state", id]).1;
     // Its streams are the caller's: a pipe would stay open for the container's life.
-    let create = std::process::Command::new(env!("CARGO_BIN_EXE_dhow"))
-        .args(["runtime", "--root"])
-        .arg(&root)
-        .args(["create", "one"])
-        .current_dir(&bundle)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .unwrap();
+    let create = bundle.command(&["create", "one"]).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
     assert!(create.success());
     assert!(status("one").contains("\"status\": \"created\""), "{}", status("one"));
     assert_eq!(runtime(&["start", "one"]).0, 0);

@@ -47,6 +47,8 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
     for join in child.joins {
         process::set_namespace(join.file.as_fd(), join.flag as i32).context(|| "join a namespace".to_owned())?;
     }
+    // As the host's root still: another user need not be able to come as far as to the container's directories.
+    let tree = Tree::attach(&launch.rootfs, launch.staging, spec)?;
     if child.flags & libc_flags::NEW_USER != 0 {
         expect(child.socket, b'M')?;
         dhow_sys::ids::set_groups(&[]).context(|| "drop the groups".to_owned())?;
@@ -82,7 +84,6 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
     }
     rustix::process::umask(Mode::empty());
 
-    let tree = Tree::attach(&launch.rootfs, launch.staging, spec)?;
     tree.mount_all(spec, launch.cgroup)?;
     let user_namespaced = linux.namespaces.iter().any(|namespace| namespace.kind == "user");
     let has_dev = spec.mounts.iter().any(|mount| mount.destination == "/dev" && mount.kind == "bind");
