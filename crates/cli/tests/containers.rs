@@ -323,7 +323,7 @@ fn limits_reach_the_cgroup() {
 #[test]
 fn bad_input_is_refused_and_leaves_nothing() {
     let sandbox = sandboxed!();
-    let cases: [(&[&str], i32, &str); 16] = [
+    let cases: [(&[&str], i32, &str); 18] = [
         (&["run", "--network", "none", "nosuch:1"], 125, "pull access denied for nosuch"),
         (&["run", "--pull", "never", "nosuch"], 125, "No such image: nosuch:latest"),
         (&["run", "--nosuch", "busybox"], 125, "unknown flag: --nosuch"),
@@ -335,7 +335,9 @@ fn bad_input_is_refused_and_leaves_nothing() {
         (&["run", "--cap-add", "NOPE", "busybox"], 125, "invalid CapAdd: unknown capability: \"CAP_NOPE\""),
         (&["run", "--env-file", "/nosuch", "busybox"], 125, "open /nosuch: no such file or directory"),
         (&["run", "--mount", "type=bind,src=/nosuch,dst=/x", "busybox"], 125, "bind source path does not exist: /nosuch"),
-        (&["run", "--sysctl", "kernel.foo=1", "--network", "none", "busybox"], 125, "is not in a separate kernel namespace"),
+        (&["run", "--sysctl", "kernel.foo=1", "--network", "none", "busybox"], 125, "sysctl 'kernel.foo=1' is not allowed"),
+        (&["run", "--sysctl", "net.foo", "--network", "host", "busybox"], 125, "sysctl 'net.foo' is not allowed"),
+        (&["run", "--dns", "bad", "busybox"], 125, "IP address is not correctly formatted: bad"),
         (&["run", "--user", "nosuch", "--network", "none", "busybox"], 125, "unable to find user nosuch"),
         (&["run", "--stop-signal", "NOPE", "busybox"], 125, "invalid signal: NOPE"),
         (&["run", "--rm", "--restart", "always", "busybox"], 125, "cannot specify both --restart and --rm"),

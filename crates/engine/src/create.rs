@@ -325,6 +325,10 @@ fn check_resources(host: &mut HostConfig, warnings: &mut Vec<String>) -> Result<
     if !list(&host.cpuset_mems) {
         return Err(Error::invalid(format!("Invalid value {} for cpuset mems", host.cpuset_mems)));
     }
+    if host.blkio_weight != 0 && !dhow_runtime::cgroup::has_io_weight() {
+        warnings.push("Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.".to_owned());
+        host.blkio_weight = 0;
+    }
     if host.blkio_weight != 0 && !(10..=1000).contains(&host.blkio_weight) {
         return Err(Error::invalid("Range of blkio weight is from 10 to 1000"));
     }

@@ -256,8 +256,9 @@ fn rlimits(host: &HostConfig) -> Result<Vec<Rlimit>> {
 fn apparmor(host: &HostConfig, option: Option<&str>) -> Option<String> {
     let profiles = std::fs::read_to_string("/sys/kernel/security/apparmor/profiles").ok();
     match (option, profiles) {
-        (Some("unconfined"), _) => None,
-        (Some(name), _) => Some(name.to_owned()),
+        // Where there is no AppArmor dockerd passes over what it is asked.
+        (Some("unconfined"), _) | (Some(_), None) => None,
+        (Some(name), Some(_)) => Some(name.to_owned()),
         (None, Some(profiles)) if !host.privileged && profiles.contains("docker-default (enforce)") => {
             Some("docker-default".to_owned())
         }

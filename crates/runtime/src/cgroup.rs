@@ -234,6 +234,23 @@ pub fn is_unified() -> bool {
     matches!(layout(), Ok(Layout::Unified(_)))
 }
 
+/// Whether the kernel shares the disk's time by weight.
+pub fn has_io_weight() -> bool {
+    match layout() {
+        Ok(Layout::Hierarchies(mounts)) => mounts.iter().any(|(controllers, mount)| {
+            controllers.split(',').any(|name| name == "blkio") && mount.join("blkio.weight").exists()
+        }),
+        // The root of the hierarchy has no such file: the caller's own cgroup tells, unless that is the root.
+        Ok(Layout::Unified(mount)) => {
+            let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+            let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default().to_owned();
+            let has = |path: &Path| path.join("io.weight").exists() || path.join("io.bfq.weight").exists();
+            own.is_empty() || has(&mount.join(own))
+        }
+        Err(_) => false,
+    }
+}
+
 fn layout() -> Result<Layout> {
     const CGROUP2_MAGIC: i64 = 0x6367_7270;
     const STANDARD: &str = "/sys/fs/cgroup";

@@ -43,6 +43,8 @@ docker run --rm --cpus 1000000 parity true 2>&1 | tr -d 0-9
 docker run --rm --restart always parity true
 docker run --rm --cap-add nosuch parity true
 docker run --rm --ulimit nofile=5:1 parity true
+docker run --rm --dns bad parity true
+docker run --rm --sysctl kernel.foo=1 parity true
 docker run --rm --user nosuch parity true
 docker run --rm --pid container:nosuch parity true
 docker run --rm --name 'bad name' parity true

@@ -110,6 +110,14 @@ impl Hierarchies {
         if let Some(cpu) = &resources.cpu {
             let set = |file: &str, value: Option<String>| value.map_or(Ok(()), |value| self.set("cpu", file, value));
             set("cpu.shares", cpu.shares.filter(|shares| *shares > 0).map(|shares| shares.to_string()))?;
+            if let Some(shares) = cpu.shares.filter(|shares| *shares > 0) {
+                // The kernel takes the nearest that it allows instead; runc's words.
+                let taken = self.read("cpu", "cpu.shares").ok().and_then(|text| text.trim().parse::<u64>().ok());
+                if let Some(taken) = taken.filter(|taken| *taken != shares) {
+                    let bound = if shares < taken { "minimum" } else { "maximum" };
+                    return Err(RuntimeError::State(format!("the {bound} allowed cpu-shares is {taken}")));
+                }
+            }
             set("cpu.cfs_period_us", cpu.period.filter(|period| *period > 0).map(|period| period.to_string()))?;
             set("cpu.cfs_quota_us", cpu.quota.filter(|quota| *quota != 0).map(|quota| quota.to_string()))?;
             set("cpu.rt_period_us", cpu.realtime_period.filter(|period| *period > 0).map(|period| period.to_string()))?;

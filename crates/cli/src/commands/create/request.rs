@@ -10,8 +10,8 @@ use serde_json::json;
 
 use super::Options;
 use super::values::{
-    Bindings, bad, bytes, device, extra_host, flag, mount, nano_cpus, pairs, parse_network, port_range, publish, restart_policy,
-    security_options, split_volumes, throttles, tmpfs, ulimit, with_value,
+    Bindings, bad, bytes, check_sysctl, device, extra_host, flag, mount, name_server, nano_cpus, pairs, parse_network,
+    port_range, publish, restart_policy, security_options, split_volumes, throttles, tmpfs, ulimit, with_value,
 };
 use crate::failure::Result;
 
@@ -74,6 +74,7 @@ impl Options {
             stop_timeout: self.stop_timeout,
             ..Config::default()
         };
+        self.sysctl.iter().try_for_each(|sysctl| check_sysctl(sysctl))?;
         let host_config = HostConfig {
             binds: text(&binds),
             container_id_file: self.cidfile.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
@@ -86,7 +87,7 @@ impl Options {
             cap_add: text(&self.cap_add),
             cap_drop: text(&self.cap_drop),
             cgroupns_mode: self.cgroupns.clone(),
-            dns: Some(self.dns.clone()),
+            dns: Some(self.dns.iter().map(|server| name_server(server)).collect::<Result<_>>()?),
             dns_options: Some(self.dns_option.clone()),
             dns_search: Some(self.dns_search.clone()),
             extra_hosts: text(&self.add_host.iter().map(|host| extra_host(host)).collect::<Result<Vec<_>>>()?),

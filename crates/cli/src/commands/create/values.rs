@@ -221,6 +221,25 @@ pub(super) fn device(text: &str) -> Result<DeviceMapping> {
     })
 }
 
+/// The address of a name server.
+pub(super) fn name_server(text: &str) -> Result<String> {
+    match text.trim().parse::<std::net::IpAddr>() {
+        Ok(address) => Ok(address.to_string()),
+        Err(_) => Err(flag(text, "--dns", &format!("IP address is not correctly formatted: {text}"))),
+    }
+}
+
+/// Whether a sysctl may be set for a container alone (docker/cli, `opts.ValidateSysctl`).
+pub(super) fn check_sysctl(text: &str) -> Result {
+    const IPC: [&str; 8] = ["msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced"];
+    let allowed = text.split_once('=').is_some_and(|(name, _)| {
+        name.strip_prefix("kernel.").is_some_and(|name| IPC.contains(&name))
+            || name.starts_with("net.")
+            || name.starts_with("fs.mqueue.")
+    });
+    if allowed { Ok(()) } else { Err(flag(text, "--sysctl", &format!("sysctl '{text}' is not allowed"))) }
+}
+
 /// `nofile=1024:2048`
 pub(super) fn ulimit(text: &str) -> Result<Ulimit> {
     let wrong = |why: String| flag(text, "--ulimit", &why);
