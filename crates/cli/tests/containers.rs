@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::Stdio;
 
-use dhow_testkit::{Sandbox, sandboxed, text, wait_until};
+use dhow_testkit::{Bundle, Sandbox, sandboxed, text, wait_until};
 use serde_json::json;
 
 #[test]
@@ -422,46 +422,11 @@ fn a_detached_container_with_rm_removes_itself() {
     sandbox.finish();
 }
 
-/// A bundle of busybox, with a configuration that can be edited, and `dhow runtime` on a root of its own.
-struct Bundle {
-    directory: std::path::PathBuf,
-    root: std::path::PathBuf,
-}
-
-impl Bundle {
-    fn of(sandbox: &Sandbox) -> Bundle {
-        let bundle = Bundle { directory: sandbox.path("bundle"), root: sandbox.path("runtime") };
-        std::fs::create_dir_all(bundle.directory.join("rootfs")).unwrap();
-        let mut archive = tar::Archive::new(std::io::Cursor::new(dhow_testkit::busybox_archive()));
-        archive.unpack(bundle.directory.join("rootfs")).unwrap();
-        assert_eq!(bundle.runtime(&["spec"]).0, 0);
-        bundle
-    }
-
-    fn configure(&self, edit: impl FnOnce(&mut serde_json::Value)) {
-        let path = self.directory.join("config.json");
-        let mut config = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        edit(&mut config);
-        std::fs::write(path, config.to_string()).unwrap();
-    }
-
-    fn command(&self, args: &[&str]) -> std::process::Command {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_dhow"));
-        command.args(["runtime", "--root"]).arg(&self.root).args(args).current_dir(&self.directory).stdin(Stdio::null());
-        command
-    }
-
-    fn runtime(&self, args: &[&str]) -> (i32, String, String) {
-        let output = self.command(args).output().unwrap();
-        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
-    }
-}
-
 #[test]
 fn a_namespace_of_users_a_hook_and_a_filter_go_together() {
     use std::os::unix::fs::PermissionsExt;
     let sandbox = sandboxed!();
-    let bundle = Bundle::of(&sandbox);
+    let bundle = Bundle::new(&sandbox);
     let hooked = sandbox.path("hooked");
     bundle.configure(|config| {
         let hook = format!("cat >/dev/null; touch {}", hooked.display());
@@ -477,7 +442,7 @@ fn a_namespace_of_users_a_hook_and_a_filter_go_together() {
             "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO" }] });
     });
     // The container's root has no way to these directories, and needs none.
-    std::fs::set_permissions(&bundle.directory, std::fs::Permissions::from_mode(0o700)).unwrap();
+    std::fs::set_permissions(bundle.directory(), std::fs::Permissions::from_mode(0o700)).unwrap();
     let (code, output, errors) = bundle.runtime(&["run", "one"]);
     let words: Vec<&str> = output.split_whitespace().collect();
     assert_eq!((code, &words[..]), (0, &["0", "100000", "65536", "Seccomp:", "2", "0"][..]), "{errors}");
@@ -493,7 +458,7 @@ fn a_namespace_of_users_a_hook_and_a_filter_go_together() {
 #[test]
 fn the_runtime_works_under_another_engine() {
     let sandbox = sandboxed!();
-    let bundle = Bundle::of(&sandbox);
+    let bundle = Bundle::new(&sandbox);
     let runtime = |args: &[&str]| bundle.runtime(args);
     bundle.configure(|config| {
         config["process"]["terminal"] = json!(false);

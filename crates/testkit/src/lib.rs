@@ -4,9 +4,11 @@
 //! Tests that need root and a kernel with namespaces say so by name when they cannot run, and fail in CI
 //! (`REQUIRE_KERNEL=1`): [`sandbox`] returns `None` only on a developer's unprivileged machine.
 
+mod bundle;
 mod image;
 mod leftovers;
 
+pub use bundle::Bundle;
 pub use image::busybox_archive;
 
 use std::path::{Path, PathBuf};
