@@ -5,10 +5,12 @@
 //! that nobody on the way can guess what an answer must look like. Queries by TCP are passed on as they are.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant, SystemTime};
 
+use dhow_sys::names::message::{HEADER, LONGEST, REFUSED, SERVER_FAILED, answers, code, failure, is_response};
+use dhow_sys::names::resolv_conf;
 use rustix::event::epoll;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType};
 
@@ -16,16 +18,6 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrAny, SocketFlag
 const MOST: usize = 256;
 /// How long a server has to answer before the next is asked.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Of a message by UDP.
-const LONGEST: usize = 65_535;
-const PORT: u16 = 53;
-/// Asked where the host names no server, as Docker does.
-const FALLBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(8, 8, 8, 8)), IpAddr::V4(Ipv4Addr::new(8, 8, 4, 4))];
-
-/// A message begins with an id, two bytes of flags, and four counts (RFC 1035, 4.1.1).
-const HEADER: usize = 12;
-const SERVER_FAILED: u8 = 2;
-const REFUSED: u8 = 5;
 
 struct Query {
     client: SocketAddrAny,
@@ -71,8 +63,7 @@ impl Resolver {
     }
 
     fn take_query(&mut self, epoll: &OwnedFd, message: &[u8], client: SocketAddrAny) {
-        const RESPONSE: u8 = 0x80;
-        if message.len() < HEADER || message[2] & RESPONSE != 0 {
+        if message.len() < HEADER || is_response(message) {
             return;
         }
         let mut servers = self.servers.look().to_vec();
@@ -104,8 +95,7 @@ impl Resolver {
                 if !answers(answer, &query.message) {
                     return;
                 }
-                let code = answer[3] & 0x0f;
-                if (code == SERVER_FAILED || code == REFUSED) && !query.servers.is_empty() {
+                if matches!(code(answer), SERVER_FAILED | REFUSED) && !query.servers.is_empty() {
                     return self.ask_next(epoll, place);
                 }
                 answer[..2].copy_from_slice(&query.id);
@@ -162,43 +152,6 @@ fn ask(mut message: Vec<u8>, servers: &mut Vec<SocketAddr>) -> io::Result<(Vec<u
     Err(io::ErrorKind::NetworkUnreachable.into())
 }
 
-/// Whether a message is an answer to the query: the id and the question are the same.
-fn answers(answer: &[u8], query: &[u8]) -> bool {
-    let is_response = answer.len() >= HEADER && answer[2] & 0x80 != 0 && answer[..2] == query[..2];
-    let question = question(query);
-    // A server that did not understand the query may leave the question out.
-    let questions = answer.get(4..6).unwrap_or_default();
-    is_response
-        && (questions == [0, 0]
-            || answer.get(HEADER..HEADER + question.len()).is_some_and(|echoed| echoed.eq_ignore_ascii_case(question)))
-}
-
-/// The first question of a message: labels up to the empty one, type and class; empty when it is malformed.
-fn question(message: &[u8]) -> &[u8] {
-    let mut end = HEADER;
-    while let Some(&length) = message.get(end) {
-        match length {
-            0 => return message.get(HEADER..end + 5).unwrap_or_default(),
-            1..=63 => end += 1 + usize::from(length),
-            _ => break,
-        }
-    }
-    &[]
-}
-
-/// The answer that nobody could be asked.
-fn failure(query: &[u8], id: [u8; 2]) -> Vec<u8> {
-    let question = question(query);
-    let mut answer = vec![0; HEADER];
-    answer[..2].copy_from_slice(&id);
-    // A response with the query's opcode and "recursion desired"; recursion is available.
-    answer[2] = 0x80 | (query[2] & 0x79);
-    answer[3] = 0x80 | SERVER_FAILED;
-    answer[5] = u8::from(!question.is_empty());
-    answer.extend_from_slice(question);
-    answer
-}
-
 /// The servers of the host's `resolv.conf`.
 #[derive(Default)]
 struct Servers {
@@ -208,88 +161,21 @@ struct Servers {
 
 impl Servers {
     fn look(&mut self) -> &[SocketAddr] {
-        const PATH: &str = "/etc/resolv.conf";
-        let changed = std::fs::metadata(PATH).and_then(|metadata| metadata.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+        let changed =
+            std::fs::metadata(resolv_conf::PATH).and_then(|metadata| metadata.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
         if self.read != Some(changed) {
             self.read = Some(changed);
-            self.all = servers_of(&std::fs::read_to_string(PATH).unwrap_or_default());
+            self.all = resolv_conf::servers(&std::fs::read_to_string(resolv_conf::PATH).unwrap_or_default());
         }
         &self.all
     }
 }
 
-/// resolv.conf(5): `nameserver ADDRESS`, the first three.
-fn servers_of(text: &str) -> Vec<SocketAddr> {
-    let named = text.lines().filter_map(|line| {
-        let mut words = line.split_whitespace();
-        (words.next() == Some("nameserver")).then(|| words.next()).flatten().and_then(server)
-    });
-    let servers: Vec<SocketAddr> = named.take(3).collect();
-    if servers.is_empty() { FALLBACK.map(|address| SocketAddr::new(address, PORT)).to_vec() } else { servers }
-}
-
-/// An address, for a link-local one with the link: `fe80::1%eth0`.
-fn server(text: &str) -> Option<SocketAddr> {
-    match text.split_once('%') {
-        None => Some(SocketAddr::new(text.parse().ok()?, PORT)),
-        Some((address, link)) if !link.contains('/') => {
-            let address: Ipv6Addr = address.parse().ok()?;
-            let index = std::fs::read_to_string(format!("/sys/class/net/{link}/ifindex"));
-            let index = link.parse().or_else(|_| index.unwrap_or_default().trim().parse()).ok()?;
-            Some(SocketAddr::V6(SocketAddrV6::new(address, PORT, 0, index)))
-        }
-        Some(_) => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use dhow_sys::names::message;
+
     use super::*;
-
-    /// A query for the A record of `a.example`.
-    fn query() -> Vec<u8> {
-        let mut message = vec![1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-        message.extend_from_slice(b"\x01a\x07example\x00\x00\x01\x00\x01");
-        message
-    }
-
-    #[test]
-    fn only_the_answer_to_the_question_counts() {
-        let query = query();
-        let mut answer = query.clone();
-        assert!(!answers(&answer, &query), "a query is no answer");
-        answer[2] |= 0x80;
-        assert!(answers(&answer, &query));
-        answer[HEADER + 1] = b'A';
-        assert!(answers(&answer, &query), "names have no case");
-        answer[HEADER + 1] = b'b';
-        assert!(!answers(&answer, &query));
-        let mut other = query.clone();
-        other[2] |= 0x80;
-        other[0] ^= 1;
-        assert!(!answers(&other, &query));
-        assert!(!answers(&other[..11], &query));
-    }
-
-    #[test]
-    fn a_failure_repeats_the_question() {
-        let failure = failure(&query(), [9, 9]);
-        assert_eq!(failure[..4], [9, 9, 0x81, 0x82]);
-        assert_eq!(failure[HEADER..], query()[HEADER..]);
-        // Malformed questions are left out.
-        for bad in [&[0u8; 12][..], &[0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 63, 1], &[0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xc0, 12]]
-        {
-            assert_eq!(super::failure(bad, [0, 0]).len(), HEADER, "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn servers_are_those_of_resolv_conf() {
-        let text = "# nameserver 9.9.9.9\nsearch x\nnameserver 127.0.0.53\n nameserver fe80::1%7 \nnameserver nonsense\nnameserver ::1\nnameserver 1.1.1.1\n";
-        let addresses: Vec<String> = servers_of(text).iter().map(SocketAddr::to_string).collect();
-        assert_eq!(addresses, ["127.0.0.53:53", "[fe80::1%7]:53", "[::1]:53"]);
-        assert_eq!(servers_of("options ndots:1").len(), 2);
-    }
 
     #[test]
     fn a_query_comes_back_under_its_own_id_from_the_next_server() {
@@ -304,7 +190,8 @@ mod tests {
         resolver.servers.read =
             Some(std::fs::metadata("/etc/resolv.conf").and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH));
         let mut buffer = vec![0; 4096];
-        client.send(&query()).unwrap();
+        let query = message::query("a.example", message::Kind::A).unwrap();
+        client.send(&query).unwrap();
         resolver.take_queries(&epoll, &mut buffer);
         let (length, from) = failing.recv_from(&mut buffer).unwrap();
         let mut refusal = buffer[..length].to_vec();
@@ -318,7 +205,7 @@ mod tests {
         good.send_to(&answer, from).unwrap();
         resolver.take_answer(&epoll, 0, &mut buffer);
         let length = client.recv(&mut buffer).unwrap();
-        let mut expected = query();
+        let mut expected = query;
         expected[2] |= 0x80;
         assert_eq!(buffer[..length], expected);
         assert!(resolver.deadline().is_none());

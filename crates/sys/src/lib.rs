@@ -8,6 +8,7 @@ pub mod clone;
 pub mod descriptor;
 pub mod ids;
 pub mod mount;
+pub mod names;
 pub mod netlink;
 pub mod process;
 pub mod root;
