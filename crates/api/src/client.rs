@@ -1,5 +1,6 @@
 //! A client of the API over any byte stream: a Unix socket, or the in-process pipe to an embedded engine.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -33,9 +34,14 @@ pub enum ClientError {
     /// The server's own words.
     #[error("Error response from daemon: {message}")]
     Api { status: u16, message: String },
+    /// Nobody listens.
     #[error("Cannot connect to the Docker daemon at {address}. Is the docker daemon running?")]
+    Absent { address: String, source: std::io::Error },
+    #[error("permission denied while trying to connect to the Docker daemon socket at {address}")]
+    Forbidden { address: String, source: std::io::Error },
+    #[error("error during connect to {address}: {source}")]
     Connect { address: String, source: std::io::Error },
-    #[error("request to the engine: {0}")]
+    #[error("request to the engine: {}", whole(.0))]
     Http(#[from] hyper::Error),
     #[error("request to the engine: {0}")]
     Build(#[from] hyper::http::Error),
@@ -43,6 +49,19 @@ pub enum ClientError {
     Json(#[from] serde_json::Error),
     #[error("connection to the engine: {0}")]
     Io(#[from] std::io::Error),
+}
+
+/// An error with what caused it; hyper's own words leave that out.
+fn whole(error: &hyper::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    // What answers in plain HTTP with a TLS alert is a server that expects TLS.
+    let hint = if error.is_parse() { "\n* Are you trying to connect to a TLS-enabled daemon without TLS?" } else { "" };
+    text + hint
 }
 
 impl ClientError {
@@ -103,8 +122,20 @@ impl Client {
         &self.address
     }
 
+    /// A stream to the server, as it is.
+    pub async fn connect(&self) -> Result<BoxedStream> {
+        (self.connector)().await.map_err(|source| {
+            let address = self.address.clone();
+            match source.kind() {
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused => ClientError::Absent { address, source },
+                ErrorKind::PermissionDenied => ClientError::Forbidden { address, source },
+                _ => ClientError::Connect { address, source },
+            }
+        })
+    }
+
     async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>> {
-        let stream = (self.connector)().await.map_err(|source| ClientError::Connect { address: self.address.clone(), source })?;
+        let stream = self.connect().await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(async move {
             // Errors reach the request itself.

@@ -9,7 +9,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use dhow_api::client::Client;
 
 use crate::commands::{self, create, daemon, exec, image, inspect, lifecycle, list, logs, run, system};
-use crate::connect::{Roots, Target};
+use crate::connect::{Roots, Target, TlsOptions};
 use crate::failure::{self, Failure};
 
 /// A container engine: Docker-compatible, without a daemon in the way.
@@ -25,9 +25,11 @@ pub struct App {
 /// Options before the command.
 #[derive(Args, Debug)]
 struct Globals {
-    /// Socket of the engine to talk to (unix:///path); without it, a daemon's default socket or the engine in this program
+    /// Engine to talk to (unix:///path, tcp://host, ssh://host); without it, a daemon's default socket or the engine in this program
     #[arg(short = 'H', long)]
     host: Option<String>,
+    #[command(flatten)]
+    tls: TlsOptions,
     #[command(flatten)]
     roots: Roots,
     /// Print messages for debugging
@@ -110,7 +112,20 @@ fn options_of(command: &str) -> Option<clap::Command> {
 
 /// Parses the arguments; for the most used commands with the options of that command alone.
 fn parse(args: &[OsString]) -> Result<App, clap::Error> {
-    const WITH_VALUE: [&str; 8] = ["-H", "--host", "--data-root", "--exec-root", "-l", "--log-level", "-c", "--context"];
+    const WITH_VALUE: [&str; 12] = [
+        "-H",
+        "--host",
+        "--data-root",
+        "--exec-root",
+        "-l",
+        "--log-level",
+        "-c",
+        "--context",
+        "--config",
+        "--tlscacert",
+        "--tlscert",
+        "--tlskey",
+    ];
     let mut words = args.iter().skip(1).map(|word| word.to_string_lossy());
     let mut command = None;
     while let Some(word) = words.next() {
@@ -271,7 +286,7 @@ pub fn main(args: Vec<OsString>) -> i32 {
     };
     if let Command::Daemon(daemon) = app.command {
         let globals = app.globals;
-        return finish(daemon.run(globals.debug, &globals.log_level, globals.roots, globals.host));
+        return finish(daemon.run(globals.debug, &globals.log_level, globals.roots, globals.host, globals.tls));
     }
     if let Command::System(System::Reap { id }) = &app.command {
         let target = Target { host: None, roots: app.globals.roots.clone(), ..Target::default() };
@@ -372,7 +387,8 @@ async fn dispatch(app: App) -> failure::Result {
         },
         _ => None,
     };
-    let target = Target { host: app.globals.host, roots: app.globals.roots, starts: run.map(run::Run::starts) };
+    let Globals { host, tls, roots, .. } = app.globals;
+    let target = Target { host, tls, roots, starts: run.map(run::Run::starts) };
     let client = match &app.command {
         Command::Version(_) => commands::optional_client(&target),
         _ => target.client().map(Some),
@@ -399,7 +415,7 @@ async fn dispatch(app: App) -> failure::Result {
             OnSystem::Events(events) => events.run(&client).await,
         },
         Command::Version(version) => version.run(&client).await,
-        Command::System(System::DialStdio) => system::dial_stdio(&target).await,
+        Command::System(System::DialStdio) => system::dial_stdio(&client).await,
         Command::Daemon(_) | Command::System(System::Reap { .. }) => Ok(()),
     }
 }

@@ -1,6 +1,10 @@
 //! Which engine serves a command: the one at `-H`, `DHOW_HOST` or `DOCKER_HOST`, the one on the default socket, or the one
 //! in this very process.
 
+pub mod address;
+mod remote;
+mod tls;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,6 +12,7 @@ use clap::Args;
 use dhow_api::client::{BoxedStream, Client, Connector};
 use dhow_engine::{Engine, Settings, Spare};
 
+pub use self::tls::{TlsOptions, directory as certificates};
 use crate::failure::{Failure, Result};
 
 /// The daemon's socket when nothing else is said.
@@ -42,6 +47,7 @@ impl Roots {
 #[derive(Clone, Debug, Default)]
 pub struct Target {
     pub host: Option<String>,
+    pub tls: TlsOptions,
     pub roots: Roots,
     /// A container is about to be started: an engine in this process gets its monitor ready meanwhile.
     pub starts: Option<Starts>,
@@ -62,7 +68,11 @@ impl Target {
         let host =
             self.host.clone().or_else(|| if own_roots { None } else { named("DHOW_HOST").or_else(|| named("DOCKER_HOST")) });
         if let Some(host) = host {
-            return remote(&host);
+            return remote::client(&host, &self.tls);
+        }
+        // Docker's rule: TLS without an address means the port of this host.
+        if !own_roots && self.tls.wanted() {
+            return remote::client("tcp://", &self.tls);
         }
         if !own_roots && std::os::unix::net::UnixStream::connect(DEFAULT_SOCKET).is_ok() {
             return Ok(Client::unix(PathBuf::from(DEFAULT_SOCKET)));
@@ -79,20 +89,6 @@ impl Target {
             (exec, _) => path(exec, DEFAULT_EXEC),
         };
         Settings { data_root, exec_root, ..Settings::default() }
-    }
-}
-
-fn remote(host: &str) -> Result<Client> {
-    match host.split_once("://") {
-        Some(("unix", path)) => Ok(Client::unix(PathBuf::from(if path.is_empty() { DEFAULT_SOCKET } else { path }))),
-        Some(("tcp" | "http" | "https", _)) => Err(Failure::new(format!(
-            "connect to {host}: this version talks to Unix sockets only; forward one, for example with ssh -L"
-        ))),
-        Some(("ssh", _)) => {
-            Err(Failure::new(format!("connect to {host}: ssh is not supported by this version; forward the socket with ssh -L")))
-        }
-        None if host.starts_with('/') => Ok(Client::unix(PathBuf::from(host))),
-        _ => Err(Failure::new(format!("unable to parse docker host `{host}`"))),
     }
 }
 

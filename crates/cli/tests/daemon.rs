@@ -3,10 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use dhow_testkit::{Sandbox, clients, sandboxed, text, wait_until};
+use dhow_testkit::{Authority, Sandbox, clients, sandboxed, text, wait_until};
 
 fn run(sandbox: &Sandbox, client: &str, args: &[&str]) -> (i32, String, String) {
     let output = sandbox.client(client, args).output().unwrap();
@@ -156,19 +157,6 @@ fn events_are_told_whoever_causes_them() {
     sandbox.finish();
 }
 
-#[test]
-fn an_open_tcp_port_is_refused() {
-    let sandbox = sandboxed!();
-    let output = Command::new(env!("CARGO_BIN_EXE_dhow"))
-        .args(["daemon", "-H", "tcp://127.0.0.1:2375", "--data-root"])
-        .arg(sandbox.data_root())
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("will not listen on tcp://127.0.0.1:2375"));
-    sandbox.finish();
-}
-
 /// A `run` that waits for its environment at a FIFO, and the monitor that it has started meanwhile.
 fn run_waiting_at(sandbox: &Sandbox, fifo: &Path) -> (Child, String) {
     let run = sandbox
@@ -203,5 +191,90 @@ fn a_monitor_that_waits_for_its_container_may_be_killed() {
         // Its own parent may take its time to collect it.
         fs::read(format!("/proc/{monitor}/cmdline")).map_or(true, |command| command.is_empty())
     });
+    sandbox.finish();
+}
+
+#[test]
+fn a_tcp_socket_lets_in_who_has_a_certificate() {
+    let mut sandbox = sandboxed!();
+    let (ours, others) = (Authority::new(sandbox.path("ours")), Authority::new(sandbox.path("others")));
+    ours.sign("server");
+    ours.sign("client");
+    others.sign("client");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let address = format!("tcp://127.0.0.1:{port}");
+
+    let (_, errors) = sandbox.fails(&["daemon", "-H", &address]);
+    assert!(errors.contains("would be root on this host"), "{errors}");
+    let options = ours.options("server");
+    let mut options: Vec<&str> = options.iter().map(String::as_str).collect();
+    options.extend(["-H", &address]);
+    sandbox.start_daemon_with(&options);
+
+    let by = |program: &str, address: &str, options: &[String], args: &[&str]| {
+        let mut command = Command::new(if program == "dhow" { env!("CARGO_BIN_EXE_dhow") } else { program });
+        command.args(["-H", address]).args(options).args(args);
+        command
+    };
+    for client in clients() {
+        let mut child =
+            by(client, &address, &ours.options("client"), &["run", "-i", "--rm", "--network", "none", "busybox", "wc", "-c"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+        child.stdin.take().unwrap().write_all(&vec![b'x'; 300_000]).unwrap();
+        assert_eq!(text(&child.wait_with_output().unwrap().stdout), "300000\n", "{client}");
+        let name = address.replace("127.0.0.1", "localhost");
+        assert!(by(client, &name, &ours.options("client"), &["ps"]).output().unwrap().status.success(), "{client}");
+
+        let refused = |options: &[String], why: &str| {
+            let output = by(client, &address, options, &["ps"]).output().unwrap();
+            let errors = text(&output.stderr).to_lowercase();
+            assert!(output.status.code() == Some(1) && errors.contains(why), "{client} {options:?}: {errors}");
+        };
+        refused(&others.options("client"), "certificate");
+        let without = [ours.options("client")[1].clone(), "--tlsverify".to_owned()];
+        refused(&without, "certificate");
+        refused(&[], "are you trying to connect to a tls-enabled daemon without tls?");
+        // A server that is somebody else, or has another name.
+        let mut stranger = ours.options("client");
+        stranger[1] = others.options("client")[1].clone();
+        refused(&stranger, "certificate");
+    }
+    // Strangers who say nothing keep nobody out.
+    let silent: Vec<std::net::TcpStream> = (0..20).map(|_| std::net::TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
+    assert!(by("dhow", &address, &ours.options("client"), &["ps"]).output().unwrap().status.success());
+    drop(silent);
+    sandbox.finish();
+}
+
+/// What ssh does, without another machine: the last words are a command line.
+#[test]
+fn an_engine_on_another_machine_is_reached_by_ssh() {
+    let sandbox = sandboxed!();
+    let binaries = sandbox.path("bin");
+    fs::create_dir(&binaries).unwrap();
+    let script = |name: &str, text: &str| {
+        let path = binaries.join(name);
+        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    };
+    let log = sandbox.path("words");
+    script(
+        "ssh",
+        &format!("echo \"$@\" >>{}; while [ \"$1\" != -- ]; do shift; done; shift 2; exec sh -c \"$*\"", log.display()),
+    );
+    let roots = format!("--data-root {} --exec-root {}", sandbox.data_root().display(), sandbox.exec_root().display());
+    script("dhow", &format!("exec {} {roots} \"$@\"", env!("CARGO_BIN_EXE_dhow")));
+    let search = format!("{}:{}", binaries.display(), std::env::var("PATH").unwrap());
+    let output = Command::new(env!("CARGO_BIN_EXE_dhow"))
+        .env("PATH", search)
+        .args(["-H", "ssh://me@elsewhere:2222", "run", "--rm", "--network", "none", "busybox", "sh", "-c", "echo hi; exit 5"])
+        .output()
+        .unwrap();
+    assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(5), "hi\n"), "{output:?}");
+    let words = fs::read_to_string(log).unwrap();
+    assert!(words.starts_with("-o ConnectTimeout=30 -T -l me -p 2222 -- elsewhere sh -c "), "{words}");
     sandbox.finish();
 }

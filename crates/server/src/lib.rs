@@ -12,8 +12,10 @@ mod request;
 mod route;
 mod stream;
 mod system;
+mod tls;
 
 pub use listen::{ListenError, Listener};
+pub use tls::{Certificates, Gate};
 
 use std::sync::Arc;
 

@@ -1,12 +1,15 @@
 //! The sockets that a daemon listens on, and who may connect.
 
-use std::os::fd::OwnedFd;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dhow_engine::Engine;
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
+
+use crate::tls::Gate;
 
 /// Why a daemon does not listen.
 #[derive(Debug)]
@@ -22,8 +25,15 @@ impl std::error::Error for ListenError {}
 
 /// A socket that accepts connections. A Unix socket that it made is removed with it.
 pub struct Listener {
-    socket: UnixListener,
+    socket: Socket,
     path: Option<PathBuf>,
+}
+
+enum Socket {
+    /// The file's mode says who may connect.
+    Unix(UnixListener),
+    /// A certificate says who may connect: without one there is no such listener.
+    Tcp(TcpListener, Gate),
 }
 
 impl Listener {
@@ -55,30 +65,96 @@ impl Listener {
         std::os::unix::fs::chown(path, Some(0), gid.or(Some(0))).map_err(|error| failed("set the group of", &error))?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
             .map_err(|error| failed("set the mode of", &error))?;
-        Ok(Listener { socket, path: Some(path.to_owned()) })
+        Ok(Listener { socket: Socket::Unix(socket), path: Some(path.to_owned()) })
     }
 
-    /// Takes a Unix socket that the service manager passed.
-    pub fn inherited(socket: OwnedFd) -> Result<Listener, ListenError> {
-        let socket = std::os::unix::net::UnixListener::from(socket);
-        let socket = socket.set_nonblocking(true).and_then(|()| UnixListener::from_std(socket));
-        Ok(Listener {
-            socket: socket.map_err(|error| ListenError(format!("take over the service manager's socket: {error}")))?,
-            path: None,
-        })
+    /// Listens on an address for clients that the gate lets in.
+    ///
+    /// # Errors
+    /// The address is taken, or not of this host.
+    pub async fn tcp(address: SocketAddr, gate: Gate) -> Result<Listener, ListenError> {
+        let socket = TcpListener::bind(address).await;
+        let socket = socket.map_err(|error| ListenError(format!("listen on tcp://{address}: {error}")))?;
+        Ok(Listener { socket: Socket::Tcp(socket, gate), path: None })
+    }
+
+    /// Takes a socket that the service manager passed.
+    ///
+    /// # Errors
+    /// It is a TCP socket, and there is no gate; it is no socket that listens.
+    pub fn inherited(socket: OwnedFd, gate: Option<Gate>) -> Result<Listener, ListenError> {
+        let failed = |error: std::io::Error| ListenError(format!("take over the service manager's socket: {error}"));
+        let family = rustix::net::sockopt::socket_domain(socket.as_fd()).map_err(|error| failed(error.into()))?;
+        rustix::io::ioctl_fionbio(&socket, true).map_err(|error| failed(error.into()))?;
+        let socket = match (family, gate) {
+            (rustix::net::AddressFamily::UNIX, _) => Socket::Unix(UnixListener::from_std(socket.into()).map_err(failed)?),
+            (rustix::net::AddressFamily::INET | rustix::net::AddressFamily::INET6, Some(gate)) => {
+                Socket::Tcp(TcpListener::from_std(socket.into()).map_err(failed)?, gate)
+            }
+            (_, None) => {
+                return Err(ListenError(
+                    "will not serve the service manager's TCP socket: whoever reaches it would be root here; set --tlsverify with certificates"
+                        .to_owned(),
+                ));
+            }
+            (other, _) => return Err(failed(std::io::Error::other(format!("address family {}", other.as_raw())))),
+        };
+        Ok(Listener { socket, path: None })
     }
 
     /// Serves connections until the future is dropped.
     pub async fn serve(&self, engine: Arc<Engine>) {
         loop {
-            match self.socket.accept().await {
-                Ok((connection, _)) => drop(tokio::spawn(crate::serve(engine.clone(), connection))),
+            match self.accept(&engine).await {
+                Ok(()) => {}
                 Err(error) => {
                     // Out of descriptors, most likely: connections that end give some back.
                     tracing::warn!("accept a connection: {error}");
                     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
                 }
             }
+        }
+    }
+}
+
+impl Listener {
+    /// Takes one connection; it is served beside the next.
+    async fn accept(&self, engine: &Arc<Engine>) -> std::io::Result<()> {
+        let engine = engine.clone();
+        match &self.socket {
+            Socket::Unix(socket) => {
+                let (connection, _) = socket.accept().await?;
+                tokio::spawn(crate::serve(engine, connection));
+            }
+            Socket::Tcp(socket, gate) => {
+                let place = gate.place().await;
+                let (connection, client) = socket.accept().await?;
+                // Answers are small, and clients wait for each.
+                let _ = connection.set_nodelay(true);
+                let gate = gate.clone();
+                tokio::spawn(async move {
+                    let admitted = gate.admit(connection).await;
+                    drop(place);
+                    match admitted {
+                        Ok(connection) => crate::serve(engine, connection).await,
+                        Err(error) => tracing::info!("turned {client} away: {error}"),
+                    }
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (&self.socket, &self.path) {
+            (Socket::Unix(_), Some(path)) => write!(f, "{}", path.display()),
+            (Socket::Unix(_), None) => f.write_str("the service manager's socket"),
+            (Socket::Tcp(socket, _), _) => match socket.local_addr() {
+                Ok(address) => write!(f, "{address} for clients with a certificate"),
+                Err(error) => write!(f, "a TCP socket: {error}"),
+            },
         }
     }
 }
@@ -101,4 +177,19 @@ fn group_id(group: &str) -> Option<u32> {
         let mut fields = line.split(':');
         (fields.next()? == group).then(|| fields.nth(1)?.parse().ok())?
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_tcp_socket_of_the_service_manager_needs_certificates() {
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let refused = Listener::inherited(tcp.into(), None).err().unwrap().to_string();
+        assert!(refused.contains("whoever reaches it would be root here"), "{refused}");
+        let directory = tempfile::tempdir().unwrap();
+        let unix = std::os::unix::net::UnixListener::bind(directory.path().join("s")).unwrap();
+        assert!(Listener::inherited(unix.into(), None).is_ok());
+    }
 }

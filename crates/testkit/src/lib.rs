@@ -5,10 +5,12 @@
 //! (`REQUIRE_KERNEL=1`): [`sandbox`] returns `None` only on a developer's unprivileged machine.
 
 mod bundle;
+mod certificates;
 mod image;
 mod leftovers;
 
 pub use bundle::Bundle;
+pub use certificates::Authority;
 pub use image::busybox_archive;
 
 use std::path::{Path, PathBuf};

@@ -1,22 +1,28 @@
 //! `daemon`: the engine behind sockets, with dockerd's options.
 
+mod sockets;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
 use dhow_engine::{Engine, Settings};
-use dhow_server::Listener;
+use dhow_server::Certificates;
 use serde_json::{Map, Value};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::connect::{DEFAULT_DATA, DEFAULT_EXEC, DEFAULT_SOCKET, Roots};
+use self::sockets::Sockets;
+use crate::connect::address::Address;
+use crate::connect::{DEFAULT_DATA, DEFAULT_EXEC, DEFAULT_SOCKET, Roots, TlsOptions};
 use crate::failure::{Failure, Result};
 
 #[derive(Args, Debug)]
 pub struct Daemon {
-    /// Sockets to listen on: unix:///path or fd:// (several times)
+    /// Sockets to listen on: unix:///path, fd://, or with --tlsverify tcp://address:port (several times)
     #[arg(short = 'H', long = "host")]
     hosts: Vec<String>,
+    #[command(flatten)]
+    tls: TlsOptions,
     #[command(flatten)]
     roots: Roots,
     /// Print messages for debugging
@@ -53,7 +59,7 @@ pub struct Daemon {
 
 const DEFAULT_CONFIG: &str = "/etc/dhow/daemon.json";
 /// Keys of the configuration file that this version acts on.
-const KNOWN: [&str; 12] = [
+const KNOWN: [&str; 17] = [
     "hosts",
     "group",
     "pidfile",
@@ -66,14 +72,20 @@ const KNOWN: [&str; 12] = [
     "log-opts",
     "ipv6",
     "fixed-cidr-v6",
+    "tls",
+    "tlsverify",
+    "tlscacert",
+    "tlscert",
+    "tlskey",
 ];
 
 impl Daemon {
-    pub fn run(self, debug: bool, level: &str, roots: Roots, host: Option<String>) -> Result {
+    pub fn run(self, debug: bool, level: &str, roots: Roots, host: Option<String>, tls: TlsOptions) -> Result {
         // The program's own options may also stand before the command.
         let mut hosts = self.hosts.clone();
         hosts.extend(host);
         let Roots { data_root: data, exec_root: exec } = self.roots.clone().or(roots);
+        let tls = self.tls.clone().or(tls);
         let debug = self.debug || debug;
         let level = self.log_level.as_deref().unwrap_or(level);
         let file = self.configuration()?;
@@ -87,6 +99,11 @@ impl Daemon {
             ("default-stop-timeout", self.default_stop_timeout.is_some()),
             ("ipv6", self.ipv6),
             ("fixed-cidr-v6", self.fixed_cidr_v6.is_some()),
+            ("tls", tls.tls.is_some()),
+            ("tlsverify", tls.tlsverify.is_some()),
+            ("tlscacert", tls.tlscacert.is_some()),
+            ("tlscert", tls.tlscert.is_some()),
+            ("tlskey", tls.tlskey.is_some()),
         ];
         let twice: Vec<&str> =
             given.iter().filter(|(key, given)| *given && file.contains_key(*key)).map(|(key, _)| *key).collect();
@@ -130,9 +147,18 @@ impl Daemon {
         };
         let level = if debug { "debug".to_owned() } else { text("log-level").unwrap_or_else(|| level.to_owned()) };
         start_log(&level, text("log-format").as_deref().unwrap_or(&self.log_format) == "json")?;
-        for host in &hosts {
-            check_host(host)?;
-        }
+        let verify = tls.tlsverify.or(file.get("tlsverify").and_then(Value::as_bool)).unwrap_or(false);
+        let certificates = verify.then(|| {
+            let or_default = |given: Option<PathBuf>, key: &str, name: &str| {
+                given.or(path(key)).unwrap_or_else(|| crate::connect::certificates().join(name))
+            };
+            Certificates {
+                authorities: or_default(tls.tlscacert, "tlscacert", "ca.pem"),
+                certificate: or_default(tls.tlscert, "tlscert", "cert.pem"),
+                key: or_default(tls.tlskey, "tlskey", "key.pem"),
+            }
+        });
+        let sockets = Sockets::new(&hosts, certificates.as_ref())?;
         if self.validate {
             return crate::output::print("configuration OK\n");
         }
@@ -145,7 +171,7 @@ impl Daemon {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(512).enable_all().build();
         let runtime = runtime.map_err(|error| Failure::new(format!("start the daemon's runtime: {error}")))?;
-        let result = runtime.block_on(serve(settings, &ipv6, &hosts, &group, pidfile.as_deref()));
+        let result = runtime.block_on(serve(settings, &ipv6, &sockets, &group, pidfile.as_deref()));
         // Streams to clients end with the process; containers go on.
         runtime.shutdown_background();
         result
@@ -170,16 +196,6 @@ impl Daemon {
     }
 }
 
-fn check_host(host: &str) -> Result {
-    match host.split_once("://") {
-        Some(("unix" | "fd", _)) => Ok(()),
-        Some(("tcp", _)) => Err(Failure::new(format!(
-            "will not listen on {host}: an open TCP port gives root on this host to whoever reaches it, and TLS is not supported by this version; use ssh or a Unix socket"
-        ))),
-        _ => Err(Failure::new(format!("invalid bind address ({host}): use unix:///path or fd://"))),
-    }
-}
-
 fn start_log(level: &str, json: bool) -> Result {
     let level: tracing::Level = match level {
         "debug" => tracing::Level::DEBUG,
@@ -200,8 +216,8 @@ struct Ipv6 {
     subnet: Option<String>,
 }
 
-async fn serve(settings: Settings, ipv6: &Ipv6, hosts: &[String], group: &str, pidfile: Option<&Path>) -> Result {
-    let listeners = listen(hosts, group)?;
+async fn serve(settings: Settings, ipv6: &Ipv6, sockets: &Sockets, group: &str, pidfile: Option<&Path>) -> Result {
+    let listeners = sockets.listen(group).await?;
     let failed = |error: dhow_engine::Error| Failure::new(format!("failed to start daemon: {error}"));
     let engine = Arc::new(Engine::open(settings).map_err(failed)?);
     engine.set_default_ipv6(ipv6.enabled, ipv6.subnet.as_deref()).map_err(failed)?;
@@ -217,6 +233,7 @@ async fn serve(settings: Settings, ipv6: &Ipv6, hosts: &[String], group: &str, p
         tracing::warn!("look for what a crash left: {error}");
     }
     for listener in listeners {
+        tracing::info!("API listens on {listener}");
         let engine = engine.clone();
         tokio::spawn(async move { listener.serve(engine).await });
     }
@@ -224,7 +241,6 @@ async fn serve(settings: Settings, ipv6: &Ipv6, hosts: &[String], group: &str, p
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut child = signal(SignalKind::child()).map_err(failed)?;
-    tracing::info!("API listens on {}", hosts.join(" "));
     if let Err(error) = dhow_sys::systemd::notify("READY=1") {
         tracing::warn!("tell the service manager: {error}");
     }
@@ -240,39 +256,12 @@ async fn serve(settings: Settings, ipv6: &Ipv6, hosts: &[String], group: &str, p
     if let Some(path) = pidfile {
         let _ = std::fs::remove_file(path);
     }
-    for path in hosts.iter().filter_map(|host| host.strip_prefix("unix://")) {
-        let _ = std::fs::remove_file(path);
-    }
-    Ok(())
-}
-
-fn listen(hosts: &[String], group: &str) -> Result<Vec<Listener>> {
-    let mut listeners = Vec::new();
-    for host in hosts {
-        match host.split_once("://") {
-            Some(("unix", path)) => {
-                let path = if path.is_empty() { DEFAULT_SOCKET } else { path };
-                listeners.push(
-                    Listener::unix(Path::new(path), group)
-                        .map_err(|error| Failure::new(format!("failed to start daemon: {error}")))?,
-                );
-            }
-            Some(("fd", _)) => {
-                let sockets = dhow_sys::systemd::listen_descriptors()
-                    .map_err(|error| Failure::new(format!("take the service manager's sockets: {error}")))?;
-                if sockets.is_empty() {
-                    return Err(Failure::new(
-                        "no sockets found via socket activation: make sure the service was started by systemd",
-                    ));
-                }
-                for socket in sockets {
-                    listeners.push(Listener::inherited(socket).map_err(|error| Failure::new(error.to_string()))?);
-                }
-            }
-            _ => check_host(host)?,
+    for address in &sockets.addresses {
+        if let Address::Unix(path) = address {
+            let _ = std::fs::remove_file(path);
         }
     }
-    Ok(listeners)
+    Ok(())
 }
 
 fn write_pidfile(path: &Path) -> Result {

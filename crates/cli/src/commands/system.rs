@@ -5,9 +5,10 @@ use dhow_api::client::{Client, query};
 use dhow_api::version::{NEWEST, OLDEST};
 use dhow_engine::units::human_binary_size;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
 
 use super::{filters, json_lines, timestamp};
-use crate::connect::{DEFAULT_SOCKET, Target};
+use crate::connect::Target;
 use crate::failure::{Failure, Result};
 use crate::output::print;
 use crate::template::Template;
@@ -221,11 +222,21 @@ pub fn reap(target: &Target, id: &str) -> Result {
 }
 
 /// What `ssh host dhow system dial-stdio` runs: standard input and output are the engine's socket.
-pub async fn dial_stdio(target: &Target) -> Result {
-    let path = target.host.as_deref().and_then(|host| host.strip_prefix("unix://")).unwrap_or(DEFAULT_SOCKET);
-    let mut socket =
-        tokio::net::UnixStream::connect(path).await.map_err(|error| Failure::new(format!("connect to {path}: {error}")))?;
-    let mut stdio = tokio::io::join(tokio::io::stdin(), tokio::io::stdout());
-    tokio::io::copy_bidirectional(&mut stdio, &mut socket).await?;
+pub async fn dial_stdio(client: &Client) -> Result {
+    let (mut from_engine, mut to_engine) = tokio::io::split(client.connect().await?);
+    let send = async {
+        tokio::io::copy(&mut tokio::io::stdin(), &mut to_engine).await?;
+        to_engine.shutdown().await
+    };
+    let receive = async { tokio::io::copy(&mut from_engine, &mut tokio::io::stdout()).await };
+    tokio::pin!(send, receive);
+    // Nothing comes after the engine's last word, whatever else is sent.
+    tokio::select! {
+        received = &mut receive => drop(received?),
+        sent = &mut send => {
+            sent?;
+            receive.await?;
+        }
+    }
     Ok(())
 }

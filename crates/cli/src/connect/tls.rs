@@ -1,0 +1,155 @@
+//! TLS towards a daemon on a TCP socket: docker's options, files and variables.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::{Error as PemError, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio_rustls::TlsConnector;
+
+use crate::failure::{Failure, Result};
+
+#[derive(Args, Clone, Debug, Default)]
+pub struct TlsOptions {
+    /// Use TLS; implied by --tlsverify
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub tls: Option<bool>,
+    /// Use TLS and verify the remote
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub tlsverify: Option<bool>,
+    /// Trust certs signed only by this CA (default "~/.docker/ca.pem")
+    #[arg(long, value_name = "string")]
+    pub tlscacert: Option<PathBuf>,
+    /// Path to TLS certificate file (default "~/.docker/cert.pem")
+    #[arg(long, value_name = "string")]
+    pub tlscert: Option<PathBuf>,
+    /// Path to TLS key file (default "~/.docker/key.pem")
+    #[arg(long, value_name = "string")]
+    pub tlskey: Option<PathBuf>,
+}
+
+impl TlsOptions {
+    /// These, and where they say nothing the others.
+    pub fn or(self, others: TlsOptions) -> TlsOptions {
+        TlsOptions {
+            tls: self.tls.or(others.tls),
+            tlsverify: self.tlsverify.or(others.tlsverify),
+            tlscacert: self.tlscacert.or(others.tlscacert),
+            tlscert: self.tlscert.or(others.tlscert),
+            tlskey: self.tlskey.or(others.tlskey),
+        }
+    }
+
+    /// Whether TLS is wanted. Docker's rule: `--tlsverify=false` too asks for TLS, without a look at who answers.
+    pub fn wanted(&self) -> bool {
+        self.tls.unwrap_or_else(|| is_set("DOCKER_TLS")) || self.tlsverify.is_some() || is_set("DOCKER_TLS_VERIFY")
+    }
+
+    fn verify(&self) -> bool {
+        self.tlsverify.unwrap_or_else(|| is_set("DOCKER_TLS_VERIFY"))
+    }
+
+    /// # Errors
+    /// A file that was named, or the authority's, cannot be read or holds nothing of its kind.
+    pub fn connector(&self) -> Result<TlsConnector> {
+        let failed = |path: &Path, why: String| {
+            Failure::new(format!("Failed to initialize: unable to resolve docker endpoint: open {}: {why}", path.display()))
+        };
+        let directory = directory();
+        let authority = self.tlscacert.clone().unwrap_or_else(|| directory.join("ca.pem"));
+        // Files at the default places need not exist; the authority's must.
+        let or_default = |given: &Option<PathBuf>, name: &str| {
+            given.clone().or_else(|| Some(directory.join(name)).filter(|path| path.exists()))
+        };
+        let certificates = |path: &Path| -> Result<Vec<CertificateDer<'static>>> {
+            CertificateDer::pem_file_iter(path)
+                .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
+                .map_err(|error| failed(path, text(error)))
+        };
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = |error: rustls::Error| Failure::new(format!("set up TLS: {error}"));
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates(&authority)? {
+            roots.add(certificate).map_err(|error| failed(&authority, error.to_string()))?;
+        }
+        if roots.is_empty() {
+            return Err(failed(&authority, "there is no certificate in it".to_owned()));
+        }
+        let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().map_err(tls)?;
+        let builder = if self.verify() {
+            builder.with_root_certificates(roots)
+        } else {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider)))
+        };
+        let config = match (or_default(&self.tlscert, "cert.pem"), or_default(&self.tlskey, "key.pem")) {
+            (Some(certificate), Some(key)) => {
+                let secret = PrivateKeyDer::from_pem_file(&key).map_err(|error| failed(&key, text(error)))?;
+                builder.with_client_auth_cert(certificates(&certificate)?, secret).map_err(tls)?
+            }
+            _ => builder.with_no_client_auth(),
+        };
+        Ok(TlsConnector::from(Arc::new(config)))
+    }
+}
+
+/// Where docker keeps the files: `DOCKER_CERT_PATH`, the configuration's directory, `~/.docker`.
+pub fn directory() -> PathBuf {
+    let named = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = || named("HOME").unwrap_or_else(|| PathBuf::from("/root")).join(".docker");
+    named("DOCKER_CERT_PATH").or_else(|| named("DOCKER_CONFIG")).unwrap_or_else(home)
+}
+
+fn is_set(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| !value.is_empty())
+}
+
+fn text(error: PemError) -> String {
+    match error {
+        PemError::Io(error) if error.kind() == std::io::ErrorKind::NotFound => "no such file or directory".to_owned(),
+        PemError::NoItemsFound => "there is none in it".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// Takes any server: `--tls` without `--tlsverify`.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,95 @@
+//! TLS of a TCP socket: both sides show a certificate of one authority. Whoever holds such a certificate is root on this
+//! host, so that there is no form in which only the server shows one.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::pem::{Error as PemError, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::listen::ListenError;
+
+/// Clients that show who they are at one moment. Strangers cannot use up descriptors that the Unix socket needs.
+const AT_THE_GATE: usize = 64;
+/// How long a client has to show who it is.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// PEM files, as dockerd's `--tlscacert`, `--tlscert` and `--tlskey` name them.
+#[derive(Clone, Debug)]
+pub struct Certificates {
+    /// Of the authorities that sign clients' certificates.
+    pub authorities: PathBuf,
+    /// The server's own, and what leads from it to its authority.
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+/// Lets clients in that have a certificate.
+#[derive(Clone)]
+pub struct Gate {
+    acceptor: TlsAcceptor,
+    places: Arc<Semaphore>,
+}
+
+impl Gate {
+    /// # Errors
+    /// A file cannot be read, holds nothing of its kind, or the key is not the certificate's.
+    pub fn new(certificates: &Certificates) -> Result<Gate, ListenError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let failed = |what: &str, path: &Path, why: String| ListenError(format!("{what} {}: {why}", path.display()));
+        let mut roots = RootCertStore::empty();
+        for authority in read_certificates(&certificates.authorities)? {
+            roots.add(authority).map_err(|error| failed("use the authority of", &certificates.authorities, error.to_string()))?;
+        }
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+            .build()
+            .map_err(|error| failed("use the authorities of", &certificates.authorities, error.to_string()))?;
+        let key = PrivateKeyDer::from_pem_file(&certificates.key)
+            .map_err(|error| failed("read the key", &certificates.key, text(&error)))?;
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| ListenError(format!("set up TLS: {error}")))?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(read_certificates(&certificates.certificate)?, key)
+            .map_err(|error| failed("use the certificate", &certificates.certificate, error.to_string()))?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Gate { acceptor: TlsAcceptor::from(Arc::new(config)), places: Arc::new(Semaphore::new(AT_THE_GATE)) })
+    }
+
+    /// A place for the next client, until it has been admitted or turned away.
+    pub(crate) async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        self.places.clone().acquire_owned().await.ok()
+    }
+
+    /// # Errors
+    /// The client shows no certificate, or one of another authority, or takes too long.
+    pub(crate) async fn admit(&self, connection: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
+        tokio::time::timeout(PATIENCE, self.acceptor.accept(connection))
+            .await
+            .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))?
+    }
+}
+
+fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ListenError> {
+    let failed = |why: String| ListenError(format!("read the certificates {}: {why}", path.display()));
+    let certificates = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| failed(text(&error)))?;
+    if certificates.is_empty() { Err(failed("there is none in it".to_owned())) } else { Ok(certificates) }
+}
+
+/// What is wrong with a PEM file.
+fn text(error: &PemError) -> String {
+    match error {
+        PemError::Io(error) => error.to_string(),
+        PemError::NoItemsFound => "there is none in it".to_owned(),
+        other => other.to_string(),
+    }
+}
