@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 
-use dhow_testkit::{Sandbox, has_ipv6, not_run, sandboxed, text, wait_until};
+use dhow_testkit::{Sandbox, clients, has_ipv6, not_run, sandboxed, text, wait_until};
 
 /// What a server says at an address, over HTTP.
 fn fetch(address: &str) -> Option<String> {
@@ -123,20 +123,14 @@ impl NameServer {
         NameServer { address }
     }
 
-    /// Runs a command of ours on a host that asks this server: one with its own `/etc/resolv.conf`.
-    fn ok(&self, sandbox: &Sandbox, args: &[&str]) -> String {
+    /// The command on a host that asks this server: one with its own `/etc/resolv.conf`.
+    fn serving(&self, sandbox: &Sandbox, command: &Command) -> Command {
         let file = sandbox.path("resolv.conf");
         std::fs::write(&file, format!("nameserver {}\nsearch test.example\n", self.address)).unwrap();
-        let command = sandbox.command(args);
-        let output = Command::new("unshare")
-            .args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\""])
-            .arg(&file)
-            .arg(command.get_program())
-            .args(command.get_args())
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
-        text(&output.stdout).trim_end().to_owned()
+        let mut host = Command::new("unshare");
+        host.args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\""]);
+        host.arg(&file).arg(command.get_program()).args(command.get_args());
+        host
     }
 }
 
@@ -145,7 +139,9 @@ fn names_are_resolved_by_the_hosts_servers() {
     let sandbox = sandboxed!();
     // On loopback: out of a container's own reach.
     let server = NameServer::start("127.0.0.153");
-    server.ok(&sandbox, &["run", "-d", "--name", "names", "busybox", "sleep", "1000"]);
+    let run = sandbox.command(&["run", "-d", "--name", "names", "busybox", "sleep", "1000"]);
+    let output = server.serving(&sandbox, &run).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
     let inside = |command: &str| sandbox.ok(&["exec", "names", "sh", "-c", command]);
 
     assert_eq!(inside("cat /etc/resolv.conf"), "nameserver 127.0.0.11\nsearch test.example");
@@ -162,5 +158,30 @@ fn names_are_resolved_by_the_hosts_servers() {
     // Servers that a user names are taken as they are.
     let given = sandbox.ok(&["run", "--rm", "--dns", "192.0.2.53", "busybox", "cat", "/etc/resolv.conf"]);
     assert!(given.starts_with("nameserver 192.0.2.53"), "{given}");
+    sandbox.finish();
+}
+
+#[test]
+fn a_killed_daemon_takes_neither_names_nor_ports() {
+    let mut sandbox = sandboxed!();
+    let server = NameServer::start("127.0.0.154");
+    let daemon = server.serving(&sandbox, &sandbox.daemon(&[]));
+    sandbox.start_daemon_by(daemon);
+    let page = "mkdir /w; echo hello >/w/index.html; httpd -f -p 80 -h /w; true";
+    let run = ["run", "-d", "--name", "web", "--restart", "always", "-p", "80", "busybox", "sh", "-c", page];
+    let output = sandbox.client(clients().pop().unwrap(), &run).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    sandbox.kill_daemon();
+    let port = sandbox.ok(&["port", "web", "80"]).rsplit(':').next().unwrap().to_owned();
+    let serves = || {
+        wait_until("the page is there", || fetch(&format!("127.0.0.1:{port}")).as_deref() == Some("hello"));
+        assert!(sandbox.ok(&["exec", "web", "nslookup", "some.name"]).contains("192.0.2.7"));
+    };
+    serves();
+    // The policy starts it again, with nobody there but its monitor, at the same port.
+    let count = || sandbox.ok(&["inspect", "-f", "{{.RestartCount}} {{.State.Running}}", "web"]);
+    sandbox.ok(&["exec", "web", "killall", "httpd"]);
+    wait_until("it has been restarted", || count() == "1 true");
+    serves();
     sandbox.finish();
 }

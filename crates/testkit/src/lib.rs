@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 pub struct Sandbox {
     binary: PathBuf,
     directory: tempfile::TempDir,
-    daemon: Option<Child>,
+    running: Option<Child>,
     before: leftovers::Host,
 }
 
@@ -34,7 +34,7 @@ pub fn sandbox(binary: &str) -> Option<Sandbox> {
     }
     let directory = tempfile::Builder::new().prefix("dhow-test-").tempdir().expect("a temporary directory can be made");
     let before = leftovers::Host::look();
-    let sandbox = Sandbox { binary: PathBuf::from(binary), directory, daemon: None, before };
+    let sandbox = Sandbox { binary: PathBuf::from(binary), directory, running: None, before };
     let archive = sandbox.path("busybox.tar");
     std::fs::write(&archive, busybox_archive()).expect("the image can be written");
     sandbox.ok(&["import", "-c", "CMD [\"sh\"]", archive.to_str().expect("temporary paths are UTF-8"), "busybox:latest"]);
@@ -123,12 +123,22 @@ impl Sandbox {
 
     /// As [`Sandbox::start_daemon`], with more options.
     pub fn start_daemon_with(&mut self, options: &[&str]) {
+        self.start_daemon_by(self.daemon(options));
+    }
+
+    /// The command that is a daemon on these roots.
+    pub fn daemon(&self, options: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
         command.arg("daemon").arg("-H").arg(format!("unix://{}", self.socket().display()));
         command.arg("--data-root").arg(self.data_root()).arg("--exec-root").arg(self.exec_root()).args(options);
+        command
+    }
+
+    /// Starts a daemon by a command that becomes [`Sandbox::daemon`].
+    pub fn start_daemon_by(&mut self, mut command: Command) {
         let log = std::fs::File::create(self.path("daemon.log")).expect("the log can be made");
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("the daemon starts");
-        self.daemon = Some(child);
+        self.running = Some(child);
         wait_until("the daemon answers", || {
             self.client("dhow", &["version"]).output().is_ok_and(|output| output.status.success())
         });
@@ -136,7 +146,7 @@ impl Sandbox {
 
     /// Ends the daemon as a crash would.
     pub fn kill_daemon(&mut self) {
-        let mut daemon = self.daemon.take().expect("a daemon runs");
+        let mut daemon = self.running.take().expect("a daemon runs");
         daemon.kill().expect("the daemon can be killed");
         daemon.wait().expect("the daemon can be waited for");
     }
@@ -152,7 +162,7 @@ impl Sandbox {
         for id in ids.lines() {
             self.ok(&["rm", "-f", "-v", id]);
         }
-        if self.daemon.is_some() {
+        if self.running.is_some() {
             self.kill_daemon();
         }
         let mut left = Vec::new();
@@ -172,7 +182,7 @@ impl Drop for Sandbox {
                 self.run(&["rm", "-f", "-v", id]);
             }
         }
-        if let Some(mut daemon) = self.daemon.take() {
+        if let Some(mut daemon) = self.running.take() {
             let _ = daemon.kill();
             let _ = daemon.wait();
         }
