@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use dhow_engine::Engine;
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Notify;
 
 use crate::tls::Gate;
 
@@ -102,10 +103,10 @@ impl Listener {
         Ok(Listener { socket, path: None })
     }
 
-    /// Serves connections until the future is dropped.
-    pub async fn serve(&self, engine: Arc<Engine>) {
+    /// Serves connections until the future is dropped; says at `ended` that one has ended.
+    pub async fn serve(&self, engine: Arc<Engine>, ended: Arc<Notify>) {
         loop {
-            match self.accept(&engine).await {
+            match self.accept(&engine, &ended).await {
                 Ok(()) => {}
                 Err(error) => {
                     // Out of descriptors, most likely: connections that end give some back.
@@ -119,12 +120,15 @@ impl Listener {
 
 impl Listener {
     /// Takes one connection; it is served beside the next.
-    async fn accept(&self, engine: &Arc<Engine>) -> std::io::Result<()> {
-        let engine = engine.clone();
+    async fn accept(&self, engine: &Arc<Engine>, ended: &Arc<Notify>) -> std::io::Result<()> {
+        let (engine, ended) = (engine.clone(), ended.clone());
         match &self.socket {
             Socket::Unix(socket) => {
                 let (connection, _) = socket.accept().await?;
-                tokio::spawn(crate::serve(engine, connection));
+                tokio::spawn(async move {
+                    crate::serve(engine, connection).await;
+                    ended.notify_one();
+                });
             }
             Socket::Tcp(socket, gate) => {
                 let place = gate.place().await;
@@ -139,6 +143,7 @@ impl Listener {
                         Ok(connection) => crate::serve(engine, connection).await,
                         Err(error) => tracing::info!("turned {client} away: {error}"),
                     }
+                    ended.notify_one();
                 });
             }
         }

@@ -175,6 +175,29 @@ pub fn trim_heap() {
     unsafe { libc::malloc_trim(0) };
 }
 
+/// As [`trim_heap`], and unmaps the program's code: what runs again is mapped again, out of the kernel's cache, page by page.
+/// For a process that has just come up or has nothing to do; most of its code has run for the last time.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn release_memory() -> io::Result<()> {
+    trim_heap();
+    let program = std::fs::read_link("/proc/self/exe")?;
+    let program = program.to_string_lossy();
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    // proc_pid_maps(5): start-end, permissions, offset, device, inode, path.
+    for line in maps.lines().filter(|line| line.ends_with(&*program) && line.contains(" r-xp ")) {
+        let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+        let number = |text: &str| usize::from_str_radix(text, 16).ok();
+        if let Some((start, end)) = range.and_then(|(start, end)| Some((number(start)?, number(end)?))) {
+            // SAFETY: the range is this program's code, which nobody has written to: the kernel maps the file's pages again,
+            // with the same content, when they are next used.
+            super::check(unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED) }.into())?;
+        }
+    }
+    Ok(())
+}
+
 /// Limits the allocator to one arena and gives large blocks back at once: fewer private pages in small processes. The rest
 /// grows in large steps and is given back by [`trim_heap`].
 pub fn small_heap() {
@@ -184,5 +207,22 @@ pub fn small_heap() {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 32 * 1024);
         libc::mallopt(libc::M_TRIM_THRESHOLD, 128 * 1024);
         libc::mallopt(libc::M_TOP_PAD, 64 * 1024);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_runs_on_after_its_memory_was_released() {
+        let resident = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("RssFile:")).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+        };
+        let before = resident();
+        release_memory().unwrap();
+        assert!(resident() < before, "{before} KiB before");
     }
 }

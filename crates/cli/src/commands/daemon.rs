@@ -4,12 +4,14 @@ mod sockets;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use dhow_engine::{Engine, Settings};
 use dhow_server::Certificates;
 use serde_json::{Map, Value};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 
 use self::sockets::Sockets;
 use crate::connect::address::Address;
@@ -232,10 +234,11 @@ async fn serve(settings: Settings, ipv6: &Ipv6, sockets: &Sockets, group: &str, 
     if let Ok(Err(error)) = reconciled {
         tracing::warn!("look for what a crash left: {error}");
     }
+    let ended = Arc::new(Notify::new());
     for listener in listeners {
         tracing::info!("API listens on {listener}");
-        let engine = engine.clone();
-        tokio::spawn(async move { listener.serve(engine).await });
+        let (engine, ended) = (engine.clone(), ended.clone());
+        tokio::spawn(async move { listener.serve(engine, ended).await });
     }
     let failed = |error: std::io::Error| Failure::new(format!("watch signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
@@ -244,7 +247,7 @@ async fn serve(settings: Settings, ipv6: &Ipv6, sockets: &Sockets, group: &str, 
     if let Err(error) = dhow_sys::systemd::notify("READY=1") {
         tracing::warn!("tell the service manager: {error}");
     }
-    dhow_sys::process::trim_heap();
+    tokio::spawn(release_memory_when_idle(ended));
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
@@ -262,6 +265,18 @@ async fn serve(settings: Settings, ipv6: &Ipv6, sockets: &Sockets, group: &str, 
         }
     }
     Ok(())
+}
+
+/// Gives back what a burst of work has left, a while after it, and now.
+async fn release_memory_when_idle(connection_ended: Arc<Notify>) {
+    const A_WHILE: Duration = Duration::from_secs(5);
+    loop {
+        if let Err(error) = dhow_sys::process::release_memory() {
+            tracing::debug!("release memory: {error}");
+        }
+        connection_ended.notified().await;
+        tokio::time::sleep(A_WHILE).await;
+    }
 }
 
 fn write_pidfile(path: &Path) -> Result {
