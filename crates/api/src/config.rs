@@ -197,6 +197,27 @@ pub struct Ulimit {
     pub soft: i64,
 }
 
+impl Ulimit {
+    /// The limits of setrlimit(2), in docker's spelling; one that the kernel does not know fails at the start.
+    pub const NAMES: [&str; 15] = [
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "locks",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
+        "rss",
+        "rtprio",
+        "rttime",
+        "sigpending",
+        "stack",
+    ];
+}
+
 /// A mount of the newer form.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use dhow_api::client::Client;
@@ -348,6 +348,9 @@ fn usage(error: &clap::Error, args: &[OsString]) -> i32 {
             }
         },
         ErrorKind::InvalidSubcommand => (format!("dhow: unknown command: {command} {given}"), 1),
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
+            (invalid_value(error, args).unwrap_or_else(|| first.to_owned()), 125)
+        }
         _ => (first.to_owned(), 125),
     };
     let usage = match error.kind() {
@@ -359,6 +362,33 @@ fn usage(error: &clap::Error, args: &[OsString]) -> i32 {
     let verb = if message.contains("requires at least") { "See" } else { "Run" };
     eprintln!("{message}\n\n{usage}{verb} '{command} --help' for more information");
     code
+}
+
+/// What is wrong with an option's value, in the words of Go's `strconv`.
+fn invalid_value(error: &clap::Error, args: &[OsString]) -> Option<String> {
+    let text = |kind: ContextKind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    // "--timeout <TIMEOUT>"
+    let option = text(ContextKind::InvalidArg)?.split([' ', '=']).next()?.trim_start_matches('-');
+    let value = text(ContextKind::InvalidValue)?;
+    let known = App::command();
+    let mut group = &known;
+    for word in args.iter().skip(1).map(|word| word.to_string_lossy()) {
+        group = group.find_subcommand(&*word).unwrap_or(group);
+    }
+    let short = group.get_arguments().find(|arg| arg.get_long() == Some(option)).and_then(clap::Arg::get_short);
+    let name = short.map_or(format!("--{option}"), |short| format!("-{short}, --{option}"));
+    let parsing = |function: &str, why: &str| format!("strconv.{function}: parsing \"{value}\": {why}");
+    let why = match std::error::Error::source(error).map(ToString::to_string).as_deref() {
+        None => parsing("ParseBool", "invalid syntax"),
+        Some("invalid float literal") => parsing("ParseFloat", "invalid syntax"),
+        Some(why) if why.starts_with("number too") => parsing("ParseInt", "value out of range"),
+        Some("invalid digit found in string" | "cannot parse integer from empty string") => parsing("ParseInt", "invalid syntax"),
+        Some(why) => why.to_owned(),
+    };
+    Some(format!("invalid argument \"{value}\" for \"{name}\" flag: {why}"))
 }
 
 /// The command that was called, with what stands before it, and its own name: `dhow container logs` and `logs`.

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 
 use dhow_api::config::{Config, CreateRequest, HostConfig};
+use dhow_oci::Platform;
 use dhow_oci::image::Execution;
 use dhow_oci::time::now;
 use dhow_store::Durability;
@@ -19,6 +20,8 @@ pub struct NewContainer {
     /// Random if `None`.
     pub name: Option<String>,
     pub request: CreateRequest,
+    /// What the image must be made for, if it matters.
+    pub platform: Option<Platform>,
 }
 
 #[derive(Debug)]
@@ -38,6 +41,15 @@ impl Engine {
             return Err(Error::invalid("config cannot be empty in order to create a container"));
         }
         let image = self.find_image(&config.image)?;
+        if let Some(wanted) = &new.platform {
+            let found = image.row.config.platform();
+            if !found.serves(wanted) {
+                return Err(Error::not_found(format!(
+                    "image with reference {} was found but its platform ({found}) does not match the specified platform ({wanted})",
+                    config.image
+                )));
+            }
+        }
         let preset = image.row.config.config.clone().unwrap_or_default();
         merge(&mut config, preset);
         let command: Vec<String> = config.entrypoint.iter().flatten().chain(config.cmd.iter().flatten()).cloned().collect();
@@ -220,7 +232,9 @@ impl Engine {
         match host.log_config.kind.as_str() {
             "" => host.log_config.kind = "json-file".to_owned(),
             "json-file" | "none" => {}
-            other => return Err(Error::invalid(format!("logger: no log driver named '{other}' is registered"))),
+            other => {
+                return Err(Error::invalid(format!("error looking up logging plugin {other}: plugin \"{other}\" not found")));
+            }
         }
         crate::logs::check_options(&host.log_config)?;
         if host.shm_size < 0 {

@@ -54,6 +54,7 @@ impl From<StoreError> for Error {
     fn from(error: StoreError) -> Error {
         let kind = match &error {
             StoreError::Archive(_)
+            | StoreError::Tar(_)
             | StoreError::Apply(_)
             | StoreError::WrongDiffId { .. }
             | StoreError::WrongDigest { .. }

@@ -163,7 +163,13 @@ impl Engine {
         const SIGKILL: i32 = 9;
         let cannot = |error: Error| Error { message: format!("cannot kill container: {reference}: {}", error.message), ..error };
         let container = self.container(reference).map_err(cannot)?;
-        let signal = signal.filter(|signal| !signal.is_empty()).map(parse_signal).transpose().map_err(cannot)?.unwrap_or(SIGKILL);
+        let parse = |text: &str| match text.parse::<i32>() {
+            Ok(number) if !(1..=64).contains(&number) => {
+                Err(Error::invalid(format!("the linux daemon does not support signal {number}")))
+            }
+            _ => parse_signal(text),
+        };
+        let signal = signal.filter(|signal| !signal.is_empty()).map(parse).transpose().map_err(cannot)?.unwrap_or(SIGKILL);
         if !container.is_running() {
             return Err(cannot(Error::conflict(format!("container {} is not running", container.id))));
         }
@@ -195,7 +201,10 @@ impl Engine {
         if name == container.name {
             return Err(Error::invalid("Renaming a container with the same name as its current name"));
         }
-        names::check_name(name)?;
+        names::check_name(name).map_err(|error| Error {
+            message: format!("Error when allocating new name: {}", error.message.replacen("name (", "name (/", 1)),
+            ..error
+        })?;
         self.store.database.write(Durability::Power, |tx| {
             if tx.execute("UPDATE OR IGNORE containers SET name = ?1 WHERE id = ?2", [name, &container.id.0])? > 0 {
                 return Ok(());

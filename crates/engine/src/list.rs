@@ -41,7 +41,10 @@ impl Engine {
         let filters = &query.filters;
         filters.check(&FILTERS)?;
         if let Some(state) = filters.get("status").iter().find(|state| !STATES.contains(&state.as_str())) {
-            return Err(Error::invalid(format!("invalid filter 'status={state}'")));
+            return Err(Error::invalid(format!(
+                "invalid filter 'status={state}': invalid value for state ({state}): must be one of {}",
+                STATES.join(", ")
+            )));
         }
         let codes: Vec<i32> = filters
             .get("exited")

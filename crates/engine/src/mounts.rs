@@ -249,7 +249,7 @@ fn tmpfs(path: &str, words: &str) -> Result<MountRecord> {
     for word in words.split(',').filter(|word| !word.is_empty()) {
         let key = word.split('=').next().unwrap_or_default();
         if !FLAGS.contains(&word) && !KEYS.contains(&key) {
-            return Err(Error::invalid(format!("invalid tmpfs option [\"{word}\"]")));
+            return Err(Error::invalid(format!("invalid tmpfs option \"{word}\"")));
         }
         writable &= word != "ro";
         options.push(word.to_owned());

@@ -227,24 +227,7 @@ fn environment(container: &Container) -> Vec<String> {
 fn rlimits(host: &HostConfig) -> Result<Vec<Rlimit>> {
     let limit = |number: i64| if number < 0 { u64::MAX } else { number as u64 };
     let rlimit = |ulimit: &dhow_api::config::Ulimit| {
-        const NAMES: [&str; 15] = [
-            "core",
-            "cpu",
-            "data",
-            "fsize",
-            "locks",
-            "memlock",
-            "msgqueue",
-            "nice",
-            "nofile",
-            "nproc",
-            "rss",
-            "rtprio",
-            "rttime",
-            "sigpending",
-            "stack",
-        ];
-        if !NAMES.contains(&ulimit.name.as_str()) {
+        if !dhow_api::config::Ulimit::NAMES.contains(&ulimit.name.as_str()) {
             return Err(Error::invalid(format!("invalid ulimit type: {}", ulimit.name)));
         }
         Ok(Rlimit { kind: format!("RLIMIT_{}", ulimit.name.to_uppercase()), hard: limit(ulimit.hard), soft: limit(ulimit.soft) })

@@ -69,6 +69,13 @@ pub struct ImageConfig {
     pub comment: Option<String>,
 }
 
+impl ImageConfig {
+    /// What the image is made for.
+    pub fn platform(&self) -> Platform {
+        Platform { architecture: self.architecture.clone(), os: self.os.clone(), variant: self.variant.clone() }
+    }
+}
+
 /// How a container of the image runs: the `config` object.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]

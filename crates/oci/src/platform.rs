@@ -14,12 +14,25 @@ pub struct Platform {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "\"{0}\" is an invalid component of \"{1}\": platform specifier component must match \"^[A-Za-z0-9_.-]+$\": invalid argument"
-)]
-pub struct InvalidPlatform(String, String);
+pub enum InvalidPlatform {
+    #[error(
+        "\"{0}\" is an invalid component of \"{1}\": platform specifier component must match \"^[A-Za-z0-9_.-]+$\": invalid argument"
+    )]
+    Component(String, String),
+    #[error("\"{0}\": cannot parse platform specifier: invalid argument")]
+    Form(String),
+}
 
 impl Platform {
+    /// Whether what is made for this platform is what was asked for; no variant means any.
+    pub fn serves(&self, wanted: &Platform) -> bool {
+        let same = self.os == wanted.os && self.architecture == wanted.architecture;
+        // Of 64-bit ARM there is but this variant, which most images leave out.
+        let variant =
+            |platform: &Platform| platform.variant.clone().filter(|variant| platform.architecture != "arm64" || variant != "v8");
+        same && (variant(wanted).is_none() || variant(self) == variant(wanted))
+    }
+
     /// The platform this program was built for.
     pub fn host() -> Platform {
         Platform { architecture: normal_architecture(std::env::consts::ARCH).to_owned(), os: "linux".to_owned(), variant: None }
@@ -51,7 +64,7 @@ impl FromStr for Platform {
         let valid =
             |part: &&&str| part.is_empty() || !part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
         if let Some(part) = parts.iter().find(valid) {
-            return Err(InvalidPlatform((*part).to_owned(), text.to_owned()));
+            return Err(InvalidPlatform::Component((*part).to_owned(), text.to_owned()));
         }
         match parts[..] {
             ["linux"] => Ok(Platform::host()),
@@ -64,7 +77,7 @@ impl FromStr for Platform {
                 os: os.into(),
                 variant: Some(variant.into()),
             }),
-            _ => Err(InvalidPlatform(lower.clone(), text.to_owned())),
+            _ => Err(InvalidPlatform::Form(text.to_owned())),
         }
     }
 }

@@ -36,7 +36,8 @@ pub(crate) async fn list(engine: Arc<Engine>, call: Call) -> Result<Answer> {
 pub(crate) async fn create(engine: Arc<Engine>, mut call: Call) -> Result<Answer> {
     let request: CreateRequest = call.json(false).await?;
     let name = call.parameters.optional("name").map(str::to_owned);
-    let created = quick(move || engine.create(NewContainer { name, request })).await?;
+    let platform = crate::images::platform(call.parameters.get("platform"))?;
+    let created = quick(move || engine.create(NewContainer { name, request, platform })).await?;
     Ok(answer::json(StatusCode::CREATED, &json!({ "Id": created.id, "Warnings": created.warnings })))
 }
 

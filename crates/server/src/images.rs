@@ -161,7 +161,8 @@ pub(crate) async fn create(engine: Arc<Engine>, call: Call) -> Result<Answer> {
     Ok(answer)
 }
 
-fn platform(text: &str) -> Result<Option<Platform>> {
+/// The parameter `platform` of several requests.
+pub(crate) fn platform(text: &str) -> Result<Option<Platform>> {
     if text.is_empty() {
         return Ok(None);
     }

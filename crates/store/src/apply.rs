@@ -15,8 +15,8 @@ use tar::{Archive, Entry, EntryType};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    #[error("read the layer: {0}")]
-    Tar(#[source] io::Error),
+    #[error("read the layer: {}", tar_error(.0))]
+    Tar(io::Error),
     #[error("layer entry \"{0}\" leads out of the root")]
     Escapes(String),
     #[error("layer entry \"{0}\" is no valid whiteout")]
@@ -27,6 +27,18 @@ pub enum ApplyError {
     Entry { path: String, source: io::Error },
     #[error("layer entry \"{0}\" has the unknown type {1:?}")]
     Type(String, char),
+}
+
+/// What is wrong with an archive, in Go's words. The codec's own quote the archive's bytes, whatever they are.
+pub(crate) fn tar_error(error: &io::Error) -> String {
+    let text = error.to_string();
+    if text.contains("numeric field") || text.contains("when getting") || text.contains("checksum") {
+        "archive/tar: invalid tar header".to_owned()
+    } else if text.contains("failed to read entire block") || text.contains("unexpected EOF") {
+        "unexpected EOF".to_owned()
+    } else {
+        text
+    }
 }
 
 const WHITEOUT: &[u8] = b".wh.";

@@ -60,7 +60,7 @@ impl Spool {
         let mut spool = Spool { directory, files: HashMap::new() };
         let malformed = |error: io::Error| match error.kind() {
             io::ErrorKind::StorageFull => StoreError::Io { what: "unpack the archive".to_owned(), source: error },
-            _ => StoreError::Archive(error.to_string()),
+            _ => StoreError::Tar(error),
         };
         let mut tar = tar::Archive::new(decompressed(archive).map_err(malformed)?);
         let mut links = Vec::new();

@@ -47,6 +47,9 @@ pub enum StoreError {
     Apply(#[from] ApplyError),
     #[error("invalid archive: {0}")]
     Archive(String),
+    /// It is none at all, or damaged.
+    #[error("{}", crate::apply::tar_error(.0))]
+    Tar(io::Error),
 }
 
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;

@@ -293,12 +293,18 @@ impl Options {
                 ("platform", self.platform.as_deref().unwrap_or_default())
             ])
         );
+        if let Some(Err(error)) = self.platform.as_deref().map(str::parse::<dhow_oci::Platform>) {
+            return Err(bad(format!("error parsing specified platform: {error}")));
+        }
         if self.pull == "always" {
             super::image::pull(client, &self.image, self.quiet).await?;
         }
         let created = client.post_json::<CreateResponse>(&path, request).await;
         let created = match created {
-            Err(ClientError::Api { status: 404, message }) if self.pull == "missing" && message.starts_with("No such image") => {
+            Err(ClientError::Api { status: 404, message })
+                if self.pull == "missing"
+                    && (message.starts_with("No such image") || message.starts_with("image with reference")) =>
+            {
                 if !self.quiet {
                     let name =
                         self.image.parse::<dhow_oci::Reference>().map_or(self.image.clone(), |name| name.or_latest().familiar());

@@ -143,7 +143,7 @@ pub struct Tag {
 impl Tag {
     pub async fn run(self, client: &Client) -> Result {
         let name: dhow_oci::Reference = self.target.parse().map_err(|error| {
-            Failure::new(format!("error parsing reference: \"{}\" is not a valid repository/tag: {error}", self.target))
+            Failure::new(format!("Error parsing reference: \"{}\" is not a valid repository/tag: {error}", self.target))
         })?;
         let name = name.or_latest();
         let parameters = query(&[("repo", &name.familiar_repository()), ("tag", name.tag.as_deref().unwrap_or_default())]);

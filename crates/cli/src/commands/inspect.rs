@@ -139,6 +139,12 @@ impl Port {
         let ports = &inspected.network_settings.ports;
         let shown = |ip: &str, port: &str| if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") };
         if let Some(port) = &self.port {
+            let number = port.split('/').next().unwrap_or_default();
+            if number.parse::<u16>().is_err() {
+                return Err(Failure::new(format!(
+                    "Error: invalid port ({number}): strconv.ParseUint: parsing \"{number}\": invalid syntax"
+                )));
+            }
             let key = if port.contains('/') { port.clone() } else { format!("{port}/tcp") };
             let bindings = ports.get(&key).cloned().flatten().filter(|bindings| !bindings.is_empty());
             let bindings = bindings

@@ -57,15 +57,20 @@ pub struct Start {
 impl Start {
     pub async fn run(self, client: &Client) -> Result {
         if !self.attach && !self.interactive {
-            return each(&self.containers, async |name| {
-                client.post(&format!("{}/start", path(name))).await?;
-                print(&format!("{name}\n"))
-            })
-            .await
-            .map_err(|failure| match failure.message.is_empty() {
-                true => Failure::new(format!("failed to start containers: {}", self.containers.join(", "))),
-                false => failure,
-            });
+            let mut failed = Vec::new();
+            for name in &self.containers {
+                match client.post(&format!("{}/start", path(name))).await {
+                    Ok(_) => print(&format!("{name}\n"))?,
+                    Err(error) => {
+                        eprintln!("{error}");
+                        failed.push(name.as_str());
+                    }
+                }
+            }
+            return match failed.is_empty() {
+                true => Ok(()),
+                false => Err(Failure::new(format!("Error: failed to start containers: {}", failed.join(", ")))),
+            };
         }
         let [name] = &self.containers[..] else {
             return Err(Failure::new("you cannot start and attach multiple containers at once"));

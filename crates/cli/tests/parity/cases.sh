@@ -179,3 +179,66 @@ echo garbage >bad.tar; docker load -i bad.tar >/dev/null 2>&1; test $? -ne 0 && 
 docker load -i nosuch.tar
 docker load </dev/null 2>/dev/null
 docker import nosuch.tar
+
+# bad values of options
+docker run --rm --pids-limit abc parity true
+docker run --rm --ulimit nosuch=5 parity true
+docker run --rm --tmpfs /x:nosuch parity true
+docker run --rm -l =x parity true
+docker run --rm --uts nosuch parity true
+docker run --rm --userns nosuch parity true
+docker run --rm --ipc nosuch parity true
+docker run --rm --device /dev/nosuch parity true
+docker run --rm --device /dev/null:/dev/x:zz parity true
+docker run --rm --security-opt nosuch parity true
+docker run --rm --security-opt seccomp=/nosuch parity true
+docker run --rm --log-driver nosuch parity true
+docker run --rm --log-opt nosuch=x parity true
+docker run --rm --shm-size abc parity true
+docker run --rm --runtime nosuch parity true
+docker run --rm --platform nonsense/x/y/z parity true
+docker run --rm --restart nosuch parity true
+docker run --rm --stop-signal NOSUCH parity true
+docker run --rm --add-host bad parity true
+docker run --rm --entrypoint '' parity true
+docker run --rm --cidfile /etc/passwd parity true
+docker run --rm -w rel parity pwd
+docker run --rm -v 'bad name:/x' parity true
+docker run --rm --mount type=bind,dst=/x parity true
+docker run --rm --memory 8m --memory-swap 7m parity true
+docker ps -n abc
+docker ps --filter status=nosuch
+docker ps --filter nosuch=x
+docker images --filter nosuch=1
+docker import /nosuch
+docker load -i /nosuch
+docker load -i /etc/passwd
+docker tag parity Bad
+docker tag nosuch p-x
+docker rmi nosuch
+
+# exec, signals and names, wrongly
+docker run -d --name p-bad parity sleep 1000
+docker exec -w rel p-bad pwd
+docker exec -w /nosuch p-bad pwd
+docker exec -u nosuch p-bad id
+docker exec p-bad /etc
+docker logs --tail abc p-bad
+docker logs --since nonsense p-bad
+docker port p-bad abc
+docker port p-bad 80
+docker top p-bad -o pid,comm | tr -d ' 0-9'
+docker top nosuch
+docker stop -t abc p-bad
+docker kill -s NOSUCH p-bad
+docker kill -s 99 p-bad
+docker rename p-bad p-bad
+docker rename p-bad 'bad name'
+docker inspect -f '{{.NoSuch}}' p-bad
+docker inspect -f '{{.State.NoSuch' p-bad
+docker inspect --type image p-bad
+docker pause p-bad; docker pause p-bad; docker exec p-bad true; docker unpause p-bad; docker unpause p-bad
+docker start nosuch p-bad
+docker wait nosuch p-nosuch
+docker rm p-bad
+docker rm -f p-bad; docker rm -f p-bad; docker rm p-bad

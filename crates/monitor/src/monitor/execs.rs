@@ -18,6 +18,12 @@ impl Monitor {
             let message = format!("Container {} is paused, unpause the container before exec", self.setup.id);
             return self.fail(index, FailureKind::Conflict, message);
         }
+        // A user who does not exist is told of now, as dockerd does: what goes wrong at the start, docker's client hides.
+        if let (Some(user), Some(root), Some(running)) = (config.user.as_deref(), &self.root, &self.running)
+            && let Err(why) = start::exec_identity(&root.fd, running, Some(user), &self.setup.groups)
+        {
+            return self.fail(index, FailureKind::Internal, why);
+        }
         let finished = self.execs.iter().filter(|exec| exec.exit_code.is_some()).count();
         if finished > MAX_FINISHED_EXECS
             && let Some(oldest) = self.execs.iter().position(|exec| exec.exit_code.is_some())
@@ -127,6 +133,10 @@ impl Monitor {
             capabilities.permitted.clone_from(&self.setup.all_capabilities);
         }
         start::set_identity(&mut process, &identity);
+        if !process.cwd.starts_with('/') {
+            let message = "OCI runtime exec failed: exec failed: Cwd must be an absolute path".to_owned();
+            return Err((FailureKind::Start, message, 128));
+        }
         let io = |error: io::Error| (FailureKind::Internal, format!("prepare the streams: {error}"), 126);
         let (stdio, streams) = if config.tty {
             (dhow_runtime::launch::Stdio::Terminal, process::Streams::default())

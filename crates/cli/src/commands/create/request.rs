@@ -10,8 +10,8 @@ use serde_json::json;
 
 use super::Options;
 use super::values::{
-    Bindings, bad, bytes, check_sysctl, device, extra_host, flag, mount, name_server, nano_cpus, pairs, parse_network,
-    port_range, publish, restart_policy, security_options, split_volumes, throttles, tmpfs, ulimit, with_value,
+    Bindings, bad, bytes, check_sysctl, device, extra_host, flag, host_or_nothing, mount, name_server, nano_cpus, pairs,
+    parse_network, port_range, publish, restart_policy, security_options, split_volumes, throttles, tmpfs, ulimit, with_value,
 };
 use crate::failure::Result;
 
@@ -100,8 +100,8 @@ impl Options {
             readonly_rootfs: self.read_only,
             security_opt: text(&security),
             tmpfs: Some(tmpfs(&self.tmpfs)).filter(|mounts| !mounts.is_empty()),
-            uts_mode: self.uts.clone(),
-            userns_mode: self.userns.clone(),
+            uts_mode: host_or_nothing(&self.uts, "--uts: invalid UTS mode")?,
+            userns_mode: host_or_nothing(&self.userns, "--userns: invalid USER mode")?,
             shm_size: bytes(&self.shm_size, "--shm-size")?,
             sysctls: Some(pairs(&self.sysctl, "--sysctl")?).filter(|pairs| !pairs.is_empty()),
             runtime: self.runtime.clone(),
@@ -174,6 +174,9 @@ impl Options {
     }
 
     fn labels(&self) -> Result<BTreeMap<String, String>> {
+        if let Some(text) = self.label.iter().find(|text| text.is_empty() || text.starts_with('=')) {
+            return Err(flag(text, "-l, --label", &format!("invalid label '{text}': empty name")));
+        }
         let mut labels = BTreeMap::new();
         let mut add = |text: &str| {
             let (key, value) = text.split_once('=').unwrap_or((text, ""));

@@ -109,6 +109,11 @@ pub(super) fn split_volumes(given: &[String]) -> (Vec<String>, dhow_api::config:
     (binds, volumes)
 }
 
+/// A mode that shares a namespace with the host, or not.
+pub(super) fn host_or_nothing(text: &str, why: &str) -> Result<String> {
+    if matches!(text, "" | "host") { Ok(text.to_owned()) } else { Err(bad(why)) }
+}
+
 pub(super) fn restart_policy(text: &str) -> Result<RestartPolicy> {
     let (name, count) = text.split_once(':').unwrap_or((text, ""));
     if name.is_empty() && !count.is_empty() {
@@ -130,8 +135,13 @@ pub(super) fn security_options(given: &[String]) -> Result<(Vec<String>, bool)> 
         match key {
             "systempaths" if value == "unconfined" => systempaths = true,
             "seccomp" if !matches!(value, "unconfined" | "builtin") => {
-                let profile = fs::read_to_string(value)
-                    .map_err(|error| bad(format!("opening seccomp profile ({value}) failed: {error}")))?;
+                let profile = fs::read_to_string(value).map_err(|error| {
+                    let why = match error.kind() {
+                        std::io::ErrorKind::NotFound => "no such file or directory".to_owned(),
+                        _ => error.to_string(),
+                    };
+                    bad(format!("opening seccomp profile ({value}) failed: open {value}: {why}"))
+                })?;
                 let compact: serde_json::Value = serde_json::from_str(&profile)
                     .map_err(|error| bad(format!("compacting json for seccomp profile ({value}) failed: {error}")))?;
                 options.push(format!("seccomp={compact}"));
@@ -212,6 +222,7 @@ pub(super) fn device(text: &str) -> Result<DeviceMapping> {
         [host, access] if mode(access) => (host, host, access),
         [host, container] => (host, container, "rwm"),
         [host, container, access] if mode(access) => (host, container, access),
+        [_, _, access] => return Err(bad(format!("bad mode specified: {access}"))),
         _ => return Err(bad(format!("invalid device specification: {text}"))),
     };
     Ok(DeviceMapping {
@@ -250,6 +261,9 @@ pub(super) fn ulimit(text: &str) -> Result<Ulimit> {
     let (soft, hard) = (number(soft)?, number(hard)?);
     if hard != -1 && (soft == -1 || soft > hard) {
         return Err(wrong(format!("ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}")));
+    }
+    if !Ulimit::NAMES.contains(&name) {
+        return Err(wrong(format!("invalid ulimit type: {name}")));
     }
     Ok(Ulimit { name: name.to_owned(), hard, soft })
 }
