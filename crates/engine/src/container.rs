@@ -148,9 +148,7 @@ impl Engine {
     pub fn container(&self, reference: &str) -> Result<Container> {
         let stored = self.store.database.read::<_, Error>(|db| find(db, reference))?;
         let container = self.complete(stored)?;
-        // What a killed monitor left is put right by whoever looks.
-        if !container.supervised && self.paths().run(&container.id.0).exists() {
-            self.recover(&container)?;
+        if self.put_right(&container)? {
             let stored = self.store.database.read::<_, Error>(|db| find(db, reference))?;
             return self.complete(stored);
         }

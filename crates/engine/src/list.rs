@@ -96,8 +96,7 @@ impl Engine {
             if container.removing && !container.supervised && self.remove_container(&container, true).is_ok() {
                 continue;
             }
-            if !container.supervised && self.paths().run(&container.id.0).exists() {
-                self.recover(&container)?;
+            if self.put_right(&container)? {
                 match self.container(&container.id.0) {
                     Ok(now) => container = now,
                     Err(_) => continue,

@@ -15,6 +15,26 @@ use crate::error::Context;
 use crate::{Engine, Error, Kind, Result};
 
 impl Engine {
+    /// Puts right what a killed monitor or a reboot left of a container: whoever looks at one does it. Whether something has
+    /// changed.
+    pub(crate) fn put_right(&self, container: &Container) -> Result<bool> {
+        if container.supervised {
+            return Ok(false);
+        }
+        if self.paths().run(&container.id.0).exists() {
+            return self.recover(container).map(|()| true);
+        }
+        // One that has ended while its host was up is being removed by whoever waits for that.
+        let ran_before = container.state.status != Status::Created && container.state.started < dhow_sys::process::booted();
+        if container.removing || !container.auto_remove() || !ran_before {
+            return Ok(false);
+        }
+        match self.remove_container(container, true) {
+            Err(error) if error.kind != Kind::NotFound => Err(error),
+            _ => Ok(true),
+        }
+    }
+
     /// Ends and records a container whose monitor died, and restarts it by its policy.
     pub(crate) fn recover(&self, container: &Container) -> Result<()> {
         let Some(ran) = self.clean_after_crash(container)? else { return Ok(()) };

@@ -169,6 +169,15 @@ pub fn set_controlling_terminal(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// When the host came up, in nanoseconds since the epoch by its clock of now.
+pub fn booted() -> i64 {
+    let nanoseconds = |clock| {
+        let time = rustix::time::clock_gettime(clock);
+        time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec)
+    };
+    nanoseconds(rustix::time::ClockId::Realtime) - nanoseconds(rustix::time::ClockId::Boottime)
+}
+
 /// Hands freed memory back to the system, so that a long-lived process shows what it really needs.
 pub fn trim_heap() {
     // SAFETY: malloc_trim walks the allocator's own structures under its own lock.
