@@ -7,7 +7,7 @@ use dhow_network::{Attached, Plan};
 use dhow_runtime::cgroup::Cgroup;
 use dhow_runtime::launch::{Launch, Rootfs, Start, Stdio, launch};
 use dhow_runtime::spec::{ConsoleSize, Process as SpecProcess, Resources, Spec};
-use dhow_runtime::user;
+use dhow_runtime::{RuntimeError, user};
 use dhow_sys::root::Root;
 
 use crate::copy_up::copy_up;
@@ -95,7 +95,7 @@ pub(crate) fn start(
     }
     let path = spec.linux().cgroups_path.as_deref().unwrap_or_default();
     let none = Resources::default();
-    let cgroup = Cgroup::create(path, spec.linux().resources.as_ref().unwrap_or(&none))
+    let cgroup = Cgroup::prepare(path, spec.linux().resources.as_ref().unwrap_or(&none))
         .map_err(|error| cannot("unable to apply cgroup configuration", &error))?;
     let started = launch_in(setup, (spec, &process), &cgroup, root, &identity, network);
     if started.is_err() {
@@ -119,6 +119,7 @@ fn launch_in(
     } else {
         process::pipes(setup.open_stdin, true, true, identity.uid, identity.gid).map_err(io)?
     };
+    let none = Resources::default();
     let launched = launch(Launch {
         id: &setup.id,
         spec,
@@ -127,12 +128,16 @@ fn launch_in(
         staging: &state::staging(&setup.run),
         bundle: &setup.directory,
         cgroup,
+        resources: spec.linux().resources.as_ref().unwrap_or(&none),
         stdio,
         start: Start::AtOnce,
         network,
         preserve_fds: 0,
     });
-    let launched = launched.map_err(|error| Failed::new(format!("unable to start container process: {error}")))?;
+    let launched = launched.map_err(|error| match error {
+        RuntimeError::Cgroup(_) => Failed::new(error.to_string()),
+        error => Failed::new(format!("unable to start container process: {error}")),
+    })?;
     let streams = match launched.terminal {
         Some(master) => process::terminal(master, setup.open_stdin).map_err(io)?,
         None => streams,

@@ -30,23 +30,22 @@ pub struct Events {
 }
 
 impl Cgroup {
-    /// Makes the cgroup `path`, absolute below the hierarchies' roots, and sets its limits.
-    pub fn create(path: &str, resources: &Resources) -> Result<Cgroup> {
-        const ATTEMPTS: u32 = 20;
+    /// The cgroup `path`, absolute below the hierarchies' roots, of a container that is about to be launched. On v2 it is
+    /// made, and has its limits: the container's init is born inside. On v1, a directory in each of a dozen hierarchies,
+    /// that is [`Cgroup::complete`]'s, while init is at its first steps.
+    pub fn prepare(path: &str, resources: &Resources) -> Result<Cgroup> {
         let path = anchored(path)?;
-        let layout = layout()?;
-        let mut attempt = 0;
-        loop {
-            let created = match &layout {
-                Layout::Unified(mount) => Unified::create(mount, &path, resources).map(Cgroup::V2),
-                Layout::Hierarchies(mounts) => Hierarchies::create(mounts, &path, resources).map(Cgroup::V1),
-            };
-            attempt += 1;
-            match created {
-                // The last container below the parent has just ended, and taken the parent along.
-                Err(RuntimeError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound && attempt < ATTEMPTS => {}
-                other => return other,
-            }
+        match layout()? {
+            Layout::Unified(mount) => made(|| Unified::create(&mount, &path, resources)).map(Cgroup::V2),
+            Layout::Hierarchies(mounts) => Ok(Cgroup::V1(Hierarchies::open(mounts, &path))),
+        }
+    }
+
+    /// Makes what [`Cgroup::prepare`] has left to be made. Whoever joins must wait for it.
+    pub(crate) fn complete(&self, resources: &Resources) -> Result<()> {
+        match self {
+            Cgroup::V1(hierarchies) => made(|| hierarchies.create(resources)),
+            Cgroup::V2(_) => Ok(()),
         }
     }
 
@@ -55,7 +54,7 @@ impl Cgroup {
         let path = anchored(path)?;
         Ok(match layout()? {
             Layout::Unified(mount) => Cgroup::V2(Unified::open(&mount, &path)?),
-            Layout::Hierarchies(mounts) => Cgroup::V1(Hierarchies::open(&mounts, &path)),
+            Layout::Hierarchies(mounts) => Cgroup::V1(Hierarchies::open(mounts, &path)),
         })
     }
 
@@ -155,6 +154,19 @@ impl Cgroup {
         // One that fails does not keep the others from being tried.
         let results: Vec<io::Result<()>> = directories.into_iter().map(remove_directory).collect();
         results.into_iter().collect()
+    }
+}
+
+/// Makes a cgroup, again when the last container below its parent has just ended, and taken the parent along.
+fn made<T>(create: impl Fn() -> Result<T>) -> Result<T> {
+    const ATTEMPTS: u32 = 20;
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        match create() {
+            Err(RuntimeError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound && attempt < ATTEMPTS => {}
+            other => return other,
+        }
     }
 }
 

@@ -324,7 +324,8 @@ fn claimed(
     }
     let staging = store.directory(id).join("rootfs");
     fs::create_dir(&staging).context(|| "create the staging directory".to_owned())?;
-    let cgroup = Cgroup::create(&cgroup_path, &with_default_devices(linux.resources.clone().unwrap_or_default()))?;
+    let resources = with_default_devices(linux.resources.clone().unwrap_or_default());
+    let cgroup = Cgroup::prepare(&cgroup_path, &resources)?;
     let launched = launch(Launch {
         id,
         spec,
@@ -333,6 +334,7 @@ fn claimed(
         staging: &staging,
         bundle,
         cgroup: &cgroup,
+        resources: &resources,
         stdio,
         start: if wait { Start::Fifo(fifo) } else { Start::AtOnce },
         network: None,

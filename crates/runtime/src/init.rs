@@ -21,7 +21,6 @@ pub(crate) struct Child<'a> {
     pub flags: u64,
     pub joins: &'a [Join],
     pub socket: &'a OwnedFd,
-    pub cgroup_tasks: &'a [OwnedFd],
 }
 
 /// Sets the container up and execs its program; on failure reports, and returns the process's status.
@@ -43,7 +42,6 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
     let spec = launch.spec;
     let linux = spec.linux();
 
-    join_cgroup(child.cgroup_tasks)?;
     for join in child.joins {
         process::set_namespace(join.file.as_fd(), join.flag as i32).context(|| "join a namespace".to_owned())?;
     }
@@ -54,10 +52,6 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
         dhow_sys::ids::set_groups(&[]).context(|| "drop the groups".to_owned())?;
         dhow_sys::ids::set_gid(0).context(|| "become group 0 of the user namespace".to_owned())?;
         dhow_sys::ids::set_uid(0).context(|| "become user 0 of the user namespace".to_owned())?;
-    }
-    if child.flags & libc_flags::NEW_CGROUP != 0 && launch.cgroup.clone_into().is_none() {
-        // On v1 the process joined its cgroups after clone: the namespace's root must be taken there.
-        process::unshare(libc_flags::NEW_CGROUP as i32).context(|| "create the cgroup namespace".to_owned())?;
     }
     rustix::process::setsid().context(|| "start a session".to_owned())?;
     let keyring = c_string(format!("_ses.{}", launch.id))?;
@@ -71,8 +65,15 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
     if child.flags & libc_flags::NEW_NETWORK != 0 {
         loopback_up()?;
     }
+    // What needs no cgroup comes first: it is made meanwhile. Hooks find the container in its cgroup.
+    let hooked = hooks::has_runtime_hooks(spec);
+    let before_cgroup = if hooked { 0 } else { spec.mounts.iter().take_while(|mount| mount.kind != "cgroup").count() };
+    let (first, others) = spec.mounts.split_at(before_cgroup);
+    rustix::process::umask(Mode::empty());
+    tree.mount_all(first, spec, launch.cgroup)?;
+    enter_cgroup(child)?;
     let mut filter = None;
-    if hooks::has_runtime_hooks(spec) {
+    if hooked {
         // The answer comes after it.
         filter = Some(seccomp::receive(child.socket)?);
         socket::send(child.socket, b"H", &[]).context(|| "ask for the hooks".to_owned())?;
@@ -82,9 +83,7 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
     if let Some(score) = launch.process.oom_score_adj {
         files.write_oom_score(score)?;
     }
-    rustix::process::umask(Mode::empty());
-
-    tree.mount_all(spec, launch.cgroup)?;
+    tree.mount_all(others, spec, launch.cgroup)?;
     let user_namespaced = linux.namespaces.iter().any(|namespace| namespace.kind == "user");
     let has_dev = spec.mounts.iter().any(|mount| mount.destination == "/dev" && mount.kind == "bind");
     if !has_dev {
@@ -139,6 +138,22 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
     };
     let filter = filter.map_or_else(|| seccomp::receive(child.socket), Ok)?;
     finish.exec(filter.as_ref(), launch.preserve_fds, wait)
+}
+
+/// Waits until the container's cgroup is complete, and joins it where the process was not born inside.
+fn enter_cgroup(child: &Child<'_>) -> Result<()> {
+    let mut files = Vec::new();
+    let mut message = [0u8; 1];
+    let length = socket::receive(child.socket, &mut message, &mut files).context(|| "wait for the cgroup".to_owned())?;
+    if length != 1 || message != *b"C" {
+        return Err(RuntimeError::Init("the runtime is gone".to_owned()));
+    }
+    join_cgroup(&files)?;
+    if child.flags & libc_flags::NEW_CGROUP != 0 && child.launch.cgroup.clone_into().is_none() {
+        // The namespace made at clone has another cgroup as its root than the one just joined.
+        process::unshare(libc_flags::NEW_CGROUP as i32).context(|| "create the cgroup namespace".to_owned())?;
+    }
+    Ok(())
 }
 
 /// Puts the calling process into its cgroups. Writing 0 to `tasks` moves the writer alone, which takes no lock that

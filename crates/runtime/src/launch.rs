@@ -2,11 +2,11 @@
 //!
 //! The two halves share a packet socket. The child sends `T` (with the terminal's master), `H` (namespaces are made: run
 //! the hooks) and waits for an answer, `R` (about to wait for the start fifo) or `E` and a text; a closed socket without
-//! `E` means that it has exec'ed. The parent sends `M` (the ids are mapped) and then the seccomp filter, which it compiles
-//! while the child is at work: the child needs it last.
+//! `E` means that it has exec'ed. The parent sends `M` (the ids are mapped), `C` (with the files of the cgroups to join) and the
+//! seccomp filter. It makes the cgroups of v1 and compiles the filter while the child is at work, which needs them late.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use dhow_sys::clone::{self, Child, CloneArgs};
@@ -16,7 +16,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use crate::cgroup::Cgroup;
 pub use crate::rootfs::Rootfs;
 use crate::seccomp;
-use crate::spec::{IdMapping, Namespace, Process, Spec};
+use crate::spec::{IdMapping, Namespace, Process, Resources, Spec};
 use crate::{Context, Result, RuntimeError, hooks, init};
 
 /// Where the container's standard streams lead.
@@ -48,7 +48,9 @@ pub struct Launch<'a> {
     pub staging: &'a Path,
     /// Told to hooks.
     pub bundle: &'a Path,
+    /// Prepared; it is completed here.
     pub cgroup: &'a Cgroup,
+    pub resources: &'a Resources,
     pub stdio: Stdio,
     pub start: Start,
     /// A network namespace to join instead of what the spec says.
@@ -114,7 +116,6 @@ pub fn launch(launch: Launch<'_>) -> Result<Launched> {
     let linux = launch.spec.linux();
     let (flags, joins, pid_join) = namespaces(&linux.namespaces, launch.network.as_ref())?;
     let (ours, theirs) = socket::packet_pair().context(|| "create the socket to the container's init".to_owned())?;
-    let cgroup_tasks = launch.cgroup.join_files()?;
     let time_offsets = (!linux.time_offsets.is_empty()).then_some(&linux.time_offsets);
 
     let own_pid_namespace = match &pid_join {
@@ -130,14 +131,14 @@ pub fn launch(launch: Launch<'_>) -> Result<Launched> {
         return Err(RuntimeError::Spec("timeOffsets are not supported".to_owned()));
     }
     let args = CloneArgs { flags, cgroup: launch.cgroup.clone_into() };
-    let child = init::Child { launch: &launch, flags, joins: &joins, socket: &theirs, cgroup_tasks: &cgroup_tasks };
+    let child = init::Child { launch: &launch, flags, joins: &joins, socket: &theirs };
     let cloned = clone::clone3(&args, || init::run(&child));
     if let Some(own) = own_pid_namespace {
         process::set_namespace(own.as_fd(), libc_flags::NEW_PID as i32)
             .context(|| "return to the own PID namespace".to_owned())?;
     }
     let Child { pid, pidfd } = cloned.context(|| "clone the container's init".to_owned())?;
-    drop((theirs, joins, cgroup_tasks));
+    drop((theirs, joins));
     let mut launched = Launched { pid, pidfd, terminal: None };
     match talk(&launch, &ours, &mut launched, flags & libc_flags::NEW_USER != 0) {
         Ok(()) => Ok(launched),
@@ -155,6 +156,8 @@ fn talk(launch: &Launch<'_>, socket: &OwnedFd, launched: &mut Launched, user_nam
         write_id_map(launched.pid, "gid_map", &launch.spec.linux().gid_mappings)?;
         rustix::io::write(socket, b"M").context(|| "tell init that its ids are mapped".to_owned())?;
     }
+    // Both while init works.
+    send_cgroup(socket, launch.cgroup, launch.resources).map_err(|error| RuntimeError::Cgroup(Box::new(error)))?;
     seccomp::send(socket, launch.spec.linux().seccomp.as_ref())?;
     loop {
         let mut buffer = [0u8; 4096];
@@ -172,6 +175,18 @@ fn talk(launch: &Launch<'_>, socket: &OwnedFd, launched: &mut Launched, user_nam
             Some((b'E', text)) => return Err(RuntimeError::Init(String::from_utf8_lossy(text).into_owned())),
             Some(_) => return Err(RuntimeError::Init("the container's init sent an unknown message".to_owned())),
         }
+    }
+}
+
+/// Completes the cgroup, and lets init join it: see [`init::join_cgroup`].
+fn send_cgroup(socket: &OwnedFd, cgroup: &Cgroup, resources: &Resources) -> Result<()> {
+    cgroup.complete(resources)?;
+    let files = cgroup.join_files()?;
+    let files: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
+    match socket::send(socket, b"C", &files) {
+        // Init has failed, and what it says of that is about to be read.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        sent => sent.map(drop).context(|| "send the cgroup".to_owned()),
     }
 }
 

@@ -44,6 +44,8 @@ pub enum RuntimeError {
     Init(String),
     #[error("{0}")]
     State(String),
+    #[error("unable to apply cgroup configuration: {0}")]
+    Cgroup(Box<RuntimeError>),
     #[error("read {path}: {source}")]
     Json { path: PathBuf, source: serde_json::Error },
 }

@@ -88,10 +88,10 @@ impl Tree {
         Ok(Tree { root: Root::from_descriptor(tree) })
     }
 
-    /// Makes the spec's mounts, in order.
-    pub fn mount_all(&self, spec: &Spec, cgroup: &Cgroup) -> Result<()> {
+    /// Makes some of the spec's mounts, in order.
+    pub fn mount_all(&self, mounts: &[Mount], spec: &Spec, cgroup: &Cgroup) -> Result<()> {
         let cgroup_namespace = spec.linux().namespaces.iter().any(|namespace| namespace.kind == "cgroup");
-        for mount in &spec.mounts {
+        for mount in mounts {
             self.mount(mount, cgroup, cgroup_namespace).map_err(|error| {
                 let source = mount.source.as_deref().unwrap_or(&mount.kind);
                 RuntimeError::Init(format!("error mounting \"{source}\" to rootfs at \"{}\": {error}", mount.destination))

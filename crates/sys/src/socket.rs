@@ -10,7 +10,7 @@ use rustix::net::{
 };
 
 /// How many descriptors one message may carry here.
-pub const MAX_DESCRIPTORS: usize = 8;
+pub const MAX_DESCRIPTORS: usize = 16;
 
 /// A connected pair that keeps message boundaries; both ends close on exec.
 pub fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {

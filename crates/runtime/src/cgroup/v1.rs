@@ -33,36 +33,42 @@ pub struct Hierarchy {
     /// The last part of its mount point: `cpu,cpuacct`, `memory`, `systemd`.
     pub name: String,
     controllers: String,
+    mount: PathBuf,
     pub path: PathBuf,
 }
 
-pub struct Hierarchies(Vec<Hierarchy>);
+pub struct Hierarchies {
+    all: Vec<Hierarchy>,
+    /// Where the container's directory is in each of them.
+    below: PathBuf,
+}
 
 impl Hierarchies {
-    pub(super) fn open(mounts: &[(String, PathBuf)], path: &Path) -> Hierarchies {
-        let hierarchy = |(controllers, mount): &(String, PathBuf)| Hierarchy {
+    pub(super) fn open(mounts: Vec<(String, PathBuf)>, below: &Path) -> Hierarchies {
+        let hierarchy = |(controllers, mount): (String, PathBuf)| Hierarchy {
             name: mount.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
-            controllers: controllers.clone(),
-            path: mount.join(path),
+            controllers,
+            path: mount.join(below),
+            mount,
         };
-        Hierarchies(mounts.iter().map(hierarchy).collect())
+        Hierarchies { all: mounts.into_iter().map(hierarchy).collect(), below: below.to_owned() }
     }
 
-    pub(super) fn create(mounts: &[(String, PathBuf)], path: &Path, resources: &Resources) -> Result<Hierarchies> {
-        let hierarchies = Hierarchies::open(mounts, path);
-        let made = hierarchies.make(mounts, path).and_then(|()| hierarchies.apply(resources));
+    /// Makes the directories and sets the limits.
+    pub(super) fn create(&self, resources: &Resources) -> Result<()> {
+        let made = self.make().and_then(|()| self.apply(resources));
         if made.is_err() {
-            for hierarchy in &hierarchies.0 {
+            for hierarchy in &self.all {
                 let _ = std::fs::remove_dir(&hierarchy.path);
             }
         }
-        made.map(|()| hierarchies)
+        made
     }
 
-    fn make(&self, mounts: &[(String, PathBuf)], path: &Path) -> Result<()> {
-        for (hierarchy, (controllers, mount)) in self.0.iter().zip(mounts) {
-            if controllers.split(',').any(|controller| controller == "cpuset") {
-                make_cpuset(mount, path)?;
+    fn make(&self) -> Result<()> {
+        for hierarchy in &self.all {
+            if hierarchy.controllers.split(',').any(|controller| controller == "cpuset") {
+                make_cpuset(&hierarchy.mount, &self.below)?;
             } else {
                 std::fs::create_dir_all(&hierarchy.path).context(|| format!("create cgroup {}", hierarchy.path.display()))?;
             }
@@ -72,11 +78,11 @@ impl Hierarchies {
 
     /// All hierarchies, named ones too.
     pub fn all(&self) -> impl Iterator<Item = &Hierarchy> {
-        self.0.iter()
+        self.all.iter()
     }
 
     fn controller(&self, name: &str) -> Option<&Hierarchy> {
-        self.0.iter().find(|hierarchy| hierarchy.controllers.split(',').any(|controller| controller == name))
+        self.all.iter().find(|hierarchy| hierarchy.controllers.split(',').any(|controller| controller == name))
     }
 
     pub(super) fn join_files(&self) -> Result<Vec<OwnedFd>> {
@@ -85,7 +91,7 @@ impl Hierarchies {
             rustix::fs::open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
                 .context(|| format!("open {}", path.display()))
         };
-        self.0.iter().map(open).collect()
+        self.all.iter().map(open).collect()
     }
 
     /// The container's directory in a controller's hierarchy.
