@@ -8,6 +8,7 @@ use dhow_monitor::state::Status;
 use dhow_oci::time;
 
 use crate::container::Container;
+use crate::network::Endpoints;
 use crate::ports::port_map;
 use crate::{Engine, Result};
 
@@ -80,7 +81,7 @@ impl Engine {
         if mode.starts_with("container:") {
             return Ok(settings);
         }
-        let endpoint = self.endpoint(container)?;
+        let endpoint = endpoint(container, &self.endpoints(Some(container))?);
         if let Some(network) = &container.state.network {
             settings.ports = port_map(&container.record.config, &network.ports);
         } else if container.is_running() {
@@ -103,24 +104,30 @@ impl Engine {
         settings.networks.insert(mode.to_owned(), endpoint);
         Ok(settings)
     }
+}
 
-    /// The container's end of its network; without addresses when it does not run.
-    pub(crate) fn endpoint(&self, container: &Container) -> Result<EndpointSettings> {
-        let Some(network) = &container.state.network else { return Ok(EndpointSettings::default()) };
-        let plan = &network.plan;
-        let subnet = plan.bridge.subnet;
-        Ok(EndpointSettings {
-            mac_address: dhow_network::mac_text(plan.mac),
-            network_id: self.default_network()?.id,
-            endpoint_id: self.endpoint_id(container)?.unwrap_or_default(),
-            gateway: subnet.gateway().to_string(),
-            ip_address: plan.ipv4.to_string(),
-            ip_prefix_len: subnet.prefix,
-            ipv6_gateway: plan.bridge.subnet6.map(|subnet| subnet.gateway().to_string()).unwrap_or_default(),
-            global_ipv6_address: plan.ipv6.map(|address| address.to_string()).unwrap_or_default(),
-            global_ipv6_prefix_len: plan.bridge.subnet6.map_or(0, |subnet| subnet.prefix),
-            ..EndpointSettings::default()
-        })
+/// A container's place in its network. The network is known from the first start on, the addresses while it runs.
+pub(crate) fn endpoint(container: &Container, endpoints: &Endpoints) -> EndpointSettings {
+    if container.state.started == 0 {
+        return EndpointSettings::default();
+    }
+    let settings = EndpointSettings {
+        network_id: endpoints.network_id(&container.record.host_config.network_mode),
+        endpoint_id: endpoints.id(container),
+        ..EndpointSettings::default()
+    };
+    let Some(network) = &container.state.network else { return settings };
+    let plan = &network.plan;
+    let subnet = plan.bridge.subnet;
+    EndpointSettings {
+        mac_address: dhow_network::mac_text(plan.mac),
+        gateway: subnet.gateway().to_string(),
+        ip_address: plan.ipv4.to_string(),
+        ip_prefix_len: subnet.prefix,
+        ipv6_gateway: plan.bridge.subnet6.map(|subnet| subnet.gateway().to_string()).unwrap_or_default(),
+        global_ipv6_address: plan.ipv6.map(|address| address.to_string()).unwrap_or_default(),
+        global_ipv6_prefix_len: plan.bridge.subnet6.map_or(0, |subnet| subnet.prefix),
+        ..settings
     }
 }
 

@@ -5,7 +5,8 @@ use dhow_monitor::state::Status;
 use regex_lite::Regex;
 
 use crate::container::Container;
-use crate::inspect::mount_points;
+use crate::inspect::{endpoint, mount_points};
+use crate::network::Endpoints;
 use crate::units::human_duration;
 use crate::{Engine, Error, Filters, Result};
 
@@ -91,6 +92,7 @@ impl Engine {
         };
         let mut summaries = Vec::new();
         let mut images = std::collections::HashMap::new();
+        let endpoints = self.endpoints(None)?;
         for stored in self.stored_containers()? {
             let mut container = self.complete(stored)?;
             if container.removing && !container.supervised && self.remove_container(&container, true).is_ok() {
@@ -106,7 +108,7 @@ impl Engine {
                 continue;
             }
             let image = images.entry(container.image_id).or_insert_with(|| self.image_name(&container)).clone();
-            summaries.push(self.summary(&container, image, query.size)?);
+            summaries.push(self.summary(&container, image, &endpoints, query.size)?);
             if query.limit.is_some_and(|limit| summaries.len() == limit) {
                 break;
             }
@@ -122,7 +124,7 @@ impl Engine {
         }
     }
 
-    fn summary(&self, container: &Container, image: String, size: bool) -> Result<Summary> {
+    fn summary(&self, container: &Container, image: String, endpoints: &Endpoints, size: bool) -> Result<Summary> {
         let record = &container.record;
         let command = std::iter::once(&record.path)
             .chain(&record.args)
@@ -146,7 +148,7 @@ impl Engine {
                 networks: if record.host_config.network_mode.starts_with("container:") {
                     Default::default()
                 } else {
-                    [(record.host_config.network_mode.clone(), self.endpoint(container)?)].into()
+                    [(record.host_config.network_mode.clone(), endpoint(container, endpoints))].into()
                 },
             },
             mounts: mount_points(container),

@@ -1,5 +1,6 @@
 //! The default network: its subnet and the addresses in it, and the files that tell a container its names.
 
+use std::collections::HashMap;
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -38,6 +39,38 @@ const TABLE: &str = "dhow";
 const MTU: u32 = 1500;
 /// Loopback is of no use to a container, and a container without any resolver asks these, as Docker's do.
 const FALLBACK_RESOLVERS: [&str; 2] = ["8.8.8.8", "8.8.4.4"];
+
+/// The id of the network `host` or `none`. They are the kernel's and have no record: the id is the same everywhere.
+pub(crate) fn fixed_network_id(name: &str) -> String {
+    dhow_oci::Digest::of(format!("network {name}").as_bytes()).hex().to_owned()
+}
+
+/// What the database knows of containers in networks.
+pub(crate) struct Endpoints {
+    /// The default network's id; empty before it is first used.
+    default: String,
+    /// By the container's id.
+    ids: HashMap<String, String>,
+}
+
+impl Endpoints {
+    /// The id of a network that always exists: `bridge`, `host`, `none`.
+    pub fn network_id(&self, name: &str) -> String {
+        match name {
+            DEFAULT => self.default.clone(),
+            fixed => fixed_network_id(fixed),
+        }
+    }
+
+    /// The id of a container's place in its network; none while it does not run.
+    pub fn id(&self, container: &Container) -> String {
+        match container.record.host_config.network_mode.as_str() {
+            _ if !container.is_running() => String::new(),
+            DEFAULT => self.ids.get(&container.id.0).cloned().unwrap_or_default(),
+            fixed => dhow_oci::Digest::of(format!("{} in {fixed}", container.id).as_bytes()).hex().to_owned(),
+        }
+    }
+}
 
 impl Engine {
     /// The network named `bridge`; its subnet is chosen when it is first used, apart from what the host uses.
@@ -188,12 +221,16 @@ impl Engine {
         Ok(())
     }
 
-    /// The endpoint's id of a container in the default network.
-    pub(crate) fn endpoint_id(&self, container: &Container) -> Result<Option<String>> {
-        self.store.database.read(|db| {
-            let query = "SELECT endpoint_id FROM endpoints WHERE container_id = ?1";
-            Ok(db.prepare_cached(query)?.query_row([&container.id.0], |row| row.get(0)).optional()?)
-        })
+    /// Of one container, or of all.
+    pub(crate) fn endpoints(&self, of: Option<&Container>) -> Result<Endpoints> {
+        let default = self.store.database.read(stored)?.map(|network| network.id).unwrap_or_default();
+        let ids = self.store.database.read::<_, Error>(|db| {
+            let query = "SELECT container_id, endpoint_id FROM endpoints WHERE ?1 IS NULL OR container_id = ?1";
+            let mut statement = db.prepare_cached(query)?;
+            let rows = statement.query_map([of.map(|container| &container.id.0)], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })?;
+        Ok(Endpoints { default, ids })
     }
 
     /// The directory with the container's `hosts`, `hostname` and `resolv.conf`; a shared network shares them.

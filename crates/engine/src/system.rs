@@ -151,8 +151,9 @@ impl Engine {
     /// The networks that always exist.
     pub fn networks(&self) -> Result<Value> {
         let bridge = self.default_network()?;
+        let endpoints = self.endpoints(None)?;
         let fixed = |name: &str, driver: &str| {
-            let id = dhow_oci::Digest::of(format!("{name} of network {}", bridge.id).as_bytes()).hex();
+            let id = crate::network::fixed_network_id(name);
             json!({ "Name": name, "Id": id, "Created": format(bridge.record.created), "Scope": "local", "Driver": driver,
                 "EnableIPv4": true, "EnableIPv6": false, "IPAM": { "Driver": "default", "Options": null, "Config": null },
                 "Internal": false, "Attachable": false, "Ingress": false, "ConfigFrom": { "Network": "" }, "ConfigOnly": false,
@@ -163,7 +164,7 @@ impl Engine {
         for container in self.containers()? {
             if let Some(network) = &container.state.network {
                 let plan = &network.plan;
-                containers.insert(container.id.0.clone(), json!({ "Name": container.name, "EndpointID": self.endpoint_id(&container)?,
+                containers.insert(container.id.0.clone(), json!({ "Name": container.name, "EndpointID": endpoints.id(&container),
                     "MacAddress": dhow_network::mac_text(plan.mac), "IPv4Address": format!("{}/{}", plan.ipv4, subnet.prefix),
                     "IPv6Address": plan.ipv6.zip(plan.bridge.subnet6).map(|(ipv6, subnet)| format!("{ipv6}/{}", subnet.prefix)).unwrap_or_default() }));
             }

@@ -87,6 +87,12 @@ const BUFFER: usize = 256 * 1024;
 /// After so long without traffic its buffers are given back.
 const QUIET: Duration = Duration::from_millis(500);
 
+/// The buffer out of its place, or a new one. Memory comes from the kernel as zeros: what is not written to costs nothing, and
+/// most containers' output is short.
+fn take_buffer(place: &mut Vec<u8>) -> Vec<u8> {
+    if place.is_empty() { vec![0; BUFFER] } else { std::mem::take(place) }
+}
+
 /// The container's init is always process 0.
 const INIT: usize = 0;
 
@@ -356,8 +362,9 @@ impl Monitor {
             kind if kind == OUTPUT[1] => drop(self.read_output(index, 1)),
             SERVICES => {
                 if let Some(services) = &mut self.services {
-                    self.buffer.resize(BUFFER, 0);
-                    services.serve(&mut self.buffer);
+                    let mut buffer = take_buffer(&mut self.buffer);
+                    services.serve(&mut buffer);
+                    self.buffer = buffer;
                 }
             }
             INPUT => {

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use rustix::event::epoll;
 use rustix::net::SocketFlags;
 
-use super::{BUFFER, CLIENT, INIT, Monitor};
+use super::{CLIENT, INIT, Monitor, take_buffer};
 use crate::client::{Client, Role, detach};
 use crate::log::Writer;
 use crate::protocol::{FailureKind, Reply, Request, take};
@@ -40,8 +40,7 @@ impl Monitor {
             client.dead |= is_hung_up(client);
             return;
         }
-        let mut buffer = std::mem::take(&mut self.buffer);
-        buffer.resize(BUFFER, 0);
+        let mut buffer = take_buffer(&mut self.buffer);
         let read = client.read(&mut buffer);
         match read {
             Ok(None) => {}

@@ -2,7 +2,7 @@
 
 use rustix::event::epoll;
 
-use super::{BUFFER, EXIT, INIT, Monitor, OUTPUT};
+use super::{EXIT, INIT, Monitor, OUTPUT, take_buffer};
 use crate::client::Role;
 use crate::log::Stream;
 use crate::process::Process;
@@ -22,9 +22,8 @@ impl Monitor {
 
     /// Moves one chunk of a process's output to the log and to who is attached; `false` when there was none.
     pub(super) fn read_output(&mut self, index: usize, number: usize) -> bool {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        buffer.resize(BUFFER, 0);
         let Some(process) = self.processes.get_mut(index).and_then(Option::as_mut) else { return false };
+        let mut buffer = take_buffer(&mut self.buffer);
         let Some(bytes) = process.read(number, &mut buffer) else {
             self.buffer = buffer;
             return false;
