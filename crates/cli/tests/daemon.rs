@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -80,7 +80,6 @@ fn both_clients_get_the_same() {
 
 #[test]
 fn input_that_comes_before_the_start_is_kept() {
-    use std::io::Write;
     let mut sandbox = sandboxed!();
     sandbox.start_daemon();
     for client in clients() {
@@ -276,5 +275,47 @@ fn an_engine_on_another_machine_is_reached_by_ssh() {
     assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(5), "hi\n"), "{output:?}");
     let words = fs::read_to_string(log).unwrap();
     assert!(words.starts_with("-o ConnectTimeout=30 -T -l me -p 2222 -- elsewhere sh -c "), "{words}");
+    sandbox.finish();
+}
+
+/// Docker's clients replay by reading the log themselves; docker-py and others ask for both at once.
+#[test]
+fn what_is_replayed_and_what_follows_fit_together() {
+    let mut sandbox = sandboxed!();
+    sandbox.start_daemon();
+    // Rotated all the time: five files of some hundred lines.
+    let script = "i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; read x; echo $x";
+    let options = ["--log-opt", "max-size=20k", "--log-opt", "max-file=5"];
+    for round in 0..8 {
+        let args = [&["run", "-di", "--rm", "--network", "none"], &options[..], &["busybox", "sh", "-c", script]].concat();
+        let (code, id, errors) = run(&sandbox, "dhow", &args);
+        assert_eq!(code, 0, "{errors}");
+        let id = id.trim();
+        let mut socket = std::os::unix::net::UnixStream::connect(sandbox.socket()).unwrap();
+        let request = format!(
+            "POST /containers/{id}/attach?logs=1&stream=1&stdin=1&stdout=1 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
+        );
+        socket.write_all(request.as_bytes()).unwrap();
+        socket.write_all(b"end\n").unwrap();
+        socket.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = Vec::new();
+        socket.read_to_end(&mut answer).unwrap();
+        let head = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+        let (mut rest, mut output) = (&answer[head..], Vec::new());
+        while let Some((header, body)) = rest.split_at_checked(8) {
+            let length = u32::from_be_bytes(header[4..].try_into().unwrap()) as usize;
+            output.extend_from_slice(&body[..length]);
+            rest = &body[length..];
+        }
+        let output = text(&output);
+        let lines: Vec<&str> = output.lines().collect();
+        assert_eq!(lines.last(), Some(&"end"), "round {round}");
+        // The oldest may have been rotated away; from there on each comes once.
+        let first: usize = lines[0].strip_prefix("line ").unwrap().parse().unwrap();
+        for (number, line) in (first..3000).zip(&lines) {
+            assert_eq!(*line, format!("line {number}"), "round {round}");
+        }
+        assert_eq!(lines.len(), 3001 - first, "round {round}");
+    }
     sandbox.finish();
 }

@@ -169,14 +169,14 @@ pub(crate) async fn attach(engine: Arc<Engine>, id: &str, call: Call) -> Result<
     let attached = quick(move || {
         let container = engine.container(&id)?;
         let mut before = Vec::new();
-        if let Some(query) = replay {
-            let mut keep = |piece: Vec<u8>| {
-                before.push(Bytes::from(piece));
-                true
-            };
-            engine.logs(&container, &query, &mut keep, &|| true)?;
-        }
-        let (stream, _) = engine.attach(&container, &options)?;
+        let mut keep = |piece: Vec<u8>| {
+            before.push(Bytes::from(piece));
+            true
+        };
+        let stream = match &replay {
+            Some(query) => engine.attach_after_log(&container, &options, query, &mut keep)?,
+            None => engine.attach(&container, &options)?.0,
+        };
         Ok((stream, container.tty(), before))
     });
     match attached.await {
