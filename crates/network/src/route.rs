@@ -21,6 +21,8 @@ const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_NUM_TX_QUEUES: u16 = 31;
+const IFLA_NUM_RX_QUEUES: u16 = 32;
 const INFO_KIND: u16 = 1;
 const INFO_DATA: u16 = 2;
 const VETH_PEER: u16 = 1;
@@ -82,11 +84,16 @@ pub(crate) struct VethPair<'a> {
 }
 
 pub(crate) fn create_veth(socket: &Socket, pair: &VethPair<'_>) -> io::Result<()> {
+    // The kernel's default is a queue for each processor, each with its files in sysfs: on a large host most of the time that
+    // a link takes to make. Packets pass through a pair without queueing.
+    const QUEUES: u32 = 1;
     let mut batch = Batch::new();
     batch
         .message(NEW_LINK, ACK | CREATE | EXCLUSIVE, &link_header(0, UP))
         .string(IFLA_IFNAME, pair.name)
         .u32(IFLA_MTU, pair.mtu)
+        .u32(IFLA_NUM_TX_QUEUES, QUEUES)
+        .u32(IFLA_NUM_RX_QUEUES, QUEUES)
         .u32(IFLA_MASTER, pair.master)
         .nested(IFLA_LINKINFO, |info| {
             info.string(INFO_KIND, "veth").nested(INFO_DATA, |data| {
@@ -95,6 +102,8 @@ pub(crate) fn create_veth(socket: &Socket, pair: &VethPair<'_>) -> io::Result<()
                     peer.raw(&link_header(0, 0))
                         .string(IFLA_IFNAME, pair.peer)
                         .u32(IFLA_MTU, pair.mtu)
+                        .u32(IFLA_NUM_TX_QUEUES, QUEUES)
+                        .u32(IFLA_NUM_RX_QUEUES, QUEUES)
                         .bytes(IFLA_ADDRESS, &pair.peer_mac)
                         .u32(IFLA_NET_NS_FD, pair.namespace.as_raw_fd() as u32);
                 });
