@@ -9,5 +9,6 @@ pub mod decode;
 pub mod frame;
 pub mod image;
 pub mod version;
+pub mod volume;
 
 pub use version::Version;

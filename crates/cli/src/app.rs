@@ -8,7 +8,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use dhow_api::client::Client;
 
-use crate::commands::{self, create, daemon, exec, image, inspect, lifecycle, list, logs, run, system};
+use crate::commands::{self, create, daemon, exec, image, inspect, lifecycle, list, logs, run, system, volume};
 use crate::connect::{Roots, Target, TlsOptions};
 use crate::failure::{self, Failure};
 
@@ -46,9 +46,14 @@ struct Globals {
     context: Option<String>,
 }
 
-/// What stands behind a command's name, as docker writes it.
+/// What stands behind a command's name, as docker writes it; of one below a group with the group before it.
 fn arguments_of(command: &str) -> &'static str {
     match command {
+        "volume create" => return "[OPTIONS] [VOLUME]",
+        "volume rm" | "volume inspect" => return "[OPTIONS] VOLUME [VOLUME...]",
+        _ => {}
+    }
+    match command.rsplit(' ').next().unwrap_or_default() {
         "run" | "create" => "[OPTIONS] IMAGE [COMMAND] [ARG...]",
         "start" | "stop" | "restart" | "kill" | "rm" => "[OPTIONS] CONTAINER [CONTAINER...]",
         "pause" | "unpause" | "wait" => "CONTAINER [CONTAINER...]",
@@ -64,7 +69,7 @@ fn arguments_of(command: &str) -> &'static str {
         "import" => "[OPTIONS] file|URL|- [REPOSITORY[:TAG]]",
         "pull" => "[OPTIONS] NAME[:TAG|@DIGEST]",
         "history" => "[OPTIONS] IMAGE",
-        "container" | "image" | "system" => "COMMAND",
+        "container" | "image" | "system" | "volume" => "COMMAND",
         "" => "[OPTIONS] COMMAND",
         _ => "[OPTIONS]",
     }
@@ -80,6 +85,7 @@ fn required(arguments: &str) -> String {
     let count = arguments.split(' ').filter(|word| word.starts_with(|first: char| first.is_ascii_alphabetic())).count();
     let plural = if count == 1 { "" } else { "s" };
     match (count, arguments.contains("...]")) {
+        (0, _) if arguments.ends_with("[VOLUME]") => "requires at most 1 argument".to_owned(),
         (0, _) => "accepts no arguments".to_owned(),
         (_, true) => format!("requires at least {count} argument{plural}"),
         (_, false) => format!("requires {count} argument{plural}"),
@@ -174,6 +180,9 @@ enum Command {
     /// Manage images
     #[command(subcommand)]
     Image(Image),
+    /// Manage volumes
+    #[command(subcommand)]
+    Volume(Volume),
     /// Manage Dhow
     #[command(subcommand)]
     System(System),
@@ -267,6 +276,22 @@ enum Image {
 }
 
 #[derive(Subcommand, Debug)]
+enum Volume {
+    /// Create a volume
+    Create(volume::Create),
+    /// Display detailed information on one or more volumes
+    Inspect(inspect::InspectVolume),
+    /// List volumes
+    #[command(visible_alias = "list")]
+    Ls(volume::Ls),
+    /// Remove unused local volumes
+    Prune(volume::Prune),
+    /// Remove one or more volumes
+    #[command(visible_alias = "remove")]
+    Rm(volume::Rm),
+}
+
+#[derive(Subcommand, Debug)]
 enum System {
     #[command(flatten)]
     Same(OnSystem),
@@ -332,7 +357,7 @@ fn usage(error: &clap::Error, args: &[OsString]) -> i32 {
         _ => {}
     }
     let (command, last) = path_of(args);
-    let arguments = arguments_of(&last);
+    let arguments = arguments_of(command.trim_start_matches("dhow").trim_start());
     let text = error.to_string();
     let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
     let given = first.split('\'').nth(1).unwrap_or_default();
@@ -437,6 +462,7 @@ async fn dispatch(app: App) -> failure::Result {
         Command::Inspect(inspect) => inspect.run(&client).await,
         Command::Container(Container::Inspect(inspect)) => inspect.run(&client).await,
         Command::Image(Image::Inspect(inspect)) => inspect.run(&client).await,
+        Command::Volume(command) => on_volumes(command, &client).await,
         Command::OnImages(command) | Command::Image(Image::Same(command)) => on_images(command, &client).await,
         Command::Images(images) | Command::Image(Image::Ls(images)) => images.run(&client).await,
         Command::Rmi(rmi) | Command::Image(Image::Rm(rmi)) => rmi.run(&client).await,
@@ -467,6 +493,16 @@ async fn on_containers(command: OnContainers, client: &Client) -> failure::Resul
         OnContainers::Logs(logs) => logs.run(client).await,
         OnContainers::Top(top) => top.run(client).await,
         OnContainers::Port(port) => port.run(client).await,
+    }
+}
+
+async fn on_volumes(command: Volume, client: &Client) -> failure::Result {
+    match command {
+        Volume::Create(create) => create.run(client).await,
+        Volume::Inspect(inspect) => inspect.run(client).await,
+        Volume::Ls(ls) => ls.run(client).await,
+        Volume::Prune(prune) => prune.run(client).await,
+        Volume::Rm(rm) => rm.run(client).await,
     }
 }
 

@@ -10,6 +10,7 @@ pub mod list;
 pub mod logs;
 pub mod run;
 pub mod system;
+pub mod volume;
 
 use dhow_api::client::{Client, ClientError};
 use http_body_util::BodyExt;

@@ -423,6 +423,39 @@ fn a_detached_container_with_rm_removes_itself() {
 }
 
 #[test]
+fn volumes_outlive_containers_and_may_lie_elsewhere() {
+    let sandbox = sandboxed!();
+    let elsewhere = sandbox.path("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    std::fs::write(elsewhere.join("file"), "there").unwrap();
+    let device = format!("device={}", elsewhere.display());
+    sandbox.ok(&["volume", "create", "-o", "type=none", "-o", "o=bind", "-o", &device, "named"]);
+    let run = |more: &[&str]| sandbox.ok(&[&["run", "--rm", "--network", "none"], more].concat());
+    assert_eq!(run(&["-v", "named:/e", "busybox", "sh", "-c", "cat /e/file; echo new >/e/new"]), "there");
+    assert_eq!(std::fs::read_to_string(elsewhere.join("new")).unwrap(), "new\n");
+    sandbox.ok(&["volume", "rm", "named"]);
+    assert!(elsewhere.join("new").exists(), "what the volume was a name for stays");
+    let refused = sandbox.fails(&["volume", "create", "-o", "type=nfs", "-o", "o=addr=x", "-o", "device=:/x", "far"]);
+    assert!(refused.1.contains("volumes of type \"nfs\" are not supported"), "{}", refused.1);
+
+    // What was made without a name goes with its container; what has a name stays until it is removed.
+    sandbox.ok(&["create", "--name", "holder", "-v", "kept:/k", "-v", "/anonymous", "busybox", "true"]);
+    assert_eq!(sandbox.ok(&["volume", "ls", "-q"]).lines().count(), 2);
+    let used = sandbox.fails(&["volume", "rm", "kept"]);
+    assert!(used.1.contains("volume is in use"), "{}", used.1);
+    sandbox.ok(&["rm", "-v", "holder"]);
+    assert_eq!(sandbox.ok(&["volume", "ls", "-q"]), "kept");
+    // An engine that was killed half-way has moved the content away.
+    let volumes = sandbox.data_root().join("volumes");
+    std::fs::create_dir_all(volumes.join(".removed-x/_data")).unwrap();
+    let mut sandbox = sandbox;
+    sandbox.start_daemon();
+    wait_until("a daemon has removed it", || !volumes.join(".removed-x").exists());
+    assert!(volumes.join("kept/_data").exists());
+    sandbox.finish();
+}
+
+#[test]
 fn a_namespace_of_users_a_hook_and_a_filter_go_together() {
     use std::os::unix::fs::PermissionsExt;
     let sandbox = sandboxed!();

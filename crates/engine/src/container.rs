@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 use dhow_api::config::{Config, HostConfig};
 use dhow_api::container::MountPoint;
@@ -40,6 +41,16 @@ pub(crate) struct MountRecord {
     pub copy_up: bool,
     /// Made on the host if missing.
     pub create_source: bool,
+    /// Where a volume's content is, when that is not its own directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<PathBuf>,
+}
+
+impl MountRecord {
+    /// What is mounted.
+    pub fn host_path(&self) -> &Path {
+        self.content.as_deref().unwrap_or(Path::new(&self.point.source))
+    }
 }
 
 /// What never changes about a container, but for renames and updates.

@@ -53,6 +53,14 @@ impl Filters {
         })
     }
 
+    /// Labels of `label!` must not be there: `key` or `key=value`.
+    pub fn no_labels(&self, labels: &BTreeMap<String, String>) -> bool {
+        !self.get("label!").iter().any(|wanted| match wanted.split_once('=') {
+            Some((key, value)) => labels.get(key).is_some_and(|found| found == value),
+            None => labels.contains_key(wanted),
+        })
+    }
+
     /// A yes-or-no filter: `None` when absent.
     pub fn boolean(&self, key: &str) -> Result<Option<bool>> {
         match self.get(key) {

@@ -34,6 +34,7 @@ mod spec;
 mod system;
 mod top;
 pub mod units;
+mod volumes;
 mod wait;
 
 pub use bundled::BUNDLED;

@@ -74,7 +74,7 @@ impl Engine {
             .mounts
             .iter()
             .filter(|mount| mount.copy_up)
-            .map(|mount| CopyUp { volume: mount.point.source.clone().into(), path: mount.point.destination.clone().into() })
+            .map(|mount| CopyUp { volume: mount.host_path().to_owned(), path: mount.point.destination.clone().into() })
             .collect();
         let monitor = self.ensure_monitor(container)?;
         self.set_wanted(container, true)?;

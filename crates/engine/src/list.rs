@@ -163,7 +163,8 @@ impl Engine {
     }
 }
 
-fn disk_usage(path: &std::path::Path) -> u64 {
+/// Bytes of all files below a directory.
+pub(crate) fn disk_usage(path: &std::path::Path) -> u64 {
     let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
     entries
         .map(|entry| match entry.metadata() {

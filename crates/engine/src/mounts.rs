@@ -4,12 +4,11 @@ use std::path::{Component, Path, PathBuf};
 
 use dhow_api::config::{Config, HostConfig, Mount};
 use dhow_api::container::MountPoint;
-use dhow_oci::time::now;
 use dhow_runtime::spec;
-use dhow_store::Durability;
 
 use crate::container::{Container, MountRecord};
 use crate::error::Context;
+use crate::volumes::DRIVER;
 use crate::{Engine, Error, Result, names};
 
 const PROPAGATIONS: [&str; 6] = ["private", "rprivate", "shared", "rshared", "slave", "rslave"];
@@ -37,7 +36,7 @@ impl Engine {
         for path in config.volumes.iter().flatten().map(|(path, _)| path) {
             let destination = clean(path)?;
             if !records.iter().any(|other| other.point.destination == destination) {
-                records.push(self.volume(&names::random_id()?, &destination, "", true, true)?);
+                records.push(self.volume_mount(None, &destination, "", true, true)?);
             }
         }
         let volumes =
@@ -74,13 +73,12 @@ impl Engine {
             }
         }
         match source {
-            None => self.volume(&names::random_id()?, &destination, mode, writable, copy),
+            None => self.volume_mount(None, &destination, mode, writable, copy),
             Some(source) if source.starts_with('/') => {
                 Ok(bind(&clean_source(source), &destination, mode, writable, propagation, true))
             }
             Some(source) => {
-                check_volume_name(source)?;
-                self.volume(source, &destination, if mode.is_empty() { "z" } else { mode }, writable, copy)
+                self.volume_mount(Some(source), &destination, if mode.is_empty() { "z" } else { mode }, writable, copy)
             }
         }
     }
@@ -131,9 +129,8 @@ impl Engine {
                 if !options.subpath.is_empty() {
                     return Err(invalid("a subpath of a volume is not supported yet".to_owned()));
                 }
-                let name = if mount.source.is_empty() { names::random_id()? } else { mount.source.clone() };
-                check_volume_name(&name)?;
-                self.volume(&name, &destination, "z", !mount.read_only, !options.no_copy)
+                let name = Some(mount.source.as_str()).filter(|name| !name.is_empty());
+                self.volume_mount(name, &destination, "z", !mount.read_only, !options.no_copy)
             }
             "tmpfs" => {
                 let options = mount.tmpfs_options.clone().unwrap_or_default();
@@ -153,18 +150,21 @@ impl Engine {
         }
     }
 
-    /// A named volume, made if it does not exist.
-    fn volume(&self, name: &str, destination: &str, mode: &str, writable: bool, copy_up: bool) -> Result<MountRecord> {
-        let path = self.paths().volume(name);
-        let what = || format!("create volume {name}");
-        let made = self.store.database.write::<bool, Error>(Durability::Power, |tx| {
-            let record = serde_json::json!({ "driver": "local", "created": now(), "labels": {}, "options": {} }).to_string();
-            Ok(tx.execute("INSERT OR IGNORE INTO volumes (name, record) VALUES (?1, ?2)", [name, &record])? > 0)
-        })?;
-        std::fs::create_dir_all(&path).context(what)?;
-        if made {
-            self.event("volume", "create", name, [("driver".to_owned(), "local".to_owned())].into());
-        }
+    /// A mount of a volume, which is made if it does not exist; `None` is one without a name.
+    fn volume_mount(
+        &self,
+        name: Option<&str>,
+        destination: &str,
+        mode: &str,
+        writable: bool,
+        copy_up: bool,
+    ) -> Result<MountRecord> {
+        let anonymous = name.is_none();
+        let name = name.map_or_else(names::random_id, |name| Ok(name.to_owned()))?;
+        let volume = self.volume_for_container(&name, anonymous)?;
+        let path = self.paths().volume(&name);
+        let content = (volume.content != path).then_some(volume.content);
+        let writable = writable && volume.writable;
         let mut options = vec!["rbind".to_owned(), "rprivate".to_owned()];
         if !writable {
             options.push("rro".to_owned());
@@ -172,17 +172,19 @@ impl Engine {
         Ok(MountRecord {
             point: MountPoint {
                 kind: "volume".to_owned(),
-                name: name.to_owned(),
+                name,
                 source: path.to_string_lossy().into_owned(),
                 destination: destination.to_owned(),
-                driver: "local".to_owned(),
+                driver: DRIVER.to_owned(),
                 mode: mode.to_owned(),
                 rw: writable,
                 propagation: String::new(),
             },
             options,
             copy_up,
-            create_source: true,
+            // A directory elsewhere is the user's, and must be there.
+            create_source: content.is_none(),
+            content,
         })
     }
 
@@ -219,6 +221,7 @@ fn bind(source: &str, destination: &str, mode: &str, writable: bool, propagation
         options,
         copy_up: false,
         create_source: create,
+        content: None,
     }
 }
 
@@ -259,6 +262,7 @@ fn tmpfs(path: &str, words: &str) -> Result<MountRecord> {
         options,
         copy_up: false,
         create_source: false,
+        content: None,
     })
 }
 
@@ -286,17 +290,6 @@ fn clean_source(path: &str) -> String {
     clean.to_string_lossy().into_owned()
 }
 
-/// `[a-zA-Z0-9][a-zA-Z0-9_.-]*`
-fn check_volume_name(name: &str) -> Result<()> {
-    let valid = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
-    if name.bytes().all(valid) && name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric()) && name.len() > 1 {
-        return Ok(());
-    }
-    Err(Error::invalid(format!(
-        "create {name}: \"{name}\" includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path"
-    )))
-}
-
 /// The mounts for the runtime, outer paths before what lies in them.
 pub(crate) fn spec_mounts(container: &Container) -> Vec<spec::Mount> {
     let mut mounts: Vec<spec::Mount> = container
@@ -306,7 +299,11 @@ pub(crate) fn spec_mounts(container: &Container) -> Vec<spec::Mount> {
         .map(|record| spec::Mount {
             destination: record.point.destination.clone(),
             kind: if record.point.kind == "tmpfs" { "tmpfs" } else { "bind" }.to_owned(),
-            source: Some(if record.point.kind == "tmpfs" { "tmpfs".to_owned() } else { record.point.source.clone() }),
+            source: Some(if record.point.kind == "tmpfs" {
+                "tmpfs".to_owned()
+            } else {
+                record.host_path().to_string_lossy().into_owned()
+            }),
             options: record.options.clone(),
             ..spec::Mount::default()
         })

@@ -122,6 +122,7 @@ impl Engine {
             }
         }
         self.sweep_execs();
+        self.sweep_volumes()?;
         for stored in self.stored_containers()? {
             let container = match self.complete(stored) {
                 Ok(container) => container,

@@ -6,10 +6,8 @@ use std::time::{Duration, Instant};
 use dhow_monitor::protocol::Request;
 use dhow_monitor::state;
 use dhow_store::Durability;
-use dhow_store::rusqlite::OptionalExtension;
 
 use crate::container::Container;
-use crate::error::Context;
 use crate::{Engine, Error, Kind, Result};
 
 /// How long the end of a killed container is waited for.
@@ -70,7 +68,8 @@ impl Engine {
             .write::<usize, Error>(durability, |tx| Ok(tx.execute("DELETE FROM containers WHERE id = ?1", [id])?))?;
         if removed > 0 {
             if volumes {
-                self.remove_anonymous_volumes(container);
+                let volumes = container.record.mounts.iter().filter(|mount| mount.point.kind == "volume");
+                self.remove_anonymous_volumes(volumes.map(|mount| mount.point.name.as_str()));
             }
             self.container_event(container, "destroy", &[]);
         }
@@ -99,29 +98,6 @@ impl Engine {
             self.clean_after_crash(container)?;
         }
         Ok(())
-    }
-
-    /// Anonymous volumes go with the last container that used them. A failure leaves a volume that `prune` finds.
-    fn remove_anonymous_volumes(&self, container: &Container) {
-        let is_anonymous = |name: &str| name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit());
-        for mount in
-            container.record.mounts.iter().filter(|mount| mount.point.kind == "volume" && is_anonymous(&mount.point.name))
-        {
-            let name = &mount.point.name;
-            let removed = self.store.database.write::<bool, Error>(Durability::Process, |tx| {
-                let used: Option<i64> =
-                    tx.query_row("SELECT 1 FROM volume_uses WHERE volume = ?1", [name], |row| row.get(0)).optional()?;
-                Ok(used.is_none() && tx.execute("DELETE FROM volumes WHERE name = ?1", [name])? > 0)
-            });
-            if matches!(removed, Ok(true)) {
-                let path = self.paths().volume(name);
-                let removed = path.parent().map(fs::remove_dir_all).transpose().context(|| format!("remove volume {name}"));
-                if let Err(error) = removed {
-                    tracing::warn!("{error}");
-                }
-                self.event("volume", "destroy", name, [("driver".to_owned(), "local".to_owned())].into());
-            }
-        }
     }
 }
 

@@ -13,6 +13,7 @@ mod route;
 mod stream;
 mod system;
 mod tls;
+mod volumes;
 
 pub use listen::{ListenError, Listener};
 pub use tls::{Certificates, Gate};

@@ -12,7 +12,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::answer::{self, Answer};
 use crate::request::{Call, Parameters};
-use crate::{containers, execs, images, system};
+use crate::{containers, execs, images, system, volumes};
 
 /// Answers any request.
 pub(crate) async fn handle(engine: Arc<Engine>, request: Request<Incoming>) -> Answer {
@@ -89,6 +89,11 @@ async fn dispatch(engine: Arc<Engine>, path: &str, call: Call) -> Option<Result<
         ["events"] if method == get => system::events(engine, &call),
         ["networks"] if method == get => system::networks(engine, &call).await,
         ["networks", id] if method == get => system::network(engine, id).await,
+        ["volumes"] if method == get => volumes::list(engine, call).await,
+        ["volumes", "create"] if method == post => volumes::create(engine, call).await,
+        ["volumes", "prune"] if method == post => volumes::prune(engine, call).await,
+        ["volumes", name] if method == get => volumes::inspect(engine, name).await,
+        ["volumes", name] if method == delete => volumes::remove(engine, name, call).await,
         ["containers", "json"] if method == get => containers::list(engine, call).await,
         ["containers", "create"] if method == post => containers::create(engine, call).await,
         ["containers", id] if method == delete => containers::remove(engine, id, call).await,

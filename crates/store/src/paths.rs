@@ -44,9 +44,14 @@ impl Paths {
         self.exec.join("containers")
     }
 
+    /// All volumes' directories.
+    pub fn volumes(&self) -> PathBuf {
+        self.data.join("volumes")
+    }
+
     /// A volume's content.
     pub fn volume(&self, name: &str) -> PathBuf {
-        self.data.join("volumes").join(name).join("_data")
+        self.volumes().join(name).join("_data")
     }
 
     /// The event log of this boot.

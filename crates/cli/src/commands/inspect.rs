@@ -47,13 +47,29 @@ pub struct InspectImage {
     names: Vec<String>,
 }
 
+#[derive(Args, Debug)]
+pub struct InspectVolume {
+    /// Format output using a custom template
+    #[arg(short, long)]
+    format: Option<String>,
+    #[arg(required = true)]
+    names: Vec<String>,
+}
+
+impl InspectVolume {
+    pub async fn run(self, client: &Client) -> Result {
+        inspect(client, &self.names, &["volume"], false, self.format.as_deref()).await
+    }
+}
+
 impl Inspect {
     pub async fn run(self, client: &Client) -> Result {
         let kinds: &[&str] = match self.kind.as_deref() {
-            None | Some("") => &["container", "image", "network"],
+            None | Some("") => &["container", "image", "network", "volume"],
             Some("container") => &["container"],
             Some("image") => &["image"],
             Some("network") => &["network"],
+            Some("volume") => &["volume"],
             Some(other) => return Err(Failure::new(format!("unknown type: \"{other}\""))),
         };
         inspect(client, &self.names, kinds, self.size, self.format.as_deref()).await
@@ -83,6 +99,7 @@ async fn inspect(client: &Client, names: &[String], kinds: &[&str], size: bool, 
             let path = match *kind {
                 "container" => format!("/containers/{}/json{}", segment(name), if size { "?size=1" } else { "" }),
                 "image" => format!("/images/{}/json", segment(name)),
+                "volume" => format!("/volumes/{}", segment(name)),
                 _ => format!("/networks/{}", segment(name)),
             };
             match client.get_json::<Value>(&path).await {

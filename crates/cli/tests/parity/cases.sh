@@ -242,3 +242,41 @@ docker start nosuch p-bad
 docker wait nosuch p-nosuch
 docker rm p-bad
 docker rm -f p-bad; docker rm -f p-bad; docker rm p-bad
+
+# volumes
+docker volume create p-vol
+docker volume create p-vol
+docker volume create -d nosuch p-vol2
+docker volume create --opt foo=bar p-vol2
+docker volume create --label a=b p-vol3
+docker volume create 'bad name'
+docker volume create a
+docker volume create --opt type=none p-vol4
+docker volume create | wc -c
+docker volume ls -q -f name=p-vol
+docker volume ls -f nosuch=1
+docker volume ls -f label=a --format '{{.Name}} {{.Driver}} {{.Labels}} {{.Scope}} {{.Links}} {{.Size}} {{.Status}} {{.Availability}} {{.Group}}'
+docker volume ls -f name=p-vol
+docker volume ls -f name=p-vol --format 'table {{.Name}}\t{{.Driver}}'
+docker volume ls --format '{{.Nosuch}}'
+docker volume ls x
+docker volume rm
+docker volume inspect -f '{{.Name}} {{.Driver}} {{json .Labels}} {{json .Options}} {{.Scope}}' p-vol p-vol3
+docker volume inspect nosuch
+docker volume inspect -f '{{.Name}}' p-vol nosuch
+docker inspect -f '{{.Name}}' p-vol
+docker inspect --type volume nosuch
+docker run --name p-holder -v p-vol:/x -v /anonymous parity sh -c 'echo kept >/x/file'
+docker run --rm -v p-vol:/y:ro parity sh -c 'cat /y/file; echo >/y/other'
+docker volume ls -q -f dangling=true -f name=p-vol
+docker volume rm p-vol | tr -d '[:xdigit:]'
+docker volume rm nosuch
+docker volume rm -f nosuch
+docker volume prune </dev/null
+docker volume prune -f | wc -l
+docker volume ls -q -f name=p-vol
+docker rm -v p-holder
+docker volume prune -af --filter label=q
+docker volume prune -af --filter 'label!=a' | sort
+docker volume ls -q -f name=p-vol
+docker volume rm p-vol3 p-vol

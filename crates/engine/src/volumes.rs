@@ -1,0 +1,335 @@
+//! Volumes: directories of the data root that outlive containers, and names for directories elsewhere.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use dhow_api::volume::{CreateVolume, PrunedVolumes, Volume};
+use dhow_oci::time::now;
+use dhow_store::Durability;
+use dhow_store::rusqlite::{Connection, OptionalExtension};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Context;
+use crate::{Engine, Error, Filters, Kind, Result, names};
+
+const FILTERS: [&str; 4] = ["dangling", "driver", "label", "name"];
+const PRUNE_FILTERS: [&str; 3] = ["all", "label", "label!"];
+/// The only driver.
+pub(crate) const DRIVER: &str = "local";
+/// Marks volumes that were made without a name, as Docker does.
+const ANONYMOUS: &str = "com.docker.volume.anonymous";
+
+/// Directories of removed volumes have names that no volume can have.
+const RETIRED: &str = ".removed-";
+
+/// The record of a volume in the database.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Record {
+    /// Nanoseconds.
+    created: i64,
+    labels: BTreeMap<String, String>,
+    /// `type`, `o` and `device`, as for mount(8).
+    options: BTreeMap<String, String>,
+}
+
+impl Record {
+    /// The directory of the host that the volume is a name for.
+    fn elsewhere(&self) -> Option<PathBuf> {
+        self.options.get("device").map(PathBuf::from)
+    }
+}
+
+/// A volume as containers use it.
+pub(crate) struct Found {
+    /// Where its content is.
+    pub content: PathBuf,
+    pub writable: bool,
+}
+
+impl Engine {
+    /// Makes a volume. One of that name that exists stays as it is.
+    ///
+    /// # Errors
+    /// A bad name, another driver than `local`, options that it does not have.
+    pub fn create_volume(&self, new: CreateVolume) -> Result<Volume> {
+        let anonymous = new.name.is_empty();
+        let name = if anonymous { names::random_id()? } else { new.name };
+        check_name(&name)?;
+        let refuse = |why: String| Error::invalid(format!("create {name}: {why}"));
+        if !matches!(new.driver.as_str(), "" | DRIVER) {
+            let driver = new.driver;
+            return Err(Error::not_found(format!(
+                "create {name}: error looking up volume plugin {driver}: plugin \"{driver}\" not found"
+            )));
+        }
+        let options = new.driver_opts.unwrap_or_default();
+        check_options(&options).map_err(refuse)?;
+        let mut labels = new.labels.unwrap_or_default();
+        if anonymous {
+            labels.insert(ANONYMOUS.to_owned(), String::new());
+        }
+        self.make_volume(&name, Record { created: now(), labels, options })?;
+        self.volume(&name)
+    }
+
+    /// The volume that a container names, made if it does not exist.
+    pub(crate) fn volume_for_container(&self, name: &str, anonymous: bool) -> Result<Found> {
+        check_name(name)?;
+        let labels = if anonymous { [(ANONYMOUS.to_owned(), String::new())].into() } else { BTreeMap::new() };
+        self.make_volume(name, Record { created: now(), labels, ..Record::default() })?;
+        let record = self.store.database.read(|db| stored(db, name))?.unwrap_or_default();
+        let read_only = record.options.get("o").is_some_and(|options| options.split(',').any(|option| option == "ro"));
+        Ok(Found { content: record.elsewhere().unwrap_or_else(|| self.paths().volume(name)), writable: !read_only })
+    }
+
+    fn make_volume(&self, name: &str, record: Record) -> Result<()> {
+        let text = serde_json::to_string(&record).context(|| "encode the volume's record".to_owned())?;
+        let made = self.store.database.write::<bool, Error>(Durability::Power, |tx| {
+            Ok(tx.execute("INSERT OR IGNORE INTO volumes (name, record) VALUES (?1, ?2)", [name, &text])? > 0)
+        })?;
+        fs::create_dir_all(self.paths().volume(name)).context(|| format!("create volume {name}"))?;
+        if made {
+            self.volume_event("create", name);
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// There is none of that name.
+    pub fn volume(&self, name: &str) -> Result<Volume> {
+        let record = self.store.database.read(|db| stored(db, name))?;
+        let record = record.ok_or_else(|| Error::not_found(format!("get {name}: no such volume")))?;
+        Ok(self.shown(name.to_owned(), &record))
+    }
+
+    /// Volumes in the order of their names.
+    pub fn volumes(&self, filters: &Filters) -> Result<Vec<Volume>> {
+        filters.check(&FILTERS)?;
+        let dangling = filters.boolean("dangling")?;
+        let all = self.stored_volumes()?;
+        let wanted = |(name, record, used): &(String, Record, bool)| {
+            dangling.is_none_or(|dangling| dangling != *used)
+                && filters.any("name", |part| name.contains(part))
+                && filters.any("driver", |driver| driver == DRIVER)
+                && filters.labels(&record.labels)
+        };
+        Ok(all.into_iter().filter(wanted).map(|(name, record, _)| self.shown(name, &record)).collect())
+    }
+
+    /// Removes a volume that no container uses; with `force` it need not exist.
+    pub fn remove_volume(&self, name: &str, force: bool) -> Result<()> {
+        let retired = self.paths().volumes().join(format!("{RETIRED}{}", names::random_id()?));
+        let directory = self.paths().volumes().join(name);
+        let removed = self.store.database.write::<bool, Error>(Durability::Power, |tx| {
+            let users = users(tx, name)?;
+            if !users.is_empty() {
+                return Err(Error::conflict(format!("remove {name}: volume is in use - [{}]", users.join(", "))));
+            }
+            if tx.execute("DELETE FROM volumes WHERE name = ?1", [name])? == 0 {
+                return Ok(false);
+            }
+            // Out of the way before the transaction ends: from then on somebody may make one of that name.
+            match fs::rename(&directory, &retired) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    Err(Error::internal(format!("remove volume {name}: move {}: {error}", directory.display())))
+                }
+                _ => Ok(true),
+            }
+        })?;
+        match (removed, force) {
+            (true, _) => {
+                self.volume_event("destroy", name);
+                remove_retired(&retired)
+            }
+            (false, true) => Ok(()),
+            (false, false) => Err(Error::not_found(format!("get {name}: no such volume"))),
+        }
+    }
+
+    /// Removes volumes that no container uses: those without a name of their own, with the filter `all=true` all of them.
+    pub fn prune_volumes(&self, filters: &Filters) -> Result<PrunedVolumes> {
+        filters.check(&PRUNE_FILTERS)?;
+        let all = filters.boolean("all")?.unwrap_or(false);
+        let mut pruned = PrunedVolumes::default();
+        for (name, record, used) in self.stored_volumes()? {
+            let wanted =
+                (all || is_anonymous(&name, &record)) && filters.labels(&record.labels) && filters.no_labels(&record.labels);
+            if used || !wanted {
+                continue;
+            }
+            let size = crate::list::disk_usage(&self.paths().volume(&name));
+            match self.remove_volume(&name, false) {
+                Ok(()) => {
+                    pruned.space_reclaimed += size;
+                    pruned.volumes_deleted.get_or_insert_default().push(name);
+                }
+                // A container has taken it meanwhile, or somebody else has removed it.
+                Err(error) if matches!(error.kind, Kind::Conflict | Kind::NotFound) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let attributes = [("reclaimed".to_owned(), pruned.space_reclaimed.to_string())].into();
+        self.event("volume", "prune", "", attributes);
+        Ok(pruned)
+    }
+
+    /// Removes volumes without a name that a container has left, where no other uses them. A failure leaves one for `prune`.
+    pub(crate) fn remove_anonymous_volumes<'a>(&self, names: impl Iterator<Item = &'a str>) {
+        for name in names {
+            let anonymous = self.store.database.read(|db| stored(db, name));
+            if !anonymous.is_ok_and(|record| record.is_some_and(|record| is_anonymous(name, &record))) {
+                continue;
+            }
+            match self.remove_volume(name, true) {
+                Err(error) if error.kind != Kind::Conflict => tracing::warn!("{error}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// Removes what a killed engine has left half removed.
+    pub(crate) fn sweep_volumes(&self) -> Result<()> {
+        let entries = fs::read_dir(self.paths().volumes()).into_iter().flatten().flatten();
+        entries
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with(RETIRED))
+            .try_for_each(|entry| remove_retired(&entry.path()))
+    }
+
+    fn stored_volumes(&self) -> Result<Vec<(String, Record, bool)>> {
+        self.store.database.read(|db| {
+            let mut statement = db.prepare_cached(
+                "SELECT name, record, EXISTS (SELECT 1 FROM volume_uses WHERE volume = name) FROM volumes ORDER BY name",
+            )?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, String>(1)?, row.get(2)?)))?;
+            // A damaged record keeps nobody from seeing and removing the volume.
+            let row = |(name, text, used): (String, String, bool)| (name, serde_json::from_str(&text).unwrap_or_default(), used);
+            Ok(rows.map(|stored| stored.map(row)).collect::<Result<_, _>>()?)
+        })
+    }
+
+    fn shown(&self, name: String, record: &Record) -> Volume {
+        let given = |map: &BTreeMap<String, String>| Some(map.clone()).filter(|map| !map.is_empty());
+        Volume {
+            // In whole seconds.
+            created_at: dhow_oci::time::format(record.created.div_euclid(1_000_000_000) * 1_000_000_000),
+            driver: DRIVER.to_owned(),
+            labels: given(&record.labels),
+            mountpoint: self.paths().volume(&name).to_string_lossy().into_owned(),
+            options: given(&record.options),
+            name,
+            scope: "local".to_owned(),
+        }
+    }
+
+    fn volume_event(&self, action: &str, name: &str) {
+        self.event("volume", action, name, [("driver".to_owned(), DRIVER.to_owned())].into());
+    }
+}
+
+fn remove_retired(directory: &Path) -> Result<()> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::internal(format!("remove {}: {error}", directory.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn stored(db: &Connection, name: &str) -> Result<Option<Record>> {
+    let text: Option<String> =
+        db.prepare_cached("SELECT record FROM volumes WHERE name = ?1")?.query_row([name], |row| row.get(0)).optional()?;
+    Ok(text.map(|text| serde_json::from_str(&text).unwrap_or_default()))
+}
+
+/// Ids of the containers that a volume is mounted in.
+fn users(db: &Connection, name: &str) -> Result<Vec<String>> {
+    let mut statement = db.prepare_cached("SELECT container_id FROM volume_uses WHERE volume = ?1")?;
+    let rows = statement.query_map([name], |row| row.get(0))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Records of before the mark have names of 64 digits.
+fn is_anonymous(name: &str, record: &Record) -> bool {
+    record.labels.contains_key(ANONYMOUS) || (name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// `[a-zA-Z0-9][a-zA-Z0-9_.-]+`: it becomes a directory's name.
+pub(crate) fn check_name(name: &str) -> Result<()> {
+    let valid = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    if name.len() == 1 {
+        return Err(Error::invalid(format!(
+            "create {name}: volume name is too short, names should be at least two alphanumeric characters"
+        )));
+    }
+    if name.bytes().all(valid) && name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric()) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "create {name}: \"{name}\" includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path"
+    )))
+}
+
+/// The options of the local driver. Of what mount(8) could mount, a directory of the host is mounted.
+fn check_options(options: &BTreeMap<String, String>) -> Result<(), String> {
+    if options.is_empty() {
+        return Ok(());
+    }
+    if let Some(unknown) = options.keys().find(|key| !matches!(key.as_str(), "type" | "o" | "device")) {
+        return Err(format!("invalid option: \"{unknown}\""));
+    }
+    for required in ["device", "type"] {
+        if !options.contains_key(required) {
+            return Err(format!("missing required option: \"{required}\""));
+        }
+    }
+    let words: Vec<&str> = options.get("o").map(|words| words.split(',').collect()).unwrap_or_default();
+    let kind = options["type"].as_str();
+    let is_bind = matches!(kind, "none" | "bind" | "") && words.iter().any(|word| matches!(*word, "bind" | "rbind"));
+    if !is_bind {
+        return Err(format!(
+            "volumes of type \"{kind}\" are not supported by this version: use type=none, o=bind and a device that is a directory"
+        ));
+    }
+    if let Some(unknown) = words.iter().find(|word| !matches!(**word, "bind" | "rbind" | "rw" | "ro" | "")) {
+        return Err(format!("mount option \"{unknown}\" is not supported by this version"));
+    }
+    if !options["device"].starts_with('/') {
+        return Err(format!("device \"{}\" is no absolute path", options["device"]));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_those_of_a_bind() {
+        let check = |pairs: &[(&str, &str)]| {
+            check_options(&pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
+        };
+        assert_eq!(check(&[]), Ok(()));
+        assert_eq!(check(&[("type", "none"), ("o", "bind,ro"), ("device", "/srv")]), Ok(()));
+        for (pairs, why) in [
+            (&[("foo", "bar")][..], "invalid option: \"foo\""),
+            (&[("type", "none")], "missing required option: \"device\""),
+            (&[("type", "nfs"), ("o", "addr=x"), ("device", ":/x")], "not supported by this version"),
+            (&[("type", "none"), ("o", "bind,noexec"), ("device", "/x")], "mount option \"noexec\""),
+            (&[("type", "none"), ("o", "bind"), ("device", "x")], "no absolute path"),
+        ] {
+            assert!(check(pairs).unwrap_err().contains(why), "{pairs:?}");
+        }
+    }
+
+    #[test]
+    fn names_are_directories_names() {
+        for name in ["ab", "a.b", "A-b_9"] {
+            assert!(check_name(name).is_ok(), "{name}");
+        }
+        for name in ["", "a", "..", ".a", "a/b", "a b", "-a"] {
+            assert!(check_name(name).is_err(), "{name}");
+        }
+    }
+}
