@@ -85,7 +85,9 @@ fn required(arguments: &str) -> String {
     let count = arguments.split(' ').filter(|word| word.starts_with(|first: char| first.is_ascii_alphabetic())).count();
     let plural = if count == 1 { "" } else { "s" };
     match (count, arguments.contains("...]")) {
-        (0, _) if arguments.ends_with("[VOLUME]") => "requires at most 1 argument".to_owned(),
+        (0, _) if arguments.split(' ').any(|word| word.starts_with('[') && word != "[OPTIONS]") => {
+            "requires at most 1 argument".to_owned()
+        }
         (0, _) => "accepts no arguments".to_owned(),
         (_, true) => format!("requires at least {count} argument{plural}"),
         (_, false) => format!("requires {count} argument{plural}"),
@@ -399,11 +401,8 @@ fn invalid_value(error: &clap::Error, args: &[OsString]) -> Option<String> {
     let option = text(ContextKind::InvalidArg)?.split([' ', '=']).next()?.trim_start_matches('-');
     let value = text(ContextKind::InvalidValue)?;
     let known = App::command();
-    let mut group = &known;
-    for word in args.iter().skip(1).map(|word| word.to_string_lossy()) {
-        group = group.find_subcommand(&*word).unwrap_or(group);
-    }
-    let short = group.get_arguments().find(|arg| arg.get_long() == Some(option)).and_then(clap::Arg::get_short);
+    let command = called(&known, args).into_iter().last().unwrap_or(&known);
+    let short = command.get_arguments().find(|arg| arg.get_long() == Some(option)).and_then(clap::Arg::get_short);
     let name = short.map_or(format!("--{option}"), |short| format!("-{short}, --{option}"));
     let parsing = |function: &str, why: &str| format!("strconv.{function}: parsing \"{value}\": {why}");
     let why = match std::error::Error::source(error).map(ToString::to_string).as_deref() {
@@ -416,19 +415,22 @@ fn invalid_value(error: &clap::Error, args: &[OsString]) -> Option<String> {
     Some(format!("invalid argument \"{value}\" for \"{name}\" flag: {why}"))
 }
 
+/// The commands that were called, the outer ones first: `container` and `logs`.
+fn called<'a>(program: &'a clap::Command, args: &[OsString]) -> Vec<&'a clap::Command> {
+    let mut commands = Vec::new();
+    for word in args.iter().skip(1).map(|word| word.to_string_lossy()) {
+        let group = commands.last().copied().unwrap_or(program);
+        commands.extend(group.find_subcommand(&*word));
+    }
+    commands
+}
+
 /// The command that was called, with what stands before it, and its own name: `dhow container logs` and `logs`.
 fn path_of(args: &[OsString]) -> (String, String) {
     let known = App::command();
-    let mut group = &known;
-    let (mut path, mut last) = ("dhow".to_owned(), String::new());
-    for word in args.iter().skip(1).map(|word| word.to_string_lossy()) {
-        if let Some(next) = group.find_subcommand(&*word) {
-            path = format!("{path} {word}");
-            last = next.get_name().to_owned();
-            group = next;
-        }
-    }
-    (path, last)
+    let names: Vec<&str> = called(&known, args).into_iter().map(clap::Command::get_name).collect();
+    let path = std::iter::once("dhow").chain(names.iter().copied()).collect::<Vec<_>>().join(" ");
+    (path, names.last().copied().unwrap_or_default().to_owned())
 }
 
 async fn dispatch(app: App) -> failure::Result {

@@ -12,7 +12,7 @@ use clap::Args;
 use dhow_api::client::{BoxedStream, Client, Connector};
 use dhow_engine::{Engine, Settings, Spare};
 
-pub use self::tls::{TlsOptions, directory as certificates};
+pub use self::tls::{TlsOptions, certificate_directory};
 use crate::failure::{Failure, Result};
 
 /// The daemon's socket when nothing else is said.

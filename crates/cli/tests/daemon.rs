@@ -286,7 +286,7 @@ fn what_is_replayed_and_what_follows_fit_together() {
     // Rotated all the time: five files of some hundred lines.
     let script = "i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; read x; echo $x";
     let options = ["--log-opt", "max-size=20k", "--log-opt", "max-file=5"];
-    for round in 0..8 {
+    for round in 0..12 {
         let args = [&["run", "-di", "--rm", "--network", "none"], &options[..], &["busybox", "sh", "-c", script]].concat();
         let (code, id, errors) = run(&sandbox, "dhow", &args);
         assert_eq!(code, 0, "{errors}");

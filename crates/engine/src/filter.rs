@@ -45,20 +45,13 @@ impl Filters {
         self.0.get(key).is_none_or(|values| values.iter().any(|value| matches(value)))
     }
 
-    /// Labels must all match: `key` or `key=value`.
+    /// Labels of `label` must all be there, and none of `label!`: `key` or `key=value`.
     pub fn labels(&self, labels: &BTreeMap<String, String>) -> bool {
-        self.get("label").iter().all(|wanted| match wanted.split_once('=') {
+        let has = |wanted: &String| match wanted.split_once('=') {
             Some((key, value)) => labels.get(key).is_some_and(|found| found == value),
             None => labels.contains_key(wanted),
-        })
-    }
-
-    /// Labels of `label!` must not be there: `key` or `key=value`.
-    pub fn no_labels(&self, labels: &BTreeMap<String, String>) -> bool {
-        !self.get("label!").iter().any(|wanted| match wanted.split_once('=') {
-            Some((key, value)) => labels.get(key).is_some_and(|found| found == value),
-            None => labels.contains_key(wanted),
-        })
+        };
+        self.get("label").iter().all(has) && !self.get("label!").iter().any(has)
     }
 
     /// A yes-or-no filter: `None` when absent.
@@ -75,6 +68,19 @@ impl Filters {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn labels_are_there_or_not() {
+        let labels: BTreeMap<String, String> = [("a".to_owned(), "b".to_owned())].into();
+        for (filter, matches) in [
+            (r#"{"label":["a"]}"#, true),
+            (r#"{"label":["a=c"]}"#, false),
+            (r#"{"label!":["a=c","x"]}"#, true),
+            (r#"{"label":["a"],"label!":["a=b"]}"#, false),
+        ] {
+            assert_eq!(Filters::parse(filter).unwrap().labels(&labels), matches, "{filter}");
+        }
+    }
 
     #[test]
     fn both_forms_mean_the_same() {

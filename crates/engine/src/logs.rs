@@ -123,7 +123,7 @@ impl Engine {
         query: &LogQuery,
         sink: LogSink<'_>,
     ) -> Result<UnixStream> {
-        const ATTEMPTS: u32 = 10;
+        const ATTEMPTS: u32 = 100;
         let path = self.log_path(container);
         let failed = || format!("read the log of container {}", container.id);
         let mut attempt = 0;

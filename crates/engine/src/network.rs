@@ -225,9 +225,10 @@ impl Engine {
     pub(crate) fn endpoints(&self, of: Option<&Container>) -> Result<Endpoints> {
         let default = self.store.database.read(stored)?.map(|network| network.id).unwrap_or_default();
         let ids = self.store.database.read::<_, Error>(|db| {
-            let query = "SELECT container_id, endpoint_id FROM endpoints WHERE ?1 IS NULL OR container_id = ?1";
-            let mut statement = db.prepare_cached(query)?;
-            let rows = statement.query_map([of.map(|container| &container.id.0)], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            let condition = if of.is_some() { " WHERE container_id = ?1" } else { "" };
+            let mut statement = db.prepare_cached(&format!("SELECT container_id, endpoint_id FROM endpoints{condition}"))?;
+            let parameters = dhow_store::rusqlite::params_from_iter(of.map(|container| &container.id.0));
+            let rows = statement.query_map(parameters, |row| Ok((row.get(0)?, row.get(1)?)))?;
             Ok(rows.collect::<Result<_, _>>()?)
         })?;
         Ok(Endpoints { default, ids })

@@ -25,8 +25,8 @@ impl Engine {
             return self.recover(container).map(|()| true);
         }
         // One that has ended while its host was up is being removed by whoever waits for that.
-        let ran_before = container.state.status != Status::Created && container.state.started < dhow_sys::process::booted();
-        if container.removing || !container.auto_remove() || !ran_before {
+        let ran_before = || container.state.status != Status::Created && container.state.started < dhow_sys::process::booted();
+        if container.removing || !container.auto_remove() || !ran_before() {
             return Ok(false);
         }
         match self.remove_container(container, true) {

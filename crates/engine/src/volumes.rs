@@ -77,9 +77,16 @@ impl Engine {
     /// The volume that a container names, made if it does not exist.
     pub(crate) fn volume_for_container(&self, name: &str, anonymous: bool) -> Result<Found> {
         check_name(name)?;
-        let labels = if anonymous { [(ANONYMOUS.to_owned(), String::new())].into() } else { BTreeMap::new() };
-        self.make_volume(name, Record { created: now(), labels, ..Record::default() })?;
-        let record = self.store.database.read(|db| stored(db, name))?.unwrap_or_default();
+        // One that exists costs no write.
+        let existing = if anonymous { None } else { self.store.database.read(|db| stored(db, name))? };
+        let record = match existing {
+            Some(record) => record,
+            None => {
+                let labels = if anonymous { [(ANONYMOUS.to_owned(), String::new())].into() } else { BTreeMap::new() };
+                self.make_volume(name, Record { created: now(), labels, ..Record::default() })?;
+                self.store.database.read(|db| stored(db, name))?.unwrap_or_default()
+            }
+        };
         let read_only = record.options.get("o").is_some_and(|options| options.split(',').any(|option| option == "ro"));
         Ok(Found { content: record.elsewhere().unwrap_or_else(|| self.paths().volume(name)), writable: !read_only })
     }
@@ -120,9 +127,13 @@ impl Engine {
 
     /// Removes a volume that no container uses; with `force` it need not exist.
     pub fn remove_volume(&self, name: &str, force: bool) -> Result<()> {
+        self.remove_volume_durably(name, force, Durability::Power)
+    }
+
+    fn remove_volume_durably(&self, name: &str, force: bool, durability: Durability) -> Result<()> {
         let retired = self.paths().volumes().join(format!("{RETIRED}{}", names::random_id()?));
         let directory = self.paths().volumes().join(name);
-        let removed = self.store.database.write::<bool, Error>(Durability::Power, |tx| {
+        let removed = self.store.database.write::<bool, Error>(durability, |tx| {
             let users = users(tx, name)?;
             if !users.is_empty() {
                 return Err(Error::conflict(format!("remove {name}: volume is in use - [{}]", users.join(", "))));
@@ -154,8 +165,7 @@ impl Engine {
         let all = filters.boolean("all")?.unwrap_or(false);
         let mut pruned = PrunedVolumes::default();
         for (name, record, used) in self.stored_volumes()? {
-            let wanted =
-                (all || is_anonymous(&name, &record)) && filters.labels(&record.labels) && filters.no_labels(&record.labels);
+            let wanted = (all || is_anonymous(&name, &record)) && filters.labels(&record.labels);
             if used || !wanted {
                 continue;
             }
@@ -182,7 +192,8 @@ impl Engine {
             if !anonymous.is_ok_and(|record| record.is_some_and(|record| is_anonymous(name, &record))) {
                 continue;
             }
-            match self.remove_volume(name, true) {
+            // Nobody was promised its end: after a power cut it may be there, empty, until it is pruned.
+            match self.remove_volume_durably(name, true, Durability::Process) {
                 Err(error) if error.kind != Kind::Conflict => tracing::warn!("{error}"),
                 _ => {}
             }

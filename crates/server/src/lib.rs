@@ -8,6 +8,7 @@ mod containers;
 mod execs;
 mod images;
 mod listen;
+pub mod pem;
 mod request;
 mod route;
 mod stream;

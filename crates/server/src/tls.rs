@@ -5,16 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::pem::{Error as PemError, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::ServerConfig;
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::listen::ListenError;
+use crate::pem;
 
 /// Clients that show who they are at one moment. Strangers cannot use up descriptors that the Unix socket needs.
 const AT_THE_GATE: usize = 64;
@@ -44,20 +43,19 @@ impl Gate {
     pub fn new(certificates: &Certificates) -> Result<Gate, ListenError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let failed = |what: &str, path: &Path, why: String| ListenError(format!("{what} {}: {why}", path.display()));
-        let mut roots = RootCertStore::empty();
-        for authority in read_certificates(&certificates.authorities)? {
-            roots.add(authority).map_err(|error| failed("use the authority of", &certificates.authorities, error.to_string()))?;
-        }
+        let roots = pem::authorities(&certificates.authorities)
+            .map_err(|why| failed("use the authorities of", &certificates.authorities, why))?;
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
             .build()
             .map_err(|error| failed("use the authorities of", &certificates.authorities, error.to_string()))?;
-        let key = PrivateKeyDer::from_pem_file(&certificates.key)
-            .map_err(|error| failed("read the key", &certificates.key, text(&error)))?;
+        let chain = pem::certificates(&certificates.certificate)
+            .map_err(|why| failed("read the certificate", &certificates.certificate, why))?;
+        let key = pem::key(&certificates.key).map_err(|why| failed("read the key", &certificates.key, why))?;
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| ListenError(format!("set up TLS: {error}")))?
             .with_client_cert_verifier(verifier)
-            .with_single_cert(read_certificates(&certificates.certificate)?, key)
+            .with_single_cert(chain, key)
             .map_err(|error| failed("use the certificate", &certificates.certificate, error.to_string()))?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Gate { acceptor: TlsAcceptor::from(Arc::new(config)), places: Arc::new(Semaphore::new(AT_THE_GATE)) })
@@ -74,22 +72,5 @@ impl Gate {
         tokio::time::timeout(PATIENCE, self.acceptor.accept(connection))
             .await
             .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))?
-    }
-}
-
-fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ListenError> {
-    let failed = |why: String| ListenError(format!("read the certificates {}: {why}", path.display()));
-    let certificates = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| failed(text(&error)))?;
-    if certificates.is_empty() { Err(failed("there is none in it".to_owned())) } else { Ok(certificates) }
-}
-
-/// What is wrong with a PEM file.
-fn text(error: &PemError) -> String {
-    match error {
-        PemError::Io(error) => error.to_string(),
-        PemError::NoItemsFound => "there is none in it".to_owned(),
-        other => other.to_string(),
     }
 }

@@ -9,8 +9,9 @@ use rustix::net::{
     SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 
-/// How many descriptors one message may carry here.
-pub const MAX_DESCRIPTORS: usize = 16;
+/// How many descriptors one message may carry here: a host may have a cgroup hierarchy for each of 14 controllers, and others
+/// that have only a name.
+pub const MAX_DESCRIPTORS: usize = 64;
 
 /// A connected pair that keeps message boundaries; both ends close on exec.
 pub fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {

@@ -152,7 +152,7 @@ impl Daemon {
         let verify = tls.tlsverify.or(file.get("tlsverify").and_then(Value::as_bool)).unwrap_or(false);
         let certificates = verify.then(|| {
             let or_default = |given: Option<PathBuf>, key: &str, name: &str| {
-                given.or(path(key)).unwrap_or_else(|| crate::connect::certificates().join(name))
+                given.or(path(key)).unwrap_or_else(|| crate::connect::certificate_directory().join(name))
             };
             Certificates {
                 authorities: or_default(tls.tlscacert, "tlscacert", "ca.pem"),

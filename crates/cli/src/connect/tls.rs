@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
+use dhow_server::pem;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::{Error as PemError, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio_rustls::TlsConnector;
 
 use crate::failure::{Failure, Result};
@@ -59,26 +59,15 @@ impl TlsOptions {
         let failed = |path: &Path, why: String| {
             Failure::new(format!("Failed to initialize: unable to resolve docker endpoint: open {}: {why}", path.display()))
         };
-        let directory = directory();
+        let directory = certificate_directory();
         let authority = self.tlscacert.clone().unwrap_or_else(|| directory.join("ca.pem"));
         // Files at the default places need not exist; the authority's must.
         let or_default = |given: &Option<PathBuf>, name: &str| {
             given.clone().or_else(|| Some(directory.join(name)).filter(|path| path.exists()))
         };
-        let certificates = |path: &Path| -> Result<Vec<CertificateDer<'static>>> {
-            CertificateDer::pem_file_iter(path)
-                .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
-                .map_err(|error| failed(path, text(error)))
-        };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = |error: rustls::Error| Failure::new(format!("set up TLS: {error}"));
-        let mut roots = RootCertStore::empty();
-        for certificate in certificates(&authority)? {
-            roots.add(certificate).map_err(|error| failed(&authority, error.to_string()))?;
-        }
-        if roots.is_empty() {
-            return Err(failed(&authority, "there is no certificate in it".to_owned()));
-        }
+        let roots = pem::authorities(&authority).map_err(|why| failed(&authority, why))?;
         let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().map_err(tls)?;
         let builder = if self.verify() {
             builder.with_root_certificates(roots)
@@ -87,8 +76,9 @@ impl TlsOptions {
         };
         let config = match (or_default(&self.tlscert, "cert.pem"), or_default(&self.tlskey, "key.pem")) {
             (Some(certificate), Some(key)) => {
-                let secret = PrivateKeyDer::from_pem_file(&key).map_err(|error| failed(&key, text(error)))?;
-                builder.with_client_auth_cert(certificates(&certificate)?, secret).map_err(tls)?
+                let chain = pem::certificates(&certificate).map_err(|why| failed(&certificate, why))?;
+                let key = pem::key(&key).map_err(|why| failed(&key, why))?;
+                builder.with_client_auth_cert(chain, key).map_err(tls)?
             }
             _ => builder.with_no_client_auth(),
         };
@@ -97,7 +87,7 @@ impl TlsOptions {
 }
 
 /// Where docker keeps the files: `DOCKER_CERT_PATH`, the configuration's directory, `~/.docker`.
-pub fn directory() -> PathBuf {
+pub fn certificate_directory() -> PathBuf {
     let named = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let home = || named("HOME").unwrap_or_else(|| PathBuf::from("/root")).join(".docker");
     named("DOCKER_CERT_PATH").or_else(|| named("DOCKER_CONFIG")).unwrap_or_else(home)
@@ -105,14 +95,6 @@ pub fn directory() -> PathBuf {
 
 fn is_set(variable: &str) -> bool {
     std::env::var_os(variable).is_some_and(|value| !value.is_empty())
-}
-
-fn text(error: PemError) -> String {
-    match error {
-        PemError::Io(error) if error.kind() == std::io::ErrorKind::NotFound => "no such file or directory".to_owned(),
-        PemError::NoItemsFound => "there is none in it".to_owned(),
-        other => other.to_string(),
-    }
 }
 
 /// Takes any server: `--tls` without `--tlsverify`.

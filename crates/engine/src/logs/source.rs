@@ -20,23 +20,20 @@ pub(super) struct Source {
     filled: usize,
     /// Bytes of the newest file that are still to be read; `None`: all there are.
     pub rest: Option<u64>,
+    /// The current file was found to have been renamed: it is read once more.
+    outdated: bool,
 }
 
 impl Source {
     pub fn open(path: &Path, tail: Option<usize>) -> io::Result<Source> {
-        // The newest first.
-        let mut files: Vec<File> = Vec::new();
-        let mut number = 0;
-        loop {
-            let name = if number == 0 { path.to_owned() } else { rotated(path, number) };
-            match File::open(name) {
-                // One that is renamed meanwhile is found under both names.
-                Ok(file) if files.last().map(identity).transpose()? == Some(identity(&file)?) => {}
-                Ok(file) => files.push(file),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                Err(error) => return Err(error),
+        const ATTEMPTS: u32 = 20;
+        let mut files = open_all(path)?;
+        for _ in 0..ATTEMPTS {
+            // Still the newest: what was rotated meanwhile was rotated by one at most.
+            if !is_another(files.first(), path)? {
+                break;
             }
-            number += 1;
+            files = open_all(path)?;
         }
         if let Some(lines) = tail {
             let mut left = lines;
@@ -51,7 +48,7 @@ impl Source {
             files.truncate(keep);
         }
         let current = files.pop();
-        Ok(Source { path: path.to_owned(), newer: files, current, buffer: Vec::new(), filled: 0, rest: None })
+        Ok(Source { path: path.to_owned(), newer: files, current, buffer: Vec::new(), filled: 0, rest: None, outdated: false })
     }
 
     /// Reads what there is now.
@@ -83,6 +80,11 @@ impl Source {
                     continue;
                 }
                 if self.is_outdated()? {
+                    if !std::mem::replace(&mut self.outdated, true) {
+                        // What was written between the last look and the renaming.
+                        continue;
+                    }
+                    self.outdated = false;
                     self.current = None;
                     self.filled = 0;
                     continue;
@@ -113,11 +115,39 @@ impl Source {
     /// Whether the file that is open is no longer the one of that name.
     pub fn is_outdated(&self) -> io::Result<bool> {
         // The newest file is the last to be read.
-        let Some(file) = self.newer.first().or(self.current.as_ref()) else { return Ok(false) };
-        match File::open(&self.path) {
-            Ok(named) => Ok(identity(&named)? != identity(file)?),
-            Err(_) => Ok(false),
+        is_another(self.newer.first().or(self.current.as_ref()), &self.path)
+    }
+}
+
+/// Opens the files there are, the newest first. Some may be renamed meanwhile: one is then found under both names, or one name
+/// is missing for a moment.
+fn open_all(path: &Path) -> io::Result<Vec<File>> {
+    let mut files: Vec<(File, (u64, u64))> = Vec::new();
+    let (mut number, mut missing) = (0, 0);
+    while missing < 2 {
+        match File::open(if number == 0 { path.to_owned() } else { rotated(path, number) }) {
+            Ok(file) => {
+                missing = 0;
+                let identity = identity(&file)?;
+                if !files.iter().any(|(_, known)| *known == identity) {
+                    files.push((file, identity));
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => missing += 1,
+            Err(error) => return Err(error),
         }
+        number += 1;
+    }
+    Ok(files.into_iter().map(|(file, _)| file).collect())
+}
+
+/// Whether the file is no longer the one of that name; it is not, either, in the moment in which there is none.
+fn is_another(file: Option<&File>, path: &Path) -> io::Result<bool> {
+    let Some(file) = file else { return Ok(false) };
+    match File::open(path) {
+        Ok(named) => Ok(identity(&named)? != identity(file)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
     }
 }
 
