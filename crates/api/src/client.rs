@@ -189,6 +189,12 @@ impl Client {
         Ok(serde_json::from_slice(&response.into_body().collect().await?.to_bytes())?)
     }
 
+    /// Posts what has an answer of no interest.
+    pub async fn post_body(&self, path: &str, body: &(impl Serialize + Sync)) -> Result<()> {
+        self.call(Method::POST, path, Some(body)).await?.into_body().collect().await?;
+        Ok(())
+    }
+
     pub async fn delete(&self, path: &str) -> Result<Bytes> {
         Ok(self.call(Method::DELETE, path, None::<&()>).await?.into_body().collect().await?.to_bytes())
     }

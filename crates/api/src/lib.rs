@@ -8,6 +8,7 @@ pub mod container;
 pub mod decode;
 pub mod frame;
 pub mod image;
+pub mod network;
 pub mod version;
 pub mod volume;
 

@@ -8,7 +8,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use dhow_api::client::Client;
 
-use crate::commands::{self, create, daemon, exec, image, inspect, lifecycle, list, logs, run, system, volume};
+use crate::commands::{self, create, daemon, exec, image, inspect, lifecycle, list, logs, network, run, system, volume};
 use crate::connect::{Roots, Target, TlsOptions};
 use crate::failure::{self, Failure};
 
@@ -51,6 +51,10 @@ fn arguments_of(command: &str) -> &'static str {
     match command {
         "volume create" => return "[OPTIONS] [VOLUME]",
         "volume rm" | "volume inspect" => return "[OPTIONS] VOLUME [VOLUME...]",
+        "network create" => return "[OPTIONS] NETWORK",
+        "network connect" | "network disconnect" => return "[OPTIONS] NETWORK CONTAINER",
+        "network inspect" => return "[OPTIONS] NETWORK [NETWORK...]",
+        "network rm" => return "NETWORK [NETWORK...]",
         _ => {}
     }
     match command.rsplit(' ').next().unwrap_or_default() {
@@ -69,7 +73,7 @@ fn arguments_of(command: &str) -> &'static str {
         "import" => "[OPTIONS] file|URL|- [REPOSITORY[:TAG]]",
         "pull" => "[OPTIONS] NAME[:TAG|@DIGEST]",
         "history" => "[OPTIONS] IMAGE",
-        "container" | "image" | "system" | "volume" => "COMMAND",
+        "container" | "image" | "network" | "system" | "volume" => "COMMAND",
         "" => "[OPTIONS] COMMAND",
         _ => "[OPTIONS]",
     }
@@ -185,6 +189,9 @@ enum Command {
     /// Manage volumes
     #[command(subcommand)]
     Volume(Volume),
+    /// Manage networks
+    #[command(subcommand)]
+    Network(Network),
     /// Manage Dhow
     #[command(subcommand)]
     System(System),
@@ -291,6 +298,26 @@ enum Volume {
     /// Remove one or more volumes
     #[command(visible_alias = "remove")]
     Rm(volume::Rm),
+}
+
+#[derive(Subcommand, Debug)]
+enum Network {
+    /// Connect a container to a network
+    Connect(network::Connect),
+    /// Create a network
+    Create(Box<network::Create>),
+    /// Disconnect a container from a network
+    Disconnect(network::Disconnect),
+    /// Display detailed information on one or more networks
+    Inspect(inspect::InspectNetwork),
+    /// List networks
+    #[command(visible_alias = "list")]
+    Ls(network::Ls),
+    /// Remove all unused networks
+    Prune(network::Prune),
+    /// Remove one or more networks
+    #[command(visible_alias = "remove")]
+    Rm(network::Rm),
 }
 
 #[derive(Subcommand, Debug)]
@@ -465,6 +492,7 @@ async fn dispatch(app: App) -> failure::Result {
         Command::Container(Container::Inspect(inspect)) => inspect.run(&client).await,
         Command::Image(Image::Inspect(inspect)) => inspect.run(&client).await,
         Command::Volume(command) => on_volumes(command, &client).await,
+        Command::Network(command) => on_networks(command, &client).await,
         Command::OnImages(command) | Command::Image(Image::Same(command)) => on_images(command, &client).await,
         Command::Images(images) | Command::Image(Image::Ls(images)) => images.run(&client).await,
         Command::Rmi(rmi) | Command::Image(Image::Rm(rmi)) => rmi.run(&client).await,
@@ -505,6 +533,18 @@ async fn on_volumes(command: Volume, client: &Client) -> failure::Result {
         Volume::Ls(ls) => ls.run(client).await,
         Volume::Prune(prune) => prune.run(client).await,
         Volume::Rm(rm) => rm.run(client).await,
+    }
+}
+
+async fn on_networks(command: Network, client: &Client) -> failure::Result {
+    match command {
+        Network::Connect(connect) => connect.run(client).await,
+        Network::Create(create) => create.run(client).await,
+        Network::Disconnect(disconnect) => disconnect.run(client).await,
+        Network::Inspect(inspect) => inspect.run(client).await,
+        Network::Ls(ls) => ls.run(client).await,
+        Network::Prune(prune) => prune.run(client).await,
+        Network::Rm(rm) => rm.run(client).await,
     }
 }
 

@@ -8,6 +8,7 @@ pub mod inspect;
 pub mod lifecycle;
 pub mod list;
 pub mod logs;
+pub mod network;
 pub mod run;
 pub mod system;
 pub mod volume;
@@ -62,6 +63,38 @@ pub fn filters(given: &[String]) -> Result<String> {
         all.entry(key.trim()).or_default().insert(value.trim(), true);
     }
     if all.is_empty() { Ok(String::new()) } else { Ok(serde_json::to_string(&all)?) }
+}
+
+/// `--label key=value` and the like, several times.
+pub fn pairs(given: &[String]) -> std::collections::BTreeMap<String, String> {
+    let pair = |text: &String| {
+        let (key, value) = text.split_once('=').unwrap_or((text, ""));
+        (key.to_owned(), value.to_owned())
+    };
+    given.iter().map(pair).collect()
+}
+
+/// Warns, and asks whether to go on.
+pub fn confirm(warning: &str) -> Result<bool> {
+    use std::io::{BufRead, Write};
+    crate::output::print(&format!("{warning}\nAre you sure you want to continue? [y/N] "))?;
+    std::io::stdout().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    Ok(answer.trim().eq_ignore_ascii_case("y"))
+}
+
+/// A key to sort names by as people do: `net2` before `net10`.
+pub fn natural(name: &str) -> Vec<(String, u64)> {
+    let mut parts = Vec::new();
+    let mut rest = name;
+    while !rest.is_empty() {
+        let text = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let digits = rest[text..].find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len() - text);
+        parts.push((rest[..text].to_owned(), rest[text..text + digits].parse().unwrap_or(u64::MAX)));
+        rest = &rest[text + digits..];
+    }
+    parts
 }
 
 /// `--since` and `--until`: a time, a duration before now, or Unix seconds, as Unix seconds with a fraction.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use dhow_api::config::{Config, HostConfig};
+use dhow_api::config::{Config, EndpointSettings, HostConfig};
 use dhow_api::container::MountPoint;
 use dhow_monitor::protocol::{Policy, Restart};
 use dhow_monitor::state::{self, State, Status};
@@ -53,7 +53,7 @@ impl MountRecord {
     }
 }
 
-/// What never changes about a container, but for renames and updates.
+/// What changes about a container only by commands: renames, updates, connections.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Record {
     /// The image as the user named it.
@@ -64,11 +64,18 @@ pub(crate) struct Record {
     pub host_config: HostConfig,
     pub mounts: Vec<MountRecord>,
     pub layer: Mountable,
-    /// Fixed address in the default network.
+    /// What the user wants of each network, by its name; empty for the namespace of another container.
     #[serde(default)]
-    pub ipv4: Option<std::net::Ipv4Addr>,
-    #[serde(default)]
-    pub mac: Option<String>,
+    pub networks: BTreeMap<String, EndpointSettings>,
+}
+
+impl Record {
+    /// Its networks in the order of their links: first that of the network mode.
+    pub fn networks_in_order(&self) -> Vec<(&str, &EndpointSettings)> {
+        let mut all: Vec<_> = self.networks.iter().map(|(name, settings)| (name.as_str(), settings)).collect();
+        all.sort_by_key(|(name, _)| *name != self.host_config.network_mode);
+        all
+    }
 }
 
 /// A container: its record and how it is.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 
-use dhow_api::config::{Config, CreateRequest, HostConfig};
+use dhow_api::config::{Config, CreateRequest, EndpointSettings, HostConfig, NetworkingConfig};
 use dhow_oci::Platform;
 use dhow_oci::image::Execution;
 use dhow_oci::time::now;
@@ -73,25 +73,13 @@ impl Engine {
                 *mode = format!("container:{}", self.joined(other)?);
             }
         }
-        let endpoint = networking_config.endpoints_config.and_then(|endpoints| endpoints.into_values().flatten().next());
-        let address = |endpoint: &dhow_api::config::EndpointSettings| {
-            endpoint.ipam_config.as_ref()?.get("IPv4Address")?.as_str().map(str::to_owned)
-        };
-        let ipv4 = endpoint.as_ref().and_then(address).filter(|address| !address.is_empty());
-        if ipv4.is_some() && host.network_mode == "bridge" {
-            return Err(Error::invalid("user specified IP address is supported on user defined networks only"));
-        }
-        let mac = endpoint
-            .map(|endpoint| endpoint.mac_address)
-            .filter(|mac| !mac.is_empty())
-            .or(Some(config.mac_address.clone()).filter(|mac| !mac.is_empty()));
+        let networks = self.networks_of(&mut host, networking_config, &config.mac_address)?;
         let (mounts, volumes) = self.resolve_mounts(&config, &host)?;
 
         let directory = self.paths().container(&id.0);
         fs::DirBuilder::new().mode(0o710).create(&directory).context(|| format!("create {}", directory.display()))?;
         let made = self.store.create_writable(&id.0, &image.chain).map_err(Error::from).and_then(|layer| {
-            let record =
-                Record { image: config.image.clone(), path, args, config, host_config: host, mounts, layer, ipv4: None, mac };
+            let record = Record { image: config.image.clone(), path, args, config, host_config: host, mounts, layer, networks };
             self.insert(&id, name.as_deref(), &image.row.id, &record, &volumes)
         });
         match made {
@@ -106,6 +94,49 @@ impl Engine {
                 Err(error)
             }
         }
+    }
+
+    /// What the container wants of its networks, by name: of that of its mode and of those that it has settings for.
+    fn networks_of(
+        &self,
+        host: &mut HostConfig,
+        given: NetworkingConfig,
+        mac_address: &str,
+    ) -> Result<BTreeMap<String, EndpointSettings>> {
+        let mut networks = BTreeMap::new();
+        if host.network_mode.starts_with("container:") {
+            return Ok(networks);
+        }
+        let mode = self.network_name(&host.network_mode);
+        for (name, settings) in given.endpoints_config.into_iter().flatten() {
+            let name = if name == "default" { "bridge".to_owned() } else { self.network_name(&name) };
+            networks.insert(name, settings.unwrap_or_default());
+        }
+        if matches!(mode.as_str(), "host" | "none")
+            && let Some(other) = networks.keys().find(|name| **name != mode)
+        {
+            return Err(Error::invalid(format!(
+                "conflicting options: a container in network mode {mode} cannot be connected to network {other}"
+            )));
+        }
+        let own = networks.entry(mode).or_default();
+        if own.mac_address.is_empty() {
+            own.mac_address = mac_address.to_owned();
+        }
+        for (name, settings) in &mut networks {
+            // What the engine tells of an endpoint is not for clients to say.
+            *settings = EndpointSettings {
+                ipam_config: settings.ipam_config.take(),
+                links: settings.links.take(),
+                aliases: settings.aliases.take(),
+                mac_address: std::mem::take(&mut settings.mac_address),
+                driver_opts: settings.driver_opts.take(),
+                gw_priority: settings.gw_priority,
+                ..EndpointSettings::default()
+            };
+            self.check_endpoint(name, settings)?;
+        }
+        Ok(networks)
     }
 
     /// The id of a container whose namespace is to be shared.
@@ -175,12 +206,6 @@ impl Engine {
         if matches!(host.network_mode.as_str(), "" | "default") {
             host.network_mode = "bridge".to_owned();
         }
-        match host.network_mode.as_str() {
-            "bridge" | "host" | "none" => {}
-            other if other.starts_with("container:") => {}
-            // Not as "not found": clients would take that for the image and fetch it.
-            other => return Err(Error::invalid(format!("failed to set up container networking: network {other} not found"))),
-        }
         if host.network_mode.starts_with("container:")
             && (host.publish_all_ports || host.port_bindings.as_ref().is_some_and(|ports| !ports.is_empty()))
         {
@@ -189,7 +214,7 @@ impl Engine {
         if host.network_mode.starts_with("container:") && !config.hostname.is_empty() {
             return Err(Error::invalid("conflicting options: hostname and the network mode"));
         }
-        crate::ports::publishes(config, host)?;
+        crate::ports::publishes(config, host, None)?;
         let given = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
         for (used, option) in [
             (given(&host.links), "links between containers (--link)"),

@@ -12,6 +12,7 @@ pub enum Kind {
     Forbidden,
     NotModified,
     NotImplemented,
+    Unavailable,
     Internal,
 }
 
@@ -76,6 +77,7 @@ impl From<Failure> for Error {
         let kind = match failure.kind {
             FailureKind::Conflict | FailureKind::Ending => Kind::Conflict,
             FailureKind::NotFound => Kind::NotFound,
+            FailureKind::Forbidden => Kind::Forbidden,
             FailureKind::Invalid => Kind::Invalid,
             // A daemon answers 400 to a command that cannot be run, so that clients do not take it for an outage.
             FailureKind::Start => Kind::Invalid,

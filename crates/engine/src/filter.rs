@@ -65,6 +65,35 @@ impl Filters {
     }
 }
 
+/// The moment of a filter `until`, in nanoseconds: a duration before now, Unix seconds, or a time, in UTC if it has no zone.
+pub(crate) fn until(filters: &Filters) -> Result<Option<i64>> {
+    match filters.get("until") {
+        [] => Ok(None),
+        [text] => moment(text).map(Some).ok_or_else(|| {
+            Error::invalid(format!("failed to parse until filter: failed to parse value as time or duration: \"{text}\""))
+        }),
+        _ => Err(Error::invalid("more than one until filter specified")),
+    }
+}
+
+fn moment(text: &str) -> Option<i64> {
+    const SECOND: f64 = 1e9;
+    if let Ok(seconds) = text.parse::<f64>() {
+        return Some((seconds * SECOND) as i64);
+    }
+    if let Some(duration) = crate::units::parse_duration(text) {
+        return Some(dhow_oci::time::now() - duration);
+    }
+    let full = match text.len() {
+        10 => format!("{text}T00:00:00Z"),
+        13 => format!("{text}:00:00Z"),
+        16 => format!("{text}:00Z"),
+        19 => format!("{text}Z"),
+        _ => text.to_owned(),
+    };
+    dhow_oci::time::parse(&full)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,6 +109,19 @@ mod tests {
         ] {
             assert_eq!(Filters::parse(filter).unwrap().labels(&labels), matches, "{filter}");
         }
+    }
+
+    #[test]
+    fn moments_have_many_forms() {
+        let at =
+            |text: &str| until(&Filters([("until".to_owned(), vec![text.to_owned()])].into())).map_err(|error| error.message);
+        assert_eq!(at("1.5"), Ok(Some(1_500_000_000)));
+        assert_eq!(at("2026-11-20T23:46:13Z"), at("2026-11-20T23:46:13"));
+        assert_eq!(at("2026-11-20"), at("2026-11-20T00:00"));
+        let hour_ago = at("1h").unwrap().unwrap();
+        assert!((dhow_oci::time::now() - hour_ago).abs_diff(3_600_000_000_000) < 60_000_000_000);
+        assert!(at("yesterday").unwrap_err().contains("\"yesterday\""));
+        assert_eq!(until(&Filters::default()).unwrap(), None);
     }
 
     #[test]

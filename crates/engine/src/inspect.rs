@@ -81,7 +81,6 @@ impl Engine {
         if mode.starts_with("container:") {
             return Ok(settings);
         }
-        let endpoint = endpoint(container, &self.endpoints(Some(container))?);
         if let Some(network) = &container.state.network {
             settings.ports = port_map(&container.record.config, &network.ports);
         } else if container.is_running() {
@@ -91,7 +90,8 @@ impl Engine {
             settings.sandbox_id.clone_from(&container.id.0);
             settings.sandbox_key = format!("/proc/{}/ns/net", container.state.pid);
         }
-        if mode == "bridge" {
+        settings.networks = endpoints(container, &self.endpoints()?);
+        if let Some(endpoint) = settings.networks.get("bridge").filter(|_| mode == "bridge") {
             settings.endpoint_id.clone_from(&endpoint.endpoint_id);
             settings.gateway.clone_from(&endpoint.gateway);
             settings.ip_address.clone_from(&endpoint.ip_address);
@@ -101,34 +101,45 @@ impl Engine {
             settings.global_ipv6_address.clone_from(&endpoint.global_ipv6_address);
             settings.global_ipv6_prefix_len = endpoint.global_ipv6_prefix_len;
         }
-        settings.networks.insert(mode.to_owned(), endpoint);
         Ok(settings)
     }
 }
 
-/// A container's place in its network. The network is known from the first start on, the addresses while it runs.
-pub(crate) fn endpoint(container: &Container, endpoints: &Endpoints) -> EndpointSettings {
+/// A container's places in its networks, by their names. The networks are known from the first start on, the addresses while
+/// it runs.
+pub(crate) fn endpoints(container: &Container, known: &Endpoints) -> BTreeMap<String, EndpointSettings> {
+    container.record.networks.iter().map(|(name, wanted)| (name.clone(), endpoint(container, known, name, wanted))).collect()
+}
+
+fn endpoint(container: &Container, known: &Endpoints, name: &str, wanted: &EndpointSettings) -> EndpointSettings {
+    let running = container.state.network.iter().flat_map(|network| &network.endpoints);
+    let running = running.into_iter().find(|endpoint| endpoint.network.name == name);
+    // The user's own address is part of the network's settings only while it holds.
+    let mut settings = EndpointSettings { mac_address: String::new(), ..wanted.clone() };
     if container.state.started == 0 {
-        return EndpointSettings::default();
+        return EndpointSettings { mac_address: wanted.mac_address.clone(), ..settings };
     }
-    let settings = EndpointSettings {
-        network_id: endpoints.network_id(&container.record.host_config.network_mode),
-        endpoint_id: endpoints.id(container),
-        ..EndpointSettings::default()
+    settings.network_id = known.network_id(name);
+    let names = crate::network::dns_names(container, name, wanted);
+    settings.dns_names = Some(names).filter(|names| !names.is_empty());
+    let Some(running) = running else {
+        if container.is_running() && matches!(name, "host" | "none") {
+            settings.endpoint_id = dhow_oci::Digest::of(format!("{} in {name}", container.id).as_bytes()).hex().to_owned();
+        }
+        return settings;
     };
-    let Some(network) = &container.state.network else { return settings };
-    let plan = &network.plan;
-    let subnet = plan.bridge.subnet;
-    EndpointSettings {
-        mac_address: dhow_network::mac_text(plan.mac),
-        gateway: subnet.gateway().to_string(),
-        ip_address: plan.ipv4.to_string(),
-        ip_prefix_len: subnet.prefix,
-        ipv6_gateway: plan.bridge.subnet6.map(|subnet| subnet.gateway().to_string()).unwrap_or_default(),
-        global_ipv6_address: plan.ipv6.map(|address| address.to_string()).unwrap_or_default(),
-        global_ipv6_prefix_len: plan.bridge.subnet6.map_or(0, |subnet| subnet.prefix),
-        ..settings
+    settings.endpoint_id.clone_from(&running.id);
+    settings.mac_address = dhow_network::mac_text(running.mac);
+    for (address, range) in running.addresses() {
+        let gateway = range.gateway.filter(|_| !running.network.internal).map(|gateway| gateway.to_string()).unwrap_or_default();
+        if address.is_ipv4() {
+            (settings.ip_address, settings.ip_prefix_len, settings.gateway) = (address.to_string(), range.subnet.prefix, gateway);
+        } else {
+            settings.global_ipv6_address = address.to_string();
+            (settings.global_ipv6_prefix_len, settings.ipv6_gateway) = (range.subnet.prefix, gateway);
+        }
     }
+    settings
 }
 
 pub(crate) fn mount_points(container: &Container) -> Vec<MountPoint> {

@@ -42,6 +42,7 @@ pub use container::{Container, ContainerId};
 pub use create::{Created, NewContainer};
 pub use dhow_monitor::events::Event;
 pub use dhow_monitor::protocol::ExecConfig;
+pub use dhow_network::address::Subnet;
 pub use error::{Error, Kind, Result};
 pub use events::EventQuery;
 pub use exec::ExecStarted;

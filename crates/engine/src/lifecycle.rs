@@ -51,7 +51,6 @@ impl Engine {
         if let Err(error) = &started
             && error.kind != Kind::NotModified
         {
-            self.release_address(container)?;
             self.abandon(container);
             if container.auto_remove() {
                 let _ = self.remove_container(container, true);
@@ -63,6 +62,8 @@ impl Engine {
     fn try_start(&self, container: &Container, size: Option<(u16, u16)>) -> Result<()> {
         self.prepare_mounts(container)?;
         let spec = self.spec(container)?;
+        // First: with its monitor the container keeps the addresses that it gets.
+        let monitor = self.ensure_monitor(container)?;
         let plan = self.plan(container)?;
         self.write_name_files(container, plan.as_ref())?;
         let (rows, columns) = size.filter(|size| *size != (0, 0)).unwrap_or_else(|| {
@@ -76,7 +77,6 @@ impl Engine {
             .filter(|mount| mount.copy_up)
             .map(|mount| CopyUp { volume: mount.host_path().to_owned(), path: mount.point.destination.clone().into() })
             .collect();
-        let monitor = self.ensure_monitor(container)?;
         self.set_wanted(container, true)?;
         let start = Request::Start(Box::new(Start { spec, copy_up, plan, rows, columns }));
         self.ask_living_monitor(container, monitor, &start).map(drop).map_err(|error| {
@@ -108,13 +108,6 @@ impl Engine {
             // One that is going already need not answer.
             let _ = ask(&monitor, &Request::Abandon);
         }
-    }
-
-    fn release_address(&self, container: &Container) -> Result<()> {
-        self.store.database.write(Durability::Process, |tx| {
-            tx.execute("DELETE FROM endpoints WHERE container_id = ?1", [&container.id.0])?;
-            Ok(())
-        })
     }
 
     /// Stops a container; returns when it has ended.

@@ -5,7 +5,7 @@ use dhow_monitor::state::Status;
 use regex_lite::Regex;
 
 use crate::container::Container;
-use crate::inspect::{endpoint, mount_points};
+use crate::inspect::{endpoints, mount_points};
 use crate::network::Endpoints;
 use crate::units::human_duration;
 use crate::{Engine, Error, Filters, Result};
@@ -69,6 +69,7 @@ impl Engine {
             || !codes.is_empty()
             || before.is_some()
             || since.is_some();
+        let known = self.endpoints()?;
         let matches = |container: &Container| {
             let (id, name) = (container.id.0.as_str(), container.name.as_str());
             (all || container.is_running())
@@ -81,7 +82,9 @@ impl Engine {
                 && since.is_none_or(|time| container.created > time)
                 && (ancestors.is_empty()
                     || ancestors.iter().any(|image| image.as_ref().is_ok_and(|image| *image == container.image_id)))
-                && filters.any("network", |network| network == container.record.host_config.network_mode)
+                && filters.any("network", |network| {
+                    container.record.networks.keys().any(|name| name == network || known.network_id(name).starts_with(network))
+                })
                 && filters.any("volume", |volume| {
                     container.record.mounts.iter().any(|mount| mount.point.name == volume || mount.point.destination == volume)
                 })
@@ -92,7 +95,6 @@ impl Engine {
         };
         let mut summaries = Vec::new();
         let mut images = std::collections::HashMap::new();
-        let endpoints = self.endpoints(None)?;
         for stored in self.stored_containers()? {
             let mut container = self.complete(stored)?;
             if container.removing && !container.supervised && self.remove_container(&container, true).is_ok() {
@@ -108,7 +110,7 @@ impl Engine {
                 continue;
             }
             let image = images.entry(container.image_id).or_insert_with(|| self.image_name(&container)).clone();
-            summaries.push(self.summary(&container, image, &endpoints, query.size)?);
+            summaries.push(self.summary(&container, image, &known, query.size)?);
             if query.limit.is_some_and(|limit| summaries.len() == limit) {
                 break;
             }
@@ -124,7 +126,7 @@ impl Engine {
         }
     }
 
-    fn summary(&self, container: &Container, image: String, endpoints: &Endpoints, size: bool) -> Result<Summary> {
+    fn summary(&self, container: &Container, image: String, known: &Endpoints, size: bool) -> Result<Summary> {
         let record = &container.record;
         let command = std::iter::once(&record.path)
             .chain(&record.args)
@@ -144,13 +146,7 @@ impl Engine {
             state: container.state.status.as_str().to_owned(),
             status: status_text(container),
             host_config: SummaryHostConfig { network_mode: record.host_config.network_mode.clone(), annotations: None },
-            network_settings: SummaryNetworks {
-                networks: if record.host_config.network_mode.starts_with("container:") {
-                    Default::default()
-                } else {
-                    [(record.host_config.network_mode.clone(), endpoint(container, endpoints))].into()
-                },
-            },
+            network_settings: SummaryNetworks { networks: endpoints(container, known) },
             mounts: mount_points(container),
         })
     }

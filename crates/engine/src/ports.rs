@@ -21,8 +21,8 @@ pub(crate) fn parse_port(text: &str) -> Result<(u16, Protocol)> {
     Ok((number.ok_or_else(|| Error::invalid(format!("invalid port specification: \"{text}\"")))?, protocol))
 }
 
-/// What a container publishes. A binding without an address is one for each family.
-pub(crate) fn publishes(config: &Config, host: &HostConfig) -> Result<Vec<Publish>> {
+/// What a container publishes. A binding without an address is one for `default`, or without that one for each family.
+pub(crate) fn publishes(config: &Config, host: &HostConfig, default: Option<IpAddr>) -> Result<Vec<Publish>> {
     let mut all = Vec::new();
     let mut bound = Vec::new();
     for (port, bindings) in host.port_bindings.iter().flatten() {
@@ -31,21 +31,21 @@ pub(crate) fn publishes(config: &Config, host: &HostConfig) -> Result<Vec<Publis
         let bindings = bindings.clone().unwrap_or_default();
         let bindings = if bindings.is_empty() { vec![PortBinding::default()] } else { bindings };
         for binding in &bindings {
-            all.extend(binding_of(binding, container_port, protocol)?);
+            all.extend(binding_of(binding, container_port, protocol, default)?);
         }
     }
     if host.publish_all_ports {
         for port in config.exposed_ports.iter().flatten().map(|(port, _)| port) {
             let (container_port, protocol) = parse_port(port)?;
             if !bound.contains(&(container_port, protocol)) {
-                all.extend(binding_of(&PortBinding::default(), container_port, protocol)?);
+                all.extend(binding_of(&PortBinding::default(), container_port, protocol, default)?);
             }
         }
     }
     Ok(all)
 }
 
-fn binding_of(binding: &PortBinding, container_port: u16, protocol: Protocol) -> Result<Vec<Publish>> {
+fn binding_of(binding: &PortBinding, container_port: u16, protocol: Protocol, default: Option<IpAddr>) -> Result<Vec<Publish>> {
     let invalid = || Error::invalid(format!("invalid port specification: \"{}\"", binding.host_port));
     let (first, last) = match binding.host_port.split_once('-') {
         _ if binding.host_port.is_empty() => (0, 0),
@@ -61,6 +61,9 @@ fn binding_of(binding: &PortBinding, container_port: u16, protocol: Protocol) ->
     let publish =
         |host_address: IpAddr| Publish { protocol, host_address, host_port: first, last_host_port: last, container_port };
     let address = binding.host_ip.trim_matches(['[', ']']);
+    if let (true, Some(default)) = (address.is_empty(), default) {
+        return Ok(vec![publish(default)]);
+    }
     if address.is_empty() {
         return Ok(vec![publish(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), publish(IpAddr::V6(Ipv6Addr::UNSPECIFIED))]);
     }
@@ -101,7 +104,7 @@ mod tests {
             exposed_ports: Some([("80/tcp".into(), serde_json::json!({})), ("53/udp".into(), serde_json::json!({}))].into()),
             ..Config::default()
         };
-        let all = publishes(&config, &host).unwrap();
+        let all = publishes(&config, &host, None).unwrap();
         assert_eq!(all.len(), 3);
         assert_eq!((all[0].host_port, all[0].last_host_port), (8080, 8090));
         for bad in ["0/tcp", "99999/tcp", "x", "80/xyz"] {

@@ -85,9 +85,11 @@ impl Engine {
                 state::leave_cgroup(&left.cgroup);
             }
             if let Some(network) = &left.network {
-                let withdrawn =
-                    dhow_network::ports::withdraw(&network.plan.bridge.table, &network.ports, network.plan.ipv6.is_some());
+                let target = dhow_network::ports::Target::of(&network.endpoints);
+                let withdrawn = dhow_network::ports::withdraw(&self.table(), &network.ports, target);
                 withdrawn.context(|| format!("withdraw the ports of container {}", container.id))?;
+                let neighbours = dhow_network::Neighbours::new(&self.paths().neighbours());
+                network.endpoints.iter().for_each(|endpoint| neighbours.leave(&container.id.0, endpoint));
             }
             let directory = self.paths().container(&container.id.0);
             if directory.exists() {
@@ -109,6 +111,7 @@ impl Engine {
             self.container_event(container, "die", &[("exitCode", UNKNOWN_EXIT.to_string())]);
         }
         state::discard(&run).context(|| format!("remove {}", run.display()))?;
+        self.sweep_execs();
         Ok(Some(ran))
     }
 
@@ -123,6 +126,7 @@ impl Engine {
         }
         self.sweep_execs();
         self.sweep_volumes()?;
+        self.reconcile_networks()?;
         for stored in self.stored_containers()? {
             let container = match self.complete(stored) {
                 Ok(container) => container,

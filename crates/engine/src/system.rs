@@ -49,7 +49,7 @@ impl Engine {
     }
 
     /// The engine's own id, made once per data root.
-    fn engine_id(&self) -> Result<String> {
+    pub(crate) fn engine_id(&self) -> Result<String> {
         let read = |db: &dhow_store::rusqlite::Connection| {
             let query = "SELECT value FROM meta WHERE key = 'engine-id'";
             db.query_row(query, [], |row| row.get::<_, String>(0)).optional()
@@ -96,7 +96,7 @@ impl Engine {
             "Driver": "overlay2",
             "DriverStatus": [["Backing Filesystem", self.backing_file_system()], ["Supports d_type", "true"], ["Using metacopy", "false"],
                 ["Native Overlay Diff", "true"], ["userxattr", "false"]],
-            "Plugins": { "Volume": ["local"], "Network": ["bridge", "host", "null"], "Authorization": null, "Log": ["json-file", "none"] },
+            "Plugins": { "Volume": ["local"], "Network": ["bridge", "host", "ipvlan", "macvlan", "null"], "Authorization": null, "Log": ["json-file", "none"] },
             "MemoryLimit": true, "SwapLimit": true, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true, "CPUSet": true,
             "PidsLimit": true, "IPv4Forwarding": forwarding, "Debug": self.settings.debug, "NFd": 0, "OomKillDisable": !unified, "NGoroutines": 0,
             "SystemTime": format(now()),
@@ -146,44 +146,5 @@ impl Engine {
             0x794c_7630 => "overlayfs",
             _ => "<unknown>",
         }
-    }
-
-    /// The networks that always exist.
-    pub fn networks(&self) -> Result<Value> {
-        let bridge = self.default_network()?;
-        let endpoints = self.endpoints(None)?;
-        let fixed = |name: &str, driver: &str| {
-            let id = crate::network::fixed_network_id(name);
-            json!({ "Name": name, "Id": id, "Created": format(bridge.record.created), "Scope": "local", "Driver": driver,
-                "EnableIPv4": true, "EnableIPv6": false, "IPAM": { "Driver": "default", "Options": null, "Config": null },
-                "Internal": false, "Attachable": false, "Ingress": false, "ConfigFrom": { "Network": "" }, "ConfigOnly": false,
-                "Containers": {}, "Options": {}, "Labels": {} })
-        };
-        let subnet = bridge.record.bridge.subnet;
-        let mut containers = serde_json::Map::new();
-        for container in self.containers()? {
-            if let Some(network) = &container.state.network {
-                let plan = &network.plan;
-                containers.insert(container.id.0.clone(), json!({ "Name": container.name, "EndpointID": endpoints.id(&container),
-                    "MacAddress": dhow_network::mac_text(plan.mac), "IPv4Address": format!("{}/{}", plan.ipv4, subnet.prefix),
-                    "IPv6Address": plan.ipv6.zip(plan.bridge.subnet6).map(|(ipv6, subnet)| format!("{ipv6}/{}", subnet.prefix)).unwrap_or_default() }));
-            }
-        }
-        let subnet6 = bridge.record.bridge.subnet6;
-        let mut pools = vec![json!({ "Subnet": subnet.to_string(), "Gateway": subnet.gateway().to_string() })];
-        pools.extend(subnet6.map(|subnet| json!({ "Subnet": subnet.to_string(), "Gateway": subnet.gateway().to_string() })));
-        Ok(json!([
-            { "Name": bridge.name, "Id": bridge.id, "Created": format(bridge.record.created), "Scope": "local", "Driver": "bridge",
-              "EnableIPv4": true, "EnableIPv6": subnet6.is_some(),
-              "IPAM": { "Driver": "default", "Options": null, "Config": pools },
-              "Internal": false, "Attachable": false, "Ingress": false, "ConfigFrom": { "Network": "" }, "ConfigOnly": false,
-              "Containers": containers,
-              "Options": { "com.docker.network.bridge.default_bridge": "true", "com.docker.network.bridge.enable_icc": "true",
-                "com.docker.network.bridge.enable_ip_masquerade": "true", "com.docker.network.bridge.host_binding_ipv4": "0.0.0.0",
-                "com.docker.network.bridge.name": bridge.record.bridge.name, "com.docker.network.driver.mtu": bridge.record.bridge.mtu.to_string() },
-              "Labels": {} },
-            fixed("host", "host"),
-            fixed("none", "null"),
-        ]))
     }
 }

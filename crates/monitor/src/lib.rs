@@ -8,11 +8,13 @@
 mod client;
 mod copy_up;
 pub mod events;
+mod local_names;
 pub mod log;
 mod monitor;
 mod overlay;
 mod process;
 pub mod protocol;
+mod questions;
 mod relay;
 mod resolver;
 mod services;

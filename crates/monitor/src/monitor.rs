@@ -4,6 +4,7 @@ mod clients;
 mod execs;
 mod interests;
 mod life;
+mod networks;
 mod processes;
 
 use std::collections::BTreeMap;

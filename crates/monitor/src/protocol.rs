@@ -10,8 +10,8 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use dhow_network::Plan;
 use dhow_network::ports::Publish;
+use dhow_network::{Endpoint, Plan};
 use dhow_runtime::spec::Spec;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -58,6 +58,12 @@ pub enum Request {
     },
     /// The container will not be started: a monitor that never ran it ends.
     Abandon,
+    /// Connects the running container to one more network.
+    Connect(Box<Endpoint>),
+    /// Disconnects the running container from a network, by its id.
+    Disconnect {
+        network: String,
+    },
     /// The container's name changed, or its restart policy.
     Update {
         name: Option<String>,
@@ -90,6 +96,7 @@ pub enum FailureKind {
     /// The request does not fit the container's state.
     Conflict,
     NotFound,
+    Forbidden,
     Invalid,
     /// The container has ended and this monitor is on its way out: the next one can be asked.
     Ending,
@@ -109,7 +116,7 @@ pub struct Start {
     /// Without the numeric user, which is resolved in the root.
     pub spec: Spec,
     pub copy_up: Vec<CopyUp>,
-    /// The network, whose addresses the engine has assigned.
+    /// The networks, whose addresses the engine has assigned.
     pub plan: Option<Plan>,
     /// Of the terminal; 0 for unknown.
     pub rows: u16,
@@ -183,10 +190,11 @@ pub enum LogConfig {
     JsonFile { path: PathBuf, max_size: u64, max_files: u32, extra: BTreeMap<String, String> },
 }
 
-/// The network of a running container, as its state tells it.
+/// The networks of a running container, as its state tells them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NetworkState {
-    pub plan: Plan,
+    /// Each with the name of its link.
+    pub endpoints: Vec<Endpoint>,
     /// With the numbers that were chosen.
     pub ports: Vec<Publish>,
 }

@@ -43,8 +43,15 @@ impl Relays {
         Relays { token, all: Vec::new() }
     }
 
-    /// Passes a connection on to the first target that takes it. With `idle` it is closed after so long without a byte.
-    pub fn add(&mut self, epoll: &OwnedFd, client: OwnedFd, mut targets: Vec<SocketAddr>, idle: Option<Duration>) {
+    /// Passes a connection on to the first target that takes it, with what has been read of it already. With `idle` it is
+    /// closed after so long without a byte.
+    pub fn add(
+        &mut self,
+        epoll: &OwnedFd,
+        (client, read): (OwnedFd, Vec<u8>),
+        mut targets: Vec<SocketAddr>,
+        idle: Option<Duration>,
+    ) {
         targets.reverse();
         let place = self.all.iter().position(Option::is_none).unwrap_or(self.all.len());
         let Some(upstream) = connect_next(&mut targets).filter(|_| place < MOST) else { return };
@@ -53,7 +60,7 @@ impl Relays {
         }
         let relay = Relay {
             sides: [client, upstream],
-            waiting: [Vec::new(), Vec::new()],
+            waiting: [read, Vec::new()],
             ended: [false; 2],
             told: [false; 2],
             interest: [Some(epoll::EventFlags::empty()), Some(epoll::EventFlags::OUT)],
@@ -237,7 +244,7 @@ mod tests {
         let mut relays = Relays::new(7 << 32);
         let (accepted, _) = front.accept().unwrap();
         // The first target takes no connections.
-        relays.add(&epoll, accepted.into(), vec![dead, target], Some(Duration::from_secs(30)));
+        relays.add(&epoll, (accepted.into(), Vec::new()), vec![dead, target], Some(Duration::from_secs(30)));
         let mut buffer = vec![0; 4096];
         while relays.all.iter().any(Option::is_some) {
             let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 4];
@@ -257,7 +264,7 @@ mod tests {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
         let mut relays = Relays::new(0);
         let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        relays.add(&epoll, ours.into(), vec![server.local_addr().unwrap()], Some(Duration::from_secs(5)));
+        relays.add(&epoll, (ours.into(), Vec::new()), vec![server.local_addr().unwrap()], Some(Duration::from_secs(5)));
         let deadline = relays.deadline().unwrap();
         relays.expire(deadline - Duration::from_millis(1));
         assert_eq!(relays.deadline(), Some(deadline));

@@ -1,11 +1,12 @@
-//! The resolver at 127.0.0.11 of a container: passes queries on to the servers that the host itself asks, as it asks them.
+//! The resolver at 127.0.0.11 of a container: answers for its neighbours, and passes other queries on to the servers that the
+//! host itself asks, as it asks them, or to those that the user named.
 //!
 //! Queries leave from the host's network namespace, so that a server on the host's loopback serves containers too, and
 //! the host's `resolv.conf` is looked at again whenever it has changed. Each query has a socket and a number of its own, so
-//! that nobody on the way can guess what an answer must look like. Queries by TCP are passed on as they are.
+//! that nobody on the way can guess what an answer must look like.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,6 +14,8 @@ use dhow_sys::names::message::{HEADER, LONGEST, REFUSED, SERVER_FAILED, answers,
 use dhow_sys::names::resolv_conf;
 use rustix::event::epoll;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType};
+
+use crate::local_names::LocalNames;
 
 /// Queries that wait for an answer; more are refused.
 const MOST: usize = 256;
@@ -36,18 +39,26 @@ pub(crate) struct Resolver {
     socket: OwnedFd,
     queries: Vec<Option<Query>>,
     servers: Servers,
+    pub names: LocalNames,
 }
 
 impl Resolver {
     /// `socket` takes the containers' queries; `token` marks events of sockets towards servers, whose low 32 bits are the
     /// query's number.
-    pub fn new(token: u64, socket: OwnedFd) -> Resolver {
-        Resolver { token, socket, queries: Vec::new(), servers: Servers::default() }
+    pub fn new(token: u64, socket: OwnedFd, servers: &[IpAddr], names: LocalNames) -> Resolver {
+        let given = servers.iter().map(|address| SocketAddr::new(*address, resolv_conf::PORT)).collect::<Vec<_>>();
+        let servers = Servers { given: Some(given).filter(|given| !given.is_empty()), ..Servers::default() };
+        Resolver { token, socket, queries: Vec::new(), servers, names }
     }
 
-    /// The host's servers, in its order.
+    /// The servers to ask, in their order.
     pub fn servers(&mut self) -> Vec<SocketAddr> {
         self.servers.look().to_vec()
+    }
+
+    /// The answer to a query that nobody else need be asked.
+    pub fn answer(&self, query: &[u8]) -> Option<Vec<u8>> {
+        self.names.answer(query)
     }
 
     /// Takes some of the queries that have arrived.
@@ -64,6 +75,10 @@ impl Resolver {
 
     fn take_query(&mut self, epoll: &OwnedFd, message: &[u8], client: SocketAddrAny) {
         if message.len() < HEADER || is_response(message) {
+            return;
+        }
+        if let Some(answer) = self.answer(message) {
+            let _ = rustix::net::sendto(&self.socket, &answer, SendFlags::DONTWAIT, &client);
             return;
         }
         let mut servers = self.servers.look().to_vec();
@@ -152,15 +167,19 @@ fn ask(mut message: Vec<u8>, servers: &mut Vec<SocketAddr>) -> io::Result<(Vec<u
     Err(io::ErrorKind::NetworkUnreachable.into())
 }
 
-/// The servers of the host's `resolv.conf`.
+/// The servers that the user named, otherwise those of the host's `resolv.conf`.
 #[derive(Default)]
 struct Servers {
+    given: Option<Vec<SocketAddr>>,
     read: Option<SystemTime>,
     all: Vec<SocketAddr>,
 }
 
 impl Servers {
     fn look(&mut self) -> &[SocketAddr] {
+        if let Some(given) = &self.given {
+            return given;
+        }
         let changed =
             std::fs::metadata(resolv_conf::PATH).and_then(|metadata| metadata.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
         if self.read != Some(changed) {
@@ -185,7 +204,7 @@ mod tests {
         client.connect(ours.local_addr().unwrap()).unwrap();
         let failing = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let good = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let mut resolver = Resolver::new(5 << 32, ours.into());
+        let mut resolver = Resolver::new(5 << 32, ours.into(), &[], LocalNames::default());
         resolver.servers.all = vec![failing.local_addr().unwrap(), good.local_addr().unwrap()];
         resolver.servers.read =
             Some(std::fs::metadata("/etc/resolv.conf").and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH));

@@ -4,12 +4,15 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use dhow_network::Attached;
 use dhow_network::ports::Protocol;
+use dhow_network::{Attached, Names};
 use rustix::event::epoll;
 
+use crate::local_names::LocalNames;
+use crate::questions::Questions;
 use crate::relay::Relays;
 use crate::resolver::Resolver;
 
@@ -18,6 +21,7 @@ const QUERIES: u64 = 1 << 32;
 const ANSWER: u64 = 2 << 32;
 const LISTENER: u64 = 3 << 32;
 const RELAY: u64 = 4 << 32;
+const QUESTION: u64 = 5 << 32;
 
 /// A connection to a name server is closed when it has been idle for so long (RFC 7766, 6.2.3).
 const RESOLVER_IDLE: Duration = Duration::from_secs(10);
@@ -25,7 +29,8 @@ const RESOLVER_IDLE: Duration = Duration::from_secs(10);
 /// To what the connections of a listener go.
 enum Target {
     Resolver,
-    Container(SocketAddr),
+    /// To this port of the container.
+    Container(u16),
 }
 
 pub(crate) struct Services {
@@ -33,6 +38,9 @@ pub(crate) struct Services {
     epoll: OwnedFd,
     resolver: Option<Resolver>,
     listeners: Vec<(OwnedFd, Target)>,
+    /// Of the container, for connections that are passed on.
+    address: Option<IpAddr>,
+    questions: Questions,
     relays: Relays,
 }
 
@@ -43,15 +51,17 @@ impl AsFd for Services {
 }
 
 impl Services {
-    /// What the network needs, or `None` where it needs nothing.
-    pub fn of(network: &Attached) -> io::Result<Option<Services>> {
+    /// What the networks need, or `None` where they need nothing. `names` say what the resolver knows; `runs` are all run
+    /// directories.
+    pub fn of(network: &Attached, names: Option<&Names>, runs: &Path) -> io::Result<Option<Services>> {
         let mut listeners = Vec::new();
         let mut resolver = None;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        if let Some(sockets) = &network.resolver {
+        if let (Some(sockets), Some(names)) = (&network.resolver, names) {
             let udp = sockets.udp.try_clone()?;
             epoll::add(&epoll, &udp, epoll::EventData::new_u64(QUERIES), epoll::EventFlags::IN)?;
-            resolver = Some(Resolver::new(ANSWER, udp));
+            let local = LocalNames::new(names, runs.to_owned(), &network.endpoints);
+            resolver = Some(Resolver::new(ANSWER, udp, &names.servers, local));
             listeners.push((sockets.tcp.try_clone()?, Target::Resolver));
         }
         for port in network.ports_without_rule().filter(|port| port.publish.protocol == Protocol::Tcp) {
@@ -59,8 +69,7 @@ impl Services {
             rustix::io::ioctl_fionbio(&socket, true)?;
             // It listened only to hold the port.
             rustix::net::listen(&socket, 128)?;
-            let target = SocketAddr::new(IpAddr::V4(network.ipv4), port.publish.container_port);
-            listeners.push((socket, Target::Container(target)));
+            listeners.push((socket, Target::Container(port.publish.container_port)));
         }
         if listeners.is_empty() {
             return Ok(None);
@@ -68,7 +77,16 @@ impl Services {
         for (number, (socket, _)) in listeners.iter().enumerate() {
             epoll::add(&epoll, socket, epoll::EventData::new_u64(LISTENER | number as u64), epoll::EventFlags::IN)?;
         }
-        Ok(Some(Services { epoll, resolver, listeners, relays: Relays::new(RELAY) }))
+        let (questions, relays) = (Questions::new(QUESTION), Relays::new(RELAY));
+        Ok(Some(Services { epoll, resolver, listeners, address: network.relay_address(), questions, relays }))
+    }
+
+    /// The container's networks have changed.
+    pub fn set_networks(&mut self, network: &Attached) {
+        self.address = network.relay_address();
+        if let Some(resolver) = &mut self.resolver {
+            resolver.names.set_networks(&network.endpoints);
+        }
     }
 
     /// Does what can go on now, with a buffer to move bytes through.
@@ -83,6 +101,12 @@ impl Services {
                 (QUERIES, Some(resolver)) => resolver.take_queries(&self.epoll, buffer),
                 (ANSWER, Some(resolver)) => resolver.take_answer(&self.epoll, number, buffer),
                 (LISTENER, _) => self.accept(number),
+                (QUESTION, Some(resolver)) => {
+                    let unknown = self.questions.ready(&self.epoll, number, buffer, |query| resolver.answer(query));
+                    if let Some(connection) = unknown {
+                        self.relays.add(&self.epoll, connection, resolver.servers(), Some(RESOLVER_IDLE));
+                    }
+                }
                 (RELAY, _) => self.relays.ready(&self.epoll, number, event.flags, buffer),
                 _ => {}
             }
@@ -92,23 +116,26 @@ impl Services {
     fn accept(&mut self, number: usize) {
         let (socket, target) = &self.listeners[number];
         let Ok(client) = rustix::net::accept_with(socket, rustix::net::SocketFlags::CLOEXEC) else { return };
-        let (targets, idle) = match target {
-            Target::Container(address) => (vec![*address], None),
-            Target::Resolver => (self.resolver.as_mut().map(Resolver::servers).unwrap_or_default(), Some(RESOLVER_IDLE)),
-        };
-        self.relays.add(&self.epoll, client, targets, idle);
+        match target {
+            Target::Container(port) => {
+                let targets = self.address.map(|address| SocketAddr::new(address, *port));
+                self.relays.add(&self.epoll, (client, Vec::new()), targets.into_iter().collect(), None);
+            }
+            Target::Resolver => self.questions.add(&self.epoll, client),
+        }
     }
 
     /// When something must be given up.
     pub fn deadline(&self) -> Option<Instant> {
         let resolver = self.resolver.as_ref().and_then(Resolver::deadline);
-        resolver.into_iter().chain(self.relays.deadline()).min()
+        resolver.into_iter().chain(self.relays.deadline()).chain(self.questions.deadline()).min()
     }
 
     pub fn expire(&mut self, now: Instant) {
         if let Some(resolver) = &mut self.resolver {
             resolver.expire(&self.epoll, now);
         }
+        self.questions.expire(now);
         self.relays.expire(now);
     }
 }

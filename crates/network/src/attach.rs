@@ -1,30 +1,35 @@
-//! A container's end of a network: its namespace, link, addresses, default route and published ports.
+//! A container's end of its networks: namespace, links, addresses, default routes and published ports.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use dhow_sys::netlink::Socket;
 use rustix::fs::{Mode, OFlags};
 
-use crate::ports::{Publish, Published};
+use crate::ports::{Publish, Published, Target};
 use crate::resolver::{self, Resolver};
-use crate::route::{self, VethPair};
-use crate::{Context, Plan, Result, ports};
+use crate::route::{self, BridgePort, HostLink, VethPair};
+use crate::{Context, Driver, Endpoint, Plan, Result, gateway, ports};
 
 /// `CLONE_NEWNET`
 const NEW_NETWORK: i32 = 0x4000_0000;
 
-/// A container's network for as long as it is held: with the last descriptor of the namespace its links go.
+/// A container's networks for as long as it is held: with the last descriptor of the namespace its links go.
 #[derive(Debug)]
 pub struct Attached {
     pub namespace: OwnedFd,
+    /// In the namespace.
+    socket: Socket,
+    /// In the order in which they came, each with the name of its link in the namespace.
+    pub endpoints: Vec<Endpoint>,
     pub ports: Vec<Published>,
     pub resolver: Option<Resolver>,
-    /// Of the container.
-    pub ipv4: Ipv4Addr,
-    ipv6: bool,
+    /// Where the ports lead now.
+    target: Target,
     table: String,
+    /// What new links of the namespace get: whether IPv6 is off.
+    without_ipv6: Option<bool>,
 }
 
 impl Attached {
@@ -33,83 +38,216 @@ impl Attached {
         self.ports.iter().map(|port| port.publish.clone()).collect()
     }
 
-    /// Ports of IPv6 addresses of the host that no rule leads on from: all, for a container that has no IPv6; of one that has,
-    /// those of the loopback address, which packets cannot leave the host with (for IPv4 there is `route_localnet`).
+    /// Ports that no rule leads on from: those of a family that the container has no address of, and of IPv6 those of the
+    /// loopback address, which packets cannot leave the host with (for IPv4 there is `route_localnet`).
     pub fn ports_without_rule(&self) -> impl Iterator<Item = &Published> {
-        self.ports.iter().filter(|port| match port.publish.host_address {
-            IpAddr::V4(_) => false,
-            IpAddr::V6(address) => !self.ipv6 || address.is_unspecified() || address.is_loopback(),
+        let target = self.target;
+        self.ports.iter().filter(move |port| match port.publish.host_address {
+            IpAddr::V4(_) => target.ipv4.is_none(),
+            IpAddr::V6(address) => target.ipv6.is_none() || address.is_unspecified() || address.is_loopback(),
         })
+    }
+
+    /// Where connections to ports without a rule go.
+    pub fn relay_address(&self) -> Option<IpAddr> {
+        self.target.any()
     }
 
     /// Takes the forwarding of the ports away; the namespace goes when this is dropped.
     pub fn detach(&self) -> Result<()> {
-        if self.ports.is_empty() { Ok(()) } else { ports::withdraw(&self.table, &self.publishes(), self.ipv6) }
+        if self.ports.is_empty() { Ok(()) } else { ports::withdraw(&self.table, &self.publishes(), self.target) }
     }
+
+    /// Connects the running container to one more network. On an error nothing of it is left.
+    pub fn connect(&mut self, endpoint: Endpoint) -> Result<()> {
+        let host = Socket::route().context(|| "open a netlink socket".to_owned())?;
+        let network = endpoint.network.id.clone();
+        let before = self.routes();
+        let parent = endpoint.network.ensure_with(&host)?;
+        let done = self.add(&host, parent, endpoint).and_then(|()| self.lead(before));
+        if done.is_err() {
+            let _ = self.disconnect(&network);
+        }
+        done
+    }
+
+    /// Disconnects the running container from a network. Returns what it had there.
+    pub fn disconnect(&mut self, network: &str) -> Result<Option<Endpoint>> {
+        let Some(place) = self.endpoints.iter().position(|endpoint| endpoint.network.id == network) else { return Ok(None) };
+        let before = self.routes();
+        let endpoint = self.endpoints.remove(place);
+        let name = endpoint.interface.clone().unwrap_or_default();
+        let failed = || format!("remove the link {name} of network {}", endpoint.network.name);
+        if let Some(index) = route::index(&self.socket, &name).context(failed)? {
+            route::delete_link(&self.socket, index).context(failed)?;
+        }
+        self.lead(before)?;
+        Ok(Some(endpoint))
+    }
+
+    /// Makes a container's link, with its addresses.
+    fn add(&mut self, host: &Socket, parent: u32, mut endpoint: Endpoint) -> Result<()> {
+        let network = &endpoint.network;
+        let taken = |name: &String| self.endpoints.iter().any(|other| other.interface.as_ref() == Some(name));
+        let name = endpoint.interface.clone();
+        let name = name.unwrap_or_else(|| (0..).map(|n| format!("eth{n}")).find(|name| !taken(name)).unwrap_or_default());
+        self.set_ipv6(endpoint.ipv6.is_some())?;
+        let failed = |what: &str| format!("{what} {name} of network {}", network.name);
+        match &network.driver {
+            Driver::Bridge(bridge) => {
+                let pair = VethPair {
+                    name: &endpoint.link,
+                    master: parent,
+                    peer: &name,
+                    peer_mac: endpoint.mac,
+                    namespace: self.namespace.as_fd(),
+                    mtu: network.mtu.unwrap_or(1500),
+                };
+                route::create_veth(host, &pair).context(|| failed("create the link"))?;
+                let port = BridgePort { hairpin: !self.ports.is_empty(), isolated: !bridge.inter_container };
+                if port != (BridgePort { hairpin: false, isolated: false }) {
+                    route::set_bridge_port(host, &endpoint.link, port).context(|| failed("set up the link"))?;
+                }
+            }
+            Driver::Macvlan { mode, .. } => {
+                let link = HostLink::Macvlan { parent, mode: *mode as u32, mac: endpoint.mac, namespace: self.namespace.as_fd() };
+                route::create_link(host, &name, network.mtu, &link).context(|| failed("create the link"))?;
+            }
+            Driver::Ipvlan { mode, .. } => {
+                let link = HostLink::Ipvlan { parent, mode: *mode as u16, namespace: self.namespace.as_fd() };
+                route::create_link(host, &name, network.mtu, &link).context(|| failed("create the link"))?;
+            }
+        }
+        let index = route::index(&self.socket, &name).context(|| failed("find the link"))?;
+        let index = index.ok_or(io::ErrorKind::NotFound).context(|| failed("find the link"))?;
+        for (address, range) in endpoint.addresses() {
+            route::add_address(&self.socket, index, address, range.subnet.prefix)
+                .context(|| format!("give {name} the address {address}"))?;
+        }
+        route::set_up(&self.socket, index).context(|| failed("bring up the link"))?;
+        endpoint.interface = Some(name);
+        self.endpoints.push(endpoint);
+        Ok(())
+    }
+
+    /// Links that come later get no address of their own making, and no router but the network's: another container could
+    /// say that it is one (CVE-2020-13401).
+    fn set_ipv6(&mut self, enabled: bool) -> Result<()> {
+        if self.without_ipv6 == Some(!enabled) {
+            return Ok(());
+        }
+        let namespace = self.namespace.try_clone().context(|| "hold the namespace".to_owned())?;
+        inside(Some(namespace), || prepare_ipv6(enabled))?;
+        self.without_ipv6 = Some(!enabled);
+        Ok(())
+    }
+
+    /// The default routes.
+    fn routes(&self) -> [Option<Route>; 2] {
+        [true, false].map(|is_ipv4| {
+            let endpoint = gateway(&self.endpoints, is_ipv4)?;
+            let range = if is_ipv4 { endpoint.network.ipv4.as_ref() } else { endpoint.network.ipv6.as_ref() };
+            Some(Route { is_ipv4, link: endpoint.interface.clone()?, gateway: range?.gateway })
+        })
+    }
+
+    /// Puts the default routes and the ports where they belong, after the endpoints have changed. `before` are the routes
+    /// that are there.
+    fn lead(&mut self, before: [Option<Route>; 2]) -> Result<()> {
+        let what = || "set the default route".to_owned();
+        for (before, after) in before.into_iter().zip(self.routes()).filter(|(before, after)| before != after) {
+            if let Some(route) = before
+                && let Some(index) = route::index(&self.socket, &route.link).context(what)?
+            {
+                route::delete_default_route(&self.socket, route.is_ipv4, index).context(what)?;
+            }
+            if let Some(route) = after {
+                let index = route::index(&self.socket, &route.link).context(what)?;
+                let index = index.ok_or(io::ErrorKind::NotFound).context(what)?;
+                route::add_default_route(&self.socket, route.is_ipv4, route.gateway, index).context(|| match route.gateway {
+                    Some(gateway) => format!("route through {gateway}"),
+                    None => what(),
+                })?;
+            }
+        }
+        let target = Target::of(&self.endpoints);
+        if target != self.target {
+            if !self.target.is_none() {
+                ports::withdraw(&self.table, &self.publishes(), self.target)?;
+            }
+            self.target = target;
+            ports::announce(&self.table, &self.ports, target)?;
+        }
+        Ok(())
+    }
+}
+
+/// A default route.
+#[derive(PartialEq)]
+struct Route {
+    is_ipv4: bool,
+    /// In the container.
+    link: String,
+    gateway: Option<IpAddr>,
+}
+
+/// What new links of the namespace that the caller is in get of IPv6. A kernel without IPv6 has no such files.
+fn prepare_ipv6(enabled: bool) -> io::Result<()> {
+    let set = |name: &str, value: &str| std::fs::write(format!("/proc/sys/net/ipv6/conf/default/{name}"), value);
+    if !enabled {
+        let _ = set("disable_ipv6", "1");
+        return Ok(());
+    }
+    // The last one tells the neighbours that an address has a new owner.
+    [("disable_ipv6", "0"), ("accept_ra", "0"), ("autoconf", "0"), ("ndisc_notify", "1")]
+        .into_iter()
+        .try_for_each(|(name, value)| set(name, value))
 }
 
 /// Makes a namespace with the loopback device alone. The caller has one thread and ends up in the namespace it came from.
 pub fn isolated() -> Result<OwnedFd> {
-    inside(None, |_| Ok(())).map(|(namespace, ())| namespace)
+    inside(None, || Ok(())).map(|inside| inside.namespace)
 }
 
 /// Connects a namespace as planned: one that [`isolated`] made, or a new one. The caller has one thread and ends up in the
 /// namespace it came from.
 pub fn attach(plan: &Plan, isolated: Option<OwnedFd>) -> Result<Attached> {
     let host = Socket::route().context(|| "open a netlink socket".to_owned())?;
-    let master = plan.bridge.ensure(&host)?;
-    let held = ports::reserve(&plan.bridge.table, &plan.ports, plan.ipv4)?;
-    let (namespace, (inside, resolver)) = inside(isolated, |socket| {
-        // Links that come later get no address of their own making, and no router but the network's: another container could
-        // say that it is one (CVE-2020-13401). A kernel without IPv6 has no such files.
-        let set = |name: &str, value: &str| std::fs::write(format!("/proc/sys/net/ipv6/conf/default/{name}"), value);
-        if plan.ipv6.is_some() {
-            for (name, value) in [("disable_ipv6", "0"), ("accept_ra", "0"), ("autoconf", "0")] {
-                set(name, value)?;
-            }
-        } else {
-            let _ = set("disable_ipv6", "1");
-        }
-        Ok((socket, plan.resolver.then(resolver::open).transpose()?))
+    let parents = plan.endpoints.iter().map(|endpoint| endpoint.network.ensure_with(&host)).collect::<Result<Vec<_>>>()?;
+    let target = Target::of(&plan.endpoints);
+    let table = plan.endpoints.first().map(|endpoint| endpoint.network.table.clone()).unwrap_or_default();
+    let published = if target.is_none() { Vec::new() } else { ports::reserve(&table, &plan.ports, target)? };
+    let with_ipv6 = plan.endpoints.first().map(|endpoint| endpoint.ipv6.is_some());
+    let made = inside(isolated, || {
+        with_ipv6.map(prepare_ipv6).transpose()?;
+        plan.resolver.as_ref().map(|_| resolver::open()).transpose()
     })?;
-    let pair = VethPair {
-        name: &plan.link,
-        master,
-        peer: "eth0",
-        peer_mac: plan.mac,
-        namespace: namespace.as_fd(),
-        mtu: plan.bridge.mtu,
+    let mut attached = Attached {
+        namespace: made.namespace,
+        socket: made.socket,
+        endpoints: Vec::new(),
+        ports: published,
+        resolver: made.done,
+        target: Target::default(),
+        table,
+        without_ipv6: with_ipv6.map(|enabled| !enabled),
     };
-    route::create_veth(&host, &pair).context(|| format!("create the link {}", plan.link))?;
-    if !held.is_empty() {
-        route::set_hairpin(&host, &plan.link).context(|| format!("set up the link {}", plan.link))?;
+    for (endpoint, parent) in plan.endpoints.iter().zip(parents) {
+        attached.add(&host, parent, endpoint.clone())?;
     }
-    let index = route::index(&inside, "eth0").context(|| "find eth0".to_owned())?;
-    let index = index.ok_or(std::io::ErrorKind::NotFound).context(|| "find eth0".to_owned())?;
-    let address = |address: IpAddr, prefix: u8| {
-        route::add_address(&inside, index, address, prefix).context(|| format!("give eth0 the address {address}"))
-    };
-    let gateway = |gateway: IpAddr| route::add_default_route(&inside, gateway).context(|| format!("route through {gateway}"));
-    address(IpAddr::V4(plan.ipv4), plan.bridge.subnet.prefix)?;
-    route::set_up(&inside, index).context(|| "bring eth0 up".to_owned())?;
-    gateway(IpAddr::V4(plan.bridge.subnet.gateway()))?;
-    if let (Some(ipv6), Some(subnet6)) = (plan.ipv6, &plan.bridge.subnet6) {
-        address(IpAddr::V6(ipv6), subnet6.prefix)?;
-        gateway(IpAddr::V6(subnet6.gateway()))?;
-    }
-    ports::announce(&plan.bridge.table, &held, plan.ipv4, plan.ipv6)?;
-    Ok(Attached {
-        namespace,
-        ports: held,
-        resolver,
-        ipv4: plan.ipv4,
-        ipv6: plan.ipv6.is_some(),
-        table: plan.bridge.table.clone(),
-    })
+    attached.lead([None, None])?;
+    Ok(attached)
 }
 
-/// Does something in a namespace, a new one with its loopback device up if none is given; a netlink socket of it is passed.
-fn inside<T>(namespace: Option<OwnedFd>, act: impl FnOnce(Socket) -> io::Result<T>) -> Result<(OwnedFd, T)> {
+/// A namespace, a netlink socket of it, and what was done there.
+struct Inside<T> {
+    namespace: OwnedFd,
+    socket: Socket,
+    done: T,
+}
+
+/// Does something in a namespace, a new one with its loopback device up if none is given.
+fn inside<T>(namespace: Option<OwnedFd>, act: impl FnOnce() -> io::Result<T>) -> Result<Inside<T>> {
     const LOOPBACK: u32 = 1;
     let open = || rustix::fs::open("/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     let home = open().context(|| "open the own network namespace".to_owned())?;
@@ -124,9 +262,9 @@ fn inside<T>(namespace: Option<OwnedFd>, act: impl FnOnce(Socket) -> io::Result<
         if is_new {
             route::set_up(&socket, LOOPBACK)?;
         }
-        Ok((namespace, act(socket)?))
+        Ok(Inside { namespace, socket, done: act()? })
     });
     dhow_sys::process::set_namespace(home.as_fd(), NEW_NETWORK)
         .context(|| "return to the host's network namespace".to_owned())?;
-    done.context(|| "open the new network namespace".to_owned())
+    done.context(|| "work in the container's network namespace".to_owned())
 }

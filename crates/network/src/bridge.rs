@@ -1,73 +1,172 @@
-//! The host's side of a network: a bridge with an address, forwarding, and the rules that go with it.
+//! The host's side of networks: bridges with addresses, forwarding and rules; links that containers' own are beside.
 
 use std::net::IpAddr;
 
 use dhow_sys::netlink::Socket;
-use serde::{Deserialize, Serialize};
 
-use crate::address::{Subnet, Subnet6};
-use crate::{Context, Result, route, rules};
+use crate::address::Subnet;
+use crate::route::HostLink;
+use crate::{Bridge, Context, Driver, Network, Result, route, rules};
 
-/// A bridge network.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Bridge {
-    pub name: String,
-    /// The nftables table, of family inet, that its rules are in: one for each data root.
-    pub table: String,
-    pub subnet: Subnet,
-    pub subnet6: Option<Subnet6>,
-    pub mtu: u32,
+/// Of a bridge.
+const MTU: u32 = 1500;
+/// How the alias of a link begins that an engine made; the network's table and id follow.
+const MARK: &str = "dhow";
+
+/// A link of the host.
+struct Found {
+    index: u32,
+    is_marked: bool,
+    is_new: bool,
 }
 
-impl Bridge {
-    /// Makes the bridge and its rules, or finds them as they must be; returns the link's index.
-    pub(crate) fn ensure(&self, route: &Socket) -> Result<u32> {
-        let failed = |what: &str| format!("{what} bridge {}", self.name);
-        let index = match route::index(route, &self.name).context(|| failed("find"))? {
-            Some(index) => index,
-            None => {
-                match route::create_bridge(route, &self.name, self.mtu) {
-                    // Another process was faster.
-                    Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-                    other => other.context(|| failed("create"))?,
-                }
-                let index = route::index(route, &self.name).context(|| failed("find"))?;
-                let index = index.ok_or(std::io::ErrorKind::NotFound).context(|| failed("find"))?;
-                self.configure(route, index)?;
-                index
-            }
-        };
-        // Also on a bridge that was made before the network got IPv6.
-        self.configure_ipv6(route, index)?;
-        let netfilter = Socket::netfilter().context(|| "open a netfilter socket".to_owned())?;
-        rules::ensure(&netfilter, self)?;
-        Ok(index)
+impl Network {
+    /// Makes what the network needs on the host, or finds it as it must be.
+    pub fn ensure(&self) -> Result<()> {
+        let socket = Socket::route().context(|| "open a netlink socket".to_owned())?;
+        self.ensure_with(&socket).map(drop)
     }
 
-    fn configure(&self, route: &Socket, index: u32) -> Result<()> {
-        let gateway = self.subnet.gateway();
-        route::add_address(route, index, IpAddr::V4(gateway), self.subnet.prefix)
-            .context(|| format!("give {} the address {gateway}", self.name))?;
-        set("net/ipv4/ip_forward", "1")?;
-        set(&format!("net/ipv4/conf/{}/route_localnet", self.name), "1")?;
-        // No address is announced on a bridge without IPv6.
-        if self.subnet6.is_none() {
-            // A kernel without IPv6 has no such file.
-            let _ = set(&format!("net/ipv6/conf/{}/disable_ipv6", self.name), "1");
+    /// Returns the index of the link that containers' own are connected to.
+    pub(crate) fn ensure_with(&self, route: &Socket) -> Result<u32> {
+        match &self.driver {
+            Driver::Bridge(bridge) => self.ensure_bridge(route, bridge),
+            Driver::Macvlan { parent, .. } | Driver::Ipvlan { parent, .. } => self.ensure_parent(route, parent.as_deref()),
         }
-        route::set_up(route, index).context(|| format!("bring {} up", self.name))
     }
 
-    fn configure_ipv6(&self, route: &Socket, index: u32) -> Result<()> {
-        let Some(subnet) = &self.subnet6 else { return Ok(()) };
-        set(&format!("net/ipv6/conf/{}/disable_ipv6", self.name), "0")?;
-        // No container tells the host its routes (CVE-2020-13401).
-        set(&format!("net/ipv6/conf/{}/accept_ra", self.name), "0")?;
-        set("net/ipv6/conf/all/forwarding", "1")?;
-        let gateway = subnet.gateway();
-        route::add_address(route, index, IpAddr::V6(gateway), subnet.prefix)
-            .context(|| format!("give {} the address {gateway}", self.name))
+    fn mark(&self) -> String {
+        format!("{MARK} {} {}", self.table, self.id)
     }
+
+    /// Finds a link, or makes it. Returns its index, and whether it has no mark yet.
+    fn ensure_link(&self, route: &Socket, name: &str, mtu: Option<u32>, link: &HostLink<'_>) -> Result<Found> {
+        let failed = |what: &str| format!("{what} link {name}");
+        if let Some(found) = route::link(route, name).context(|| failed("find"))? {
+            return Ok(Found { index: found.index, is_marked: !found.alias.is_empty(), is_new: false });
+        }
+        match route::create_link(route, name, mtu, link) {
+            // Another process was faster.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            other => other.context(|| failed("create"))?,
+        }
+        let index = route::index(route, name).context(|| failed("find"))?;
+        let index = index.ok_or(std::io::ErrorKind::NotFound).context(|| failed("find"))?;
+        Ok(Found { index, is_marked: false, is_new: true })
+    }
+
+    fn ensure_bridge(&self, route: &Socket, bridge: &Bridge) -> Result<u32> {
+        let name = &bridge.name;
+        let found = self.ensure_link(route, name, Some(self.mtu.unwrap_or(MTU)), &HostLink::Bridge)?;
+        // The mark comes last: who made a link and was killed over it has left one without.
+        if !found.is_marked {
+            self.configure(route, found.index, bridge)?;
+            if found.is_new || self.is_own_name(name) {
+                route::set_alias(route, found.index, &self.mark()).context(|| format!("mark link {name}"))?;
+            }
+        }
+        // Also on a bridge that was made before the network got IPv6.
+        self.configure_ipv6(route, found.index, bridge)?;
+        let netfilter = Socket::netfilter().context(|| "open a netfilter socket".to_owned())?;
+        rules::ensure(&netfilter, self, bridge)?;
+        Ok(found.index)
+    }
+
+    /// Whether a bridge's name is none that a user chose.
+    fn is_own_name(&self, name: &str) -> bool {
+        let own = name.strip_prefix("br-").is_some_and(|rest| self.id.starts_with(rest));
+        own || name == self.table || name.strip_prefix(&self.table) == Some("0")
+    }
+
+    fn configure(&self, route: &Socket, index: u32, bridge: &Bridge) -> Result<()> {
+        if let Some((gateway, range)) = self.ipv4.as_ref().and_then(|range| range.gateway.zip(Some(range))) {
+            route::add_address(route, index, gateway, range.subnet.prefix)
+                .context(|| format!("give {} the address {gateway}", bridge.name))?;
+        }
+        set("net/ipv4/ip_forward", "1")?;
+        set(&format!("net/ipv4/conf/{}/route_localnet", bridge.name), "1")?;
+        // No address is announced on a bridge without IPv6.
+        if self.ipv6.is_none() {
+            // A kernel without IPv6 has no such file.
+            let _ = set(&format!("net/ipv6/conf/{}/disable_ipv6", bridge.name), "1");
+        }
+        route::set_up(route, index).context(|| format!("bring {} up", bridge.name))
+    }
+
+    fn configure_ipv6(&self, route: &Socket, index: u32, bridge: &Bridge) -> Result<()> {
+        let Some(range) = &self.ipv6 else { return Ok(()) };
+        set(&format!("net/ipv6/conf/{}/disable_ipv6", bridge.name), "0")?;
+        // No container tells the host its routes (CVE-2020-13401).
+        set(&format!("net/ipv6/conf/{}/accept_ra", bridge.name), "0")?;
+        set("net/ipv6/conf/all/forwarding", "1")?;
+        let Some(gateway) = range.gateway else { return Ok(()) };
+        route::add_address(route, index, gateway, range.subnet.prefix)
+            .context(|| format!("give {} the address {gateway}", bridge.name))
+    }
+
+    /// The link beside which containers get their own: the parent, a VLAN of one, or, without a parent, one that leads nowhere.
+    fn ensure_parent(&self, route: &Socket, parent: Option<&str>) -> Result<u32> {
+        let missing = |name: &str| format!("find the parent link {name}");
+        let Some(name) = parent else {
+            return self.ensure_marked(route, &self.dummy(), &HostLink::Dummy);
+        };
+        if let Some(index) = route::index(route, name).context(|| missing(name))? {
+            return Ok(index);
+        }
+        let vlan = name.rsplit_once('.').and_then(|(link, id)| Some((link, id.parse::<u16>().ok()?)));
+        let (link, id) = vlan.ok_or(std::io::ErrorKind::NotFound).context(|| missing(name))?;
+        let of = route::index(route, link).context(|| missing(link))?;
+        let of = of.ok_or(std::io::ErrorKind::NotFound).context(|| missing(link))?;
+        self.ensure_marked(route, name, &HostLink::Vlan { parent: of, id })
+    }
+
+    fn ensure_marked(&self, route: &Socket, name: &str, link: &HostLink<'_>) -> Result<u32> {
+        let found = self.ensure_link(route, name, None, link)?;
+        if !found.is_marked {
+            route::set_alias(route, found.index, &self.mark()).context(|| format!("mark link {name}"))?;
+        }
+        Ok(found.index)
+    }
+
+    fn dummy(&self) -> String {
+        format!("dm-{}", self.id.get(..12).unwrap_or(&self.id))
+    }
+
+    /// Takes away what was made for the network on the host. Links that were there before stay.
+    pub fn remove(&self) -> Result<()> {
+        let link = match &self.driver {
+            Driver::Bridge(bridge) => bridge.name.clone(),
+            Driver::Macvlan { parent, .. } | Driver::Ipvlan { parent, .. } => parent.clone().unwrap_or_else(|| self.dummy()),
+        };
+        remove(&self.table, &link, &self.mark())
+    }
+}
+
+fn remove(table: &str, link: &str, mark: &str) -> Result<()> {
+    let route = Socket::route().context(|| "open a netlink socket".to_owned())?;
+    let marked = route::aliases(&route).context(|| "list the links".to_owned())?;
+    if marked.iter().any(|(name, alias)| name == link && alias == mark)
+        && let Some(index) = route::index(&route, link).context(|| format!("find link {link}"))?
+    {
+        route::delete_link(&route, index).context(|| format!("remove link {link}"))?;
+    }
+    let netfilter = Socket::netfilter().context(|| "open a netfilter socket".to_owned())?;
+    rules::remove(&netfilter, table, link)
+}
+
+/// Removes links that engines with this table made for networks that do not exist: what a removal left that was cut short.
+/// Returns their names.
+pub fn left_bridges(table: &str, exists: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+    let route = Socket::route().context(|| "open a netlink socket".to_owned())?;
+    let mut removed = Vec::new();
+    for (link, alias) in route::aliases(&route).context(|| "list the links".to_owned())? {
+        let network = alias.strip_prefix(MARK).and_then(|rest| rest.strip_prefix(&format!(" {table} ")));
+        if network.is_some_and(|network| !exists(network)) {
+            remove(table, &link, &alias)?;
+            removed.push(link);
+        }
+    }
+    Ok(removed)
 }
 
 /// Writes a sysctl that does not have the value already.
@@ -79,8 +178,19 @@ fn set(name: &str, value: &str) -> Result<()> {
     std::fs::write(&path, value).context(|| format!("write {value} to {path}"))
 }
 
-/// The IPv4 networks that the host uses; a new network must not overlap them.
+/// The networks that the host has addresses in or routes to; a new one must not overlap them.
 pub fn host_networks() -> Result<Vec<Subnet>> {
     let socket = Socket::route().context(|| "open a netlink socket".to_owned())?;
     route::used_networks(&socket).context(|| "read the host's addresses and routes".to_owned())
+}
+
+/// Whether a link of the host exists.
+pub fn has_link(name: &str) -> Result<bool> {
+    let socket = Socket::route().context(|| "open a netlink socket".to_owned())?;
+    Ok(route::index(&socket, name).context(|| format!("find link {name}"))?.is_some())
+}
+
+/// Whether an address may be given to a container of this network: inside, and nobody else's.
+pub fn is_host(subnet: &Subnet, address: IpAddr) -> bool {
+    subnet.contains(address) && address != subnet.address && !(subnet.is_ipv4() && address == subnet.last())
 }

@@ -99,6 +99,65 @@ impl Transaction {
             .be32(10, id);
     }
 
+    /// A set of links' names.
+    pub fn link_set(&mut self, name: &str, id: u32) {
+        self.links(name, id, 0, None);
+    }
+
+    /// A map from a link's name to a verdict.
+    pub fn verdict_map(&mut self, name: &str, id: u32) {
+        const MAP: u32 = 8;
+        const VERDICT: u32 = 0xffff_ff00;
+        self.links(name, id, MAP, Some(VERDICT));
+    }
+
+    fn links(&mut self, name: &str, id: u32, flags: u32, data_type: Option<u32>) {
+        const T_LINK_NAME: u32 = 41;
+        // For nft's listing alone: the key is a text, not a number (libnftnl, `NFTNL_UDATA_SET_KEYBYTEORDER`: the host's).
+        const USER_DATA: [u8; 6] = [0, 4, 1, 0, 0, 0];
+        let table = self.table.clone();
+        let message = self.message(NEW_SET, CREATE);
+        message.string(1, &table).string(2, name).be32(3, flags).be32(4, T_LINK_NAME).be32(5, LINK_NAME as u32).be32(10, id);
+        message.bytes(13, &USER_DATA);
+        if let Some(data_type) = data_type {
+            message.be32(6, data_type);
+        }
+    }
+
+    /// Adds a link to a set.
+    pub fn add_link(&mut self, set: &str, link: &str) {
+        let table = self.table.clone();
+        self.message(NEW_ELEMENT, CREATE).string(2, set).string(1, &table).nested(3, |list| {
+            list.nested(1, |element| {
+                element.nested(1, |value| {
+                    value.bytes(1, &link_name(link));
+                });
+            });
+        });
+    }
+
+    /// Adds a link to a verdict map: its packets go through a chain.
+    pub fn add_jump(&mut self, map: &str, link: &str, chain: &str) {
+        const JUMP: i32 = -3;
+        let table = self.table.clone();
+        self.message(NEW_ELEMENT, CREATE).string(2, map).string(1, &table).nested(3, |list| {
+            list.nested(1, |element| {
+                element.nested(1, |value| {
+                    value.bytes(1, &link_name(link));
+                });
+                element.nested(2, |data| {
+                    data.nested(2, |verdict| {
+                        verdict.be32(1, JUMP as u32).string(2, chain);
+                    });
+                });
+            });
+        });
+    }
+
+    pub fn delete_link(&mut self, set: &str, link: &str) {
+        self.delete_element(set, &link_name(link));
+    }
+
     pub fn add_element(&mut self, map: &str, key: &[u8], data: &[u8]) {
         // EXCLUSIVE: an element that is there already belongs to somebody else.
         let table = self.table.clone();
@@ -139,6 +198,16 @@ impl Transaction {
         self.batch.message(BATCH_END, 0, &[0, 0, 0, 10]);
         socket.transaction(self.batch, self.acks)
     }
+}
+
+/// Of a register that holds one.
+const LINK_NAME: usize = 16;
+
+/// A link's name as a register holds it.
+pub(crate) fn link_name(name: &str) -> Vec<u8> {
+    let mut value = name.as_bytes().to_vec();
+    value.resize(LINK_NAME, 0);
+    value
 }
 
 /// Whether a map has an element.
@@ -217,6 +286,16 @@ pub(crate) enum Expression {
         id: u32,
         source: u32,
     },
+    /// Matches if the value in register 1 is in a set.
+    InSet {
+        set: &'static str,
+        id: u32,
+    },
+    /// The verdict that a map has for the value in register 1; without one the rule does not match.
+    VerdictOf {
+        map: &'static str,
+        id: u32,
+    },
     /// Destination NAT to the address in register 1 and the port in the register behind it.
     DestinationNat {
         family: u32,
@@ -279,6 +358,12 @@ impl Expression {
             }),
             Expression::Lookup { map, id, source } => expression("lookup", &|data| {
                 data.string(1, map).be32(4, *id).be32(2, *source).be32(3, 1);
+            }),
+            Expression::InSet { set, id } => expression("lookup", &|data| {
+                data.string(1, set).be32(4, *id).be32(2, 1);
+            }),
+            Expression::VerdictOf { map, id } => expression("lookup", &|data| {
+                data.string(1, map).be32(4, *id).be32(2, 1).be32(3, 0);
             }),
             Expression::DestinationNat { family, port_register } => expression("nat", &|data| {
                 const DESTINATION: u32 = 1;

@@ -8,10 +8,10 @@ use dhow_sys::netlink::Socket;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
-use crate::address::with_port;
+use crate::address::{octets, with_port};
 use crate::nft::Transaction;
 use crate::rules::{ANY4, ANY6, ONE4, ONE6};
-use crate::{Context, NetworkError, Result};
+use crate::{Context, Endpoint, NetworkError, Result, gateway};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, PartialOrd, Ord)]
 #[serde(rename_all = "lowercase")]
@@ -58,11 +58,39 @@ pub struct Published {
     pub reservation: OwnedFd,
 }
 
+/// The addresses of a container that its published ports lead to.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Target {
+    pub ipv4: Option<Ipv4Addr>,
+    pub ipv6: Option<Ipv6Addr>,
+}
+
+impl Target {
+    /// Those by which it reaches the world, on bridges.
+    pub fn of(endpoints: &[Endpoint]) -> Target {
+        let bridged = |is_ipv4: bool| gateway(endpoints, is_ipv4).filter(|endpoint| endpoint.network.bridge().is_some());
+        Target { ipv4: bridged(true).and_then(|endpoint| endpoint.ipv4), ipv6: bridged(false).and_then(|endpoint| endpoint.ipv6) }
+    }
+
+    pub fn is_none(self) -> bool {
+        self == Target::default()
+    }
+
+    /// One of them, if there is any.
+    pub fn any(self) -> Option<IpAddr> {
+        self.ipv4.map(IpAddr::V4).or(self.ipv6.map(IpAddr::V6))
+    }
+
+    fn of_family(self, like: IpAddr) -> Option<IpAddr> {
+        if like.is_ipv4() { self.ipv4.map(IpAddr::V4) } else { self.ipv6.map(IpAddr::V6) }
+    }
+}
+
 /// Takes the ports on the host.
 ///
 /// # Errors
 /// Which port is taken, in Docker's words.
-pub fn reserve(table: &str, ports: &[Publish], container: Ipv4Addr) -> Result<Vec<Published>> {
+pub(crate) fn reserve(table: &str, ports: &[Publish], container: Target) -> Result<Vec<Published>> {
     let mut held: Vec<Published> = Vec::new();
     for port in ports {
         // The IPv6 half of a port that was given without an address follows the number that the IPv4 half got.
@@ -83,7 +111,7 @@ pub fn reserve(table: &str, ports: &[Publish], container: Ipv4Addr) -> Result<Ve
     Ok(held)
 }
 
-fn reserve_one(table: &str, port: &Publish, sibling: Option<u16>, container: Ipv4Addr) -> Result<Published> {
+fn reserve_one(table: &str, port: &Publish, sibling: Option<u16>, container: Target) -> Result<Published> {
     let candidates = match sibling {
         Some(port) => port..=port,
         None => port.host_port..=port.last_host_port.max(port.host_port),
@@ -106,7 +134,7 @@ fn reserve_one(table: &str, port: &Publish, sibling: Option<u16>, container: Ipv
     let binding = format!(
         "{}:{}/{}",
         with_port(port.host_address, port.host_port),
-        with_port(IpAddr::V4(container), port.container_port),
+        container.any().map(|address| with_port(address, port.container_port)).unwrap_or_default(),
         port.protocol.as_str()
     );
     let reason = last.to_string().split(" (os error").next().unwrap_or_default().to_lowercase();
@@ -143,25 +171,22 @@ fn bind(protocol: Protocol, address: SocketAddr) -> io::Result<(OwnedFd, u16)> {
     Ok((socket, bound.port()))
 }
 
-/// Forwards the ports to a container.
-pub(crate) fn announce(table: &str, ports: &[Published], ipv4: Ipv4Addr, ipv6: Option<Ipv6Addr>) -> Result<()> {
+/// Forwards the ports to a container. Those of a family that it has no address of are left out: who comes to their sockets is
+/// served there.
+pub(crate) fn announce(table: &str, ports: &[Published], target: Target) -> Result<()> {
     change(table, ports.iter().map(|port| &port.publish), |transaction, port, map, key| {
-        let data = match (port.host_address, ipv6) {
-            (IpAddr::V4(_), _) => concatenate(&[&ipv4.octets(), &port.container_port.to_be_bytes()]),
-            (IpAddr::V6(_), Some(ipv6)) => concatenate(&[&ipv6.octets(), &port.container_port.to_be_bytes()]),
-            // There is no IPv6 in the container: who comes to the socket is served there.
-            (IpAddr::V6(_), None) => return false,
-        };
-        transaction.add_element(map, key, &data);
+        let Some(address) = target.of_family(port.host_address) else { return false };
+        let address = octets(address);
+        transaction.add_element(map, key, &concatenate(&[&address, &port.container_port.to_be_bytes()]));
         true
     })
     .context(|| "publish the ports".to_owned())
 }
 
-/// Removes the forwarding of ports. What is already gone is fine.
-pub fn withdraw(table: &str, ports: &[Publish], has_ipv6: bool) -> Result<()> {
+/// Removes the forwarding of ports that lead to `target`. What is already gone is fine.
+pub fn withdraw(table: &str, ports: &[Publish], target: Target) -> Result<()> {
     let delete = |transaction: &mut Transaction, port: &Publish, map: &'static str, key: &[u8]| {
-        if port.host_address.is_ipv6() && !has_ipv6 {
+        if target.of_family(port.host_address).is_none() {
             return false;
         }
         transaction.delete_element(map, key);

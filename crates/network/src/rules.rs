@@ -1,13 +1,14 @@
 //! The table `inet dhow` (another name for each further data root): address translation for containers, published ports, and who may reach a bridge.
 //!
-//! Other tables are never read or changed. The rules depend on the bridge alone; containers only add and remove
-//! elements of the maps, so that their number costs a packet nothing.
+//! Other tables are never read or changed. Each bridge has its chains, which a packet finds by the name of its link in a map;
+//! containers only add and remove elements of the maps of ports: neither the number of networks nor that of containers
+//! costs a packet anything.
 
 use dhow_sys::netlink::Socket;
 
-use crate::bridge::Bridge;
+use crate::address::{Subnet, octets};
 use crate::nft::{self, Expression, REGISTER_32, Transaction};
-use crate::{Context, NetworkError, Result};
+use crate::{Bridge, Context, Network, NetworkError, Result};
 
 /// Published on every local address: protocol and port.
 pub(crate) const ANY4: &str = "publish4";
@@ -26,31 +27,119 @@ pub(crate) const IPV4: u8 = 2;
 const IPV6: u8 = 10;
 
 /// Changes whenever the rules' own form does.
-const REVISION: u32 = 2;
+const REVISION: u32 = 3;
 
-/// Makes the table say what the bridge needs. Cheap when it does already.
-pub(crate) fn ensure(socket: &Socket, bridge: &Bridge) -> Result<()> {
+/// Links of this engine's bridges.
+const BRIDGES: &str = "bridges";
+// What becomes of packets, by bridge: those that come from it and leave it, and those that go to it; what their source
+// becomes when they leave it, and when they go to it by a published port.
+const LEAVE: &str = "leave";
+const ENTER: &str = "enter";
+const TRANSLATE: &str = "translate";
+const HAIRPIN: &str = "hairpin";
+const VERDICTS: [&str; 4] = [LEAVE, ENTER, TRANSLATE, HAIRPIN];
+
+/// Makes the table say what a network with a bridge needs. Cheap when it does already.
+pub(crate) fn ensure(socket: &Socket, network: &Network, bridge: &Bridge) -> Result<()> {
     // Another engine of the same root may write the same rules in between; then the next look finds them there.
     let mut tries = 0;
     loop {
-        match try_ensure(socket, bridge) {
-            Err(NetworkError::Kernel { source, .. }) if source.kind() == std::io::ErrorKind::NotFound && tries < 5 => tries += 1,
+        match try_ensure(socket, network, bridge) {
+            Err(NetworkError::Kernel { source, .. }) if is_race(&source) && tries < 5 => tries += 1,
             other => return other,
         }
     }
 }
 
-fn try_ensure(socket: &Socket, bridge: &Bridge) -> Result<()> {
-    let table = bridge.table.as_str();
-    let marker = marker(bridge);
-    if nft::has_chain(socket, table, &marker).context(|| format!("look at table inet {table}"))? {
+fn is_race(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::AlreadyExists | std::io::ErrorKind::ResourceBusy)
+}
+
+fn try_ensure(socket: &Socket, network: &Network, bridge: &Bridge) -> Result<()> {
+    let table = network.table.as_str();
+    let chains = Chains::of(network, bridge);
+    if nft::has_chain(socket, table, &chains.enter).context(|| format!("look at table inet {table}"))? {
         return Ok(());
     }
     let old = nft::chains(socket, table).context(|| format!("list the chains of table inet {table}"))?;
     let mut transaction = Transaction::begin(table);
+    let base = format!("base-{REVISION}");
+    if !old.contains(&base) {
+        write_base(&mut transaction);
+        for chain in old.iter().filter(|name| name.starts_with("state-") || name.starts_with("base-")) {
+            transaction.delete_chain(chain);
+        }
+        transaction.chain(&base);
+    }
+    let former: Vec<&String> = old.iter().filter(|chain| bridge_of(chain) == Some(&bridge.name)).collect();
+    if !former.is_empty() {
+        for map in VERDICTS {
+            transaction.delete_link(map, &bridge.name);
+        }
+        former.iter().for_each(|chain| transaction.delete_chain(chain));
+    }
+    transaction.add_link(BRIDGES, &bridge.name);
+    let all = [&chains.leave, &chains.enter, &chains.translate, &chains.hairpin];
+    for (map, chain) in VERDICTS.into_iter().zip(all) {
+        transaction.chain(chain);
+        transaction.add_jump(map, &bridge.name, chain);
+    }
+    bridge_rules(&mut transaction, network, bridge, &chains);
+    transaction.commit(socket).context(|| format!("write table inet {table}"))
+}
+
+/// Takes the rules of a bridge away. What is gone already is fine.
+pub(crate) fn remove(socket: &Socket, table: &str, bridge: &str) -> Result<()> {
+    let all = nft::chains(socket, table).context(|| format!("list the chains of table inet {table}"))?;
+    let chains: Vec<&String> = all.iter().filter(|chain| bridge_of(chain) == Some(bridge)).collect();
+    if chains.is_empty() {
+        return Ok(());
+    }
+    let mut transaction = Transaction::begin(table);
+    for map in VERDICTS {
+        transaction.delete_link(map, bridge);
+    }
+    transaction.delete_link(BRIDGES, bridge);
+    chains.iter().for_each(|chain| transaction.delete_chain(chain));
+    match transaction.commit(socket) {
+        // Somebody else is faster, or has been at the elements by hand: what is left refers to a link that is gone.
+        Err(error) if is_race(&error) => Ok(()),
+        other => other.context(|| format!("take {bridge} out of table inet {table}")),
+    }
+}
+
+/// The chains of a bridge. Their names stand for this very set of rules.
+struct Chains {
+    leave: String,
+    enter: String,
+    translate: String,
+    hairpin: String,
+}
+
+impl Chains {
+    fn of(network: &Network, bridge: &Bridge) -> Chains {
+        let hash = crate::hash(format!("{REVISION} {network:?}").as_bytes());
+        let name = |what: &str| format!("{what}-{}-{hash:016x}", bridge.name);
+        Chains { leave: name(LEAVE), enter: name(ENTER), translate: name(TRANSLATE), hairpin: name(HAIRPIN) }
+    }
+}
+
+/// Whose rules a chain has.
+fn bridge_of(chain: &str) -> Option<&str> {
+    let (kind, rest) = chain.split_once('-')?;
+    let (bridge, _) = rest.rsplit_once('-')?;
+    VERDICTS.contains(&kind).then_some(bridge)
+}
+
+/// What does not depend on any bridge.
+fn write_base(transaction: &mut Transaction) {
     transaction.table();
-    for (id, (name, key, data)) in MAPS.iter().enumerate() {
-        transaction.map(name, id as u32 + 1, *key, *data);
+    for (number, (name, key, data)) in MAPS.iter().enumerate() {
+        transaction.map(name, number as u32 + 1, *key, *data);
+    }
+    transaction.link_set(BRIDGES, id_of(BRIDGES));
+    for map in VERDICTS {
+        transaction.verdict_map(map, id_of(map));
     }
     transaction.base_chain("raw", "filter", nft::HOOK_PREROUTING, -300);
     transaction.base_chain("prerouting", "nat", nft::HOOK_PREROUTING, -100);
@@ -65,12 +154,26 @@ fn try_ensure(socket: &Socket, bridge: &Bridge) -> Result<()> {
             transaction.rule(chain, &rule);
         }
     }
-    bridge_rules(&mut transaction, bridge);
-    for chain in old.iter().filter(|name| name.starts_with("state-")) {
-        transaction.delete_chain(chain);
-    }
-    transaction.chain(&marker);
-    transaction.commit(socket).context(|| format!("write table inet {table}"))
+    let link = |key: u32| Expression::Meta { key, register: 1 };
+    let bridges = || Expression::InSet { set: BRIDGES, id: id_of(BRIDGES) };
+    let verdict = |map: &'static str| Expression::VerdictOf { map, id: id_of(map) };
+    let loopback = |offset: u32| in_subnet(offset, &[127, 0, 0, 0], &[255, 0, 0, 0]);
+    let all = |parts: &[&[Expression]]| -> Vec<Expression> { parts.iter().flat_map(|part| part.iter().cloned()).collect() };
+    let inside = [link(nft::META_INPUT_NAME), bridges()];
+    let outside = [link(nft::META_OUTPUT_NAME), bridges()];
+    // raw: iifname @bridges ip daddr 127.0.0.0/8 drop
+    // route_localnet lets loopback addresses out to the bridges; they must not come in (CVE-2020-8558's class).
+    transaction.rule("raw", &all(&[&family(IPV4), &inside, &loopback(16), &[Expression::Drop]]));
+    // postrouting: ip saddr 127.0.0.0/8 oifname @bridges masquerade (a published port through localhost)
+    transaction.rule("postrouting", &all(&[&family(IPV4), &loopback(12), &outside, &[Expression::Masquerade]]));
+    // postrouting: iifname vmap @translate
+    transaction.rule("postrouting", &[link(nft::META_INPUT_NAME), verdict(TRANSLATE)]);
+    // postrouting: oifname vmap @hairpin
+    transaction.rule("postrouting", &[link(nft::META_OUTPUT_NAME), verdict(HAIRPIN)]);
+    // forward: iifname vmap @leave
+    transaction.rule("forward", &[link(nft::META_INPUT_NAME), verdict(LEAVE)]);
+    // forward: oifname vmap @enter
+    transaction.rule("forward", &[link(nft::META_OUTPUT_NAME), verdict(ENTER)]);
 }
 
 type MapType = (&'static str, (u32, u32), (u32, u32));
@@ -82,9 +185,10 @@ const MAPS: [MapType; 4] = [
     (ONE6, (T_ADDRESS6 << 12 | T_PROTOCOL << 6 | T_SERVICE, 24), (T_ADDRESS6 << 6 | T_SERVICE, 20)),
 ];
 
-/// The name of a chain that stands for this very set of rules.
-fn marker(bridge: &Bridge) -> String {
-    format!("state-{:016x}", crate::hash(format!("{REVISION} {bridge:?}").as_bytes()))
+/// The number by which rules of the transaction that makes a set refer to it.
+fn id_of(set: &str) -> u32 {
+    let names = MAPS.iter().map(|(name, ..)| *name).chain([BRIDGES]).chain(VERDICTS);
+    names.zip(1..).find(|(name, _)| *name == set).map_or(0, |(_, id)| id)
 }
 
 pub(crate) fn family(number: u8) -> [Expression; 2] {
@@ -110,27 +214,24 @@ fn output(name: &str, equal: bool) -> [Expression; 2] {
 }
 
 fn interface(key: u32, name: &str, equal: bool) -> [Expression; 2] {
-    let mut value = name.as_bytes().to_vec();
-    value.resize(16, 0);
+    let value = nft::link_name(name);
     [Expression::Meta { key, register: 1 }, Expression::Compare { operator: u32::from(!equal), value }]
 }
 
-/// `ip saddr` (offset 12) or `ip daddr` (16) in a subnet.
-fn in_subnet4(offset: u32, address: [u8; 4], mask: [u8; 4]) -> [Expression; 3] {
+/// An address of the network header, at its offset, in a subnet.
+fn in_subnet(offset: u32, address: &[u8], mask: &[u8]) -> [Expression; 3] {
     [
-        Expression::Payload { base: 1, offset, length: 4, register: 1 },
+        Expression::Payload { base: 1, offset, length: address.len() as u32, register: 1 },
         Expression::Mask { mask: mask.to_vec() },
         Expression::Compare { operator: 0, value: address.to_vec() },
     ]
 }
 
-fn in_subnet6(offset: u32, address: [u8; 16], prefix: u8) -> [Expression; 3] {
-    let mask = u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0).to_be_bytes();
-    [
-        Expression::Payload { base: 1, offset, length: 16, register: 1 },
-        Expression::Mask { mask: mask.to_vec() },
-        Expression::Compare { operator: 0, value: address.to_vec() },
-    ]
+/// `ip saddr` or `ip6 saddr` in a subnet, with the family.
+fn from_subnet(subnet: &Subnet) -> Vec<Expression> {
+    let (number, offset) = if subnet.is_ipv4() { (IPV4, 12) } else { (IPV6, 8) };
+    let source = in_subnet(offset, &octets(subnet.address), &subnet.mask_bytes());
+    family(number).into_iter().chain(source).collect()
 }
 
 /// `ct status dnat`
@@ -156,8 +257,7 @@ fn publish_rules() -> Vec<Vec<Expression>> {
             Expression::Payload { base: 2, offset: 2, length: 2, register: register + 1 },
         ]
     };
-    let number = |map: &str| MAPS.iter().position(|(name, ..)| *name == map).map_or(0, |position| position as u32 + 1);
-    let lookup = |map: &'static str| Expression::Lookup { map, id: number(map), source: 1 };
+    let lookup = |map: &'static str| Expression::Lookup { map, id: id_of(map), source: 1 };
     let rule = |family_number: u8, address: Option<Expression>, map: &'static str| {
         let mut rule = family(family_number).to_vec();
         rule.extend(local_destination());
@@ -185,44 +285,41 @@ fn publish_rules() -> Vec<Vec<Expression>> {
     ]
 }
 
-fn bridge_rules(transaction: &mut Transaction, bridge: &Bridge) {
+fn bridge_rules(transaction: &mut Transaction, network: &Network, bridge: &Bridge, chains: &Chains) {
     let name = bridge.name.as_str();
     let all = |parts: &[&[Expression]], verdict: Expression| -> Vec<Expression> {
         parts.iter().flat_map(|part| part.iter().cloned()).chain([verdict]).collect()
     };
-    let subnet = &bridge.subnet;
-    let source4 = in_subnet4(12, subnet.address.octets(), subnet.mask_bytes());
-    let loopback = |offset: u32| in_subnet4(offset, [127, 0, 0, 0], [255, 0, 0, 0]);
-
-    // raw: iifname BRIDGE ip daddr 127.0.0.0/8 drop
-    // route_localnet lets loopback addresses out to the bridge; they must not come in (CVE-2020-8558's class).
-    transaction.rule("raw", &all(&[&family(IPV4), &input(name, true), &loopback(16)], Expression::Drop));
-
-    // postrouting: ip saddr SUBNET oifname != BRIDGE masquerade
-    transaction.rule("postrouting", &all(&[&family(IPV4), &source4, &output(name, false)], Expression::Masquerade));
-    // postrouting: ip saddr SUBNET oifname BRIDGE ct status dnat masquerade (a container's own published port)
-    transaction.rule("postrouting", &all(&[&family(IPV4), &source4, &output(name, true), &translated()], Expression::Masquerade));
-    // postrouting: ip saddr 127.0.0.0/8 oifname BRIDGE masquerade (a published port through localhost)
-    transaction.rule("postrouting", &all(&[&family(IPV4), &loopback(12), &output(name, true)], Expression::Masquerade));
-    if let Some(subnet6) = &bridge.subnet6 {
-        let source6 = in_subnet6(8, subnet6.address.octets(), subnet6.prefix);
-        transaction.rule("postrouting", &all(&[&family(IPV6), &source6, &output(name, false)], Expression::Masquerade));
-        transaction
-            .rule("postrouting", &all(&[&family(IPV6), &source6, &output(name, true), &translated()], Expression::Masquerade));
+    for subnet in network.ranges().map(|range| &range.subnet) {
+        let source = from_subnet(subnet);
+        if bridge.masquerade && !network.internal {
+            // translate: ip saddr SUBNET oifname != BRIDGE masquerade
+            transaction.rule(&chains.translate, &all(&[&source, &output(name, false)], Expression::Masquerade));
+        }
+        // hairpin: ip saddr SUBNET ct status dnat masquerade (a container's own published port, or its neighbour's)
+        // By the way out: where bridges run packets through the firewall (br_netfilter), the way in is not known here.
+        transaction.rule(&chains.hairpin, &all(&[&source, &translated()], Expression::Masquerade));
     }
-
-    // forward: oifname BRIDGE ct state established,related accept
+    if network.internal {
+        // leave: oifname != BRIDGE drop
+        transaction.rule(&chains.leave, &all(&[&output(name, false)], Expression::Drop));
+    }
+    // enter: ct state established,related accept
     const ESTABLISHED_OR_RELATED: u32 = 2 | 4;
     let known = [
         Expression::Conntrack { key: nft::CT_STATE },
         Expression::Mask { mask: ESTABLISHED_OR_RELATED.to_ne_bytes().to_vec() },
         Expression::Compare { operator: 1, value: vec![0; 4] },
     ];
-    transaction.rule("forward", &all(&[&output(name, true), &known], Expression::Accept));
-    // forward: oifname BRIDGE ct status dnat accept (a published port)
-    transaction.rule("forward", &all(&[&output(name, true), &translated()], Expression::Accept));
-    // forward: oifname BRIDGE iifname BRIDGE accept (containers among themselves)
-    transaction.rule("forward", &all(&[&output(name, true), &input(name, true)], Expression::Accept));
-    // forward: oifname BRIDGE drop (nobody else reaches a port that is not published)
-    transaction.rule("forward", &all(&[&output(name, true)], Expression::Drop));
+    transaction.rule(&chains.enter, &all(&[&known], Expression::Accept));
+    if !network.internal {
+        // enter: ct status dnat accept (a published port)
+        transaction.rule(&chains.enter, &all(&[&translated()], Expression::Accept));
+    }
+    if bridge.inter_container {
+        // enter: iifname BRIDGE accept (containers among themselves)
+        transaction.rule(&chains.enter, &all(&[&input(name, true)], Expression::Accept));
+    }
+    // enter: drop (nobody else reaches a port that is not published)
+    transaction.rule(&chains.enter, &[Expression::Drop]);
 }

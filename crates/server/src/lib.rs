@@ -8,6 +8,7 @@ mod containers;
 mod execs;
 mod images;
 mod listen;
+mod networks;
 pub mod pem;
 mod request;
 mod route;

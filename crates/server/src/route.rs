@@ -12,7 +12,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::answer::{self, Answer};
 use crate::request::{Call, Parameters};
-use crate::{containers, execs, images, system, volumes};
+use crate::{containers, execs, images, networks, system, volumes};
 
 /// Answers any request.
 pub(crate) async fn handle(engine: Arc<Engine>, request: Request<Incoming>) -> Answer {
@@ -87,8 +87,13 @@ async fn dispatch(engine: Arc<Engine>, path: &str, call: Call) -> Option<Result<
         ["version"] if method == get => system::version(&engine),
         ["info"] if method == get => system::info(engine).await,
         ["events"] if method == get => system::events(engine, &call),
-        ["networks"] if method == get => system::networks(engine, &call).await,
-        ["networks", id] if method == get => system::network(engine, id).await,
+        ["networks"] if method == get => networks::list(engine, call).await,
+        ["networks", "create"] if method == post => networks::create(engine, call).await,
+        ["networks", "prune"] if method == post => networks::prune(engine, call).await,
+        ["networks", ref name @ .., "connect"] if method == post => networks::connect(engine, &name.join("/"), call).await,
+        ["networks", ref name @ .., "disconnect"] if method == post => networks::disconnect(engine, &name.join("/"), call).await,
+        ["networks", ref name @ ..] if method == get => networks::inspect(engine, &name.join("/")).await,
+        ["networks", ref name @ ..] if method == delete => networks::remove(engine, &name.join("/")).await,
         ["volumes"] if method == get => volumes::list(engine, call).await,
         ["volumes", "create"] if method == post => volumes::create(engine, call).await,
         ["volumes", "prune"] if method == post => volumes::prune(engine, call).await,

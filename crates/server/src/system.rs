@@ -1,13 +1,12 @@
-//! `/_ping`, `/version`, `/info`, `/events`, and the networks that always exist
+//! `/_ping`, `/version`, `/info`, `/events`
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use dhow_api::Version;
-use dhow_engine::{Engine, Error, EventQuery, Filters, Result};
+use dhow_engine::{Engine, EventQuery, Filters, Result};
 use hyper::header::HeaderValue;
 use hyper::{Method, Response, StatusCode};
-use serde_json::{Value, json};
 
 use crate::answer::{self, Answer};
 use crate::request::Call;
@@ -32,37 +31,6 @@ pub(crate) fn version(engine: &Engine) -> Result<Answer> {
 pub(crate) async fn info(engine: Arc<Engine>) -> Result<Answer> {
     let info = blocking(move || engine.info()).await?;
     Ok(answer::json(StatusCode::OK, &info))
-}
-
-pub(crate) async fn networks(engine: Arc<Engine>, call: &Call) -> Result<Answer> {
-    let filters = Filters::parse(call.parameters.get("filters"))?;
-    filters.check(&["dangling", "driver", "id", "label", "name", "scope", "type"])?;
-    let networks = blocking(move || engine.networks()).await?;
-    let text = |network: &Value, key: &str| network.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let list: Vec<Value> = networks.as_array().into_iter().flatten().cloned().collect();
-    let wanted = |network: &Value| {
-        filters.any("name", |name| text(network, "Name").contains(name))
-            && filters.any("id", |id| text(network, "Id").starts_with(id))
-            && filters.any("driver", |driver| text(network, "Driver") == driver)
-            && filters.any("scope", |scope| text(network, "Scope") == scope)
-            && filters.any("type", |kind| kind == "builtin")
-            && filters.get("label").is_empty()
-    };
-    let mut list: Vec<Value> = list.into_iter().filter(wanted).collect();
-    // The list does not show who is in a network.
-    list.iter_mut().for_each(|network| network["Containers"] = json!({}));
-    Ok(answer::json(StatusCode::OK, &list))
-}
-
-pub(crate) async fn network(engine: Arc<Engine>, id: &str) -> Result<Answer> {
-    let networks = blocking(move || engine.networks()).await?;
-    let is_it = |network: &&Value| {
-        network["Name"] == id || network["Id"].as_str().is_some_and(|full| id.len() > 2 && full.starts_with(id))
-    };
-    match networks.as_array().into_iter().flatten().find(is_it) {
-        Some(network) => Ok(answer::json(StatusCode::OK, network)),
-        None => Err(Error::not_found(format!("network {id} not found"))),
-    }
 }
 
 pub(crate) fn events(engine: Arc<Engine>, call: &Call) -> Result<Answer> {

@@ -30,7 +30,8 @@ const FILE: &str = "dhow.db";
 const BUSY: Duration = Duration::from_secs(30);
 
 /// Each entry takes the schema from its index to the next number; `user_version` says how many are done.
-const MIGRATIONS: &[&str] = &["CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+const MIGRATIONS: &[&str] = &[
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
      CREATE TABLE layers (
          chain_id TEXT PRIMARY KEY, diff_id TEXT NOT NULL, parent TEXT, size INTEGER NOT NULL, created INTEGER NOT NULL
      ) WITHOUT ROWID;
@@ -70,7 +71,12 @@ const MIGRATIONS: &[&str] = &["CREATE TABLE meta (key TEXT PRIMARY KEY, value TE
      CREATE TABLE execs (
          id TEXT PRIMARY KEY, container_id TEXT NOT NULL REFERENCES containers ON DELETE CASCADE, record TEXT NOT NULL
      ) WITHOUT ROWID;
-     CREATE INDEX execs_by_container ON execs (container_id);"];
+     CREATE INDEX execs_by_container ON execs (container_id);",
+    // Networks of before user-defined ones; they are made again when they are used.
+    "DELETE FROM endpoints;
+     DELETE FROM networks;
+     CREATE UNIQUE INDEX endpoints_by_ipv6 ON endpoints (network_id, ipv6) WHERE ipv6 IS NOT NULL;",
+];
 
 impl Database {
     /// Opens a database of the present schema; `None` when there is none or it must be migrated first.

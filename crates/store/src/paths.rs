@@ -44,6 +44,11 @@ impl Paths {
         self.exec.join("containers")
     }
 
+    /// The names in all networks.
+    pub fn neighbours(&self) -> PathBuf {
+        self.exec.join("networks")
+    }
+
     /// All volumes' directories.
     pub fn volumes(&self) -> PathBuf {
         self.data.join("volumes")

@@ -133,6 +133,7 @@ pub struct Answer {
 }
 
 /// A netlink socket of one protocol family, bound to the network namespace it was opened in.
+#[derive(Debug)]
 pub struct Socket {
     fd: OwnedFd,
 }

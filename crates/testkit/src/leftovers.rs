@@ -20,13 +20,15 @@ impl Host {
         let mut left = Vec::new();
         let ours = |text: &str| text.contains(&*data.to_string_lossy()) || text.contains(&*exec.to_string_lossy());
         left.extend(mounts().difference(&self.mounts).filter(|mount| ours(mount)).map(|mount| format!("mount {mount}")));
-        let bridge = bridge(data);
-        left.extend(
-            links()
-                .difference(&self.links)
-                .filter(|link| link.contains(&format!("master {bridge} ")))
-                .map(|link| format!("link {link}")),
-        );
+        let table = table(data);
+        let new = links().difference(&self.links).cloned().collect::<Vec<_>>();
+        // The default bridge stays for as long as its data root; it has the table's name.
+        let of_network = |link: &&String| {
+            link.contains(&format!("master {table} "))
+                || (link.contains(&format!("alias dhow {table} ")) && !link.contains(&format!(": {table}: ")))
+        };
+        left.extend(new.iter().filter(of_network).map(|link| format!("link {link}")));
+        left.extend(entries(&exec.join("networks")).into_iter().map(|name| format!("networks/{name} in the exec root")));
         for directory in ["containers", "execs"] {
             left.extend(entries(&exec.join(directory)).into_iter().map(|name| format!("{directory}/{name} in the exec root")));
         }
@@ -60,20 +62,26 @@ fn links() -> BTreeSet<String> {
     output.map(|output| super::text(&output.stdout).lines().map(str::to_owned).collect()).unwrap_or_default()
 }
 
-/// The bridge of a data root, by the database that names it.
-fn bridge(data: &Path) -> String {
+/// The nftables table of a data root, by the database that names it; its default bridge has the same name.
+fn table(data: &Path) -> String {
     let database = std::fs::read(data.join("dhow.db")).unwrap_or_default();
     let log = std::fs::read(data.join("dhow.db-wal")).unwrap_or_default();
     let text = super::text(&[database, log].concat());
-    let name = text.split("\"bridge\":{\"name\":\"").nth(1).and_then(|rest| rest.split('"').next());
-    name.unwrap_or("no-bridge").to_owned()
+    let name = text.split("\"table\":\"").nth(1).and_then(|rest| rest.split('"').next());
+    name.unwrap_or("no-table").to_owned()
 }
 
-/// Removes the bridge and the table that a test's network made; the engine keeps them for as long as its data root exists.
-pub(crate) fn remove_bridge(data: &Path) {
-    let bridge = bridge(data);
-    if bridge.starts_with("dhow") && bridge != "dhow0" {
-        let _ = Command::new("ip").args(["link", "delete", &bridge]).output();
-        let _ = Command::new("nft").args(["delete", "table", "inet", &bridge]).output();
+/// Removes the bridges and the table that a test's networks made; the engine keeps those of the default network for as long
+/// as its data root exists.
+pub(crate) fn remove_networks(data: &Path) {
+    let table = table(data);
+    if table == "dhow" || table == "no-table" {
+        return;
     }
+    let mark = format!("alias dhow {table} ");
+    let ours = links().into_iter().filter(|link| link.contains(&mark));
+    for name in ours.filter_map(|link| Some(link.split(": ").nth(1)?.split('@').next()?.to_owned())) {
+        let _ = Command::new("ip").args(["link", "delete", &name]).output();
+    }
+    let _ = Command::new("nft").args(["delete", "table", "inet", &table]).output();
 }

@@ -13,6 +13,7 @@ pub use bundle::Bundle;
 pub use certificates::Authority;
 pub use image::busybox_archive;
 
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -165,11 +166,15 @@ impl Sandbox {
         if self.running.is_some() {
             self.kill_daemon();
         }
-        let mut left = Vec::new();
-        wait_until("nothing is left", || {
-            left = self.before.left(&self.data_root(), &self.exec_root());
-            left.is_empty()
-        });
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = self.before.left(&self.data_root(), &self.exec_root());
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "left over: {left:#?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 
@@ -186,7 +191,7 @@ impl Drop for Sandbox {
             let _ = daemon.kill();
             let _ = daemon.wait();
         }
-        leftovers::remove_bridge(&self.data_root());
+        leftovers::remove_networks(&self.data_root());
     }
 }
 
@@ -199,13 +204,28 @@ pub fn clients() -> Vec<&'static str> {
     if docker { vec!["dhow", "docker"] } else { vec!["dhow"] }
 }
 
+/// How long something may take that takes milliseconds on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// Waits for something that must come about within seconds.
 pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < deadline, "waited 20 seconds in vain until {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// What a web server at an address says of `/index.html`; `None` without an answer within two seconds.
+pub fn fetch(address: &str) -> Option<String> {
+    let patience = Some(Duration::from_secs(2));
+    let address: std::net::SocketAddr = address.parse().ok()?;
+    let mut stream = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
+    stream.set_read_timeout(patience).ok()?;
+    stream.write_all(b"GET /index.html HTTP/1.0\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer.split("\r\n\r\n").nth(1)?.trim().to_owned())
 }
 
 pub fn text(bytes: &[u8]) -> String {

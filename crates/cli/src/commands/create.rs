@@ -161,9 +161,24 @@ pub struct Options {
     /// Assign a name to the container
     #[arg(long)]
     pub name: Option<String>,
+    /// IPv4 address (e.g., 172.30.100.104)
+    #[arg(long, default_value = "", hide_default_value = true)]
+    ip: String,
+    /// IPv6 address (e.g., 2001:db8::33)
+    #[arg(long, default_value = "", hide_default_value = true)]
+    ip6: String,
+    /// Add link to another container
+    #[arg(long)]
+    link: Vec<String>,
+    /// Container IPv4/IPv6 link-local addresses
+    #[arg(long)]
+    link_local_ip: Vec<String>,
     /// Connect a container to a network
     #[arg(long, alias = "net")]
     network: Vec<String>,
+    /// Add network-scoped alias for the container
+    #[arg(long, alias = "net-alias")]
+    network_alias: Vec<String>,
     /// Disable any container-specified HEALTHCHECK
     #[arg(long)]
     no_healthcheck: bool,

@@ -56,6 +56,24 @@ pub struct InspectVolume {
     names: Vec<String>,
 }
 
+#[derive(Args, Debug)]
+pub struct InspectNetwork {
+    /// Format output using a custom template
+    #[arg(short, long)]
+    format: Option<String>,
+    /// Verbose output for diagnostics
+    #[arg(short, long)]
+    verbose: bool,
+    #[arg(required = true)]
+    names: Vec<String>,
+}
+
+impl InspectNetwork {
+    pub async fn run(self, client: &Client) -> Result {
+        inspect(client, &self.names, &["network"], false, self.format.as_deref()).await
+    }
+}
+
 impl InspectVolume {
     pub async fn run(self, client: &Client) -> Result {
         inspect(client, &self.names, &["volume"], false, self.format.as_deref()).await

@@ -1,14 +1,12 @@
 //! `volume create`, `volume ls`, `volume rm`, `volume prune`
 
-use std::io::BufRead;
-
 use clap::Args;
 use dhow_api::client::{Client, query, segment};
 use dhow_api::volume::{CreateVolume, PrunedVolumes, Volume, VolumeList};
 use dhow_engine::units::human_size;
 use serde_json::{Map, Value, json};
 
-use super::{delete, filters};
+use super::{confirm, delete, filters, pairs};
 use crate::failure::{Result, each};
 use crate::output::{List, print};
 
@@ -28,11 +26,7 @@ pub struct Create {
 
 impl Create {
     pub async fn run(self, client: &Client) -> Result {
-        let pair = |text: &String| {
-            let (key, value) = text.split_once('=').unwrap_or((text, ""));
-            (key.to_owned(), value.to_owned())
-        };
-        let some = |given: &[String]| (!given.is_empty()).then(|| given.iter().map(pair).collect());
+        let some = |given: &[String]| (!given.is_empty()).then(|| pairs(given));
         let new = CreateVolume {
             name: self.name.unwrap_or_default(),
             driver: self.driver,
@@ -132,18 +126,10 @@ pub struct Prune {
 
 impl Prune {
     pub async fn run(self, client: &Client) -> Result {
-        if !self.force {
-            let what = if self.all { "all" } else { "anonymous" };
-            print(&format!(
-                "WARNING! This will remove {what} local volumes not used by at least one container.\nAre you sure you want to continue? [y/N] "
-            ))?;
-            use std::io::Write;
-            std::io::stdout().flush()?;
-            let mut answer = String::new();
-            std::io::stdin().lock().read_line(&mut answer)?;
-            if !answer.trim().eq_ignore_ascii_case("y") {
-                return Ok(());
-            }
+        let what = if self.all { "all" } else { "anonymous" };
+        let warning = format!("WARNING! This will remove {what} local volumes not used by at least one container.");
+        if !self.force && !confirm(&warning)? {
+            return Ok(());
         }
         let mut given = self.filter;
         if self.all {

@@ -280,3 +280,71 @@ docker volume prune -af --filter label=q
 docker volume prune -af --filter 'label!=a' | sort
 docker volume ls -q -f name=p-vol
 docker volume rm p-vol3 p-vol
+
+# networks
+docker network create p-net
+docker network create p-net
+docker network create bridge
+docker network create --subnet 10.232.0.0/24 --ip-range 10.232.0.128/25 --gateway 10.232.0.254 --aux-address a=10.232.0.5 --label p=1 -o com.docker.network.driver.mtu=1400 p-net2
+docker network ls --filter name=p-net --format '{{.Name}} {{.Driver}} {{.Scope}} {{.Labels}} {{.Internal}} {{.IPv6}}'
+docker network ls --filter label=p --format '{{.Name}}'
+docker network ls --filter foo=bar
+docker network ls --filter type=builtin --format '{{.Name}}'
+docker network ls --filter type=foo
+docker network inspect -f '{{.Name}} {{.Driver}} {{.EnableIPv4}} {{.EnableIPv6}} {{.Internal}} {{.Attachable}} {{len .Containers}} {{.Labels}} {{.Options}}' p-net2
+docker network inspect -f '{{range .IPAM.Config}}{{.Subnet}} {{.IPRange}} {{.Gateway}} {{.AuxiliaryAddresses}}{{end}} {{.IPAM.Driver}}' p-net2
+docker network inspect p-nothere
+docker network inspect -f '{{.Name}}' bridge p-nothere host
+docker network create -d p-nope p-x
+docker network create -d host p-x
+docker network create -d overlay p-x
+docker network create --subnet 10.232.0.0/25 p-x
+docker network create --subnet 10.233.1.0/33 p-x
+docker network create --subnet 10.233.1.5/24 p-x
+docker network create --subnet 10.233.1.0/24 --gateway 10.234.2.1 p-x
+docker network create --gateway 10.233.2.1 p-x
+docker network create --subnet 10.233.1.0/24 --ip-range 10.8.1.0/25 p-x
+docker network create --subnet 10.233.1.0/24 --subnet 10.233.2.0/24 p-x
+docker network create --subnet 10.233.1.0/24 --aux-address a=1.2.3.4 p-x
+docker network create -o com.docker.network.driver.mtu=abc p-x
+docker network create -o com.docker.network.bridge.enable_icc=abc p-x
+docker network create --ipv4=false p-x
+docker network create --ipam-driver p-foo p-x
+docker network create --ingress p-x
+docker network create -d macvlan -o parent=p-nodev p-x
+docker network create
+docker run -d --name p-c1 --network p-net --network-alias p-al parity sleep 1000 >/dev/null
+docker network connect --ip 10.232.0.130 --alias p-foo p-net2 p-c1
+docker network connect p-net2 p-c1
+docker network connect p-nothere p-c1
+docker network connect p-net p-nothere
+docker network connect host p-c1
+docker inspect -f '{{range $name, $net := .NetworkSettings.Networks}}{{$name}} {{$net.Aliases}} {{$net.IPPrefixLen}} {{$net.GwPriority}} {{end}}' p-c1
+docker inspect -f '{{with index .NetworkSettings.Networks "p-net2"}}{{.IPAddress}} {{.IPAMConfig.IPv4Address}} {{.Gateway}} {{.MacAddress | len}} {{.EndpointID | len}}{{end}} [{{.NetworkSettings.IPAddress}}]' p-c1
+docker exec p-c1 sh -c 'nslookup p-c1.p-net2 | grep -c 10.232.0.130; nslookup p-al | grep -c ^Name; nslookup p-foo | grep "Address: 10.232"; cat /sys/class/net/eth1/mtu'
+docker exec p-c1 nslookup 10.232.0.130 | grep name
+docker exec p-c1 sh -c 'grep -v "^#" /etc/resolv.conf | grep -v "^$"'
+docker network rm p-net2 2>&1 | sed 's/id:"[0-9a-f]*"/id/'
+docker network rm p-nothere
+docker network rm -f p-nothere
+docker network rm bridge
+docker network disconnect p-net p-c1
+docker network disconnect p-net p-c1 2>&1 | sed 's/[0-9a-f]\{64\}/ID/'
+docker network disconnect p-net p-nothere
+docker network disconnect -f p-net p-nothere
+docker exec p-c1 sh -c 'ip -o -4 address | wc -l; ip route | grep default'
+docker ps --filter network=p-net2 --format '{{.Names}} {{.Networks}}'
+docker rm -f p-c1
+docker run --rm --network p-nothere parity true
+docker run --rm --network p-net --ip 1.2.3.4 parity true
+docker run --rm --network p-net2 --ip 1.2.3.4 parity true
+docker run --rm --ip 1.2.3.4 parity true
+docker run --rm --network-alias p-x parity true
+docker run --rm --network host --network p-net parity true
+docker run --rm --network p-net --network p-net parity true
+docker run --rm --network p-net --mac-address 02:00:00:00:00:05 parity cat /sys/class/net/eth0/address
+docker run --rm --network name=p-net2,ip=10.232.0.7,mac-address=02:00:00:00:00:07 parity sh -c 'ip -o -4 address show eth0 | grep -o 10.232.0.7/24; cat /sys/class/net/eth0/address'
+docker run --rm --network name=p-net,foo=bar parity true
+docker network rm p-net p-net2
+docker network prune -f --filter label=p-none
+docker network prune -f --filter foo=bar

@@ -195,10 +195,17 @@ impl Monitor {
                 }
                 self.answer(index, &Reply::default());
             }
+            Request::Connect(endpoint) => match self.connect(*endpoint) {
+                Ok(()) => self.answer(index, &Reply::default()),
+                Err((kind, message)) => self.fail(index, kind, message),
+            },
+            Request::Disconnect { network } => match self.disconnect(&network) {
+                Ok(()) => self.answer(index, &Reply::default()),
+                Err((kind, message)) => self.fail(index, kind, message),
+            },
             Request::Update { name, restart } => {
                 if let Some(name) = name {
-                    self.setup.attributes.insert("name".to_owned(), name.clone());
-                    self.setup.name = name;
+                    self.rename(name);
                 }
                 if let Some(restart) = restart {
                     self.setup.restart = restart;

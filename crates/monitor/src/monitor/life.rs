@@ -4,14 +4,11 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use dhow_network::Attached;
 use dhow_oci::time::now;
-use rustix::event::epoll;
 
-use super::{FIRST_BACKOFF, INIT, MAX_BACKOFF, Monitor, SERVICES, SIGKILL, STABLE, Stopping};
+use super::{FIRST_BACKOFF, INIT, MAX_BACKOFF, Monitor, SIGKILL, STABLE, Stopping};
 use crate::client::Role;
-use crate::protocol::{FailureKind, NetworkState, Policy, Reply, Start};
-use crate::services::Services;
+use crate::protocol::{FailureKind, Policy, Reply, Start};
 use crate::start;
 use crate::state::{self, State, Status};
 
@@ -49,8 +46,7 @@ impl Monitor {
     /// Starts the program, for the first time or again.
     pub(super) fn launch(&mut self) -> Result<(), start::Failed> {
         if self.network.is_none() {
-            self.network = start::network(self.start.plan.as_ref(), &self.setup.name, &mut self.isolated)?;
-            self.serve_network().map_err(|error| start::Failed::new(format!("serve the container's network: {error}")))?;
+            self.attach_network()?;
         }
         let isolated = self.isolated.take().filter(|_| start::is_isolated(&self.start.spec));
         let network = self.network.as_ref().map(|attached| attached.namespace.try_clone()).transpose();
@@ -59,11 +55,7 @@ impl Monitor {
         self.root = None;
         let root = self.root.insert(start::mount_root(&self.setup)?);
         let (process, running) = start::start(&self.setup, &self.start, &root.fd, network)?;
-        let network = self
-            .start
-            .plan
-            .clone()
-            .map(|plan| NetworkState { plan, ports: self.network.as_ref().map(Attached::publishes).unwrap_or_default() });
+        let network = self.network_state();
         self.state = State {
             status: Status::Running,
             pid: process.pid,
@@ -244,26 +236,6 @@ impl Monitor {
         }
         self.tell_waiting(true);
         self.over = true;
-    }
-
-    fn serve_network(&mut self) -> io::Result<()> {
-        self.services = self.network.as_ref().map(Services::of).transpose()?.flatten();
-        match &self.services {
-            Some(services) => {
-                let data = epoll::EventData::new_u64(SERVICES);
-                Ok(epoll::add(&self.epoll, services, data, epoll::EventFlags::IN)?)
-            }
-            None => Ok(()),
-        }
-    }
-
-    pub(super) fn detach_network(&mut self) {
-        // With its last descriptor gone epoll forgets it.
-        self.services = None;
-        if let Some(network) = self.network.take() {
-            // Elements that stay are removed by whoever finds them without a container.
-            let _ = network.detach();
-        }
     }
 
     /// Answers who waits for an exit, and with `stopped` who waits for the end.

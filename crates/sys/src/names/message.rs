@@ -22,8 +22,44 @@ const INTERNET: [u8; 2] = [0, 1];
 pub enum Kind {
     /// IPv4 addresses.
     A = 1,
+    /// The name of an address.
+    Ptr = 12,
     /// IPv6 addresses.
     Aaaa = 28,
+}
+
+/// What a server says of a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    Address(IpAddr),
+    /// The name of the address that was asked for.
+    Name(String),
+}
+
+/// What a query asks for, of class "internet".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Without the dot at the end.
+    pub name: String,
+    /// `None` for a kind that is none of [`Kind`].
+    pub kind: Option<Kind>,
+}
+
+impl Asked {
+    /// The address whose name is asked for (RFC 1035, 3.5; RFC 3596, 2.5).
+    pub fn address(&self) -> Option<IpAddr> {
+        if self.kind != Some(Kind::Ptr) {
+            return None;
+        }
+        let name = self.name.to_ascii_lowercase();
+        if let Some(octets) = name.strip_suffix(".in-addr.arpa") {
+            let octets: Vec<u8> = octets.rsplit('.').map(str::parse).collect::<Result<_, _>>().ok()?;
+            return <[u8; 4]>::try_from(octets).ok().map(|octets| IpAddr::V4(octets.into()));
+        }
+        let digits: String = name.strip_suffix(".ip6.arpa")?.rsplit('.').collect();
+        let is_address = digits.len() == 32;
+        is_address.then(|| u128::from_str_radix(&digits, 16).ok())?.map(|bits| IpAddr::V6(Ipv6Addr::from_bits(bits)))
+    }
 }
 
 /// Whether the message is an answer, not a query.
@@ -48,16 +84,8 @@ pub fn query(name: &str, kind: Kind) -> io::Result<Vec<u8>> {
     let invalid = || io::Error::new(io::ErrorKind::InvalidInput, format!("`{name}` is no name of a host"));
     let mut message = vec![0, 0, RECURSION_DESIRED, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     rustix::rand::getrandom(&mut message[..2], rustix::rand::GetRandomFlags::empty())?;
-    let name = name.strip_suffix('.').unwrap_or(name);
-    if name.len() > 253 {
-        return Err(invalid());
-    }
-    for label in name.split('.') {
-        let length = u8::try_from(label.len()).ok().filter(|length| (1..=63).contains(length)).ok_or_else(invalid)?;
-        message.push(length);
-        message.extend_from_slice(label.as_bytes());
-    }
-    message.extend_from_slice(&[0, 0, kind as u8]);
+    message.extend_from_slice(&labels(name).ok_or_else(invalid)?);
+    message.extend_from_slice(&(kind as u16).to_be_bytes());
     message.extend_from_slice(&INTERNET);
     Ok(message)
 }
@@ -81,17 +109,91 @@ pub fn question(message: &[u8]) -> &[u8] {
     }
 }
 
+/// What a query asks for; `None` for one that is malformed, has no or several questions, or is of another class.
+pub fn asked(query: &[u8]) -> Option<Asked> {
+    const ONE: [u8; 2] = [0, 1];
+    if query.get(4..6)? != ONE {
+        return None;
+    }
+    let question = question(query);
+    let (labels, kind) = question.split_at_checked(question.len().checked_sub(4)?)?;
+    if kind[2..] != INTERNET {
+        return None;
+    }
+    let mut name = String::new();
+    let mut rest = labels;
+    while let Some((length, after)) = rest.split_first().filter(|(length, _)| **length > 0) {
+        let (label, after) = after.split_at_checked(usize::from(*length))?;
+        if !name.is_empty() {
+            name.push('.');
+        }
+        name.push_str(std::str::from_utf8(label).ok()?);
+        rest = after;
+    }
+    let kinds = [Kind::A, Kind::Ptr, Kind::Aaaa];
+    let kind = kinds.into_iter().find(|known| u16::from_be_bytes([kind[0], kind[1]]) == *known as u16);
+    Some(Asked { name, kind })
+}
+
 /// The answer that nobody could be asked.
 pub fn failure(query: &[u8], id: [u8; 2]) -> Vec<u8> {
+    head(query, id, SERVER_FAILED)
+}
+
+/// The answer with these records, of those kinds that were asked for; none: the name exists, but has no such record.
+pub fn found(query: &[u8], records: &[Record]) -> Vec<u8> {
+    // Where the question's name stands.
+    const NAME: [u8; 2] = [0xc0, HEADER as u8];
+    const SECONDS: u32 = 600;
+    let mut answer = head(query, [query[0], query[1]], 0);
+    let mut count = 0u16;
+    for record in records {
+        let (kind, data) = match record {
+            Record::Address(IpAddr::V4(address)) => (Kind::A, address.octets().to_vec()),
+            Record::Address(IpAddr::V6(address)) => (Kind::Aaaa, address.octets().to_vec()),
+            Record::Name(name) => match labels(name) {
+                Some(labels) => (Kind::Ptr, labels),
+                None => continue,
+            },
+        };
+        answer.extend_from_slice(&NAME);
+        answer.extend_from_slice(&(kind as u16).to_be_bytes());
+        answer.extend_from_slice(&INTERNET);
+        answer.extend_from_slice(&SECONDS.to_be_bytes());
+        answer.extend_from_slice(&(data.len() as u16).to_be_bytes());
+        answer.extend_from_slice(&data);
+        count += 1;
+    }
+    answer[6..8].copy_from_slice(&count.to_be_bytes());
+    answer
+}
+
+/// The head of an answer, with the question.
+fn head(query: &[u8], id: [u8; 2], code: u8) -> Vec<u8> {
     let question = question(query);
     let mut answer = vec![0; HEADER];
     answer[..2].copy_from_slice(&id);
     // A response with the query's opcode and "recursion desired"; recursion is available.
     answer[2] = RESPONSE | (query[2] & 0x79);
-    answer[3] = 0x80 | SERVER_FAILED;
+    answer[3] = 0x80 | code;
     answer[5] = u8::from(!question.is_empty());
     answer.extend_from_slice(question);
     answer
+}
+
+/// A name as a message has it; `None` if it is none.
+fn labels(name: &str) -> Option<Vec<u8>> {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    if name.len() > 253 {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(name.len() + 2);
+    for label in name.split('.') {
+        bytes.push(u8::try_from(label.len()).ok().filter(|length| (1..=63).contains(length))?);
+        bytes.extend_from_slice(label.as_bytes());
+    }
+    bytes.push(0);
+    Some(bytes)
 }
 
 /// The addresses of one kind in the answer section; a malformed rest is left out. Records of other names are the ends of
@@ -114,6 +216,7 @@ pub fn addresses(answer: &[u8], kind: Kind) -> Vec<IpAddr> {
             match kind {
                 Kind::A => found.extend(<[u8; 4]>::try_from(data).map(|data| IpAddr::V4(Ipv4Addr::from(data)))),
                 Kind::Aaaa => found.extend(<[u8; 16]>::try_from(data).map(|data| IpAddr::V6(Ipv6Addr::from(data)))),
+                Kind::Ptr => {}
             }
         }
         at = end + 10 + length;
@@ -166,6 +269,32 @@ mod tests {
         for bad in [&[0u8; 12][..], &[0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 63, 1], &[0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xc0, 12]]
         {
             assert_eq!(super::failure(bad, [0, 0]).len(), HEADER, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_server_understands_and_answers() {
+        let asks = query("a.Example.", Kind::Aaaa).unwrap();
+        assert_eq!(asked(&asks), Some(Asked { name: "a.Example".into(), kind: Some(Kind::Aaaa) }));
+        let (one, two): (IpAddr, IpAddr) = ("fd00::1".parse().unwrap(), "fd00::2".parse().unwrap());
+        let answer = found(&asks, &[Record::Address(one), Record::Address(two)]);
+        assert!(answers(&answer, &asks));
+        assert_eq!((code(&answer), addresses(&answer, Kind::Aaaa)), (0, vec![one, two]));
+        assert_eq!(addresses(&found(&asks, &[]), Kind::Aaaa), Vec::<IpAddr>::new());
+        for (name, address) in [
+            ("130.0.9.10.in-addr.arpa", Some("10.9.0.130")),
+            (&("2".to_owned() + &".0".repeat(29) + ".d.f.ip6.arpa"), Some("fd00::2")),
+            ("1.2.3.in-addr.arpa", None),
+            ("x.ip6.arpa", None),
+            ("a.example", None),
+        ] {
+            let asked = asked(&query(name, Kind::Ptr).unwrap()).unwrap();
+            assert_eq!(asked.address(), address.map(|address| address.parse().unwrap()), "{name}");
+        }
+        let mut several = asks.clone();
+        several[5] = 2;
+        for bad in [&several[..], &asks[..HEADER + 3], &asks[..5], &[]] {
+            assert_eq!(asked(bad), None, "{bad:?}");
         }
     }
 

@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 pub const PATH: &str = "/etc/resolv.conf";
 /// Asked where the host names no server, as Docker does.
 const FALLBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(8, 8, 8, 8)), IpAddr::V4(Ipv4Addr::new(8, 8, 4, 4))];
-const PORT: u16 = 53;
+/// Where name servers listen.
+pub const PORT: u16 = 53;
 
 /// The servers of the lines `nameserver ADDRESS`: the first three.
 pub fn servers(text: &str) -> Vec<SocketAddr> {

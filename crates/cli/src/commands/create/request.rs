@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use dhow_api::config::{Config, CreateRequest, HostConfig, LogConfig, NetworkingConfig};
+use dhow_api::config::{Config, CreateRequest, EndpointSettings, HostConfig, LogConfig, NetworkingConfig};
 use dhow_oci::Reference;
 use dhow_oci::reference::InvalidReference;
 use serde_json::json;
@@ -45,11 +45,7 @@ impl Options {
         }
         let text = |list: &[String]| Some(list.to_vec()).filter(|list| !list.is_empty());
         let (security, systempaths) = security_options(&self.security_opt)?;
-        let network = self.network.first().map(String::as_str).unwrap_or("default");
-        let (network, aliases) = parse_network(network)?;
-        if self.network.len() > 1 {
-            return Err(bad("connecting a container to several networks is not supported yet"));
-        }
+        let (network, endpoints) = self.networks()?;
         let config = Config {
             hostname: self.hostname.clone(),
             domainname: self.domainname.clone(),
@@ -93,6 +89,7 @@ impl Options {
             extra_hosts: text(&self.add_host.iter().map(|host| extra_host(host)).collect::<Result<Vec<_>>>()?),
             group_add: text(&self.group_add),
             ipc_mode: self.ipc.clone(),
+            links: text(&self.link),
             oom_score_adj: self.oom_score_adj,
             pid_mode: self.pid.clone(),
             privileged: self.privileged,
@@ -135,8 +132,84 @@ impl Options {
             init: self.init.then_some(true),
             ..HostConfig::default()
         };
-        let endpoints = aliases.map(|settings| BTreeMap::from([(host_config.network_mode.clone(), Some(settings))]));
-        Ok(CreateRequest { config, host_config, networking_config: NetworkingConfig { endpoints_config: endpoints } })
+        let endpoints_config = Some(endpoints).filter(|endpoints| !endpoints.is_empty());
+        Ok(CreateRequest { config, host_config, networking_config: NetworkingConfig { endpoints_config } })
+    }
+
+    /// The network mode, and the settings of each network; the options of before several networks are the first one's (cli,
+    /// `parseNetworkOpts`).
+    fn networks(&self) -> Result<(String, BTreeMap<String, Option<EndpointSettings>>)> {
+        let default = ["default".to_owned()];
+        let given = if self.network.is_empty() { &default[..] } else { &self.network };
+        let mut endpoints = BTreeMap::new();
+        let mut mode = String::new();
+        let (mut user_defined, mut others) = (false, false);
+        for (place, text) in given.iter().enumerate() {
+            let (name, mut settings) = parse_network(text)?;
+            let is_user_defined =
+                !matches!(name.as_str(), "default" | "bridge" | "host" | "none") && !name.starts_with("container:");
+            (user_defined, others) = (user_defined || is_user_defined, others || !is_user_defined);
+            if place == 0 {
+                mode.clone_from(&name);
+                self.apply_to(&mut settings, is_user_defined)?;
+            }
+            if !is_user_defined && settings.aliases.is_some() {
+                return Err(bad("network-scoped aliases are only supported for user-defined networks"));
+            }
+            if !is_user_defined && settings.links.is_some() {
+                return Err(bad("links are only supported for user-defined networks"));
+            }
+            if endpoints.contains_key(&name) {
+                return Err(bad(format!("network \"{name}\" is specified multiple times")));
+            }
+            endpoints.insert(name, Some(settings));
+        }
+        if user_defined && others {
+            return Err(bad("conflicting options: cannot attach both user-defined and non-user-defined network-modes"));
+        }
+        if endpoints.len() == 1 {
+            endpoints.retain(|_, settings| settings.as_ref() != Some(&EndpointSettings::default()));
+        }
+        Ok((mode, endpoints))
+    }
+
+    fn apply_to(&self, settings: &mut EndpointSettings, is_user_defined: bool) -> Result<()> {
+        let both = |option: &str, field: &str| {
+            bad(format!("conflicting options: cannot specify both --{option} and per-network {field}"))
+        };
+        if !self.network_alias.is_empty() {
+            if settings.aliases.is_some() {
+                return Err(both("network-alias", "alias"));
+            }
+            settings.aliases = Some(self.network_alias.clone());
+        }
+        if is_user_defined && !self.link.is_empty() {
+            settings.links = Some(self.link.clone());
+        }
+        if let Some(wanted) = super::super::network::addresses(&self.ip, &self.ip6, &self.link_local_ip) {
+            let inner = settings.ipam_config.get_or_insert_default();
+            for (option, field, given, own) in [
+                ("ip", "IPv4 address", &wanted.ipv4_address, &mut inner.ipv4_address),
+                ("ip6", "IPv6 address", &wanted.ipv6_address, &mut inner.ipv6_address),
+            ] {
+                if !given.is_empty() && !own.is_empty() {
+                    return Err(both(option, field));
+                }
+                if !given.is_empty() {
+                    own.clone_from(given);
+                }
+            }
+            if wanted.link_local_ips.is_some() {
+                inner.link_local_ips = wanted.link_local_ips;
+            }
+        }
+        if !self.mac_address.is_empty() {
+            if !settings.mac_address.is_empty() {
+                return Err(both("mac-address", "MAC address"));
+            }
+            settings.mac_address.clone_from(&self.mac_address);
+        }
+        Ok(())
     }
 
     /// Variables of files first, then those of the command line; a name alone takes this process's value.

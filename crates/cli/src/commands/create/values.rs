@@ -269,25 +269,39 @@ pub(super) fn ulimit(text: &str) -> Result<Ulimit> {
 }
 
 /// A network by name, or in the long form `name=NET,alias=NAME,…`.
-pub(super) fn parse_network(text: &str) -> Result<(String, Option<EndpointSettings>)> {
+pub(super) fn parse_network(text: &str) -> Result<(String, EndpointSettings)> {
+    let mut settings = EndpointSettings::default();
     if !text.contains('=') {
-        return Ok((text.to_owned(), None));
+        return Ok((text.to_owned(), settings));
     }
     let mut name = String::new();
-    let mut settings = EndpointSettings::default();
+    let (mut ipv4, mut ipv6, mut link_local) = ("", "", Vec::new());
     for field in text.split(',') {
         match field.split_once('=').unwrap_or((field, "")) {
             ("name", value) => name = value.to_owned(),
             ("alias", value) => settings.aliases.get_or_insert_default().push(value.to_owned()),
             ("mac-address", value) => settings.mac_address = value.to_owned(),
-            ("ip", value) => settings.ipam_config = Some(json!({ "IPv4Address": value })),
+            ("ip", value) => ipv4 = value,
+            ("ip6", value) => ipv6 = value,
+            ("link-local-ip", value) => link_local.push(value.to_owned()),
+            ("driver-opt", value) => {
+                let (key, value) = value.split_once('=').unwrap_or((value, ""));
+                settings.driver_opts.get_or_insert_default().insert(key.trim().to_ascii_lowercase(), value.trim().to_owned());
+            }
+            ("gw-priority", value) => {
+                let priority = value.parse();
+                settings.gw_priority = priority.map_err(|_| {
+                    flag(text, "--network", &format!("invalid gw-priority: strconv.Atoi: parsing \"{value}\": invalid syntax"))
+                })?;
+            }
             (key, _) => return Err(flag(text, "--network", &format!("invalid field key {key}"))),
         }
     }
     if name.is_empty() {
         return Err(flag(text, "--network", "network name/id is not specified"));
     }
-    Ok((name, Some(settings)))
+    settings.ipam_config = super::super::network::addresses(ipv4, ipv6, &link_local);
+    Ok((name, settings))
 }
 
 /// `type=bind,source=/a,target=/b,readonly`

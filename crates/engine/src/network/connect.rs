@@ -1,0 +1,188 @@
+//! Connecting containers to networks and disconnecting them; what a container may ask of a network.
+
+use std::net::IpAddr;
+
+use dhow_api::config::EndpointSettings;
+use dhow_monitor::protocol::Request;
+use dhow_store::Durability;
+use dhow_store::rusqlite::params;
+
+use super::plan::{endpoint, parse_mac};
+use super::{NetworkRecord, by_name, is_user_defined};
+use crate::container::{Container, Record};
+use crate::error::Context;
+use crate::{Engine, Error, Kind, Result};
+
+impl Engine {
+    /// Connects a container to a network; one that does not run for when it starts.
+    pub fn connect(&self, network: &str, container: &str, settings: EndpointSettings) -> Result<()> {
+        let fixed = |what: &str| Error::new(Kind::Forbidden, what);
+        match network {
+            "host" => {
+                return Err(fixed("cannot connect container to host network - container must be created in host network mode"));
+            }
+            "none" => {
+                return Err(fixed(
+                    "container cannot be connected to multiple networks with one of the networks in private (none) mode",
+                ));
+            }
+            _ => {}
+        }
+        let record = self.network_record(network)?;
+        let container = self.container(container)?;
+        check_settings(&record, &settings)?;
+        if record.config_only {
+            return Err(fixed(&format!("configuration only network '{}' cannot be used to connect a container", record.name())));
+        }
+        if container.removing {
+            return Err(fixed(&format!(
+                "Container {} is marked for removal and cannot be connected or disconnected to the network",
+                container.id
+            )));
+        }
+        match container.record.host_config.network_mode.as_str() {
+            "none" => {
+                return Err(fixed(
+                    "container cannot be connected to multiple networks with one of the networks in private (none) mode",
+                ));
+            }
+            mode if mode == "host" || mode.starts_with("container:") => {
+                return Err(Error::invalid(
+                    "container sharing network namespace with another container or host cannot be connected to any other network",
+                ));
+            }
+            _ => {}
+        }
+        let name = record.name().to_owned();
+        if container.record.networks.contains_key(&name) && container.is_running() {
+            return Err(fixed(&format!("endpoint with name {} already exists in network {name}", container.name)));
+        }
+        let was_there = container.record.networks.get(&name).cloned();
+        // First what is to be: a container that is connected and does not know it would not be after its next start.
+        self.edit_record(&container, |record| drop(record.networks.insert(name.clone(), settings.clone())))?;
+        let connected = if container.is_running() { self.connect_running(&container, &record, &settings) } else { Ok(()) };
+        if connected.is_err() {
+            let _ = self.release(&container.id.0, record.id());
+            let _ = self.edit_record(&container, |record| match was_there {
+                Some(before) => drop(record.networks.insert(name, before)),
+                None => drop(record.networks.remove(&name)),
+            });
+        }
+        connected
+    }
+
+    fn connect_running(&self, container: &Container, record: &NetworkRecord, settings: &EndpointSettings) -> Result<()> {
+        let mut assigned = self.assign(container, &[(record.id(), settings)])?;
+        let (record, assigned) = assigned.pop().ok_or_else(|| Error::internal("no address was assigned"))?;
+        let endpoint = endpoint(container, &record, &assigned, settings)?;
+        self.ask_monitor(container, &Request::Connect(Box::new(endpoint.clone())))?;
+        self.add_to_hosts(container, &endpoint)
+    }
+
+    /// Disconnects a container from a network.
+    pub fn disconnect(&self, network: &str, container: &str, force: bool) -> Result<()> {
+        if network == "host" {
+            return Err(Error::new(
+                Kind::Forbidden,
+                "container cannot be disconnected from host network - container can only be created in host network mode",
+            ));
+        }
+        if network == "none" {
+            return Err(Error::new(Kind::Forbidden, format!("container {container} is not connected to network none")));
+        }
+        let record = self.network_record(network)?;
+        let found = self.container(container);
+        let container = match found {
+            Err(error) if force && error.kind == Kind::NotFound => {
+                return Err(Error::not_found(format!("endpoint {container} not found")));
+            }
+            other => other?,
+        };
+        if !container.record.networks.contains_key(record.name()) {
+            let message = format!("container {} is not connected to network {}", container.id, record.name());
+            return Err(Error::new(Kind::Forbidden, message));
+        }
+        if container.is_running() {
+            self.ask_monitor(&container, &Request::Disconnect { network: record.id().to_owned() })?;
+            let endpoints = container.state.network.iter().flat_map(|network| &network.endpoints);
+            if let Some(endpoint) = endpoints.into_iter().find(|endpoint| endpoint.network.id == record.id()) {
+                self.take_from_hosts(&container, endpoint)?;
+            }
+        }
+        self.edit_record(&container, |edited| drop(edited.networks.remove(record.name())))?;
+        self.release(&container.id.0, record.id())
+    }
+
+    /// Changes a container's record.
+    pub(crate) fn edit_record(&self, container: &Container, edit: impl FnOnce(&mut Record)) -> Result<()> {
+        self.store.database.write(Durability::Power, |tx| {
+            let query = "SELECT record FROM containers WHERE id = ?1";
+            let text: String = tx.query_row(query, [&container.id.0], |row| row.get(0))?;
+            let mut record: Record = serde_json::from_str(&text).context(|| format!("read the record of {}", container.id))?;
+            edit(&mut record);
+            let text = serde_json::to_string(&record).context(|| "encode the container's record".to_owned())?;
+            tx.execute("UPDATE containers SET record = ?1 WHERE id = ?2", params![text, container.id.0])?;
+            Ok(())
+        })
+    }
+
+    /// Checks what a container that is created wants of a network; that there is none is found out at the start, as with
+    /// dockerd.
+    pub(crate) fn check_endpoint(&self, name: &str, settings: &EndpointSettings) -> Result<()> {
+        if *settings == EndpointSettings::default() {
+            return Ok(());
+        }
+        let network = match name {
+            "host" | "none" => None,
+            super::DEFAULT => Some(self.default_network()?),
+            name => self.store.database.read(|db| by_name(db, name))?,
+        };
+        match network {
+            Some(network) => check_settings(&network, settings),
+            None => Ok(()),
+        }
+    }
+
+    /// The name of the network that `--network` names by name or id; what is none stays as it is.
+    pub(crate) fn network_name(&self, reference: &str) -> String {
+        match self.network_record(reference) {
+            Ok(record) if is_user_defined(reference) => record.name().to_owned(),
+            _ => reference.to_owned(),
+        }
+    }
+}
+
+fn wrong_settings(network: &str, why: &str) -> Error {
+    Error::invalid(format!("invalid config for network {network}: invalid endpoint settings:\n{why}"))
+}
+
+fn check_settings(record: &NetworkRecord, settings: &EndpointSettings) -> Result<()> {
+    let wrong = |why: &str| Err(wrong_settings(record.name(), why));
+    if !settings.mac_address.is_empty() && parse_mac(&settings.mac_address).is_err() {
+        return wrong(&format!("invalid MAC address: {}", settings.mac_address));
+    }
+    let user_defined = is_user_defined(record.name());
+    if !user_defined && settings.aliases.as_ref().is_some_and(|aliases| !aliases.is_empty()) {
+        return wrong("network-scoped aliases are only supported for user-defined networks");
+    }
+    let given = settings.ipam_config.clone().unwrap_or_default();
+    for (text, range, name) in
+        [(given.ipv4_address, &record.network.ipv4, "IPv4"), (given.ipv6_address, &record.network.ipv6, "IPv6")]
+    {
+        if text.is_empty() {
+            continue;
+        }
+        let address = text.parse::<IpAddr>().ok().filter(|address| address.is_ipv4() == (name == "IPv4"));
+        let Some(address) = address else { return wrong(&format!("invalid {name} address: {text}")) };
+        if !user_defined {
+            return wrong("user specified IP address is supported on user defined networks only");
+        }
+        if !record.has_own_subnets {
+            return wrong("user specified IP address is supported only when connecting to networks with user configured subnets");
+        }
+        if !range.as_ref().is_some_and(|range| dhow_network::is_host(&range.subnet, address)) {
+            return wrong(&format!("no configured subnet or ip-range contain the IP address {address}"));
+        }
+    }
+    Ok(())
+}

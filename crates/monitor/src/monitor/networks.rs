@@ -1,0 +1,151 @@
+//! The container's networks: attached with it, changed while it runs, given back with it.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use dhow_network::{Endpoint, Neighbours};
+use rustix::event::epoll;
+
+use super::{Monitor, SERVICES};
+use crate::events::{self, Event};
+use crate::protocol::{FailureKind, NetworkState};
+use crate::services::Services;
+use crate::start;
+use crate::state;
+
+impl Monitor {
+    /// Connects the container as planned, if it has networks.
+    pub(super) fn attach_network(&mut self) -> Result<(), start::Failed> {
+        self.network = start::network(self.start.plan.as_ref(), &self.setup.name, &mut self.isolated)?;
+        self.serve_network().map_err(|error| start::Failed::new(format!("serve the container's network: {error}")))?;
+        for endpoint in self.endpoints().to_vec() {
+            self.announce(&endpoint);
+        }
+        Ok(())
+    }
+
+    /// What the container's state says of its networks.
+    pub(super) fn network_state(&self) -> Option<NetworkState> {
+        let network = self.network.as_ref()?;
+        Some(NetworkState { endpoints: network.endpoints.clone(), ports: network.publishes() })
+    }
+
+    fn endpoints(&self) -> &[Endpoint] {
+        self.network.as_ref().map(|network| network.endpoints.as_slice()).unwrap_or_default()
+    }
+
+    fn serve_network(&mut self) -> io::Result<()> {
+        let Some(network) = &self.network else { return Ok(()) };
+        let names = self.start.plan.as_ref().and_then(|plan| plan.resolver.as_ref());
+        let runs = self.setup.run.parent().unwrap_or(&self.setup.run);
+        self.services = Services::of(network, names, runs)?;
+        match &self.services {
+            Some(services) => {
+                let data = epoll::EventData::new_u64(SERVICES);
+                Ok(epoll::add(&self.epoll, services, data, epoll::EventFlags::IN)?)
+            }
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn detach_network(&mut self) {
+        // With its last descriptor gone epoll forgets it.
+        self.services = None;
+        let Some(network) = self.network.take() else { return };
+        for endpoint in &network.endpoints {
+            self.withdraw(endpoint);
+        }
+        // Elements that stay are removed by whoever finds them without a container.
+        let _ = network.detach();
+    }
+
+    fn neighbours(&self) -> Option<Neighbours> {
+        let names = self.start.plan.as_ref()?.resolver.as_ref()?;
+        Some(Neighbours::new(&names.neighbours))
+    }
+
+    /// Makes the container known in a network.
+    fn announce(&self, endpoint: &Endpoint) {
+        if let Some(neighbours) = self.neighbours() {
+            // Without it the container runs, but is not found by its names; there is nobody to tell.
+            let _ = neighbours.enter(&self.setup.id, endpoint);
+        }
+        self.network_event("connect", endpoint);
+    }
+
+    fn withdraw(&self, endpoint: &Endpoint) {
+        if let Some(neighbours) = self.neighbours() {
+            neighbours.leave(&self.setup.id, endpoint);
+        }
+        self.network_event("disconnect", endpoint);
+    }
+
+    fn network_event(&self, action: &str, endpoint: &Endpoint) {
+        let kind = match endpoint.network.driver {
+            dhow_network::Driver::Bridge(_) => "bridge",
+            dhow_network::Driver::Macvlan { .. } => "macvlan",
+            dhow_network::Driver::Ipvlan { .. } => "ipvlan",
+        };
+        let attributes = [("container", &*self.setup.id), ("name", &*endpoint.network.name), ("type", kind)];
+        let attributes: BTreeMap<String, String> =
+            attributes.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+        let _ = events::append(&self.setup.events, &Event::new("network", action, &endpoint.network.id, attributes));
+    }
+
+    pub(super) fn connect(&mut self, endpoint: Endpoint) -> Result<(), (FailureKind, String)> {
+        let Some(network) = self.network.as_mut() else {
+            return Err((FailureKind::Conflict, format!("container {} is not running", self.setup.id)));
+        };
+        if network.endpoints.iter().any(|other| other.network.id == endpoint.network.id) {
+            let message = format!("endpoint with name {} already exists in network {}", self.setup.name, endpoint.network.name);
+            return Err((FailureKind::Forbidden, message));
+        }
+        network.connect(endpoint).map_err(|error| (FailureKind::Internal, error.to_string()))?;
+        if let Some(endpoint) = network.endpoints.last().cloned() {
+            self.announce(&endpoint);
+        }
+        self.networks_changed();
+        Ok(())
+    }
+
+    pub(super) fn disconnect(&mut self, id: &str) -> Result<(), (FailureKind, String)> {
+        let Some(network) = self.network.as_mut() else {
+            return Err((FailureKind::Conflict, format!("container {} is not running", self.setup.id)));
+        };
+        let gone = network.disconnect(id).map_err(|error| (FailureKind::Internal, error.to_string()))?;
+        if let Some(endpoint) = gone {
+            self.withdraw(&endpoint);
+        }
+        self.networks_changed();
+        Ok(())
+    }
+
+    fn networks_changed(&mut self) {
+        if let (Some(services), Some(network)) = (&mut self.services, &self.network) {
+            services.set_networks(network);
+        }
+        // A restart by policy finds the networks as they are now.
+        if let (Some(plan), Some(network)) = (&mut self.start.plan, &self.network) {
+            plan.endpoints.clone_from(&network.endpoints);
+        }
+        self.state.network = self.network_state();
+        let _ = state::save(&self.setup.run, &self.state);
+        let _ = state::save(&self.setup.directory, &self.state);
+    }
+
+    /// The container has another name now.
+    pub(super) fn rename(&mut self, name: String) {
+        let neighbours = self.neighbours();
+        for endpoint in self.network.iter_mut().flat_map(|network| &mut network.endpoints) {
+            let Some(neighbours) = neighbours.as_ref().filter(|_| endpoint.names.contains(&self.setup.name)) else { continue };
+            neighbours.leave(&self.setup.id, endpoint);
+            endpoint.names.iter_mut().filter(|known| **known == self.setup.name).for_each(|known| known.clone_from(&name));
+            let _ = neighbours.enter(&self.setup.id, endpoint);
+        }
+        if self.network.is_some() {
+            self.networks_changed();
+        }
+        self.setup.attributes.insert("name".to_owned(), name.clone());
+        self.setup.name = name;
+    }
+}

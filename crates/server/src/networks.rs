@@ -1,0 +1,56 @@
+//! `/networks`
+
+use std::sync::Arc;
+
+use dhow_api::network::{ConnectNetwork, CreateNetwork, CreatedNetwork, DisconnectNetwork};
+use dhow_engine::{Engine, Filters, Result};
+use hyper::StatusCode;
+
+use crate::answer::{self, Answer};
+use crate::request::Call;
+use crate::route::{blocking, quick};
+
+pub(crate) async fn list(engine: Arc<Engine>, call: Call) -> Result<Answer> {
+    let filters = Filters::parse(call.parameters.get("filters"))?;
+    let networks = quick(move || engine.networks(&filters)).await?;
+    Ok(answer::json(StatusCode::OK, &networks))
+}
+
+pub(crate) async fn create(engine: Arc<Engine>, mut call: Call) -> Result<Answer> {
+    let new: CreateNetwork = call.json(false).await?;
+    let id = quick(move || engine.create_network(new)).await?;
+    Ok(answer::json(StatusCode::CREATED, &CreatedNetwork { id, warning: String::new() }))
+}
+
+pub(crate) async fn inspect(engine: Arc<Engine>, name: &str) -> Result<Answer> {
+    let name = name.to_owned();
+    let network = quick(move || engine.network(&name)).await?;
+    Ok(answer::json(StatusCode::OK, &network))
+}
+
+pub(crate) async fn remove(engine: Arc<Engine>, name: &str) -> Result<Answer> {
+    let name = name.to_owned();
+    quick(move || engine.remove_network(&name)).await?;
+    Ok(answer::empty(StatusCode::NO_CONTENT))
+}
+
+pub(crate) async fn connect(engine: Arc<Engine>, name: &str, mut call: Call) -> Result<Answer> {
+    let name = name.to_owned();
+    let request: ConnectNetwork = call.json(false).await?;
+    let settings = request.endpoint_config.unwrap_or_default();
+    quick(move || engine.connect(&name, &request.container, settings)).await?;
+    Ok(answer::empty(StatusCode::OK))
+}
+
+pub(crate) async fn disconnect(engine: Arc<Engine>, name: &str, mut call: Call) -> Result<Answer> {
+    let name = name.to_owned();
+    let request: DisconnectNetwork = call.json(false).await?;
+    quick(move || engine.disconnect(&name, &request.container, request.force)).await?;
+    Ok(answer::empty(StatusCode::OK))
+}
+
+pub(crate) async fn prune(engine: Arc<Engine>, call: Call) -> Result<Answer> {
+    let filters = Filters::parse(call.parameters.get("filters"))?;
+    let pruned = blocking(move || engine.prune_networks(&filters)).await?;
+    Ok(answer::json(StatusCode::OK, &pruned))
+}
