@@ -91,7 +91,8 @@ pub fn natural(name: &str) -> Vec<(String, u64)> {
     while !rest.is_empty() {
         let text = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
         let digits = rest[text..].find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len() - text);
-        parts.push((rest[..text].to_owned(), rest[text..text + digits].parse().unwrap_or(u64::MAX)));
+        let number = if digits == 0 { 0 } else { rest[text..text + digits].parse().unwrap_or(u64::MAX) };
+        parts.push((rest[..text].to_owned(), number));
         rest = &rest[text + digits..];
     }
     parts

@@ -51,6 +51,14 @@ impl Error {
     }
 }
 
+/// Several reasons as one text, in the form of moby's `multierror`: one as it is, more as a list.
+pub(crate) fn joined(reasons: &[String]) -> String {
+    match reasons {
+        [one] => one.clone(),
+        several => several.iter().map(|reason| format!("* {reason}")).collect::<Vec<_>>().join("\n"),
+    }
+}
+
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Error {
         let kind = match &error {

@@ -10,7 +10,7 @@ use dhow_store::rusqlite::params;
 use super::plan::{endpoint, parse_mac};
 use super::{NetworkRecord, by_name, is_user_defined};
 use crate::container::{Container, Record};
-use crate::error::Context;
+use crate::error::{Context, joined};
 use crate::{Engine, Error, Kind, Result};
 
 impl Engine {
@@ -152,18 +152,14 @@ impl Engine {
     }
 }
 
-fn wrong_settings(network: &str, why: &str) -> Error {
-    Error::invalid(format!("invalid config for network {network}: invalid endpoint settings:\n{why}"))
-}
-
 fn check_settings(record: &NetworkRecord, settings: &EndpointSettings) -> Result<()> {
-    let wrong = |why: &str| Err(wrong_settings(record.name(), why));
+    let mut wrong: Vec<String> = Vec::new();
     if !settings.mac_address.is_empty() && parse_mac(&settings.mac_address).is_err() {
-        return wrong(&format!("invalid MAC address: {}", settings.mac_address));
+        wrong.push(format!("invalid MAC address: {}", settings.mac_address));
     }
     let user_defined = is_user_defined(record.name());
     if !user_defined && settings.aliases.as_ref().is_some_and(|aliases| !aliases.is_empty()) {
-        return wrong("network-scoped aliases are only supported for user-defined networks");
+        wrong.push("network-scoped aliases are only supported for user-defined networks".to_owned());
     }
     let given = settings.ipam_config.clone().unwrap_or_default();
     for (text, range, name) in
@@ -173,16 +169,26 @@ fn check_settings(record: &NetworkRecord, settings: &EndpointSettings) -> Result
             continue;
         }
         let address = text.parse::<IpAddr>().ok().filter(|address| address.is_ipv4() == (name == "IPv4"));
-        let Some(address) = address else { return wrong(&format!("invalid {name} address: {text}")) };
+        let Some(address) = address else {
+            wrong.push(format!("invalid {name} address: {text}"));
+            continue;
+        };
         if !user_defined {
-            return wrong("user specified IP address is supported on user defined networks only");
-        }
-        if !record.has_own_subnets {
-            return wrong("user specified IP address is supported only when connecting to networks with user configured subnets");
+            wrong.push("user specified IP address is supported on user defined networks only".to_owned());
+        } else if !record.has_own_subnets {
+            let why = "user specified IP address is supported only when connecting to networks with user configured subnets";
+            wrong.push(why.to_owned());
+            continue;
         }
         if !range.as_ref().is_some_and(|range| dhow_network::is_host(&range.subnet, address)) {
-            return wrong(&format!("no configured subnet or ip-range contain the IP address {address}"));
+            wrong.push(format!("no configured subnet or ip-range contain the IP address {address}"));
         }
     }
-    Ok(())
+    match wrong.is_empty() {
+        true => Ok(()),
+        false => {
+            let network = record.name();
+            Err(Error::invalid(format!("invalid config for network {network}: invalid endpoint settings:\n{}", joined(&wrong))))
+        }
+    }
 }

@@ -11,7 +11,7 @@ use dhow_store::Durability;
 use dhow_store::rusqlite::params;
 
 use super::{NetworkRecord, PREDEFINED, all, by_name, encode};
-use crate::error::Context;
+use crate::error::{Context, joined};
 use crate::{Engine, Error, Filters, Kind, Result, names};
 
 const ICC: &str = "com.docker.network.bridge.enable_icc";
@@ -448,7 +448,7 @@ fn check_ipam(configs: &[IpamConfig]) -> Result<Vec<Config>> {
     }
     match errors.is_empty() {
         true => Ok(parsed),
-        false => Err(Error::invalid(format!("invalid network config:\n{}", errors.join("\n")))),
+        false => Err(Error::invalid(format!("invalid network config:\n{}", joined(&errors)))),
     }
 }
 
