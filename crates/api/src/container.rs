@@ -58,7 +58,27 @@ pub struct State {
     pub started_at: String,
     pub finished_at: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub health: Option<Value>,
+    pub health: Option<HealthState>,
+}
+
+/// What is known of a container's health.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct HealthState {
+    /// `starting`, `healthy`, `unhealthy`
+    pub status: String,
+    pub failing_streak: u32,
+    pub log: Vec<HealthResult>,
+}
+
+/// One probe. Times are RFC 3339.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct HealthResult {
+    pub start: String,
+    pub end: String,
+    pub exit_code: i32,
+    pub output: String,
 }
 
 /// The storage driver and its directories.

@@ -226,11 +226,7 @@ impl Engine {
                 return Err(Error::invalid(format!("{option} are not supported by this version")));
             }
         }
-        let probes =
-            config.healthcheck.as_ref().and_then(|check| check.get("Test")?.as_array()?.first()?.as_str().map(str::to_owned));
-        if probes.is_some_and(|kind| kind != "NONE") {
-            warnings.push("Health checks are not run by this version.".to_owned());
-        }
+        crate::health::check(config, host)?;
         let policy = &host.restart_policy;
         match policy.name.as_str() {
             "" => {}
@@ -435,9 +431,8 @@ fn merge(config: &mut Config, image: Execution) {
     if config.stop_signal.is_empty() {
         config.stop_signal = image.stop_signal.unwrap_or_default();
     }
-    if config.healthcheck.is_none() {
-        config.healthcheck = image.healthcheck;
-    }
+    let of_image = image.healthcheck.and_then(|check| serde_json::from_value(check).ok());
+    config.healthcheck = crate::health::merge(config.healthcheck.take(), of_image);
     if config.shell.is_none() {
         config.shell = image.shell;
     }

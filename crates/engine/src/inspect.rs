@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use dhow_api::config::EndpointSettings;
-use dhow_api::container::{Container as ApiContainer, GraphDriver, MountPoint, NetworkSettings, State as ApiState};
+use dhow_api::container::{
+    Container as ApiContainer, GraphDriver, HealthResult, HealthState, MountPoint, NetworkSettings, State as ApiState,
+};
 use dhow_monitor::state::Status;
 use dhow_oci::time;
 
@@ -43,7 +45,7 @@ impl Engine {
                 error: container.state.error.clone(),
                 started_at: time::format(container.state.started),
                 finished_at: time::format(container.state.finished),
-                health: None,
+                health: container.state.health.as_ref().map(health),
             },
             image: container.image_id.to_string(),
             resolv_conf_path: file("resolv.conf"),
@@ -102,6 +104,20 @@ impl Engine {
             settings.global_ipv6_prefix_len = endpoint.global_ipv6_prefix_len;
         }
         Ok(settings)
+    }
+}
+
+fn health(health: &dhow_monitor::health::Health) -> HealthState {
+    let result = |probe: &dhow_monitor::health::Probe| HealthResult {
+        start: time::format(probe.start),
+        end: time::format(probe.end),
+        exit_code: probe.exit_code,
+        output: probe.output.clone(),
+    };
+    HealthState {
+        status: health.status.as_str().to_owned(),
+        failing_streak: health.streak,
+        log: health.log.iter().map(result).collect(),
     }
 }
 

@@ -150,6 +150,7 @@ impl Engine {
             auto_remove: host.auto_remove,
             stop_signal: crate::lifecycle::stop_signal(container),
             stop_timeout: record.config.stop_timeout.unwrap_or(self.settings.stop_timeout),
+            health: crate::health::of(container),
             events: paths.events(),
             attributes: container.event_attributes(),
             reaper: self.own_arguments(&["system", "reap", &container.id.0]),

@@ -1,6 +1,7 @@
 //! The list of containers, with its filters.
 
 use dhow_api::container::{Port, Summary, SummaryHostConfig, SummaryNetworks};
+use dhow_monitor::health::HealthStatus;
 use dhow_monitor::state::Status;
 use regex_lite::Regex;
 
@@ -47,6 +48,13 @@ impl Engine {
                 STATES.join(", ")
             )));
         }
+        const HEALTHS: [&str; 4] = ["none", "starting", "healthy", "unhealthy"];
+        if let Some(health) = filters.get("health").iter().find(|health| !HEALTHS.contains(&health.as_str())) {
+            return Err(Error::invalid(format!(
+                "invalid filter 'health={health}': invalid value for health ({health}): must be one of {}",
+                HEALTHS.join(", ")
+            )));
+        }
         let codes: Vec<i32> = filters
             .get("exited")
             .iter()
@@ -88,7 +96,9 @@ impl Engine {
                 && filters.any("volume", |volume| {
                     container.record.mounts.iter().any(|mount| mount.point.name == volume || mount.point.destination == volume)
                 })
-                && filters.any("health", |health| health == "none")
+                && filters.any("health", |health| {
+                    health == container.state.health.as_ref().map_or("none", |health| health.status.as_str())
+                })
                 && filters.any("is-task", |task| !matches!(task, "true" | "1"))
                 && filters.any("publish", |port| published(container, port))
                 && filters.any("expose", |port| exposed(container, port))
@@ -176,7 +186,11 @@ pub(crate) fn status_text(container: &Container) -> String {
     let state = &container.state;
     let ago = |time: i64| human_duration((dhow_oci::time::now() - time).max(0) / 1_000_000_000);
     match state.status {
-        Status::Running => format!("Up {}", ago(state.started)),
+        Status::Running => match &state.health {
+            None => format!("Up {}", ago(state.started)),
+            Some(health) if health.status == HealthStatus::Starting => format!("Up {} (health: starting)", ago(state.started)),
+            Some(health) => format!("Up {} ({})", ago(state.started), health.status.as_str()),
+        },
         Status::Paused => format!("Up {} (Paused)", ago(state.started)),
         Status::Restarting => format!("Restarting ({}) {} ago", state.exit_code, ago(state.finished)),
         Status::Removing => "Removal In Progress".to_owned(),

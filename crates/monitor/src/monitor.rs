@@ -2,6 +2,7 @@
 
 mod clients;
 mod execs;
+mod health;
 mod interests;
 mod life;
 mod networks;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::client::Client;
 use crate::events::{self, Event};
+use crate::health::{HealthCheck, Prober};
 use crate::log::Writer;
 use crate::overlay::Overlay;
 use crate::process::Process;
@@ -51,6 +53,8 @@ pub struct Setup {
     pub stop_signal: i32,
     /// Seconds.
     pub stop_timeout: i64,
+    #[serde(default)]
+    pub health: Option<HealthCheck>,
     pub events: PathBuf,
     /// Of the container's events.
     pub attributes: BTreeMap<String, String>,
@@ -121,6 +125,9 @@ struct Monitor {
     execs: Vec<ExecState>,
     stopping: Option<Stopping>,
     restart_at: Option<Instant>,
+    /// Start it again after its end, whatever its policy.
+    restart_wanted: bool,
+    prober: Option<Prober>,
     backoff: Duration,
     /// The container has ended for good, and everybody has been told.
     over: bool,
@@ -265,6 +272,8 @@ impl Monitor {
             execs: Vec::new(),
             stopping: None,
             restart_at: None,
+            restart_wanted: false,
+            prober: None,
             backoff: FIRST_BACKOFF,
             over: false,
             removal_promised: false,
@@ -308,6 +317,7 @@ impl Monitor {
             self.stopping.as_ref().and_then(|stopping| stopping.deadline),
             self.restart_at,
             self.services.as_ref().and_then(Services::deadline),
+            self.prober.as_ref().and_then(Prober::deadline),
             (!self.buffer.is_empty()).then(|| Instant::now() + QUIET),
         ];
         deadlines.into_iter().flatten().min().map(|deadline| {
@@ -336,6 +346,7 @@ impl Monitor {
         if let Some(services) = &mut self.services {
             services.expire(now);
         }
+        self.probe_timers(now);
         if self.restart_at.is_some_and(|at| at <= now) {
             self.restart_at = None;
             self.state.restart_count += 1;

@@ -12,6 +12,7 @@ use std::path::Path;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
+use crate::health::Health;
 use crate::protocol::NetworkState;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +59,8 @@ pub struct State {
     pub stopped_by_user: bool,
     pub network: Option<NetworkState>,
     pub cgroup: String,
+    /// `None` without a health check.
+    pub health: Option<Health>,
 }
 
 pub const FILE: &str = "state.json";

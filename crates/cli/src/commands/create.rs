@@ -161,6 +161,27 @@ pub struct Options {
     /// Assign a name to the container
     #[arg(long)]
     pub name: Option<String>,
+    /// Command to run to check health
+    #[arg(long)]
+    health_cmd: Option<String>,
+    /// Time between running the check (ms|s|m|h)
+    #[arg(long, value_parser = duration, allow_hyphen_values = true)]
+    health_interval: Option<i64>,
+    /// What to do with a container that becomes unhealthy (none|kill|restart|stop)
+    #[arg(long)]
+    health_on_failure: Option<String>,
+    /// Consecutive failures needed to report unhealthy
+    #[arg(long, allow_negative_numbers = true)]
+    health_retries: Option<i64>,
+    /// Time between running the check during the start period (ms|s|m|h)
+    #[arg(long, value_parser = duration, allow_hyphen_values = true)]
+    health_start_interval: Option<i64>,
+    /// Start period for the container to initialize before starting health-retries countdown (ms|s|m|h)
+    #[arg(long, value_parser = duration, allow_hyphen_values = true)]
+    health_start_period: Option<i64>,
+    /// Maximum time to allow one check to run (ms|s|m|h)
+    #[arg(long, value_parser = duration, allow_hyphen_values = true)]
+    health_timeout: Option<i64>,
     /// IPv4 address (e.g., 172.30.100.104)
     #[arg(long, default_value = "", hide_default_value = true)]
     ip: String,
@@ -268,6 +289,17 @@ pub struct Options {
     /// The program to run in it, and its arguments
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
+}
+
+/// A duration as Go writes it, in nanoseconds.
+fn duration(text: &str) -> std::result::Result<i64, String> {
+    match dhow_engine::units::parse_duration(text) {
+        Some(nanoseconds) => Ok(nanoseconds),
+        None if !text.is_empty() && text.trim_start_matches('-').bytes().all(|b| b.is_ascii_digit() || b == b'.') => {
+            Err(format!("time: missing unit in duration \"{text}\""))
+        }
+        None => Err(format!("time: invalid duration \"{text}\"")),
+    }
 }
 
 /// Create a new container

@@ -348,3 +348,18 @@ docker run --rm --network name=p-net,foo=bar parity true
 docker network rm p-net p-net2
 docker network prune -f --filter label=p-none
 docker network prune -f --filter foo=bar
+
+# health checks
+docker create --name p-h --health-cmd 'a b' --health-interval 5s --health-timeout 1500ms --health-start-period 2m --health-retries 9 parity
+docker inspect -f '{{.Config.Healthcheck.Test}} {{.Config.Healthcheck.Interval}} {{.Config.Healthcheck.Timeout}} {{.Config.Healthcheck.StartPeriod}} {{.Config.Healthcheck.Retries}}' p-h
+docker rm p-h
+docker run --rm --health-interval 5 parity true
+docker run --rm --health-interval=-5s parity true
+docker run --rm --no-healthcheck --health-cmd x parity true
+docker run --rm --health-cmd x --health-timeout 1us parity true
+docker run --rm --health-cmd x --health-retries=-1 parity true
+docker run -d --name p-h --health-cmd 'echo out; exit 3' --health-interval 100ms --health-retries 1 parity sleep 100 >/dev/null
+sleep 2; docker inspect -f '{{.State.Health.Status}} {{len .State.Health.Log}} {{with index .State.Health.Log 0}}{{.ExitCode}} {{.Output}}{{end}}' p-h
+docker ps --filter health=unhealthy --filter name=p-h --format '{{.Names}} {{.State}}'
+docker ps --filter health=bogus
+docker rm -f p-h

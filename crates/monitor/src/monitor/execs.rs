@@ -9,6 +9,12 @@ use crate::protocol::{Attach, ExecConfig, ExecState, FailureKind, Reply};
 use crate::start;
 use crate::state::Status;
 
+/// The command as events show it: a space after the program, also where nothing follows.
+pub(super) fn command_text(config: &ExecConfig) -> String {
+    let (program, args) = config.args.split_first().map_or(("", &[][..]), |(program, args)| (program.as_str(), args));
+    format!("{program} {}", args.join(" "))
+}
+
 impl Monitor {
     pub(super) fn exec_create(&mut self, index: usize, config: ExecConfig) {
         if self.processes[INIT].is_none() {
@@ -30,7 +36,7 @@ impl Monitor {
         {
             self.forget_exec(oldest);
         }
-        let command = config.args.iter().map(|arg| format!("{arg} ")).collect::<String>();
+        let command = command_text(&config);
         self.event(&format!("exec_create: {command}"), &[("execID", config.id.clone())]);
         self.execs.push(ExecState { config, running: false, exit_code: None, pid: 0 });
         self.answer(index, &Reply::default());
@@ -62,7 +68,7 @@ impl Monitor {
             return self.fail(index, FailureKind::Conflict, format!("exec command {id} has already run"));
         }
         let config = exec.config.clone();
-        let command = config.args.iter().map(|arg| format!("{arg} ")).collect::<String>();
+        let command = command_text(&config);
         self.event(&format!("exec_start: {command}"), &[("execID", config.id.clone())]);
         let started = self.launch_exec(&config, attach.is_some(), rows, columns);
         let exec = self.execs.iter_mut().find(|exec| exec.config.id == id);
@@ -70,11 +76,7 @@ impl Monitor {
             (Ok(process), Some(exec)) => {
                 exec.running = true;
                 exec.pid = process.pid;
-                let place = self.processes.iter().skip(1).position(Option::is_none).map_or(self.processes.len(), |free| free + 1);
-                if place == self.processes.len() {
-                    self.processes.push(None);
-                }
-                self.watch(place, process);
+                let place = self.place(process);
                 match (attach, &mut self.clients[index]) {
                     (Some(attach), Some(client)) => {
                         client.reply(&Reply::default());

@@ -68,7 +68,9 @@ impl Monitor {
             stopped_by_user: false,
             network,
             cgroup: self.start.spec.linux().cgroups_path.clone().unwrap_or_default(),
+            health: self.state.health.take().filter(|_| self.setup.health.is_some()),
         };
+        self.begin_probing();
         self.running = Some(running);
         self.ever_started = true;
         self.watch(INIT, process);
@@ -145,6 +147,11 @@ impl Monitor {
         let done = running.cgroup.freeze(frozen);
         done.map_err(|error| (FailureKind::Internal, format!("freeze container {id}: {error}")))?;
         self.state.status = if frozen { Status::Paused } else { Status::Running };
+        if frozen {
+            self.stop_probing();
+        } else {
+            self.resume_probing();
+        }
         let _ = state::save(&self.setup.run, &self.state);
         self.event(if frozen { "pause" } else { "unpause" }, &[]);
         Ok(())
@@ -183,6 +190,8 @@ impl Monitor {
         self.state.pid = 0;
         self.state.exit_code = code;
         self.state.finished = now();
+        self.stop_probing();
+        self.prober = None;
         if self.state.oom_killed {
             self.event("oom", &[]);
         }
@@ -204,7 +213,11 @@ impl Monitor {
                 self.state.exit_code != 0 && (maximum == 0 || self.state.restart_count < maximum)
             }
         };
-        if wanted && !self.state.stopped_by_user {
+        let again = std::mem::take(&mut self.restart_wanted);
+        if again {
+            self.stopping = None;
+        }
+        if (wanted || again) && !self.state.stopped_by_user {
             self.state.status = Status::Restarting;
             let _ = state::save(&self.setup.run, &self.state);
             self.restart_at = Some(Instant::now() + self.backoff);

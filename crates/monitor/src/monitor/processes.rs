@@ -34,6 +34,11 @@ impl Monitor {
             return false;
         }
         let stream = if number == 0 { Stream::Stdout } else { Stream::Stderr };
+        let probed =
+            self.prober.as_ref().and_then(|prober| prober.running.as_ref()).is_some_and(|running| running.process == index);
+        if let Some(prober) = self.prober.as_mut().filter(|_| probed) {
+            prober.take_output(bytes);
+        }
         if index == INIT
             && let Some(log) = &mut self.log
         {
@@ -113,6 +118,9 @@ impl Monitor {
                     exec.exit_code = Some(code);
                 }
                 self.finish_streams(index);
+                if self.is_probe(index) {
+                    self.probe_over(code);
+                }
             }
         }
     }

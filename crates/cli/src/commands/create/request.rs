@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use dhow_api::config::{Config, CreateRequest, EndpointSettings, HostConfig, LogConfig, NetworkingConfig};
+use dhow_api::config::{Config, CreateRequest, EndpointSettings, HealthConfig, HostConfig, LogConfig, NetworkingConfig};
 use dhow_oci::Reference;
 use dhow_oci::reference::InvalidReference;
 use serde_json::json;
@@ -59,7 +59,7 @@ impl Options {
             stdin_once: self.interactive && stdin,
             env: Some(self.environment()?),
             cmd: text(&self.command),
-            healthcheck: self.no_healthcheck.then(|| json!({ "Test": ["NONE"] })),
+            healthcheck: self.healthcheck()?,
             image: self.image.clone(),
             volumes: Some(volumes).filter(|volumes| !volumes.is_empty()),
             working_dir: self.workdir.clone(),
@@ -79,7 +79,7 @@ impl Options {
             port_bindings: Some(ports),
             restart_policy: restart,
             auto_remove: self.rm,
-            annotations: Some(pairs(&self.annotation, "--annotation")?).filter(|pairs| !pairs.is_empty()),
+            annotations: self.annotations()?,
             cap_add: text(&self.cap_add),
             cap_drop: text(&self.cap_drop),
             cgroupns_mode: self.cgroupns.clone(),
@@ -134,6 +134,43 @@ impl Options {
         };
         let endpoints_config = Some(endpoints).filter(|endpoints| !endpoints.is_empty());
         Ok(CreateRequest { config, host_config, networking_config: NetworkingConfig { endpoints_config } })
+    }
+
+    fn annotations(&self) -> Result<Option<BTreeMap<String, String>>> {
+        let mut all = pairs(&self.annotation, "--annotation")?;
+        if let Some(action) = &self.health_on_failure {
+            all.insert(dhow_engine::ON_FAILURE.to_owned(), action.clone());
+        }
+        Ok(Some(all).filter(|all| !all.is_empty()))
+    }
+
+    fn healthcheck(&self) -> Result<Option<HealthConfig>> {
+        let times = [
+            ("interval", self.health_interval),
+            ("timeout", self.health_timeout),
+            ("start-period", self.health_start_period),
+            ("start-interval", self.health_start_interval),
+            ("retries", self.health_retries),
+        ];
+        let command = self.health_cmd.as_deref().filter(|command| !command.is_empty());
+        let given = command.is_some() || times.iter().any(|(_, time)| time.is_some_and(|time| time != 0));
+        if self.no_healthcheck {
+            if given {
+                return Err(bad("--no-healthcheck conflicts with --health-* options"));
+            }
+            return Ok(Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..HealthConfig::default() }));
+        }
+        if let Some((name, _)) = times.iter().find(|(_, time)| time.is_some_and(|time| time < 0)) {
+            return Err(bad(format!("--health-{name} cannot be negative")));
+        }
+        Ok(given.then(|| HealthConfig {
+            test: command.map(|command| vec!["CMD-SHELL".to_owned(), command.to_owned()]),
+            interval: self.health_interval.unwrap_or(0),
+            timeout: self.health_timeout.unwrap_or(0),
+            start_period: self.health_start_period.unwrap_or(0),
+            start_interval: self.health_start_interval.unwrap_or(0),
+            retries: self.health_retries.unwrap_or(0),
+        }))
     }
 
     /// The network mode, and the settings of each network; the options of before several networks are the first one's (cli,
