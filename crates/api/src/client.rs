@@ -200,7 +200,17 @@ impl Client {
     }
 
     /// Posts a body that is read as it is sent.
-    pub async fn post_stream(&self, path: &str, mut body: impl AsyncRead + Send + Unpin + 'static) -> Result<Response<Incoming>> {
+    pub async fn post_stream(&self, path: &str, body: impl AsyncRead + Send + Unpin + 'static) -> Result<Response<Incoming>> {
+        self.send_stream(Method::POST, path, body).await
+    }
+
+    /// Sends a tar that is read as it is sent.
+    pub async fn send_stream(
+        &self,
+        method: Method,
+        path: &str,
+        mut body: impl AsyncRead + Send + Unpin + 'static,
+    ) -> Result<Response<Incoming>> {
         let (sender, mut receiver) = tokio::sync::mpsc::channel::<std::io::Result<Bytes>>(4);
         tokio::spawn(async move {
             loop {
@@ -222,7 +232,7 @@ impl Client {
         let stream =
             futures_stream(move |context| receiver.poll_recv(context).map(|item| item.map(|item| item.map(Frame::data))));
         let body = StreamBody::new(stream).boxed_unsync();
-        let mut request = Client::request(Method::POST, path, body, false)?;
+        let mut request = Client::request(method, path, body, false)?;
         request.headers_mut().insert("Content-Type", hyper::header::HeaderValue::from_static("application/x-tar"));
         let response = self.send(request).await?;
         checked(response).await

@@ -8,7 +8,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use dhow_api::client::Client;
 
-use crate::commands::{self, create, daemon, exec, image, inspect, lifecycle, list, logs, network, run, system, volume};
+use crate::commands::{self, copy, create, daemon, exec, image, inspect, lifecycle, list, logs, network, run, system, volume};
 use crate::connect::{Roots, Target, TlsOptions};
 use crate::failure::{self, Failure};
 
@@ -62,7 +62,8 @@ fn arguments_of(command: &str) -> &'static str {
         "start" | "stop" | "restart" | "kill" | "rm" => "[OPTIONS] CONTAINER [CONTAINER...]",
         "pause" | "unpause" | "wait" => "CONTAINER [CONTAINER...]",
         "rename" => "CONTAINER NEW_NAME",
-        "attach" | "logs" => "[OPTIONS] CONTAINER",
+        "attach" | "logs" | "export" => "[OPTIONS] CONTAINER",
+        "cp" => "[OPTIONS] CONTAINER:SRC_PATH DEST_PATH|-\n\tdhow cp [OPTIONS] SRC_PATH|- CONTAINER:DEST_PATH",
         "exec" => "[OPTIONS] CONTAINER COMMAND [ARG...]",
         "top" => "CONTAINER [ps OPTIONS]",
         "port" => "CONTAINER [PRIVATE_PORT[/PROTO]]",
@@ -230,6 +231,10 @@ enum OnContainers {
     Top(inspect::Top),
     /// List port mappings or a specific mapping for the container
     Port(inspect::Port),
+    /// Copy files/folders between a container and the local filesystem
+    Cp(copy::Cp),
+    /// Export a container's filesystem as a tar archive
+    Export(copy::Export),
 }
 
 /// What stands both at the top and under `image`.
@@ -523,6 +528,8 @@ async fn on_containers(command: OnContainers, client: &Client) -> failure::Resul
         OnContainers::Logs(logs) => logs.run(client).await,
         OnContainers::Top(top) => top.run(client).await,
         OnContainers::Port(port) => port.run(client).await,
+        OnContainers::Cp(cp) => cp.run(client).await,
+        OnContainers::Export(export) => export.run(client).await,
     }
 }
 

@@ -1,5 +1,6 @@
 //! The commands, one file for each or for a few that belong together. Each holds its options and what it asks the engine.
 
+pub mod copy;
 pub mod create;
 pub mod daemon;
 pub mod exec;

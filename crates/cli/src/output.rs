@@ -9,7 +9,12 @@ use crate::template::Template;
 
 /// Writes to standard output. A closed pipe ends the program quietly.
 pub fn print(text: &str) -> Result {
-    match std::io::stdout().write_all(text.as_bytes()) {
+    print_bytes(text.as_bytes())
+}
+
+/// Writes bytes to standard output. A closed pipe ends the program quietly.
+pub fn print_bytes(bytes: &[u8]) -> Result {
+    match std::io::stdout().write_all(bytes) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(Failure::status(141)),
         other => Ok(other?),
     }

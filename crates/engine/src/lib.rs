@@ -9,6 +9,7 @@
 
 #![recursion_limit = "256"]
 
+mod archive;
 mod bundled;
 mod container;
 mod create;
@@ -38,12 +39,15 @@ pub mod units;
 mod volumes;
 mod wait;
 
+pub use archive::{PathStat, PutOptions};
 pub use bundled::BUNDLED;
 pub use container::{Container, ContainerId};
 pub use create::{Created, NewContainer};
 pub use dhow_monitor::events::Event;
 pub use dhow_monitor::protocol::ExecConfig;
 pub use dhow_network::address::Subnet;
+pub use dhow_store::{CopyOptions, Packer, copy_into};
+pub use dhow_sys::root::Root;
 pub use error::{Error, Kind, Result};
 pub use events::EventQuery;
 pub use exec::ExecStarted;
@@ -53,6 +57,7 @@ pub use lifecycle::{AttachOptions, detach_keys};
 pub use link::{Spare, collect_children};
 pub use list::ListQuery;
 pub use logs::{LogQuery, LogSink};
+pub use names::random_id;
 pub use signal::parse_signal;
 pub use wait::{Condition, Waiting};
 

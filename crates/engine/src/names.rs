@@ -75,7 +75,7 @@ fn random<const N: usize>() -> Result<[u8; N]> {
 }
 
 /// 64 hexadecimal digits. All-digit short forms are avoided: tools take them for numbers.
-pub(crate) fn random_id() -> Result<String> {
+pub fn random_id() -> Result<String> {
     loop {
         let id = dhow_oci::digest::hex(&random::<32>()?);
         if !id[..12].bytes().all(|digit| digit.is_ascii_digit()) {

@@ -16,6 +16,8 @@ pub(crate) enum Role {
     Streams { process: usize, attach: Attach, matched: usize },
     /// Wants to know the next exit.
     WaitExit { remove: bool },
+    /// Works on the container's root, which stays mounted for as long as the connection lasts.
+    Root,
     /// Wants to know that the container has stopped.
     WaitStopped { remove: bool },
     /// Has its answer; closed when it has been sent.
@@ -73,6 +75,14 @@ impl Client {
         match crate::protocol::send(&mut message, reply) {
             Ok(()) => self.write(&[], &message),
             Err(_) => self.dead = true,
+        }
+    }
+
+    /// Sends descriptors after the reply; whoever does not read his replies does not get them.
+    pub fn send_descriptors(&mut self, descriptors: &[BorrowedFd<'_>]) {
+        self.reply(&Reply::default());
+        if self.backlog() > 0 || dhow_sys::socket::send(&self.socket, b"R", descriptors).is_err() {
+            self.dead = true;
         }
     }
 

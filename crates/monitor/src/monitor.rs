@@ -119,6 +119,8 @@ struct Monitor {
     services: Option<Services>,
     start: Start,
     root: Option<MountedRoot>,
+    /// The container has run on it.
+    root_used: bool,
     running: Option<Running>,
     processes: Vec<Option<Process>>,
     clients: Vec<Option<Client>>,
@@ -266,6 +268,7 @@ impl Monitor {
             services: None,
             start: Start::default(),
             root: None,
+            root_used: false,
             running: None,
             processes: vec![None],
             clients: Vec::new(),

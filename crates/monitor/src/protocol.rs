@@ -58,6 +58,9 @@ pub enum Request {
     },
     /// The container will not be started: a monitor that never ran it ends.
     Abandon,
+    /// The container's root, mounted if it does not run; the reply is followed by one byte with two descriptors: the root, and
+    /// the claim on its layer, with which nobody else mounts it. Of a running container it shows what its processes see.
+    Root,
     /// Connects the running container to one more network.
     Connect(Box<Endpoint>),
     /// Disconnects the running container from a network, by its id.

@@ -47,8 +47,7 @@ pub(crate) struct Running {
 pub(crate) struct MountedRoot {
     pub fd: OwnedFd,
     /// Released after the mount: fields are dropped in order.
-    #[expect(dead_code, reason = "held for its effect")]
-    claim: OwnedFd,
+    pub claim: OwnedFd,
 }
 
 pub(crate) fn mount_root(setup: &Setup) -> Result<MountedRoot, Failed> {

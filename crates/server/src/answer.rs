@@ -95,6 +95,27 @@ impl futures_core::Stream for Receiving {
     }
 }
 
+/// The sending half of a body that must not be taken for whole when it breaks off.
+pub(crate) type FallibleSender = mpsc::Sender<std::io::Result<Bytes>>;
+
+struct FallibleReceiving(mpsc::Receiver<std::io::Result<Bytes>>);
+
+impl futures_core::Stream for FallibleReceiving {
+    type Item = std::io::Result<Frame<Bytes>>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_recv(context).map(|piece| piece.map(|piece| piece.map(Frame::data)))
+    }
+}
+
+/// As [`stream`]; an error that is sent ends the connection.
+pub(crate) fn fallible_stream(content_type: &'static str) -> (Answer, FallibleSender) {
+    let (sender, receiver) = mpsc::channel(16);
+    let mut answer = Response::new(StreamBody::new(FallibleReceiving(receiver)).boxed_unsync());
+    answer.headers_mut().insert("Content-Type", HeaderValue::from_static(content_type));
+    (answer, sender)
+}
+
 /// An answer whose body comes in pieces, and what sends them. Its head is sent at once.
 pub(crate) fn stream(content_type: &'static str) -> (Answer, Sender) {
     let (sender, receiver) = mpsc::channel(16);

@@ -1,6 +1,5 @@
 //! `/images`
 
-use std::io::{self, Read};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,13 +7,10 @@ use dhow_api::Version;
 use dhow_api::image::{ErrorDetail, Message};
 use dhow_engine::{Engine, Error, Filters, Result};
 use dhow_oci::{Platform, Reference};
-use http_body_util::BodyExt;
 use hyper::StatusCode;
-use hyper::body::Incoming;
-use tokio::sync::mpsc;
 
 use crate::answer::{self, Answer, Sender};
-use crate::request::Call;
+use crate::request::{Call, blocking_body};
 use crate::route::{blocking, quick};
 
 pub(crate) async fn list(engine: Arc<Engine>, call: Call) -> Result<Answer> {
@@ -56,43 +52,6 @@ pub(crate) async fn remove(engine: Arc<Engine>, name: String, call: Call) -> Res
     let force = call.parameters.is("force");
     let deleted = blocking(move || engine.remove_image(&name, force)).await?;
     Ok(answer::json(StatusCode::OK, &deleted))
-}
-
-/// A request's body for code that reads and blocks.
-struct BlockingBody {
-    pieces: mpsc::Receiver<io::Result<Bytes>>,
-    piece: Bytes,
-}
-
-impl Read for BlockingBody {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.piece.is_empty() {
-            match self.pieces.blocking_recv() {
-                Some(piece) => self.piece = piece?,
-                None => return Ok(0),
-            }
-        }
-        let length = self.piece.len().min(buffer.len());
-        buffer[..length].copy_from_slice(&self.piece.split_to(length));
-        Ok(length)
-    }
-}
-
-fn blocking_body(mut body: Incoming) -> BlockingBody {
-    let (sender, pieces) = mpsc::channel(8);
-    tokio::spawn(async move {
-        while let Some(frame) = body.frame().await {
-            let piece = match frame {
-                Ok(frame) => frame.into_data().map(Ok).unwrap_or_else(|_| Ok(Bytes::new())),
-                Err(error) => Err(io::Error::other(format!("the upload broke off: {error}"))),
-            };
-            let failed = piece.is_err();
-            if sender.send(piece).await.is_err() || failed {
-                return;
-            }
-        }
-    });
-    BlockingBody { pieces, piece: Bytes::new() }
 }
 
 fn send(sender: &Sender, message: &Message) -> bool {

@@ -4,6 +4,7 @@
 //! Nothing is decided here that the engine should decide.
 
 mod answer;
+mod archive;
 mod containers;
 mod execs;
 mod images;

@@ -1,6 +1,7 @@
 //! Requests: the parameters of query and form, Go's notion of a boolean, bodies.
 
 use std::collections::HashMap;
+use std::io::{self, Read};
 
 use bytes::Bytes;
 use dhow_api::Version;
@@ -11,6 +12,7 @@ use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
 
 /// A body of JSON or a form may not be larger.
 const MAX_BODY: usize = 16 << 20;
@@ -112,6 +114,43 @@ impl Call {
         }
         dhow_api::decode::decode(&body, empty_ok).map_err(Error::invalid)
     }
+}
+
+/// A request's body for code that reads and blocks.
+pub(crate) struct BlockingBody {
+    pieces: mpsc::Receiver<io::Result<Bytes>>,
+    piece: Bytes,
+}
+
+impl Read for BlockingBody {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.piece.is_empty() {
+            match self.pieces.blocking_recv() {
+                Some(piece) => self.piece = piece?,
+                None => return Ok(0),
+            }
+        }
+        let length = self.piece.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&self.piece.split_to(length));
+        Ok(length)
+    }
+}
+
+pub(crate) fn blocking_body(mut body: Incoming) -> BlockingBody {
+    let (sender, pieces) = mpsc::channel(8);
+    tokio::spawn(async move {
+        while let Some(frame) = body.frame().await {
+            let piece = match frame {
+                Ok(frame) => frame.into_data().map(Ok).unwrap_or_else(|_| Ok(Bytes::new())),
+                Err(error) => Err(io::Error::other(format!("the upload broke off: {error}"))),
+            };
+            let failed = piece.is_err();
+            if sender.send(piece).await.is_err() || failed {
+                return;
+            }
+        }
+    });
+    BlockingBody { pieces, piece: Bytes::new() }
 }
 
 #[cfg(test)]

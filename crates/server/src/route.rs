@@ -12,7 +12,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::answer::{self, Answer};
 use crate::request::{Call, Parameters};
-use crate::{containers, execs, images, networks, system, volumes};
+use crate::{archive, containers, execs, images, networks, system, volumes};
 
 /// Answers any request.
 pub(crate) async fn handle(engine: Arc<Engine>, request: Request<Incoming>) -> Answer {
@@ -101,6 +101,9 @@ async fn dispatch(engine: Arc<Engine>, path: &str, call: Call) -> Option<Result<
         ["volumes", name] if method == delete => volumes::remove(engine, name, call).await,
         ["containers", "json"] if method == get => containers::list(engine, call).await,
         ["containers", "create"] if method == post => containers::create(engine, call).await,
+        ["containers", id, "archive"] if method == get || method == head => archive::read(engine, id, call).await,
+        ["containers", id, "archive"] if method == Method::PUT => archive::write(engine, id, call).await,
+        ["containers", id, "export"] if method == get => archive::export(engine, id).await,
         ["containers", id] if method == delete => containers::remove(engine, id, call).await,
         ["containers", id, action] if method == get => match action {
             "json" => containers::inspect(engine, id, call).await,

@@ -25,6 +25,9 @@ pub enum ApplyError {
     Link { path: String, target: String },
     #[error("layer entry \"{path}\": {source}")]
     Entry { path: String, source: io::Error },
+    /// Something else is in the entry's place.
+    #[error("cannot overwrite {old} \"{path}\" with {new}")]
+    Kind { path: String, old: &'static str, new: &'static str },
     #[error("layer entry \"{0}\" has the unknown type {1:?}")]
     Type(String, char),
 }
@@ -48,8 +51,27 @@ const XATTR_PREFIX: &str = "SCHILY.xattr.";
 
 /// Unpacks `tar` into `root`, which is empty and nobody else's. Returns the bytes of its files.
 pub(crate) fn apply(tar: impl Read, root: &Root) -> Result<u64, ApplyError> {
+    unpack(tar, root, None)
+}
+
+/// How files are copied into a directory that is in use.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CopyOptions {
+    /// A directory is not replaced by something else, nor something else by a directory.
+    pub keep_kinds: bool,
+    /// Whose everything becomes; as the archive says if `None`.
+    pub owner: Option<(u32, u32)>,
+}
+
+/// Unpacks `tar` into `root`, which may be a container's and in use. Names of layers' own mean nothing here; what leads out
+/// of `root` does not exist.
+pub fn copy_into(tar: impl Read, root: &Root, options: CopyOptions) -> Result<(), ApplyError> {
+    unpack(tar, root, Some(options)).map(drop)
+}
+
+fn unpack(tar: impl Read, root: &Root, copy: Option<CopyOptions>) -> Result<u64, ApplyError> {
     let mut archive = Archive::new(tar);
-    let mut unpacker = Unpacker { root, size: 0, directories: Vec::new(), parent: None };
+    let mut unpacker = Unpacker { root, copy, size: 0, directories: Vec::new(), parent: None };
     for entry in archive.entries().map_err(ApplyError::Tar)? {
         unpacker.entry(entry.map_err(ApplyError::Tar)?)?;
     }
@@ -59,6 +81,8 @@ pub(crate) fn apply(tar: impl Read, root: &Root) -> Result<u64, ApplyError> {
 
 struct Unpacker<'a> {
     root: &'a Root,
+    /// `None`: a layer.
+    copy: Option<CopyOptions>,
     size: u64,
     /// Directories whose times are set when nothing is added to them any more.
     directories: Vec<(PathBuf, Timestamps)>,
@@ -84,7 +108,10 @@ impl Unpacker<'_> {
         if matches!(kind, EntryType::XGlobalHeader) {
             return Ok(());
         }
-        let attributes = attributes(&mut entry).map_err(failed)?;
+        let mut attributes = attributes(&mut entry).map_err(failed)?;
+        if let Some((uid, gid)) = self.copy.and_then(|copy| copy.owner) {
+            (attributes.uid, attributes.gid) = (uid, gid);
+        }
         let Some(name) = path.file_name().map(OsStr::to_owned) else {
             // The root itself.
             if kind == EntryType::Directory {
@@ -100,12 +127,19 @@ impl Unpacker<'_> {
             self.parent = Some((parent_path, handle));
         }
         let Some((_, parent)) = &self.parent else { return Ok(()) };
-        if name.as_bytes().starts_with(WHITEOUT) {
+        if self.copy.is_none() && name.as_bytes().starts_with(WHITEOUT) {
             return whiteout(parent, name.as_bytes(), &shown);
         }
         let existing = rustix::fs::statat(parent, &name, AtFlags::SYMLINK_NOFOLLOW).ok();
         let keep = kind == EntryType::Directory
             && existing.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
+        if let Some(stat) = existing.filter(|_| self.copy.is_some_and(|copy| copy.keep_kinds)) {
+            let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+            if is_directory != (kind == EntryType::Directory) {
+                let word = |directory: bool| if directory { "directory" } else { "non-directory" };
+                return Err(ApplyError::Kind { path: shown, old: word(is_directory), new: word(!is_directory) });
+            }
+        }
         if existing.is_some() && !keep {
             remove_tree(parent.as_fd(), Path::new(&name)).map_err(failed)?;
         }

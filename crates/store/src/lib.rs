@@ -9,13 +9,15 @@ mod archive;
 mod database;
 mod image;
 mod layer;
+mod pack;
 mod paths;
 
-pub use apply::ApplyError;
+pub use apply::{ApplyError, CopyOptions, copy_into};
 pub use archive::{LoadedImage, decompressed};
 pub use database::{Database, Durability};
 pub use image::{Image, ImageRow, NewImage, Untagged};
 pub use layer::{LayerRow, Mountable};
+pub use pack::Packer;
 pub use paths::Paths;
 pub use rusqlite;
 

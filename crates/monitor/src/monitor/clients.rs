@@ -1,6 +1,6 @@
 //! Who is connected: their requests and their input.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::epoll;
 use rustix::net::SocketFlags;
@@ -127,7 +127,7 @@ impl Monitor {
         let id = self.setup.id.clone();
         let not_running = || format!("container {id} is not running");
         match request {
-            Request::Start(_) | Request::Attach(_) if self.over => {
+            Request::Start(_) | Request::Attach(_) | Request::Root if self.over => {
                 self.fail(index, FailureKind::Ending, format!("container {id} has just ended"));
             }
             Request::Start(start) => self.start_requested(index, *start),
@@ -194,6 +194,17 @@ impl Monitor {
                     self.removal_promised = true;
                 }
                 self.answer(index, &Reply::default());
+            }
+            Request::Root => {
+                if self.root.is_none()
+                    && let Err(failed) = self.mount_root()
+                {
+                    return self.fail(index, FailureKind::Internal, failed.message);
+                }
+                if let (Some(client), Some(root)) = (&mut self.clients[index], &self.root) {
+                    client.send_descriptors(&[root.fd.as_fd(), root.claim.as_fd()]);
+                    client.role = Role::Root;
+                }
             }
             Request::Connect(endpoint) => match self.connect(*endpoint) {
                 Ok(()) => self.answer(index, &Reply::default()),

@@ -51,9 +51,16 @@ impl Monitor {
         let isolated = self.isolated.take().filter(|_| start::is_isolated(&self.start.spec));
         let network = self.network.as_ref().map(|attached| attached.namespace.try_clone()).transpose();
         let network = network.map_err(|error| start::Failed::new(format!("hold the network namespace: {error}")))?.or(isolated);
-        // The last run's mount went with its namespaces; it must be given up before the layer is mounted again.
-        self.root = None;
-        let root = self.root.insert(start::mount_root(&self.setup)?);
+        // The last run's mount went with its namespaces; it must be given up before the layer is mounted again. One that an
+        // engine has had mounted to work on is as good as new.
+        if self.root_used {
+            self.root = None;
+        }
+        if self.root.is_none() {
+            self.mount_root()?;
+        }
+        self.root_used = true;
+        let root = self.root.as_ref().ok_or_else(|| start::Failed::new("the root is not mounted".to_owned()))?;
         let (process, running) = start::start(&self.setup, &self.start, &root.fd, network)?;
         let network = self.network_state();
         self.state = State {
@@ -84,6 +91,12 @@ impl Monitor {
         self.event("start", &[]);
         // What the set-up took is not needed while the container runs.
         dhow_sys::process::trim_heap();
+        Ok(())
+    }
+
+    pub(super) fn mount_root(&mut self) -> Result<(), start::Failed> {
+        self.root = Some(start::mount_root(&self.setup)?);
+        self.root_used = false;
         Ok(())
     }
 
