@@ -9,6 +9,7 @@ pub mod decode;
 pub mod frame;
 pub mod image;
 pub mod network;
+pub mod stats;
 pub mod version;
 pub mod volume;
 

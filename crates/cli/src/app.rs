@@ -8,7 +8,9 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use dhow_api::client::Client;
 
-use crate::commands::{self, copy, create, daemon, exec, image, inspect, lifecycle, list, logs, network, run, system, volume};
+use crate::commands::{
+    self, commit, copy, create, daemon, exec, image, inspect, lifecycle, list, logs, network, run, stats, system, update, volume,
+};
 use crate::connect::{Roots, Target, TlsOptions};
 use crate::failure::{self, Failure};
 
@@ -59,9 +61,12 @@ fn arguments_of(command: &str) -> &'static str {
     }
     match command.rsplit(' ').next().unwrap_or_default() {
         "run" | "create" => "[OPTIONS] IMAGE [COMMAND] [ARG...]",
-        "start" | "stop" | "restart" | "kill" | "rm" => "[OPTIONS] CONTAINER [CONTAINER...]",
+        "stats" => "[OPTIONS] [CONTAINER...]",
+        "update" | "start" | "stop" | "restart" | "kill" | "rm" => "[OPTIONS] CONTAINER [CONTAINER...]",
         "pause" | "unpause" | "wait" => "CONTAINER [CONTAINER...]",
         "rename" => "CONTAINER NEW_NAME",
+        "diff" => "CONTAINER",
+        "commit" => "[OPTIONS] CONTAINER [REPOSITORY[:TAG]]",
         "attach" | "logs" | "export" => "[OPTIONS] CONTAINER",
         "cp" => "[OPTIONS] CONTAINER:SRC_PATH DEST_PATH|-\n\tdhow cp [OPTIONS] SRC_PATH|- CONTAINER:DEST_PATH",
         "exec" => "[OPTIONS] CONTAINER COMMAND [ARG...]",
@@ -231,6 +236,14 @@ enum OnContainers {
     Top(inspect::Top),
     /// List port mappings or a specific mapping for the container
     Port(inspect::Port),
+    /// Create a new image from a container's changes
+    Commit(commit::Commit),
+    /// Inspect changes to files or directories on a container's filesystem
+    Diff(commit::Diff),
+    /// Display a live stream of container(s) resource usage statistics
+    Stats(stats::Stats),
+    /// Update configuration of one or more containers
+    Update(Box<update::Update>),
     /// Copy files/folders between a container and the local filesystem
     Cp(copy::Cp),
     /// Export a container's filesystem as a tar archive
@@ -528,6 +541,10 @@ async fn on_containers(command: OnContainers, client: &Client) -> failure::Resul
         OnContainers::Logs(logs) => logs.run(client).await,
         OnContainers::Top(top) => top.run(client).await,
         OnContainers::Port(port) => port.run(client).await,
+        OnContainers::Commit(commit) => commit.run(client).await,
+        OnContainers::Diff(diff) => diff.run(client).await,
+        OnContainers::Stats(stats) => stats.run(client).await,
+        OnContainers::Update(update) => update.run(client).await,
         OnContainers::Cp(cp) => cp.run(client).await,
         OnContainers::Export(export) => export.run(client).await,
     }

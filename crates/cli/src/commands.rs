@@ -1,5 +1,6 @@
 //! The commands, one file for each or for a few that belong together. Each holds its options and what it asks the engine.
 
+pub mod commit;
 pub mod copy;
 pub mod create;
 pub mod daemon;
@@ -11,7 +12,9 @@ pub mod list;
 pub mod logs;
 pub mod network;
 pub mod run;
+pub mod stats;
 pub mod system;
+pub mod update;
 pub mod volume;
 
 use dhow_api::client::{Client, ClientError};

@@ -37,7 +37,12 @@ pub struct List<'a> {
 
 impl List<'_> {
     pub fn print(&self, format: Option<&str>, quiet: bool) -> Result {
-        let text = match format.filter(|format| !format.is_empty()) {
+        print(&self.text(format, quiet)?)
+    }
+
+    /// What [`List::print`] prints.
+    pub fn text(&self, format: Option<&str>, quiet: bool) -> Result<String> {
+        Ok(match format.filter(|format| !format.is_empty()) {
             None | Some("table") if quiet => self.rows.iter().map(|row| format!("{}\n", text(&row[self.id]))).collect(),
             None | Some("table") => self.default_table(),
             Some("json") => self.templated("{{json .}}")?,
@@ -46,8 +51,7 @@ impl List<'_> {
                 Some(columns) if columns.starts_with([' ', '\t', '{']) => self.table(columns.trim_start())?,
                 _ => self.templated(format)?,
             },
-        };
-        print(&text)
+        })
     }
 
     fn default_table(&self) -> String {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use dhow_api::config::{Config, EndpointSettings, HostConfig};
+use dhow_api::config::{Config, EndpointSettings, HostConfig, RestartPolicy};
 use dhow_api::container::MountPoint;
 use dhow_monitor::protocol::{Policy, Restart};
 use dhow_monitor::state::{self, State, Status};
@@ -112,16 +112,7 @@ impl Container {
     }
 
     pub(crate) fn restart(&self) -> Restart {
-        let policy = &self.record.host_config.restart_policy;
-        Restart {
-            policy: match policy.name.as_str() {
-                "always" => Policy::Always,
-                "unless-stopped" => Policy::UnlessStopped,
-                "on-failure" => Policy::OnFailure,
-                _ => Policy::No,
-            },
-            maximum: policy.maximum_retry_count.max(0) as u32,
-        }
+        restart(&self.record.host_config.restart_policy)
     }
 
     /// Attributes of its events: image, name and labels.
@@ -130,6 +121,19 @@ impl Container {
         attributes.insert("image".to_owned(), self.record.image.clone());
         attributes.insert("name".to_owned(), self.name.clone());
         attributes
+    }
+}
+
+/// A restart policy as the monitor has it.
+pub(crate) fn restart(policy: &RestartPolicy) -> Restart {
+    Restart {
+        policy: match policy.name.as_str() {
+            "always" => Policy::Always,
+            "unless-stopped" => Policy::UnlessStopped,
+            "on-failure" => Policy::OnFailure,
+            _ => Policy::No,
+        },
+        maximum: policy.maximum_retry_count.max(0) as u32,
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 
-use dhow_api::config::{Config, CreateRequest, EndpointSettings, HostConfig, NetworkingConfig};
+use dhow_api::config::{Config, CreateRequest, EndpointSettings, HostConfig, NetworkingConfig, RestartPolicy};
 use dhow_oci::Platform;
 use dhow_oci::image::Execution;
 use dhow_oci::time::now;
@@ -227,23 +227,8 @@ impl Engine {
             }
         }
         crate::health::check(config, host)?;
+        check_restart(&host.restart_policy)?;
         let policy = &host.restart_policy;
-        match policy.name.as_str() {
-            "" => {}
-            "no" | "always" | "unless-stopped" if policy.maximum_retry_count != 0 => {
-                return Err(Error::invalid("invalid restart policy: maximum retry count can only be used with 'on-failure'"));
-            }
-            "no" | "always" | "unless-stopped" => {}
-            "on-failure" if policy.maximum_retry_count < 0 => {
-                return Err(Error::invalid("invalid restart policy: maximum retry count cannot be negative"));
-            }
-            "on-failure" => {}
-            other => {
-                return Err(Error::invalid(format!(
-                    "invalid restart policy: unknown policy '{other}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'"
-                )));
-            }
-        }
         if host.auto_remove && !matches!(policy.name.as_str(), "" | "no") {
             return Err(Error::invalid("can't create 'AutoRemove' container with restart policy"));
         }
@@ -304,7 +289,24 @@ impl Engine {
     }
 }
 
-fn check_resources(host: &mut HostConfig, warnings: &mut Vec<String>) -> Result<()> {
+pub(crate) fn check_restart(policy: &RestartPolicy) -> Result<()> {
+    match policy.name.as_str() {
+        "" => Ok(()),
+        "no" | "always" | "unless-stopped" if policy.maximum_retry_count != 0 => {
+            Err(Error::invalid("invalid restart policy: maximum retry count can only be used with 'on-failure'"))
+        }
+        "no" | "always" | "unless-stopped" => Ok(()),
+        "on-failure" if policy.maximum_retry_count < 0 => {
+            Err(Error::invalid("invalid restart policy: maximum retry count cannot be negative"))
+        }
+        "on-failure" => Ok(()),
+        other => Err(Error::invalid(format!(
+            "invalid restart policy: unknown policy '{other}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'"
+        ))),
+    }
+}
+
+pub(crate) fn check_resources(host: &mut HostConfig, warnings: &mut Vec<String>) -> Result<()> {
     const SMALLEST: i64 = 6 << 20;
     if host.memory != 0 && host.memory < SMALLEST {
         return Err(Error::invalid("Minimum memory limit allowed is 6MB"));

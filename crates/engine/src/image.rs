@@ -351,7 +351,7 @@ fn execution(config: Option<&Execution>) -> Value {
 }
 
 /// One Dockerfile instruction of `import --change`.
-fn apply_change(execution: &mut Execution, line: &str) -> Result<()> {
+pub(crate) fn apply_change(execution: &mut Execution, line: &str) -> Result<()> {
     let line = line.trim();
     let (instruction, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
     let rest = rest.trim();
@@ -366,18 +366,27 @@ fn apply_change(execution: &mut Execution, line: &str) -> Result<()> {
     let instruction = instruction.to_ascii_uppercase();
     match instruction.as_str() {
         "CMD" => execution.cmd = Some(words()),
-        "ENTRYPOINT" => execution.entrypoint = Some(words()),
+        "ENTRYPOINT" => {
+            // Its arguments were the former one's.
+            execution.cmd = None;
+            execution.entrypoint = Some(words());
+        }
+        "HEALTHCHECK" => execution.healthcheck = Some(crate::health::parse(rest, execution.healthcheck.take())?),
         "ENV" => {
             let env = execution.env.get_or_insert_default();
+            let mut set = |name: &str, value: String| match env.iter_mut().find(|old| old.split('=').next() == Some(name)) {
+                Some(old) => *old = format!("{name}={value}"),
+                None => env.push(format!("{name}={value}")),
+            };
             match rest.split_once(char::is_whitespace) {
                 // The old form, one variable and its value.
-                Some((name, value)) if !name.contains('=') => env.push(format!("{name}={}", value.trim())),
+                Some((name, value)) if !name.contains('=') => set(name, value.trim().to_owned()),
                 _ => {
                     for word in rest.split_whitespace() {
                         let (name, value) = word.split_once('=').ok_or_else(|| {
                             Error::invalid(format!("Syntax error - can't find = in \"{word}\". Must be of the form: name=value"))
                         })?;
-                        env.push(format!("{name}={}", unquote(value)));
+                        set(name, unquote(value));
                     }
                 }
             }

@@ -11,6 +11,8 @@
 
 mod archive;
 mod bundled;
+mod changes;
+mod commit;
 mod container;
 mod create;
 mod error;
@@ -33,14 +35,17 @@ mod remove;
 mod security;
 mod signal;
 mod spec;
+mod stats;
 mod system;
 mod top;
 pub mod units;
+mod update;
 mod volumes;
 mod wait;
 
 pub use archive::{PathStat, PutOptions};
 pub use bundled::BUNDLED;
+pub use commit::CommitOptions;
 pub use container::{Container, ContainerId};
 pub use create::{Created, NewContainer};
 pub use dhow_monitor::events::Event;

@@ -298,7 +298,7 @@ fn cgroup_path(container: &Container) -> Result<String> {
     Ok(format!("/{}/{}", parent.trim_matches('/'), container.id))
 }
 
-fn resources(host: &HostConfig) -> Result<Resources> {
+pub(crate) fn resources(host: &HostConfig) -> Result<Resources> {
     let positive = |number: i64| (number != 0).then_some(number);
     let mut cpu = Cpu {
         shares: positive(host.cpu_shares).map(|shares| shares as u64),

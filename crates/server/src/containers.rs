@@ -1,12 +1,14 @@
 //! `/containers`
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use dhow_api::Version;
 use dhow_api::config::CreateRequest;
-use dhow_api::container::Wait;
-use dhow_engine::{AttachOptions, Condition, Engine, Error, Filters, ListQuery, LogQuery, NewContainer, Result};
+use dhow_api::container::{UpdateContainer, Updated, Wait};
+use dhow_api::stats::Stats;
+use dhow_engine::{AttachOptions, Condition, Container, Engine, Error, Filters, ListQuery, LogQuery, NewContainer, Result};
 use hyper::StatusCode;
 use serde_json::json;
 
@@ -231,4 +233,80 @@ pub(crate) async fn logs(engine: Arc<Engine>, id: &str, call: Call) -> Result<An
         Ok(Ok(Err(error))) => Err(error),
         _ => Ok(answer),
     }
+}
+
+/// `null` without any, as dockerd.
+pub(crate) async fn changes(engine: Arc<Engine>, id: &str) -> Result<Answer> {
+    let id = id.to_owned();
+    let changes = blocking(move || engine.changes(&id)).await?;
+    Ok(answer::json(StatusCode::OK, &Some(changes).filter(|changes| !changes.is_empty())))
+}
+
+/// What a container uses: once, or every second. The sample of before comes with the second.
+pub(crate) async fn stats(engine: Arc<Engine>, id: &str, call: Call) -> Result<Answer> {
+    const INTERVAL: Duration = Duration::from_secs(1);
+    let stream = call.parameters.optional("stream").is_none() || call.parameters.is("stream");
+    let once = call.version >= Version(1, 41) && call.parameters.is("one-shot");
+    if stream && once {
+        return Err(Error::invalid("cannot have stream=true and one-shot=true"));
+    }
+    let id = id.to_owned();
+    let sample = move |engine: Arc<Engine>| {
+        let id = id.clone();
+        quick(move || {
+            let container = engine.container(&id)?;
+            let stats = engine.stats(&container)?;
+            Ok((container, stats))
+        })
+    };
+    let (container, first) = sample(engine.clone()).await?;
+    if once {
+        // Without name and id, as dockerd; one that does not run has them.
+        let stats = if container.is_running() { first } else { named(&container, first) };
+        return Ok(answer::json(StatusCode::OK, &stats));
+    }
+    if !stream {
+        if !container.is_running() {
+            return Ok(answer::json(StatusCode::OK, &named(&container, first)));
+        }
+        tokio::time::sleep(INTERVAL).await;
+        let (container, second) = sample(engine).await?;
+        return Ok(answer::json(StatusCode::OK, &named(&container, after(&first, second))));
+    }
+    let (mut answer, sender) = answer::stream("application/json");
+    // As dockerd.
+    answer.headers_mut().remove("Content-Type");
+    tokio::spawn(async move {
+        let mut next = named(&container, first);
+        loop {
+            let line = serde_json::to_string(&next).unwrap_or_default() + "\n";
+            if sender.send(Bytes::from(line)).await.is_err() {
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(INTERVAL) => {}
+                () = sender.closed() => return,
+            }
+            match sample(engine.clone()).await {
+                Ok((container, stats)) => next = named(&container, after(&next, stats)),
+                Err(_) => return,
+            }
+        }
+    });
+    Ok(answer)
+}
+
+fn named(container: &Container, stats: Stats) -> Stats {
+    Stats { name: format!("/{}", container.name), id: container.id.0.clone(), ..stats }
+}
+
+fn after(before: &Stats, now: Stats) -> Stats {
+    Stats { preread: before.read.clone(), precpu_stats: before.cpu_stats.clone(), ..now }
+}
+
+pub(crate) async fn update(engine: Arc<Engine>, id: &str, mut call: Call) -> Result<Answer> {
+    let request: UpdateContainer = call.json(true).await?;
+    let id = id.to_owned();
+    let warnings = quick(move || engine.update(&id, &request)).await?;
+    Ok(answer::json(StatusCode::OK, &Updated { warnings: Some(warnings).filter(|warnings| !warnings.is_empty()) }))
 }

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use dhow_api::Version;
+use dhow_api::config::Config;
 use dhow_api::image::{ErrorDetail, Message};
-use dhow_engine::{Engine, Error, Filters, Result};
+use dhow_engine::{CommitOptions, Engine, Error, Filters, Result};
 use dhow_oci::{Platform, Reference};
 use hyper::StatusCode;
+use serde_json::json;
 
 use crate::answer::{self, Answer, Sender};
 use crate::request::{Call, blocking_body};
@@ -151,4 +153,32 @@ pub(crate) async fn load(engine: Arc<Engine>, call: Call) -> Result<Answer> {
         Err(error) => send_error(&sender, &error),
     });
     Ok(answer)
+}
+
+/// An image of a container; the body may hold a configuration.
+pub(crate) async fn commit(engine: Arc<Engine>, mut call: Call) -> Result<Answer> {
+    let config: Option<Config> = call.json(true).await?;
+    let parameters = &call.parameters;
+    let (repository, tag) = (parameters.get("repo"), parameters.get("tag"));
+    let name = match (repository, tag) {
+        ("", _) => None,
+        (repository, "") => Some(repository.to_owned()),
+        // A tag of its own comes before that of the name.
+        (repository, tag) => {
+            let slash = repository.rfind('/').map_or(0, |slash| slash + 1);
+            let end = repository[slash..].find(':').map_or(repository.len(), |colon| slash + colon);
+            Some(format!("{}:{tag}", &repository[..end]))
+        }
+    };
+    let container = parameters.get("container").to_owned();
+    let options = CommitOptions {
+        name,
+        author: parameters.get("author").to_owned(),
+        comment: parameters.get("comment").to_owned(),
+        pause: parameters.optional("pause").is_none() || parameters.is("pause"),
+        changes: parameters.all("changes").iter().filter(|change| !change.is_empty()).cloned().collect(),
+        config,
+    };
+    let id = blocking(move || engine.commit(&container, &options)).await?;
+    Ok(answer::json(StatusCode::CREATED, &json!({ "Id": id.to_string() })))
 }

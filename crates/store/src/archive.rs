@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use dhow_oci::image::{ArchiveEntry, Descriptor, ImageConfig, Index, Manifest};
 use dhow_oci::{Digest, Platform, Reference};
 
-use crate::image::NewImage;
+use crate::image::{Image, NewImage};
 use crate::{Context, LayerRow, Result, Store, StoreError, random_name};
 
 /// An image that an archive held.
@@ -243,15 +243,34 @@ impl Store {
     }
 
     /// Makes an image of one layer from a tar of a root file system. `config` gets the layer's diff ID filled in.
-    pub fn import(&self, tar: impl Read, mut config: ImageConfig, name: Option<&Reference>, created: i64) -> Result<Digest> {
+    pub fn import(&self, tar: impl Read, config: ImageConfig, name: Option<&Reference>, created: i64) -> Result<Digest> {
         let tar = decompressed(tar).context(|| "read the archive".to_owned())?;
-        let layer = self.unpack(None, tar, None)?;
+        self.commit(None, tar, config, name, created)
+    }
+
+    /// Makes an image of another one's layers, if any, and one more from an uncompressed tar. `config` gets the diff IDs
+    /// filled in.
+    pub fn commit(
+        &self,
+        parent: Option<&Image>,
+        tar: impl Read,
+        mut config: ImageConfig,
+        name: Option<&Reference>,
+        created: i64,
+    ) -> Result<Digest> {
+        let chain = parent.map(|parent| parent.chain.clone()).unwrap_or_default();
+        let missing = |chain_id: &Digest| StoreError::Archive(format!("layer {chain_id} of the image is missing"));
+        let mut layers = Vec::new();
+        for chain_id in &chain {
+            layers.push(self.layer(chain_id)?.ok_or_else(|| missing(chain_id))?);
+        }
+        layers.push(self.unpack(chain.last().copied(), tar, None)?);
         config.rootfs.kind = "layers".to_owned();
-        config.rootfs.diff_ids = vec![layer.diff_id];
+        config.rootfs.diff_ids = layers.iter().map(|layer| layer.diff_id).collect();
         let bytes = serde_json::to_vec(&config).map_err(|source| StoreError::Json { path: "image config".to_owned(), source })?;
         self.write_blob(&bytes)?;
         let tags: Vec<Reference> = name.cloned().into_iter().collect();
-        self.add_image(&NewImage { config: &bytes, layers: vec![layer], tags: &tags, created })
+        self.add_image(&NewImage { config: &bytes, layers, tags: &tags, created })
     }
 }
 

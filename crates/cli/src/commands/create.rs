@@ -1,7 +1,7 @@
 //! `create`, and the options that it shares with `run`.
 
 mod request;
-mod values;
+pub(super) mod values;
 
 use std::fs;
 use std::path::PathBuf;

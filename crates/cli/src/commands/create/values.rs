@@ -114,7 +114,7 @@ pub(super) fn host_or_nothing(text: &str, why: &str) -> Result<String> {
     if matches!(text, "" | "host") { Ok(text.to_owned()) } else { Err(bad(why)) }
 }
 
-pub(super) fn restart_policy(text: &str) -> Result<RestartPolicy> {
+pub(in crate::commands) fn restart_policy(text: &str) -> Result<RestartPolicy> {
     let (name, count) = text.split_once(':').unwrap_or((text, ""));
     if name.is_empty() && !count.is_empty() {
         return Err(bad("invalid restart policy format: no policy provided before colon"));
@@ -165,14 +165,14 @@ pub(super) fn pairs(given: &[String], name: &str) -> Result<BTreeMap<String, Str
     given.iter().map(pair).collect()
 }
 
-pub(super) fn bytes(text: &str, name: &str) -> Result<i64> {
+pub(in crate::commands) fn bytes(text: &str, name: &str) -> Result<i64> {
     if text.is_empty() {
         return Ok(0);
     }
     parse_bytes(text).ok_or_else(|| flag(text, name, &format!("invalid size: '{text}'")))
 }
 
-pub(super) fn nano_cpus(text: &str) -> Result<i64> {
+pub(in crate::commands) fn nano_cpus(text: &str) -> Result<i64> {
     if text.is_empty() {
         return Ok(0);
     }

@@ -1,0 +1,181 @@
+//! Making an image of a container.
+
+use std::io::{BufReader, BufWriter};
+use std::os::unix::net::UnixStream;
+
+use dhow_api::config::Config;
+use dhow_oci::image::{Execution, History, ImageConfig};
+use dhow_oci::{Digest, Reference, time};
+use dhow_store::Packer;
+use rustix::fs::{Mode, OFlags};
+
+use crate::error::Context;
+use crate::{Engine, Error, Result, VERSION};
+
+/// What is asked of a commit.
+#[derive(Clone, Debug)]
+pub struct CommitOptions {
+    /// `repository:tag`; nothing for an image without a name.
+    pub name: Option<String>,
+    pub author: String,
+    pub comment: String,
+    /// Freeze the container meanwhile.
+    pub pause: bool,
+    /// Dockerfile instructions.
+    pub changes: Vec<String>,
+    /// Comes before the container's own.
+    pub config: Option<Config>,
+}
+
+/// Instructions that a change may be (moby, `dockerfile.validCommitCommands`).
+const INSTRUCTIONS: [&str; 11] =
+    ["CMD", "ENTRYPOINT", "HEALTHCHECK", "ENV", "EXPOSE", "LABEL", "ONBUILD", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR"];
+
+impl Engine {
+    /// Makes an image of a container's files and configuration. Volumes are not part of it.
+    pub fn commit(&self, reference: &str, options: &CommitOptions) -> Result<Digest> {
+        if reference.is_empty() {
+            return Err(Error::invalid("invalid name or ID supplied: \"\""));
+        }
+        let container = self.container(reference)?;
+        if container.removing {
+            return Err(Error::conflict(format!("You cannot commit container {} which is being removed", container.id)));
+        }
+        let name = options.name.as_deref().filter(|name| !name.is_empty());
+        let name = name.map(|name| name.parse::<Reference>().map_err(|error| Error::invalid(error.to_string()))).transpose()?;
+        let name = name.map(Reference::or_latest);
+        let mut execution = execution(options.config.as_ref(), &container.record.config)?;
+        for change in &options.changes {
+            let mut lines =
+                change.lines().filter(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#')).peekable();
+            if lines.peek().is_none() {
+                return Err(Error::invalid("file with no instructions"));
+            }
+            for line in lines {
+                let instruction = line.split_whitespace().next().unwrap_or_default().to_ascii_uppercase();
+                if !INSTRUCTIONS.contains(&instruction.as_str()) {
+                    return Err(Error::invalid(format!("{instruction} is not a valid change command")));
+                }
+                crate::image::apply_change(&mut execution, line)?;
+            }
+        }
+        let parent = self.store.image(&container.image_id)?;
+        let now = time::now();
+        let created = time::format(now);
+        let mut config = parent.as_ref().map(|parent| parent.row.config.clone()).unwrap_or_default();
+        let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        config.history.push(History {
+            created: Some(created.clone()),
+            created_by: text(&container.record.config.cmd.clone().unwrap_or_default().join(" ")),
+            author: text(&options.author),
+            comment: text(&options.comment),
+            empty_layer: false,
+        });
+        let config = ImageConfig {
+            created: Some(created),
+            author: text(&options.author),
+            comment: text(&options.comment),
+            docker_version: Some(VERSION.to_owned()),
+            config: Some(execution),
+            ..config
+        };
+        let frozen = options.pause && container.is_running() && self.pause(&container.id.0, true).is_ok();
+        let made = self.commit_layer(&container, config, name.as_ref(), now);
+        if frozen {
+            self.pause(&container.id.0, false)?;
+        }
+        let id = made?;
+        self.image_event("create", &id, &id.to_string());
+        if let Some(name) = &name {
+            self.image_event("tag", &id, &name.familiar());
+        }
+        let more = [
+            ("comment", options.comment.clone()),
+            ("imageID", id.to_string()),
+            ("imageRef", name.map(|name| name.to_string()).unwrap_or_default()),
+        ];
+        self.container_event(&container, "commit", &more);
+        Ok(id)
+    }
+
+    fn commit_layer(
+        &self,
+        container: &crate::Container,
+        config: ImageConfig,
+        name: Option<&Reference>,
+        now: i64,
+    ) -> Result<Digest> {
+        let what = || format!("pack the files of container {}", container.id);
+        let upper = crate::changes::upper(&container.record.layer);
+        let directory =
+            rustix::fs::open(&upper, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).context(what)?;
+        let (reader, writer) = UnixStream::pair().context(what)?;
+        // Packed on one processor while it is hashed and unpacked on the other.
+        std::thread::scope(|scope| {
+            let packed = scope.spawn(move || {
+                let mut packer = Packer::of_layer(BufWriter::with_capacity(256 * 1024, writer));
+                packer.below(&directory, b"").and_then(|()| packer.finish().map(drop))
+            });
+            let parent = self.store.image(&container.image_id)?;
+            let reader = BufReader::with_capacity(256 * 1024, reader);
+            let made = self.store.commit(parent.as_ref(), reader, config, name, now.div_euclid(1_000_000_000));
+            let packed = packed.join().map_err(|_| Error::internal("the packing of a layer failed"))?;
+            // What went wrong at the other end is why the packing broke off.
+            let made = made?;
+            packed.context(what)?;
+            Ok(made)
+        })
+    }
+}
+
+/// The configuration of the new image: what is given, and the container's where that says nothing.
+fn execution(given: Option<&Config>, container: &Config) -> Result<Execution> {
+    let mut config = container.clone();
+    if let Some(given) = given {
+        let pick = |given: &String, own: &mut String| {
+            if !given.is_empty() {
+                own.clone_from(given);
+            }
+        };
+        pick(&given.user, &mut config.user);
+        pick(&given.working_dir, &mut config.working_dir);
+        pick(&given.stop_signal, &mut config.stop_signal);
+        if given.entrypoint.is_some() {
+            (config.entrypoint, config.cmd) = (given.entrypoint.clone(), given.cmd.clone());
+        } else if given.cmd.as_ref().is_some_and(|cmd| !cmd.is_empty()) {
+            config.cmd.clone_from(&given.cmd);
+        }
+        let name = |variable: &String| variable.split('=').next().unwrap_or_default().to_owned();
+        for variable in given.env.iter().flatten() {
+            let env = config.env.get_or_insert_default();
+            env.retain(|old| name(old) != name(variable));
+            env.push(variable.clone());
+        }
+        for (own, given) in [(&mut config.exposed_ports, &given.exposed_ports), (&mut config.volumes, &given.volumes)] {
+            if let Some(given) = given {
+                own.get_or_insert_default().extend(given.clone());
+            }
+        }
+        if let Some(labels) = &given.labels {
+            config.labels.get_or_insert_default().extend(labels.clone());
+        }
+        if given.healthcheck.is_some() {
+            config.healthcheck.clone_from(&given.healthcheck);
+        }
+    }
+    let healthcheck = config.healthcheck.as_ref().map(serde_json::to_value).transpose();
+    Ok(Execution {
+        user: config.user,
+        exposed_ports: config.exposed_ports,
+        env: config.env,
+        entrypoint: config.entrypoint,
+        cmd: config.cmd,
+        volumes: config.volumes,
+        working_dir: config.working_dir,
+        labels: config.labels,
+        stop_signal: Some(config.stop_signal).filter(|signal| !signal.is_empty()),
+        healthcheck: healthcheck.context(|| "encode the health check".to_owned())?,
+        on_build: config.on_build,
+        shell: config.shell,
+    })
+}
