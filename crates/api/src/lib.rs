@@ -10,6 +10,7 @@ pub mod frame;
 pub mod image;
 pub mod network;
 pub mod stats;
+pub mod system;
 pub mod version;
 pub mod volume;
 

@@ -19,6 +19,18 @@ pub struct Volume {
     pub options: Option<Labels>,
     /// `local`: known on this host alone.
     pub scope: String,
+    /// Only where the use of the disk was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage_data: Option<UsageData>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct UsageData {
+    /// Containers that it is mounted in.
+    pub ref_count: i64,
+    /// Bytes.
+    pub size: i64,
 }
 
 /// The body of `POST /volumes/create`.

@@ -9,7 +9,8 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use dhow_api::client::Client;
 
 use crate::commands::{
-    self, commit, copy, create, daemon, exec, image, inspect, lifecycle, list, logs, network, run, stats, system, update, volume,
+    self, commit, copy, create, daemon, exec, image, inspect, lifecycle, list, logs, network, prune, run, stats, system, update,
+    volume,
 };
 use crate::connect::{Roots, Target, TlsOptions};
 use crate::failure::{self, Failure};
@@ -286,6 +287,8 @@ enum Container {
     Ls(list::Ps),
     /// Display detailed information on one or more containers
     Inspect(inspect::InspectContainer),
+    /// Remove all stopped containers
+    Prune(prune::Containers),
 }
 
 #[derive(Subcommand, Debug)]
@@ -300,6 +303,8 @@ enum Image {
     Rm(image::Rmi),
     /// Display detailed information on one or more images
     Inspect(inspect::InspectImage),
+    /// Remove unused images
+    Prune(prune::Images),
 }
 
 #[derive(Subcommand, Debug)]
@@ -342,6 +347,10 @@ enum Network {
 enum System {
     #[command(flatten)]
     Same(OnSystem),
+    /// Show disk usage
+    Df(prune::Df),
+    /// Remove unused data
+    Prune(prune::System),
     /// Remove a container that ran with --rm: what its monitor does in the end
     #[command(hide = true)]
     Reap { id: String },
@@ -509,6 +518,10 @@ async fn dispatch(app: App) -> failure::Result {
         Command::Inspect(inspect) => inspect.run(&client).await,
         Command::Container(Container::Inspect(inspect)) => inspect.run(&client).await,
         Command::Image(Image::Inspect(inspect)) => inspect.run(&client).await,
+        Command::Container(Container::Prune(prune)) => prune.run(&client).await,
+        Command::Image(Image::Prune(prune)) => prune.run(&client).await,
+        Command::System(System::Prune(prune)) => prune.run(&client).await,
+        Command::System(System::Df(df)) => df.run(&client).await,
         Command::Volume(command) => on_volumes(command, &client).await,
         Command::Network(command) => on_networks(command, &client).await,
         Command::OnImages(command) | Command::Image(Image::Same(command)) => on_images(command, &client).await,

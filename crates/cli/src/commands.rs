@@ -11,6 +11,7 @@ pub mod lifecycle;
 pub mod list;
 pub mod logs;
 pub mod network;
+pub mod prune;
 pub mod run;
 pub mod stats;
 pub mod system;

@@ -231,6 +231,7 @@ impl Engine {
             options: given(&record.options),
             name,
             scope: "local".to_owned(),
+            usage_data: None,
         }
     }
 

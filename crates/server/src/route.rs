@@ -99,6 +99,10 @@ async fn dispatch(engine: Arc<Engine>, path: &str, call: Call) -> Option<Result<
         ["volumes", "prune"] if method == post => volumes::prune(engine, call).await,
         ["volumes", name] if method == get => volumes::inspect(engine, name).await,
         ["volumes", name] if method == delete => volumes::remove(engine, name, call).await,
+        ["containers", "prune"] if method == post => system::prune_containers(engine, call).await,
+        ["images", "prune"] if method == post => system::prune_images(engine, call).await,
+        ["build", "prune"] if method == post => system::prune_build(),
+        ["system", "df"] if method == get => system::disk_usage(engine, call).await,
         ["containers", "json"] if method == get => containers::list(engine, call).await,
         ["containers", "create"] if method == post => containers::create(engine, call).await,
         ["containers", id, "archive"] if method == get || method == head => archive::read(engine, id, call).await,
@@ -143,6 +147,13 @@ async fn dispatch(engine: Arc<Engine>, path: &str, call: Call) -> Option<Result<
         }
         ["images", ref name @ .., "tag"] if method == post && !name.is_empty() => images::tag(engine, name.join("/"), call).await,
         ["images", ref name @ ..] if method == delete && !name.is_empty() => images::remove(engine, name.join("/"), call).await,
+        // A part of docker that this engine has not, or not yet: as a dockerd that is in no swarm.
+        ["swarm" | "nodes" | "services" | "tasks" | "secrets" | "configs", ..] => {
+            Err(system::not_in_swarm(words[..] == ["swarm", "leave"]))
+        }
+        ["plugins"] if method == get => Ok(answer::json(StatusCode::OK, &Vec::<()>::new())),
+        ["plugins", name, ..] => Err(dhow_engine::Error::not_found(format!("plugin \"{name}\" not found"))),
+        ["containers", _, "checkpoints", ..] => Err(system::experimental()),
         _ => return None,
     })
 }

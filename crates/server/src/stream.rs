@@ -39,17 +39,21 @@ pub(crate) fn take_over(mut call: Call, process: StdUnixStream, tty: bool, befor
     let process = UnixStream::from_std(process).map_err(failed)?;
     let upgraded = call.upgrades();
     let kind = media_type(call.version, tty, upgraded);
+    // docker-py reads the head through a buffer and the rest past it: what arrives with the head is lost to it.
+    let agent = call.request.headers().get("User-Agent").and_then(|agent| agent.to_str().ok()).unwrap_or_default();
+    let splits_reads = agent.starts_with("docker-sdk-python");
     if upgraded {
         let upgrade = hyper::upgrade::on(&mut call.request);
         tokio::spawn(async move {
             if let Ok(client) = upgrade.await {
-                let mut client = TokioIo::new(client);
-                for piece in before {
-                    if client.write_all(&piece).await.is_err() {
-                        return;
-                    }
+                let client = match splits_reads {
+                    true => client.downcast::<TokioIo<UnixStream>>(),
+                    false => Err(client),
+                };
+                match client {
+                    Ok(parts) => after_head(parts.io.into_inner(), &parts.read_buf, process, before).await,
+                    Err(client) => go_on(TokioIo::new(client), process, before).await,
                 }
-                connect(client, process).await;
             }
         });
         let mut answer = answer::empty(StatusCode::SWITCHING_PROTOCOLS);
@@ -87,6 +91,29 @@ pub(crate) fn take_over(mut call: Call, process: StdUnixStream, tty: bool, befor
         }
     });
     Ok(answer)
+}
+
+/// Moves the streams, what was said `before` first.
+async fn go_on(mut client: impl AsyncRead + AsyncWrite + Unpin, process: UnixStream, before: Vec<Bytes>) {
+    for piece in before {
+        if client.write_all(&piece).await.is_err() {
+            return;
+        }
+    }
+    connect(client, process).await;
+}
+
+/// Moves the streams when the client has read the answer's head. `read` is what it has sent already.
+async fn after_head(client: UnixStream, read: &[u8], mut process: UnixStream, before: Vec<Bytes>) {
+    const STEP: Duration = Duration::from_micros(200);
+    const LONGEST: Duration = Duration::from_millis(200);
+    let deadline = tokio::time::Instant::now() + LONGEST;
+    while dhow_engine::unread(&client).is_ok_and(|unread| unread > 0) && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(STEP).await;
+    }
+    if read.is_empty() || process.write_all(read).await.is_ok() {
+        go_on(client, process, before).await;
+    }
 }
 
 /// How long a client has to close its side when the process has closed the other.

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use dhow_api::Version;
-use dhow_engine::{Engine, EventQuery, Filters, Result};
+use dhow_api::system::PrunedBuildCache;
+use dhow_engine::{DiskQuery, Engine, Error, EventQuery, Filters, Kind, Result};
 use hyper::header::HeaderValue;
 use hyper::{Method, Response, StatusCode};
 
@@ -75,4 +76,63 @@ fn event_line(event: &dhow_engine::Event, legacy: bool) -> String {
         event,
     };
     serde_json::to_string(&line).unwrap_or_default() + "\n"
+}
+
+pub(crate) async fn prune_containers(engine: Arc<Engine>, call: Call) -> Result<Answer> {
+    let filters = Filters::parse(call.parameters.get("filters"))?;
+    let pruned = blocking(move || engine.prune_containers(&filters)).await?;
+    Ok(answer::json(StatusCode::OK, &pruned))
+}
+
+pub(crate) async fn prune_images(engine: Arc<Engine>, call: Call) -> Result<Answer> {
+    let filters = Filters::parse(call.parameters.get("filters"))?;
+    let pruned = blocking(move || engine.prune_images(&filters)).await?;
+    Ok(answer::json(StatusCode::OK, &pruned))
+}
+
+/// There is no builder yet, and nothing that it keeps.
+pub(crate) fn prune_build() -> Result<Answer> {
+    Ok(answer::json(StatusCode::OK, &PrunedBuildCache::default()))
+}
+
+pub(crate) async fn disk_usage(engine: Arc<Engine>, call: Call) -> Result<Answer> {
+    let mut query = DiskQuery { images: false, containers: false, volumes: false, build_cache: false };
+    let kinds = if call.version >= Version(1, 42) { call.parameters.all("type") } else { &[] };
+    for kind in kinds {
+        match kind.as_str() {
+            "image" => query.images = true,
+            "container" => query.containers = true,
+            "volume" => query.volumes = true,
+            "build-cache" => query.build_cache = true,
+            other => return Err(Error::invalid(format!("unknown object type: {other}"))),
+        }
+    }
+    let query = if kinds.is_empty() { DiskQuery::ALL } else { query };
+    let mut usage = blocking(move || engine.disk_usage(query)).await?;
+    if call.version < Version(1, 42) {
+        usage.builder_size = Some(0);
+    }
+    if call.version < Version(1, 44) {
+        usage.images.iter_mut().flatten().for_each(|image| image.virtual_size = Some(image.size));
+    }
+    Ok(answer::json(StatusCode::OK, &usage))
+}
+
+/// The answer of a dockerd that is in no swarm.
+pub(crate) fn not_in_swarm(leaves: bool) -> Error {
+    let text = match leaves {
+        true => "This node is not part of a swarm",
+        false => {
+            "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again."
+        }
+    };
+    Error::new(Kind::Unavailable, text)
+}
+
+/// The answer of a dockerd without experimental features.
+pub(crate) fn experimental() -> Error {
+    Error::new(
+        Kind::NotImplemented,
+        "This experimental feature is disabled by default. Start the Docker daemon in experimental mode in order to enable it.",
+    )
 }

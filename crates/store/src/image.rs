@@ -1,6 +1,6 @@
 //! Images: a config whose digest is the image's ID, its layers, and the names that lead to it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 
 use dhow_oci::image::ImageConfig;
@@ -271,4 +271,26 @@ fn set_tag(tx: &Connection, name: &Reference, id: &Digest) -> Result<()> {
     )?;
     tx.execute("UPDATE images SET last_tagged = ?1 WHERE id = ?2", params![now(), id.to_string()])?;
     Ok(())
+}
+impl Store {
+    /// Bytes of the files of all layers that images have, each counted once.
+    pub fn layers_size(&self) -> Result<u64> {
+        self.database.read::<_, StoreError>(|db| {
+            let query = "SELECT coalesce(sum(size), 0) FROM layers WHERE chain_id IN (SELECT chain_id FROM image_layers)";
+            Ok(db.query_row(query, [], |row| row.get::<_, i64>(0))? as u64)
+        })
+    }
+
+    /// Bytes of each image's layers that other images have, too.
+    pub fn shared_sizes(&self) -> Result<HashMap<Digest, u64>> {
+        self.database.read::<_, StoreError>(|db| {
+            let mut statement = db.prepare(
+                "SELECT image_id, sum(size) FROM image_layers JOIN layers USING (chain_id)
+                 WHERE chain_id IN (SELECT chain_id FROM image_layers GROUP BY chain_id HAVING count(*) > 1) GROUP BY image_id",
+            )?;
+            let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)? as u64)))?;
+            let rows = rows.collect::<Result<Vec<_>, _>>()?;
+            Ok(rows.into_iter().filter_map(|(id, size)| Some((id.parse().ok()?, size))).collect())
+        })
+    }
 }

@@ -51,6 +51,15 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8], descriptors: &mut Vec<Owned
     Ok(message.bytes)
 }
 
+/// Bytes that were sent on a stream socket and that the other end has not read yet (unix(7), `SIOCOUTQ`).
+pub fn unread(socket: impl AsFd) -> io::Result<u32> {
+    use std::os::fd::AsRawFd;
+    let mut count: libc::c_int = 0;
+    // SAFETY: TIOCOUTQ, which SIOCOUTQ is another name of, writes one int to the address; the descriptor is borrowed.
+    let done = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(u32::try_from(count).unwrap_or(0)) }
+}
+
 /// User id of the process at the other end of a connected Unix socket (`SO_PEERCRED`).
 pub fn peer_uid(socket: impl AsFd) -> io::Result<u32> {
     Ok(rustix::net::sockopt::socket_peercred(socket)?.uid.as_raw())

@@ -100,7 +100,7 @@ impl Engine {
         };
         if !container.record.networks.contains_key(record.name()) {
             let message = format!("container {} is not connected to network {}", container.id, record.name());
-            return Err(Error::new(Kind::Forbidden, message));
+            return Err(Error::internal(message));
         }
         if container.is_running() {
             self.ask_monitor(&container, &Request::Disconnect { network: record.id().to_owned() })?;

@@ -1,0 +1,47 @@
+//! What the API says of the whole engine: its use of the disk, and what pruning removed.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::container::Summary as Container;
+use crate::image::{Deleted, Summary as Image};
+use crate::volume::Volume;
+
+/// The answer of `GET /system/df`. What was not asked for is `null`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct DiskUsage {
+    /// Bytes of all layers of images, each counted once.
+    pub layers_size: i64,
+    pub images: Option<Vec<Image>>,
+    pub containers: Option<Vec<Container>>,
+    pub volumes: Option<Vec<Volume>>,
+    pub build_cache: Option<Vec<Value>>,
+    /// Before version 1.42.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub builder_size: Option<i64>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct PrunedContainers {
+    pub containers_deleted: Option<Vec<String>>,
+    /// Bytes.
+    pub space_reclaimed: u64,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct PrunedImages {
+    pub images_deleted: Option<Vec<Deleted>>,
+    /// Bytes.
+    pub space_reclaimed: u64,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct PrunedBuildCache {
+    pub caches_deleted: Option<Vec<String>>,
+    /// Bytes.
+    pub space_reclaimed: u64,
+}

@@ -1,0 +1,335 @@
+//! `container prune`, `image prune`, `system prune`, `system df`
+
+use clap::Args;
+use dhow_api::client::{Client, query};
+use dhow_api::container::Summary as Container;
+use dhow_api::image::Summary as Image;
+use dhow_api::network::PrunedNetworks;
+use dhow_api::system::{DiskUsage, PrunedBuildCache, PrunedContainers, PrunedImages};
+use dhow_api::volume::{PrunedVolumes, Volume};
+use dhow_engine::units::{human_duration, human_size};
+use serde_json::{Map, Value, json};
+
+use super::{confirm, filters};
+use crate::failure::{Failure, Result};
+use crate::output::{List, print};
+
+#[derive(Args, Debug)]
+pub struct Containers {
+    /// Provide filter values (e.g. "until=<timestamp>")
+    #[arg(long)]
+    filter: Vec<String>,
+    /// Do not prompt for confirmation
+    #[arg(short, long)]
+    force: bool,
+}
+
+impl Containers {
+    pub async fn run(self, client: &Client) -> Result {
+        if !self.force && !confirm("WARNING! This will remove all stopped containers.")? {
+            return Ok(());
+        }
+        let (text, reclaimed) = containers(client, &self.filter).await?;
+        print(&format!("{text}Total reclaimed space: {}\n", human_size(reclaimed)))
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct Images {
+    /// Remove all unused images, not just dangling ones
+    #[arg(short, long)]
+    all: bool,
+    /// Provide filter values (e.g. "until=<timestamp>")
+    #[arg(long)]
+    filter: Vec<String>,
+    /// Do not prompt for confirmation
+    #[arg(short, long)]
+    force: bool,
+}
+
+impl Images {
+    pub async fn run(self, client: &Client) -> Result {
+        let warning = match self.all {
+            true => "WARNING! This will remove all images without at least one container associated to them.",
+            false => "WARNING! This will remove all dangling images.",
+        };
+        if !self.force && !confirm(warning)? {
+            return Ok(());
+        }
+        let (text, reclaimed) = images(client, &self.filter, self.all).await?;
+        print(&format!("{text}Total reclaimed space: {}\n", human_size(reclaimed)))
+    }
+}
+
+async fn containers(client: &Client, filter: &[String]) -> Result<(String, u64)> {
+    let path = format!("/containers/prune{}", query(&[("filters", &filters(filter)?)]));
+    let pruned: PrunedContainers = client.post_json(&path, &json!({})).await?;
+    let text = pruned.containers_deleted.filter(|ids| !ids.is_empty());
+    let text = text.map(|ids| format!("Deleted Containers:\n{}\n\n", ids.join("\n"))).unwrap_or_default();
+    Ok((text, pruned.space_reclaimed))
+}
+
+async fn images(client: &Client, filter: &[String], all: bool) -> Result<(String, u64)> {
+    let given = [filter, &[format!("dangling={}", !all)]].concat();
+    let path = format!("/images/prune{}", query(&[("filters", &filters(&given)?)]));
+    let pruned: PrunedImages = client.post_json(&path, &json!({})).await?;
+    let line = |deleted: &dhow_api::image::Deleted| match (&deleted.untagged, &deleted.deleted) {
+        (Some(name), _) => format!("untagged: {name}\n"),
+        (None, Some(id)) => format!("deleted: {id}\n"),
+        (None, None) => String::new(),
+    };
+    let text = pruned.images_deleted.filter(|deleted| !deleted.is_empty());
+    let text = text.map(|deleted| format!("Deleted Images:\n{}\n", deleted.iter().map(line).collect::<String>()));
+    Ok((text.unwrap_or_default(), pruned.space_reclaimed))
+}
+
+#[derive(Args, Debug)]
+pub struct System {
+    /// Remove all unused images not just dangling ones
+    #[arg(short, long)]
+    all: bool,
+    /// Provide filter values (e.g. "label=<key>=<value>")
+    #[arg(long)]
+    filter: Vec<String>,
+    /// Do not prompt for confirmation
+    #[arg(short, long)]
+    force: bool,
+    /// Prune anonymous volumes
+    #[arg(long)]
+    volumes: bool,
+}
+
+impl System {
+    pub async fn run(self, client: &Client) -> Result {
+        if self.volumes && self.filter.iter().any(|filter| filter.starts_with("until=")) {
+            return Err(Failure::new("ERROR: The \"until\" filter is not supported with \"--volumes\""));
+        }
+        if !self.force && !confirm(&self.warning())? {
+            return Ok(());
+        }
+        let (mut text, mut reclaimed) = containers(client, &self.filter).await?;
+        let filter = query(&[("filters", &filters(&self.filter)?)]);
+        let networks: PrunedNetworks = client.post_json(&format!("/networks/prune{filter}"), &json!({})).await?;
+        if let Some(names) = networks.networks_deleted.filter(|names| !names.is_empty()) {
+            text += &format!("Deleted Networks:\n{}\n\n", names.join("\n"));
+        }
+        if self.volumes {
+            let volumes: PrunedVolumes = client.post_json(&format!("/volumes/prune{filter}"), &json!({})).await?;
+            if let Some(names) = volumes.volumes_deleted.filter(|names| !names.is_empty()) {
+                text += &format!("Deleted Volumes:\n{}\n\n", names.join("\n"));
+            }
+            reclaimed += volumes.space_reclaimed;
+        }
+        let (lines, size) = images(client, &self.filter, self.all).await?;
+        (text, reclaimed) = (text + &lines, reclaimed + size);
+        let all = if self.all { "1" } else { "" };
+        let path = format!("/build/prune{}", query(&[("all", all), ("filters", &filters(&self.filter)?)]));
+        let cache: PrunedBuildCache = client.post_json(&path, &json!({})).await?;
+        if let Some(ids) = cache.caches_deleted.filter(|ids| !ids.is_empty()) {
+            text += &format!("Deleted build cache objects:\n{}\n\n", ids.join("\n"));
+        }
+        reclaimed += cache.space_reclaimed;
+        print(&format!("{text}Total reclaimed space: {}\n", human_size(reclaimed)))
+    }
+
+    fn warning(&self) -> String {
+        let mut items = vec!["all stopped containers", "all networks not used by at least one container"];
+        if self.volumes {
+            items.push("all anonymous volumes not used by at least one container");
+        }
+        items.push(if self.all { "all images without at least one container associated to them" } else { "all dangling images" });
+        items.push(if self.all { "all build cache" } else { "unused build cache" });
+        let mut text = "WARNING! This will remove:\n".to_owned();
+        items.iter().for_each(|item| text += &format!("  - {item}\n"));
+        if !self.filter.is_empty() {
+            text += "\n  Items to be pruned will be filtered with:\n";
+            let mut sorted = self.filter.clone();
+            sorted.sort();
+            sorted.iter().for_each(|filter| text += &format!("  - {filter}\n"));
+        }
+        text
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct Df {
+    /// Format output using a custom template
+    #[arg(long)]
+    format: Option<String>,
+    /// Show detailed information on space usage
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+const HEADERS: [(&str, &str); 5] =
+    [("Type", "TYPE"), ("TotalCount", "TOTAL"), ("Active", "ACTIVE"), ("Size", "SIZE"), ("Reclaimable", "RECLAIMABLE")];
+
+impl Df {
+    pub async fn run(self, client: &Client) -> Result {
+        let usage: DiskUsage = client.get_json("/system/df").await?;
+        if self.verbose {
+            return verbose(&usage, self.format.as_deref());
+        }
+        List {
+            headers: &HEADERS,
+            columns: vec!["Type", "TotalCount", "Active", "Size", "Reclaimable"],
+            rows: summary(&usage),
+            id: "Type",
+            template_error: "template parsing error",
+            type_name: "*formatter.diskUsageImagesContext",
+        }
+        .print(self.format.as_deref(), false)
+    }
+}
+
+fn is_active(container: &Container) -> bool {
+    matches!(container.state.as_str(), "running" | "paused" | "restarting")
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    value.as_object().cloned().unwrap_or_default()
+}
+
+fn size_text(bytes: i64) -> String {
+    human_size(u64::try_from(bytes).unwrap_or(0))
+}
+
+fn summary(usage: &DiskUsage) -> Vec<Map<String, Value>> {
+    let share = |part: i64, whole: i64| match whole {
+        0 => size_text(part),
+        whole => format!("{} ({}%)", size_text(part), part * 100 / whole),
+    };
+    let row = |kind: &str, total: usize, active: usize, size: i64, reclaimable: String| {
+        object(json!({
+            "Type": kind, "TotalCount": total.to_string(), "Active": active.to_string(), "Size": size_text(size),
+            "Reclaimable": reclaimable,
+        }))
+    };
+    let images = usage.images.as_deref().unwrap_or_default();
+    let used: Vec<&Image> = images.iter().filter(|image| image.containers > 0).collect();
+    let own: i64 = used.iter().map(|image| image.size - image.shared_size.max(0)).sum();
+    let containers = usage.containers.as_deref().unwrap_or_default();
+    let size = |container: &Container| container.size_rw.unwrap_or(0);
+    let all: i64 = containers.iter().map(size).sum();
+    let idle: i64 = containers.iter().filter(|container| !is_active(container)).map(size).sum();
+    let volumes = usage.volumes.as_deref().unwrap_or_default();
+    let of = |volume: &Volume| volume.usage_data.clone().unwrap_or_default();
+    let in_volumes: i64 = volumes.iter().map(|volume| of(volume).size).sum();
+    let unused: i64 = volumes.iter().map(of).filter(|data| data.ref_count == 0).map(|data| data.size).sum();
+    vec![
+        row("Images", images.len(), used.len(), usage.layers_size, share(usage.layers_size - own, usage.layers_size)),
+        row(
+            "Containers",
+            containers.len(),
+            containers.iter().filter(|container| is_active(container)).count(),
+            all,
+            share(idle, all),
+        ),
+        row(
+            "Local Volumes",
+            volumes.len(),
+            volumes.iter().filter(|volume| of(volume).ref_count > 0).count(),
+            in_volumes,
+            share(unused, in_volumes),
+        ),
+        row("Build Cache", 0, 0, 0, size_text(0)),
+    ]
+}
+
+/// All objects, each kind in a table of its own; or as one object.
+fn verbose(usage: &DiskUsage, format: Option<&str>) -> Result {
+    let ago = |seconds: i64| human_duration(dhow_oci::time::now() / 1_000_000_000 - seconds) + " ago";
+    let mut images = Vec::new();
+    for image in usage.images.iter().flatten() {
+        let names = if image.repo_tags.is_empty() { vec!["<none>:<none>".to_owned()] } else { image.repo_tags.clone() };
+        for name in names {
+            let (repository, tag) = name.rsplit_once(':').unwrap_or((&name, ""));
+            images.push(object(json!({
+                "Repository": repository, "Tag": tag, "ID": image.id.trim_start_matches("sha256:").get(..12).unwrap_or_default(),
+                "CreatedSince": ago(image.created), "CreatedAt": super::long_time(image.created), "Size": size_text(image.size),
+                "SharedSize": size_text(image.shared_size), "UniqueSize": size_text(image.size - image.shared_size.max(0)),
+                "VirtualSize": size_text(image.size), "Containers": image.containers.to_string(), "Digest": "<none>",
+            })));
+        }
+    }
+    let containers = usage.containers.iter().flatten().map(|container| super::list::disk_row(container)).collect::<Vec<_>>();
+    let volumes: Vec<_> = usage
+        .volumes
+        .iter()
+        .flatten()
+        .map(|volume| {
+            let data = volume.usage_data.clone().unwrap_or_default();
+            let labels: Vec<String> = volume.labels.iter().flatten().map(|(key, value)| format!("{key}={value}")).collect();
+            object(json!({
+                "Name": volume.name, "Links": data.ref_count.to_string(), "Size": size_text(data.size), "Driver": volume.driver,
+                "Scope": volume.scope, "Mountpoint": volume.mountpoint, "Labels": labels.join(","), "Status": "N/A",
+                "Group": "N/A", "Availability": "N/A",
+            }))
+        })
+        .collect();
+    if let Some(format) = format.filter(|format| !format.is_empty()) {
+        let whole = object(json!({ "Images": images, "Containers": containers, "Volumes": volumes, "BuildCache": [] }));
+        return List {
+            headers: &[],
+            columns: Vec::new(),
+            rows: vec![whole],
+            id: "Images",
+            template_error: "template parsing error",
+            type_name: "*formatter.diskUsageContext",
+        }
+        .print(Some(format.strip_prefix("table ").unwrap_or(format)), false);
+    }
+    let table = |headers: &[(&str, &str)], rows: Vec<Map<String, Value>>| {
+        List {
+            headers,
+            columns: headers.iter().map(|(name, _)| *name).collect(),
+            rows,
+            id: "",
+            template_error: "",
+            type_name: "",
+        }
+        .text(None, false)
+    };
+    let images = table(
+        &[
+            ("Repository", "REPOSITORY"),
+            ("Tag", "TAG"),
+            ("ID", "IMAGE ID"),
+            ("CreatedSince", "CREATED"),
+            ("Size", "SIZE"),
+            ("SharedSize", "SHARED SIZE"),
+            ("UniqueSize", "UNIQUE SIZE"),
+            ("Containers", "CONTAINERS"),
+        ],
+        images,
+    )?;
+    let containers = table(
+        &[
+            ("ID", "CONTAINER ID"),
+            ("Image", "IMAGE"),
+            ("Command", "COMMAND"),
+            ("LocalVolumes", "LOCAL VOLUMES"),
+            ("Size", "SIZE"),
+            ("RunningFor", "CREATED"),
+            ("Status", "STATUS"),
+            ("Names", "NAMES"),
+        ],
+        containers,
+    )?;
+    let volumes = table(&[("Name", "VOLUME NAME"), ("Links", "LINKS"), ("Size", "SIZE")], volumes)?;
+    let cache = table(
+        &[
+            ("ID", "CACHE ID"),
+            ("CacheType", "CACHE TYPE"),
+            ("Size", "SIZE"),
+            ("CreatedSince", "CREATED"),
+            ("LastUsedSince", "LAST USED"),
+            ("UsageCount", "USAGE"),
+            ("Shared", "SHARED"),
+        ],
+        Vec::new(),
+    )?;
+    print(&format!(
+        "Images space usage:\n\n{images}\nContainers space usage:\n\n{containers}\nLocal Volumes space usage:\n\n{volumes}\nBuild cache usage: 0B\n\n{cache}"
+    ))
+}

@@ -1,0 +1,116 @@
+//! What nobody needs: removed, and what takes how much of the disk.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use dhow_api::image::Deleted;
+use dhow_api::system::{DiskUsage, PrunedContainers, PrunedImages};
+use dhow_api::volume::UsageData;
+
+use crate::list::disk_usage;
+use crate::{Engine, Filters, ListQuery, Result};
+
+/// What of the disk's use is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskQuery {
+    pub images: bool,
+    pub containers: bool,
+    pub volumes: bool,
+    pub build_cache: bool,
+}
+
+impl DiskQuery {
+    pub const ALL: DiskQuery = DiskQuery { images: true, containers: true, volumes: true, build_cache: true };
+}
+
+impl Engine {
+    /// Removes the containers that do not run.
+    pub fn prune_containers(&self, filters: &Filters) -> Result<PrunedContainers> {
+        filters.check(&["label", "label!", "until"])?;
+        let until = crate::filter::until(filters)?;
+        let mut pruned = PrunedContainers::default();
+        for container in self.containers()? {
+            let wanted = !container.is_running()
+                && !container.supervised
+                && filters.labels(&container.labels())
+                && until.is_none_or(|until| container.created < until);
+            if !wanted {
+                continue;
+            }
+            let size = disk_usage(&crate::changes::upper(&container.record.layer));
+            if self.remove(&container.id.0, false, false).is_ok() {
+                pruned.space_reclaimed += size;
+                pruned.containers_deleted.get_or_insert_default().push(container.id.0.clone());
+            }
+        }
+        self.prune_event("container", pruned.space_reclaimed);
+        Ok(pruned)
+    }
+
+    /// Removes the images without a name; with the filter `dangling=false` all that no container was made of.
+    pub fn prune_images(&self, filters: &Filters) -> Result<PrunedImages> {
+        filters.check(&["dangling", "label", "label!", "until"])?;
+        let until = crate::filter::until(filters)?;
+        let dangling = filters.boolean("dangling")?.unwrap_or(true);
+        let used: BTreeSet<_> = self.containers()?.into_iter().map(|container| container.image_id).collect();
+        let mut pruned = PrunedImages::default();
+        let before = self.store.layers_size()?;
+        for row in self.store.images()? {
+            let labels = row.config.config.as_ref().and_then(|config| config.labels.clone()).unwrap_or_default();
+            let has_name = !row.tags.is_empty() || !row.digests.is_empty();
+            let wanted = !used.contains(&row.id)
+                && !(dangling && has_name)
+                && filters.labels(&labels)
+                && until.is_none_or(|until| row.created.saturating_mul(1_000_000_000) < until);
+            if wanted && let Ok(deleted) = self.remove_image(&row.id.to_string(), true) {
+                pruned.images_deleted.get_or_insert_with(Vec::<Deleted>::new).extend(deleted);
+            }
+        }
+        pruned.space_reclaimed = before.saturating_sub(self.store.layers_size()?);
+        self.prune_event("image", pruned.space_reclaimed);
+        Ok(pruned)
+    }
+
+    fn prune_event(&self, kind: &str, reclaimed: u64) {
+        self.event(kind, "prune", "", BTreeMap::from([("reclaimed".to_owned(), reclaimed.to_string())]));
+    }
+
+    /// What takes how much of the disk.
+    pub fn disk_usage(&self, query: DiskQuery) -> Result<DiskUsage> {
+        let mut usage = DiskUsage::default();
+        if query.images {
+            usage.layers_size = self.store.layers_size()? as i64;
+            let mut images = self.images(&Filters::default(), true)?;
+            let shared = self.store.shared_sizes()?;
+            for image in &mut images {
+                image.shared_size = image.id.parse().ok().and_then(|id| shared.get(&id)).copied().unwrap_or(0) as i64;
+            }
+            usage.images = Some(images);
+        }
+        if query.containers {
+            let all = ListQuery { all: true, size: true, ..ListQuery::default() };
+            usage.containers = Some(self.list(&all)?);
+        }
+        if query.volumes {
+            let uses = self.volume_uses()?;
+            let mut volumes = self.volumes(&Filters::default())?;
+            for volume in &mut volumes {
+                let size = disk_usage(&self.paths().volume(&volume.name));
+                let ref_count = uses.get(&volume.name).copied().unwrap_or(0);
+                volume.usage_data = Some(UsageData { ref_count, size: size as i64 });
+            }
+            usage.volumes = Some(volumes);
+        }
+        if query.build_cache {
+            usage.build_cache = Some(Vec::new());
+        }
+        Ok(usage)
+    }
+
+    fn volume_uses(&self) -> Result<HashMap<String, i64>> {
+        self.store.database.read(|db| {
+            let mut statement = db.prepare_cached("SELECT volume, count(*) FROM volume_uses GROUP BY volume")?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+    }
+}
