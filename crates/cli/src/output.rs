@@ -29,7 +29,7 @@ pub struct List<'a> {
     pub rows: Vec<Map<String, Value>>,
     /// The field that `--quiet` prints.
     pub id: &'a str,
-    /// How errors name a bad template.
+    /// How errors name a bad template; empty for not at all.
     pub template_error: &'a str,
     /// Docker's name of the rows' type, for errors about fields that it has not.
     pub type_name: &'a str,
@@ -69,9 +69,14 @@ impl List<'_> {
         self.rows.iter().map(block).collect()
     }
 
+    fn bad_template(&self, error: &str) -> Failure {
+        let colon = if self.template_error.is_empty() { "" } else { ": " };
+        Failure::new(format!("{}{colon}{error}", self.template_error))
+    }
+
     fn parse(&self, format: &str) -> Result<Template> {
         let format = format.replace("\\t", "\t").replace("\\n", "\n");
-        Template::parse(&format).map_err(|error| Failure::new(format!("{}: {error}", self.template_error)))
+        Template::parse(&format).map_err(|error| self.bad_template(&error))
     }
 
     fn execute(&self, template: &Template, row: &Value) -> Result<String> {
@@ -82,7 +87,7 @@ impl List<'_> {
                 }
                 None => error,
             };
-            Failure::new(format!("{}: {error}", self.template_error))
+            self.bad_template(&error)
         })
     }
 

@@ -69,9 +69,9 @@ impl Filters {
 pub(crate) fn until(filters: &Filters) -> Result<Option<i64>> {
     match filters.get("until") {
         [] => Ok(None),
-        [text] => moment(text).map(Some).ok_or_else(|| {
-            Error::invalid(format!("failed to parse until filter: failed to parse value as time or duration: \"{text}\""))
-        }),
+        [text] => {
+            moment(text).map(Some).ok_or_else(|| Error::invalid(format!("failed to parse value as time or duration: \"{text}\"")))
+        }
         _ => Err(Error::invalid("more than one until filter specified")),
     }
 }

@@ -176,7 +176,7 @@ pub(crate) async fn commit(engine: Arc<Engine>, mut call: Call) -> Result<Answer
         author: parameters.get("author").to_owned(),
         comment: parameters.get("comment").to_owned(),
         pause: parameters.optional("pause").is_none() || parameters.is("pause"),
-        changes: parameters.all("changes").iter().filter(|change| !change.is_empty()).cloned().collect(),
+        changes: parameters.all("changes").to_vec(),
         config,
     };
     let id = blocking(move || engine.commit(&container, &options)).await?;

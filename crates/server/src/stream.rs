@@ -39,9 +39,11 @@ pub(crate) fn take_over(mut call: Call, process: StdUnixStream, tty: bool, befor
     let process = UnixStream::from_std(process).map_err(failed)?;
     let upgraded = call.upgrades();
     let kind = media_type(call.version, tty, upgraded);
-    // docker-py reads the head through a buffer and the rest past it: what arrives with the head is lost to it.
+    // docker-py, also under other names, reads the head through a buffer and the rest past it: what arrives with the head is
+    // lost to it. Clients in Go and our own are known to read on.
     let agent = call.request.headers().get("User-Agent").and_then(|agent| agent.to_str().ok()).unwrap_or_default();
-    let splits_reads = agent.starts_with("docker-sdk-python");
+    let splits_reads =
+        !["Docker-Client/", "compose/", "Go-http-client/", "Dhow-Client/"].iter().any(|name| agent.starts_with(name));
     if upgraded {
         let upgrade = hyper::upgrade::on(&mut call.request);
         tokio::spawn(async move {

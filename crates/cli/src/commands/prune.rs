@@ -274,7 +274,7 @@ fn verbose(usage: &DiskUsage, format: Option<&str>) -> Result {
             columns: Vec::new(),
             rows: vec![whole],
             id: "Images",
-            template_error: "template parsing error",
+            template_error: "",
             type_name: "*formatter.diskUsageContext",
         }
         .print(Some(format.strip_prefix("table ").unwrap_or(format)), false);

@@ -29,7 +29,12 @@ pub(super) fn shown(value: &Value) -> String {
         Value::String(text) => text.clone(),
         Value::Array(items) => format!("[{}]", items.iter().map(inner).collect::<Vec<_>>().join(" ")),
         Value::Object(fields) => {
-            let mut fields: Vec<String> = fields.iter().map(|(key, value)| format!("{key}:{}", inner(value))).collect();
+            // An empty object in another is the struct without fields of Go's sets.
+            let field = |value: &Value| match value {
+                Value::Object(empty) if empty.is_empty() => "{}".to_owned(),
+                other => inner(other),
+            };
+            let mut fields: Vec<String> = fields.iter().map(|(key, value)| format!("{key}:{}", field(value))).collect();
             fields.sort();
             format!("map[{}]", fields.join(" "))
         }

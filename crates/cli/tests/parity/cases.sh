@@ -351,7 +351,7 @@ docker network prune -f --filter foo=bar
 
 # health checks
 docker create --name p-h --health-cmd 'a b' --health-interval 5s --health-timeout 1500ms --health-start-period 2m --health-retries 9 parity
-docker inspect -f '{{.Config.Healthcheck.Test}} {{.Config.Healthcheck.Interval}} {{.Config.Healthcheck.Timeout}} {{.Config.Healthcheck.StartPeriod}} {{.Config.Healthcheck.Retries}}' p-h
+docker inspect -f '{{.Config.Healthcheck.Test}} {{json .Config.Healthcheck.Interval}} {{json .Config.Healthcheck.Timeout}} {{.Config.Healthcheck.Retries}}' p-h
 docker rm p-h
 docker run --rm --health-interval 5 parity true
 docker run --rm --health-interval=-5s parity true
@@ -363,3 +363,86 @@ sleep 2; docker inspect -f '{{.State.Health.Status}} {{len .State.Health.Log}} {
 docker ps --filter health=unhealthy --filter name=p-h --format '{{.Names}} {{.State}}'
 docker ps --filter health=bogus
 docker rm -f p-h
+
+# files
+docker run -d --name p-f --user 33:44 parity sleep 1000 >/dev/null
+docker exec -u 0 p-f sh -c 'mkdir -p /d/e; echo x >/d/f; ln -s /d /ld; ln -s /d/f /lf; ln -s /nowhere /dang'
+mkdir -p p/d/sub; cd p; echo hello >f; echo a >d/a; echo b >d/sub/b; ln -s f link
+cd p; docker cp f p-f:/d; docker cp f p-f:/d/new; docker cp d p-f:/dx; docker cp d p-f:/dx; docker cp d/. p-f:/dy; docker cp link p-f:/l; docker cp -L link p-f:/l2; docker cp f p-f:/dang; docker cp -a f p-f:/owned
+docker exec p-f sh -c 'find /d /dx /dy | sort; readlink /l; cat /d/f /d/new /l2 /nowhere; stat -c %u:%g /owned'
+cd p; docker cp f p-f:/nope/x
+cd p; docker cp f p-f:/d/f/x
+cd p; docker cp f p-f:new/ 2>&1 | grep -v level=error
+cd p; docker cp d p-f:/d/f 2>&1 | grep -v level=error
+cd p; docker cp missing-p p-f:/ 2>&1 | sed "s,$PWD,TMP,"
+cd p; docker cp f p-nobody:/x
+cd p; docker cp f p-f: 2>&1 | grep -v level=error
+cd p; docker cp f f
+docker cp p-f:/a p-f:/b
+cd p; mkdir o; docker cp p-f:/d/f o; docker cp p-f:/d/f o/g; docker cp p-f:/d o; docker cp p-f:/d/. o/dd; docker cp p-f:/lf o; docker cp -L p-f:/lf o/lf2; docker cp p-f:/ld/ o/by; find o | sort; readlink o/lf; cat o/lf2
+docker cp p-f:/missing "p/o"
+docker cp p-f:/d "p/o/g"
+docker cp p-f: "p/o"
+docker cp p-f:/d/f/ "p/o"
+docker cp p-f:/d/f "p/o/nope/x" 2>&1 | sed "s,$PWD,TMP,"
+docker cp p-f:/d - | tar t | sort
+docker cp p-f:/d/. - | tar t | sort
+cd p; tar c f d | docker cp - p-f:/d/e; docker exec p-f sh -c 'find /d/e | sort'
+docker cp - p-f:/nope </dev/null
+echo garbage | docker cp - p-f:/d
+docker create --name p-f2 --read-only parity >/dev/null; docker cp "p/f" p-f2:/x; docker rm p-f2
+docker stop -t 0 p-f; docker cp "p/f" p-f:/d/late; docker cp p-f:/d/late - | tar t; docker export p-f | tar t | grep -E '^(\.dockerenv|d/late|dev/console|etc/hosts|proc/|d/)$' | sort
+docker export -o nope/x p-f 2>&1 | sed "s,$PWD,TMP,"
+docker export -o . p-f
+docker rm p-f
+
+# diff and commit
+docker run --name p-d parity sh -c 'echo x >/new; rm /bin/wget; mkdir -p /q/w; chmod 700 /tmp'
+docker diff p-d | sort
+docker diff p-nobody
+docker create --name p-d2 parity; docker diff p-d2; docker rm p-d2
+docker commit -a me -m msg -c 'CMD ["echo","hi"]' -c 'ENV A=b' -c 'LABEL x=y' -c 'EXPOSE 80' -c 'WORKDIR /q' -c 'USER 5' -c 'STOPSIGNAL SIGINT' -c 'VOLUME /v' -c 'HEALTHCHECK --interval=5s CMD true' -c 'ONBUILD RUN x' p-d p-img:v1 | sed 's/[0-9a-f]\{64\}/ID/'
+docker inspect -f '{{.Author}} {{.Comment}} {{.Config.Cmd}} {{.Config.Env}} {{.Config.Labels}} {{.Config.ExposedPorts}} {{.Config.WorkingDir}} {{.Config.User}} {{.Config.StopSignal}} {{.Config.Volumes}} {{.Config.Healthcheck.Test}} {{.Config.OnBuild}}' p-img:v1
+docker run --rm p-img:v1
+docker run --rm -u 0 p-img:v1 sh -c 'cat /new; test -e /bin/wget || echo gone; pwd; stat -c %a /tmp'
+docker history --format '{{.CreatedBy}}|{{.Comment}}' p-img:v1 | head -1
+docker commit -c 'SHELL ["x"]' p-d
+docker commit -c 'FROM x' p-d
+docker commit -c '' p-d
+docker commit -c 'HEALTHCHECK FOO' p-d
+docker commit p-nobody
+docker commit p-d P-Bad
+docker rm p-d; docker rmi p-img:v1 | sed 's/[0-9a-f]\{64\}/ID/' | head -1
+
+# update and stats
+docker run -d --name p-u -m 100m parity sleep 1000 >/dev/null
+docker update --cpus 0.5 --pids-limit 20 --restart always p-u
+docker inspect -f '{{.HostConfig.NanoCpus}} {{.HostConfig.PidsLimit}} {{.HostConfig.RestartPolicy.Name}} {{.HostConfig.Memory}}' p-u
+docker update -m 500m p-u 2>&1 | sed 's/[0-9a-f]\{64\}/ID/'
+docker update -m 50m --memory-swap 60m p-u
+docker update -m 1m p-u
+docker update p-u
+docker update --cpu-period 2000 p-u 2>&1 | sed 's/[0-9a-f]\{64\}/ID/'
+docker update --cpus 99 p-u
+docker update --restart bogus p-u
+docker update --restart on-failure:x p-u
+docker update --restart no p-u p-nobody
+docker stats --no-stream --format '{{.Name}} {{.MemUsage}} {{.PIDs}}' p-u | sed 's,[0-9.]*[KM]iB /,N /,'
+docker stats --no-stream p-nobody
+docker stats --no-stream --format '{{.Bogus}}' p-u
+docker rm -f p-u
+docker create --name p-u --rm parity >/dev/null; docker update --restart always p-u 2>&1 | sed 's/[0-9a-f]\{64\}/ID/'; docker rm p-u
+
+# prune
+docker create --name p-p --label p-prune=1 parity >/dev/null; docker container prune -f --filter label=p-prune=1 | sed 's/[0-9a-f]\{64\}/ID/'
+docker container prune -f --filter label=p-prune=1
+docker container prune -f --filter foo=bar
+docker container prune -f --filter until=bogus
+echo n | docker container prune
+echo n | docker image prune -a
+echo n | docker network prune
+echo n | docker system prune --filter label=p-x --filter until=1h
+docker system prune -f --volumes --filter until=1h
+docker image prune -f --filter label=p-none
+docker system df --format '{{.Type}}'
+docker system df -v --format '{{.Size}}'
