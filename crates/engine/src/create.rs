@@ -218,7 +218,6 @@ impl Engine {
         let given = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
         for (used, option) in [
             (given(&host.links), "links between containers (--link)"),
-            (given(&host.volumes_from), "volumes of other containers (--volumes-from)"),
             (host.storage_opt.as_ref().is_some_and(|options| !options.is_empty()), "storage options (--storage-opt)"),
             (!matches!(host.isolation.as_str(), "" | "default"), "isolation technologies (--isolation)"),
         ] {

@@ -33,6 +33,16 @@ impl Engine {
         for (path, options) in host.tmpfs.iter().flatten() {
             add(tmpfs(path, options)?)?;
         }
+        // Of several that have a mount point the last has it; what this container mounts itself comes before.
+        let mut inherited: Vec<MountRecord> = Vec::new();
+        for from in host.volumes_from.iter().flatten() {
+            for record in self.mounts_from(from)? {
+                inherited.retain(|other| other.point.destination != record.point.destination);
+                inherited.push(record);
+            }
+        }
+        inherited.retain(|record| !records.iter().any(|own| own.point.destination == record.point.destination));
+        records.append(&mut inherited);
         for path in config.volumes.iter().flatten().map(|(path, _)| path) {
             let destination = clean(path)?;
             if !records.iter().any(|other| other.point.destination == destination) {
@@ -42,6 +52,34 @@ impl Engine {
         let volumes =
             records.iter().filter(|record| record.point.kind == "volume").map(|record| record.point.name.clone()).collect();
         Ok((records, volumes))
+    }
+
+    /// The volumes and binds of another container: `CONTAINER[:ro|:rw]`.
+    fn mounts_from(&self, text: &str) -> Result<Vec<MountRecord>> {
+        if text.is_empty() {
+            return Err(Error::invalid("volumes-from specification cannot be an empty string"));
+        }
+        let (name, mode) = text.split_once(':').unwrap_or((text, ""));
+        if mode.split(',').any(|word| !matches!(word, "" | "ro" | "rw" | "z" | "Z")) {
+            return Err(Error::invalid(format!("invalid mode: {mode}")));
+        }
+        let read_only = mode.split(',').any(|word| word == "ro");
+        if name.is_empty() {
+            return Err(Error::invalid("invalid name or ID supplied: \"\""));
+        }
+        // Not as "not found": clients would take that for the image and fetch it.
+        let container = self.container(name).map_err(|error| Error::invalid(error.message))?;
+        let mut records: Vec<MountRecord> =
+            container.record.mounts.iter().filter(|record| record.point.kind != "tmpfs").cloned().collect();
+        for record in &mut records {
+            record.point.mode = String::new();
+            if read_only && record.point.rw {
+                record.point.rw = false;
+                record.options.retain(|option| option != "rw");
+                record.options.push("rro".to_owned());
+            }
+        }
+        Ok(records)
     }
 
     /// `SOURCE:DESTINATION[:MODE]` or `DESTINATION`

@@ -56,9 +56,9 @@ impl Engine {
         let before = self.store.layers_size()?;
         for row in self.store.images()? {
             let labels = row.config.config.as_ref().and_then(|config| config.labels.clone()).unwrap_or_default();
-            let has_name = !row.tags.is_empty() || !row.digests.is_empty();
+            let is_nameless = row.tags.is_empty() && row.digests.is_empty();
             let wanted = !used.contains(&row.id)
-                && !(dangling && has_name)
+                && (is_nameless || !dangling)
                 && filters.labels(&labels)
                 && until.is_none_or(|until| row.created.saturating_mul(1_000_000_000) < until);
             if wanted && let Ok(deleted) = self.remove_image(&row.id.to_string(), true) {

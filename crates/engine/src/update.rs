@@ -32,9 +32,8 @@ impl Engine {
         if container.auto_remove() && !matches!(update.restart_policy.name.as_str(), "" | "no") {
             return cannot(Kind::Invalid, "Restart policy cannot be updated because AutoRemove is enabled for the container");
         }
-        if wanted.memory > 0 && wanted.memory_swap == 0 && before.memory_swap >= 0 && wanted.memory > before.memory_swap
-            || wanted.memory > 0 && wanted.memory_swap == 0 && before.memory_swap < 0
-        {
+        // None, or no limit, counts as less than any.
+        if wanted.memory > 0 && wanted.memory_swap == 0 && wanted.memory > before.memory_swap {
             return cannot(
                 Kind::Conflict,
                 "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time",

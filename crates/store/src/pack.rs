@@ -59,7 +59,7 @@ impl<W: Write> Packer<W> {
         };
         let mut entry = Entry { name: shown.to_vec(), stat: &stat, kind: b'0', link: Vec::new(), size: 0, xattrs: Vec::new() };
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => return self.directory(&open(OFlags::RDONLY | OFlags::DIRECTORY)?, shown),
+            FileType::Directory => self.directory(&open(OFlags::RDONLY | OFlags::DIRECTORY)?, shown),
             FileType::RegularFile => {
                 let number = (stat.st_dev, stat.st_ino);
                 if let Some(known) = self.links.get(&number).filter(|_| stat.st_nlink > 1) {
@@ -123,7 +123,7 @@ impl<W: Write> Packer<W> {
                 return Ok(());
             }
         }
-        if rustix::fs::fstatfs(directory).is_ok_and(|stat| KERNEL_FILE_SYSTEMS.contains(&(stat.f_type as i64))) {
+        if rustix::fs::fstatfs(directory).is_ok_and(|stat| KERNEL_FILE_SYSTEMS.contains(&stat.f_type)) {
             return Ok(());
         }
         let mut names = Vec::new();

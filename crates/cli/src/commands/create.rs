@@ -281,6 +281,9 @@ pub struct Options {
     /// Bind mount a volume
     #[arg(short, long)]
     volume: Vec<String>,
+    /// Mount volumes from the specified container(s)
+    #[arg(long)]
+    volumes_from: Vec<String>,
     /// Working directory inside the container
     #[arg(short, long, default_value = "")]
     workdir: String,

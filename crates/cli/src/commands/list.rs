@@ -162,6 +162,14 @@ fn ports(ports: &[Port]) -> String {
     groups.iter().map(shown).collect::<Vec<_>>().join(", ")
 }
 
+/// A container as `system df -v` shows it.
+pub fn disk_row(summary: &Summary) -> Map<String, Value> {
+    let mut row = row(summary, true);
+    let size = u64::try_from(summary.size_rw.unwrap_or(0)).unwrap_or(0);
+    row.insert("Size".to_owned(), dhow_engine::units::human_size(size).into());
+    row
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,12 +181,4 @@ mod tests {
         let list = [port("0.0.0.0", 80, 8080), port("0.0.0.0", 81, 8081), port("::", 80, 8080), port("", 90, 0)];
         assert_eq!(ports(&list), "0.0.0.0:8080-8081->80-81/tcp, [::]:8080->80/tcp, 90/tcp");
     }
-}
-
-/// A container as `system df -v` shows it.
-pub fn disk_row(summary: &Summary) -> Map<String, Value> {
-    let mut row = row(summary, true);
-    let size = u64::try_from(summary.size_rw.unwrap_or(0)).unwrap_or(0);
-    row.insert("Size".to_owned(), dhow_engine::units::human_size(size).into());
-    row
 }

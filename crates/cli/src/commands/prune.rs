@@ -252,7 +252,7 @@ fn verbose(usage: &DiskUsage, format: Option<&str>) -> Result {
             })));
         }
     }
-    let containers = usage.containers.iter().flatten().map(|container| super::list::disk_row(container)).collect::<Vec<_>>();
+    let containers = usage.containers.iter().flatten().map(super::list::disk_row).collect::<Vec<_>>();
     let volumes: Vec<_> = usage
         .volumes
         .iter()

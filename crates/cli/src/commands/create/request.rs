@@ -90,6 +90,7 @@ impl Options {
             group_add: text(&self.group_add),
             ipc_mode: self.ipc.clone(),
             links: text(&self.link),
+            volumes_from: text(&self.volumes_from),
             oom_score_adj: self.oom_score_adj,
             pid_mode: self.pid.clone(),
             privileged: self.privileged,
