@@ -45,6 +45,7 @@ impl Engine {
         let name = name.map(|name| name.parse::<Reference>().map_err(|error| Error::invalid(error.to_string()))).transpose()?;
         let name = name.map(Reference::or_latest);
         let mut execution = execution(options.config.as_ref(), &container.record.config)?;
+        let mut instructions = Vec::new();
         for change in &options.changes {
             let mut lines =
                 change.lines().filter(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#')).peekable();
@@ -57,7 +58,13 @@ impl Engine {
                     return Err(Error::invalid(format!("{instruction} is not a valid change command")));
                 }
                 crate::image::apply_change(&mut execution, line)?;
+                instructions.push(instruction);
             }
+        }
+        let says = |name: &str| instructions.iter().any(|instruction| instruction == name);
+        if says("ENTRYPOINT") && !says("CMD") {
+            // The arguments were the former one's.
+            execution.cmd = None;
         }
         let parent = self.store.image(&container.image_id)?;
         let now = time::now();

@@ -366,11 +366,7 @@ pub(crate) fn apply_change(execution: &mut Execution, line: &str) -> Result<()> 
     let instruction = instruction.to_ascii_uppercase();
     match instruction.as_str() {
         "CMD" => execution.cmd = Some(words()),
-        "ENTRYPOINT" => {
-            // Its arguments were the former one's.
-            execution.cmd = None;
-            execution.entrypoint = Some(words());
-        }
+        "ENTRYPOINT" => execution.entrypoint = Some(words()),
         "HEALTHCHECK" => execution.healthcheck = Some(crate::health::parse(rest, execution.healthcheck.take())?),
         "ENV" => {
             let env = execution.env.get_or_insert_default();

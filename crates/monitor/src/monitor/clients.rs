@@ -156,7 +156,8 @@ impl Monitor {
                 let remove = self.setup.auto_remove;
                 if next || self.is_alive() {
                     self.removal_promised |= remove;
-                    self.set_role(index, if next { Role::WaitExit { remove } } else { Role::WaitStopped { remove } });
+                    // Also of one that is about to be restarted: it does not run for a moment (as dockerd).
+                    self.set_role(index, Role::WaitExit { remove });
                 } else {
                     self.answer(index, &Reply { exit_code: self.state.exit_code, ..Reply::default() });
                 }
