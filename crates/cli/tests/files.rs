@@ -89,6 +89,14 @@ fn files_go_in_and_out_of_running_and_stopped_containers() {
             let said = cp(from, &format!("{}{to}", here(&out)));
             assert!(said.ends_with(error), "{client}: {from}: {said}");
         }
+        // The directory itself stays as it is, whatever the container's is.
+        let own = here(&name("own"));
+        std::fs::create_dir(&own).unwrap();
+        std::fs::set_permissions(&own, std::os::unix::fs::PermissionsExt::from_mode(0o1711)).unwrap();
+        assert_eq!(inside("chmod 777 /d") + &cp("box:/d/.", &own), "");
+        assert_eq!(std::fs::metadata(&own).unwrap().mode() & 0o7777, 0o1711);
+        assert_eq!(inside("chmod 1770 /d/e; true") + &cp(&here("d/."), "box:/d/e"), "");
+        assert_eq!(inside("stat -c %a /d/e; rm -rf /d/e/*; chmod 755 /d /d/e"), "1770");
         // As a stream, both ways.
         let streamed = sandbox.client(client, &["cp", "box:/d/e", "-"]).output().unwrap().stdout;
         assert_eq!(names(&streamed), ["e/"]);
@@ -149,10 +157,30 @@ fn a_container_cannot_lead_a_copy_astray() {
     assert_eq!(std::fs::metadata(&out).unwrap().uid(), own_uid());
     // What is read-only stays so.
     sandbox.ok(&["create", "--name", "fixed", "--read-only", "-v", "kept:/kept:ro", "busybox"]);
-    for (path, error) in [("/x", "container rootfs is marked read-only"), ("/kept/x", "mounted volume is marked read-only")] {
-        let refused = sandbox.fails(&["cp", here.join("f").to_str().unwrap(), &format!("fixed:{path}")]);
-        assert!(refused.1.contains(error), "{path}: {}", refused.1);
+    let fixed = |path: &str| sandbox.run(&["cp", here.join("f").to_str().unwrap(), &format!("fixed:{path}")]);
+    for running in [false, true] {
+        for (path, error) in [("/bin", "container rootfs is marked read-only"), ("/kept/x", "is marked read-only")] {
+            let refused = text(&fixed(path).stderr);
+            assert!(refused.contains(error), "{path}, running {running}: {refused}");
+        }
+        sandbox.ok(&["rm", "-f", "fixed"]);
+        let args = [
+            "run",
+            "-d",
+            "--name",
+            "fixed",
+            "--read-only",
+            "-v",
+            "kept:/kept:ro",
+            "-v",
+            "free:/free",
+            "busybox",
+            "sleep",
+            "1000",
+        ];
+        sandbox.ok(&args);
     }
+    assert!(fixed("/free/x").status.success(), "a volume of it can be written to");
     sandbox.finish();
 }
 

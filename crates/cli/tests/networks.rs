@@ -156,6 +156,17 @@ fn a_network_keeps_its_own_rules() {
         assert!(failed.0 == 125 && failed.1.contains(error), "{network} {ip}: {failed:?}");
     }
     let overlapping = sandbox.fails(&["network", "create", "--subnet", "10.231.8.0/24", "over"]);
+    for name in [
+        sandbox.ok(&["network", "inspect", "-f", "{{index .Options \"com.docker.network.bridge.name\"}}", "bridge"]),
+        "dht-same".to_owned(),
+    ] {
+        let option = format!("com.docker.network.bridge.name={name}");
+        let made = sandbox.run(&["network", "create", "-o", &option, "named"]);
+        assert_eq!(made.status.success(), name == "dht-same", "{}", text(&made.stderr));
+        let refused = sandbox.fails(&["network", "create", "-o", &option, "again"]);
+        assert!(refused.1.contains("networks have same bridge name"), "{}", refused.1);
+    }
+    sandbox.ok(&["network", "rm", "named"]);
     assert!(overlapping.1.contains("Pool overlaps with other one on this address space"), "{}", overlapping.1);
     sandbox.ok(&["rm", "-f", "i1", "i2", "a1", "a2", "s1"]);
     let pruned = sandbox.ok(&["network", "prune", "-f"]);

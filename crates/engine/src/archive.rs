@@ -82,7 +82,7 @@ impl Engine {
             _claim: descriptors.next(),
             _monitor: monitor,
             volumes,
-            read_only: container.record.host_config.readonly_rootfs,
+            read_only: container.record.host_config.readonly_rootfs && !container.is_running(),
         })
     }
 
@@ -133,6 +133,14 @@ impl Engine {
         let stat = rustix::fs::fstat(&handle).context(|| format!("look at {path}"))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
             return Err(Error::invalid("extraction point is not a directory"));
+        }
+        // Of a running container the mount itself says so.
+        let mounted_so =
+            rustix::fs::fstatvfs(&handle).is_ok_and(|stat| stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
+        if mounted_so {
+            let of_root = rustix::fs::fstat(mounted.root.as_fd()).is_ok_and(|root| root.st_dev == stat.st_dev);
+            let what = if of_root { "container rootfs" } else { "mounted volume" };
+            return Err(Error::invalid(format!("{what} is marked read-only")));
         }
         let owner = if options.own { self.owner(&container, &mounted)? } else { None };
         let copy = CopyOptions { keep_kinds: options.keep_kinds, owner };
@@ -283,7 +291,7 @@ fn stat_of(mounted: &MountedRoot, handle: &OwnedFd, path: &str, name: String) ->
         name,
         size: stat.st_size,
         mode: go_mode(&stat),
-        mtime: dhow_oci::time::format(stat.st_mtime * 1_000_000_000 + stat.st_mtime_nsec as i64),
+        mtime: dhow_oci::time::format(stat.st_mtime.saturating_mul(1_000_000_000).saturating_add(stat.st_mtime_nsec as i64)),
         link_target,
     })
 }

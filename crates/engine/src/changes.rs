@@ -35,6 +35,10 @@ impl Engine {
 
 /// Adds what is in a directory of the writable layer.
 fn compare(directory: &OwnedFd, path: &Path, lower: &[Root], changes: &mut Vec<Change>) -> io::Result<()> {
+    const DEEPEST: usize = 256;
+    if path.components().count() > DEEPEST {
+        return Err(io::Error::other(format!("directories are nested more than {DEEPEST} deep")));
+    }
     let mut names = entries(directory)?;
     names.sort();
     let mut push = |path: &Path, kind: u8| changes.push(Change { path: format!("/{}", path.display()), kind });

@@ -398,10 +398,9 @@ fn merge(config: &mut Config, image: Execution) {
     }
     let name = |variable: &String| variable.split('=').next().unwrap_or_default().to_owned();
     let own: Vec<String> = config.env.iter().flatten().map(name).collect();
-    // A name without a value takes the variable away.
+    // A name without a value takes the image's variable away, and is shown as it was given.
     let mut env: Vec<String> = config.env.take().unwrap_or_default();
     env.extend(image.env.unwrap_or_default().into_iter().filter(|variable| !own.contains(&name(variable))));
-    env.retain(|variable| variable.contains('=') || variable.is_empty());
     config.env = Some(env);
     if let Some(labels) = image.labels {
         let own = config.labels.get_or_insert_default();

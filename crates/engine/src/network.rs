@@ -105,25 +105,36 @@ impl Engine {
         if let Some(record) = self.store.database.read(|db| by_name(db, DEFAULT))? {
             return Ok(record);
         }
-        let subnet = self.free_subnet(&[])?;
-        let table = self.table();
         let id = names::random_id()?;
+        self.store.database.write(Durability::Power, |tx| {
+            if let Some(record) = by_name(tx, DEFAULT)? {
+                return Ok(record);
+            }
+            let used: Vec<Subnet> =
+                all(tx)?.iter().flat_map(|record| record.network.ranges().map(|range| range.subnet)).collect();
+            let record = self.new_default(id, self.free_subnet(&used)?);
+            tx.execute(
+                "INSERT INTO networks (id, name, record) VALUES (?1, ?2, ?3)",
+                params![record.id(), DEFAULT, encode(&record)?],
+            )?;
+            Ok(record)
+        })
+    }
+
+    fn new_default(&self, id: String, subnet: Subnet) -> NetworkRecord {
+        let table = self.table();
         let gateway = subnet.first_host();
         let network = dhow_network::Network {
-            id: id.clone(),
+            id,
             name: DEFAULT.to_owned(),
-            driver: Driver::Bridge(Bridge {
-                name: if table == TABLE { BRIDGE.to_owned() } else { table.clone() },
-                inter_container: true,
-                masquerade: true,
-            }),
+            driver: Driver::Bridge(Bridge { name: self.default_bridge(), inter_container: true, masquerade: true }),
             table,
             ipv4: Some(Range { subnet, gateway: Some(gateway) }),
             ipv6: None,
             mtu: None,
             internal: false,
         };
-        let record = NetworkRecord {
+        NetworkRecord {
             network,
             created: dhow_oci::time::now(),
             last: [None, None],
@@ -138,12 +149,13 @@ impl Engine {
             attachable: false,
             config_only: false,
             config_from: String::new(),
-        };
-        let text = encode(&record)?;
-        self.store.database.write(Durability::Power, |tx| {
-            tx.execute("INSERT OR IGNORE INTO networks (id, name, record) VALUES (?1, ?2, ?3)", params![id, DEFAULT, text])?;
-            by_name(tx, DEFAULT)?.ok_or_else(|| Error::internal("the default network vanished"))
-        })
+        }
+    }
+
+    /// The name of the default network's bridge.
+    pub(crate) fn default_bridge(&self) -> String {
+        let table = self.table();
+        if table == TABLE { BRIDGE.to_owned() } else { table }
     }
 
     /// An IPv4 subnet of the pools that neither the host nor one of `used` has.

@@ -220,7 +220,8 @@ fn environment(container: &Container) -> Vec<String> {
         env.push("TERM=xterm".to_owned());
     }
     env.retain(|variable| !own.iter().any(|other| named(other) == named(variable)));
-    env.extend(own);
+    // A name without a value only takes one away.
+    env.extend(own.into_iter().filter(|variable| variable.contains('=')));
     env
 }
 

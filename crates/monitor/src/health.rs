@@ -140,7 +140,8 @@ impl Prober {
     }
 
     pub fn deadline(&self) -> Option<Instant> {
-        self.next.or(self.running.as_ref().and_then(|running| running.deadline))
+        let running = self.running.as_ref().and_then(|running| running.deadline);
+        self.next.into_iter().chain(running).min()
     }
 
     /// Whether it is time for a probe.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use dhow_network::{Endpoint, Names, Neighbours};
-use dhow_sys::names::message::{Asked, Kind, Record, asked, failure, found};
+use dhow_sys::names::message::{Asked, HEADER, Kind, Record, asked, failure, found};
 
 use crate::state;
 
@@ -45,6 +45,9 @@ impl LocalNames {
 
     /// The answer to a query; `None` if others must be asked.
     pub fn answer(&self, query: &[u8]) -> Option<Vec<u8>> {
+        if query.len() < HEADER {
+            return None;
+        }
         let records = asked(query).and_then(|asked| self.records(&asked));
         match records {
             Some(records) => Some(found(query, &records)),

@@ -20,7 +20,7 @@ use rustix::event::epoll;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
-use crate::client::Client;
+use crate::client::{Client, Role};
 use crate::events::{self, Event};
 use crate::health::{HealthCheck, Prober};
 use crate::log::Writer;
@@ -114,6 +114,9 @@ struct Monitor {
     signals: OwnedFd,
     log: Option<Writer>,
     network: Option<Attached>,
+    /// Descriptors that a process may have, as the monitor found it: soft and hard. Its own limit is the hard one, for the
+    /// connections that it serves.
+    descriptors: (u64, u64),
     /// A network namespace made ahead, for the first start.
     isolated: Option<OwnedFd>,
     services: Option<Services>,
@@ -244,6 +247,15 @@ fn prepare(setup: &Setup) -> io::Result<Option<(OwnedFd, OwnedFd)>> {
     Ok(Some((lock, listener)))
 }
 
+/// Raises the limit of descriptors; returns that of before.
+fn raise_descriptors() -> (u64, u64) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let before = getrlimit(Resource::Nofile);
+    // As it was, should the kernel refuse.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: before.maximum, maximum: before.maximum });
+    (before.current.unwrap_or(u64::MAX), before.maximum.unwrap_or(u64::MAX))
+}
+
 impl Monitor {
     fn new(setup: Setup, listener: OwnedFd, isolated: Option<OwnedFd>) -> io::Result<Monitor> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -264,6 +276,7 @@ impl Monitor {
             signals,
             log,
             network: None,
+            descriptors: raise_descriptors(),
             isolated,
             services: None,
             start: Start::default(),
@@ -350,6 +363,12 @@ impl Monitor {
             services.expire(now);
         }
         self.probe_timers(now);
+        // Who still works on the last run's root would not see the next one's.
+        if self.restart_at.is_some_and(|at| at <= now)
+            && self.clients.iter().flatten().any(|client| matches!(client.role, Role::Root))
+        {
+            self.restart_at = Some(now + FIRST_BACKOFF);
+        }
         if self.restart_at.is_some_and(|at| at <= now) {
             self.restart_at = None;
             self.state.restart_count += 1;

@@ -4,6 +4,7 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use dhow_sys::names::message::{HEADER, is_response};
 use rustix::event::epoll;
 use rustix::net::{RecvFlags, SendFlags};
 
@@ -58,6 +59,10 @@ impl Questions {
                 question.read.extend_from_slice(&buffer[..length]);
                 // As many queries as are whole.
                 while let Some(query) = first_query(&question.read) {
+                    if query.len() < HEADER || is_response(query) {
+                        self.all[place] = None;
+                        return None;
+                    }
                     let Some(message) = answer(query) else {
                         let question = self.all[place].take()?;
                         let _ = epoll::delete(epoll, &question.client);
@@ -117,18 +122,32 @@ mod tests {
         let mut step = |questions: &mut Questions| {
             let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }];
             epoll::wait(&epoll, &mut events, None).unwrap();
-            questions.ready(&epoll, 0, &mut buffer, |query| (query == b"abc").then(|| b"known".to_vec()))
+            questions.ready(&epoll, 0, &mut buffer, |query| query.ends_with(b"abc").then(|| b"known".to_vec()))
         };
-        client.write_all(b"\0\x03a").unwrap();
+        client.write_all(b"\0\x0f\0\0\0\0\0\0\0\0\0\0\0\0a").unwrap();
         assert!(step(&mut questions).is_none());
         client.write_all(b"bc").unwrap();
         assert!(step(&mut questions).is_none());
         let mut answer = [0; 7];
         client.read_exact(&mut answer).unwrap();
         assert_eq!(&answer, b"\0\x05known");
-        client.write_all(b"\0\x03abc\0\x02xy").unwrap();
+        client.write_all(b"\0\x0c\0\0\0\0\0\0\0\0\0\0xy").unwrap();
         let (_, read) = step(&mut questions).unwrap();
-        assert_eq!(read, b"\0\x02xy");
+        assert_eq!(read, b"\0\x0c\0\0\0\0\0\0\0\0\0\0xy");
         assert!(questions.deadline().is_none());
+    }
+
+    #[test]
+    fn what_is_no_query_ends_the_connection() {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        for length in 0..HEADER as u8 {
+            let (mut client, served) = std::os::unix::net::UnixStream::pair().unwrap();
+            let mut questions = Questions::new(0);
+            questions.add(&epoll, served.into());
+            client.write_all(&[&[0, length][..], &vec![0; usize::from(length)]].concat()).unwrap();
+            let local = crate::local_names::LocalNames::default();
+            assert!(questions.ready(&epoll, 0, &mut [0; 64], |query| local.answer(query)).is_none());
+            assert!(questions.deadline().is_none(), "{length}");
+        }
     }
 }

@@ -60,8 +60,9 @@ impl Subnet {
     /// The first address that is not taken, looking from the one after `last` and going round within `range`, a part of this
     /// subnet. The subnet's own address and, of IPv4, that for broadcasts are nobody's.
     pub fn next_free(&self, range: &Subnet, last: Option<IpAddr>, taken: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
-        let lowest = bits(range.address).max(bits(self.address) + 1);
-        let highest = if self.is_ipv4() { bits(range.last()).min(bits(self.last()) - 1) } else { bits(range.last()) };
+        let lowest = bits(range.address).max(bits(self.address).saturating_add(1));
+        let highest =
+            if self.is_ipv4() { bits(range.last()).min(bits(self.last()).saturating_sub(1)) } else { bits(range.last()) };
         if lowest > highest {
             return None;
         }
@@ -190,6 +191,8 @@ mod tests {
         assert_eq!(next("10.0.0.0/24", "10.0.0.128/25", None, &[]).as_deref(), Some("10.0.0.128"));
         assert_eq!(next("10.0.0.0/24", "10.0.0.128/25", Some("10.0.0.254"), &[]).as_deref(), Some("10.0.0.128"));
         assert_eq!(next("10.0.0.0/31", "10.0.0.0/31", None, &[]), None);
+        assert_eq!(next("0.0.0.0/32", "0.0.0.0/32", None, &[]), None);
+        assert_eq!(next("255.255.255.255/32", "255.255.255.255/32", None, &[]), None);
         assert_eq!(next("fd00::/64", "fd00::/64", None, &["fd00::1"]).as_deref(), Some("fd00::2"));
         assert_eq!(next("fd00::/127", "fd00::/127", Some("fd00::1"), &[]).as_deref(), Some("fd00::1"));
         assert_eq!(next("fd00::/64", "fd00::/64", Some("10.0.0.1"), &[]).as_deref(), Some("fd00::1"));

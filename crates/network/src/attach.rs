@@ -120,11 +120,16 @@ impl Attached {
         }
         let index = route::index(&self.socket, &name).context(|| failed("find the link"))?;
         let index = index.ok_or(io::ErrorKind::NotFound).context(|| failed("find the link"))?;
-        for (address, range) in endpoint.addresses() {
+        let configured = endpoint.addresses().try_for_each(|(address, range)| {
             route::add_address(&self.socket, index, address, range.subnet.prefix)
-                .context(|| format!("give {name} the address {address}"))?;
+                .context(|| format!("give {name} the address {address}"))
+        });
+        let configured = configured.and_then(|()| route::set_up(&self.socket, index).context(|| failed("bring up the link")));
+        if configured.is_err() {
+            // Nobody would know of it.
+            let _ = route::delete_link(&self.socket, index);
         }
-        route::set_up(&self.socket, index).context(|| failed("bring up the link"))?;
+        configured?;
         endpoint.interface = Some(name);
         self.endpoints.push(endpoint);
         Ok(())

@@ -58,6 +58,9 @@ impl Network {
     fn ensure_bridge(&self, route: &Socket, bridge: &Bridge) -> Result<u32> {
         let name = &bridge.name;
         let found = self.ensure_link(route, name, Some(self.mtu.unwrap_or(MTU)), &HostLink::Bridge)?;
+        if !found.is_marked && !found.is_new && !std::path::Path::new(&format!("/sys/class/net/{name}/bridge")).exists() {
+            return Err(std::io::Error::other("it is no bridge")).context(|| format!("use link {name} of the host"));
+        }
         // The mark comes last: who made a link and was killed over it has left one without.
         if !found.is_marked {
             self.configure(route, found.index, bridge)?;
@@ -130,6 +133,29 @@ impl Network {
 
     fn dummy(&self) -> String {
         format!("dm-{}", self.id.get(..12).unwrap_or(&self.id))
+    }
+
+    /// Whether containers of both networks are beside the same link of the host.
+    pub fn shares_link(&self, other: &Network) -> bool {
+        let parent = |network: &Network| match &network.driver {
+            Driver::Macvlan { parent, .. } | Driver::Ipvlan { parent, .. } => parent.clone(),
+            Driver::Bridge(_) => None,
+        };
+        parent(self).is_some() && parent(self) == parent(other)
+    }
+
+    /// Takes over the link that was made for a network which is removed; one that was there before is nobody's.
+    pub fn inherit(&self, from: &Network) -> Result<()> {
+        let (Driver::Macvlan { parent: Some(link), .. } | Driver::Ipvlan { parent: Some(link), .. }) = &from.driver else {
+            return Ok(());
+        };
+        let route = Socket::route().context(|| "open a netlink socket".to_owned())?;
+        match route::link(&route, link).context(|| format!("find link {link}"))? {
+            Some(found) if found.alias == from.mark() => {
+                route::set_alias(&route, found.index, &self.mark()).context(|| format!("mark link {link}"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Takes away what was made for the network on the host. Links that were there before stay.

@@ -177,6 +177,8 @@ pub struct Plan {
     pub ports: Vec<ports::Publish>,
     /// What is asked at [`resolver::ADDRESS`]; `None`: nothing.
     pub resolver: Option<Names>,
+    /// Where the container's own names are written down.
+    pub neighbours: PathBuf,
 }
 
 /// How a container's names are resolved.

@@ -1,5 +1,6 @@
 //! `/containers`
 
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -168,6 +169,7 @@ pub(crate) async fn attach(engine: Arc<Engine>, id: &str, call: Call) -> Result<
         ..LogQuery::default()
     });
     let id = id.to_owned();
+    let goes_on = parameters.is("stream");
     let attached = quick(move || {
         let container = engine.container(&id)?;
         let mut before = Vec::new();
@@ -176,6 +178,14 @@ pub(crate) async fn attach(engine: Arc<Engine>, id: &str, call: Call) -> Result<
             true
         };
         let stream = match &replay {
+            // The log alone, and nothing after it.
+            replay if !goes_on => {
+                if let Some(query) = replay {
+                    engine.logs(&container, query, &mut keep, &|| true)?;
+                }
+                let (ours, _) = UnixStream::pair().map_err(|error| Error::internal(format!("create a socket pair: {error}")))?;
+                ours
+            }
             Some(query) => engine.attach_after_log(&container, &options, query, &mut keep)?,
             None => engine.attach(&container, &options)?.0,
         };

@@ -113,8 +113,8 @@ impl Unpacker<'_> {
             (attributes.uid, attributes.gid) = (uid, gid);
         }
         let Some(name) = path.file_name().map(OsStr::to_owned) else {
-            // The root itself.
-            if kind == EntryType::Directory {
+            // The root itself: a layer's is as the layer says, a directory that is copied into stays as it is.
+            if kind == EntryType::Directory && self.copy.is_none() {
                 let handle = self.root.handle(Path::new(".")).map_err(failed)?;
                 set_attributes(&handle, &attributes, true).map_err(failed)?;
                 self.directories.push((path, attributes.times));

@@ -29,11 +29,16 @@ pub struct Packer<W> {
     device: Option<Option<u64>>,
     /// Files with several names, by device and inode: the name under which each is in the archive.
     links: HashMap<(u64, u64), Vec<u8>>,
+    /// Directories around the one that is packed.
+    depth: usize,
 }
+
+/// Directories in each other; more would exhaust stack and descriptors of whoever packs them.
+const DEEPEST: usize = 256;
 
 impl<W: Write> Packer<W> {
     pub fn new(out: W) -> Packer<W> {
-        Packer { out, is_layer: false, device: None, links: HashMap::new() }
+        Packer { out, is_layer: false, device: None, links: HashMap::new(), depth: 0 }
     }
 
     /// For the writable layer of a container.
@@ -135,9 +140,14 @@ impl<W: Write> Packer<W> {
             }
         }
         names.sort();
+        if self.depth == DEEPEST {
+            return Err(io::Error::other(format!("directories are nested more than {DEEPEST} deep")));
+        }
+        self.depth += 1;
         for name in names {
             self.tree(directory.as_fd(), Path::new(OsStr::from_bytes(&name)), &[prefix, &name].concat())?;
         }
+        self.depth -= 1;
         Ok(())
     }
 

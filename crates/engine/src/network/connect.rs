@@ -76,7 +76,11 @@ impl Engine {
         let (record, assigned) = assigned.pop().ok_or_else(|| Error::internal("no address was assigned"))?;
         let endpoint = endpoint(container, &record, &assigned, settings)?;
         self.ask_monitor(container, &Request::Connect(Box::new(endpoint.clone())))?;
-        self.add_to_hosts(container, &endpoint)
+        // It is connected; what the container has made of its file is its own affair.
+        if let Err(error) = self.add_to_hosts(container, &endpoint) {
+            tracing::warn!("{error}");
+        }
+        Ok(())
     }
 
     /// Disconnects a container from a network.
@@ -105,8 +109,10 @@ impl Engine {
         if container.is_running() {
             self.ask_monitor(&container, &Request::Disconnect { network: record.id().to_owned() })?;
             let endpoints = container.state.network.iter().flat_map(|network| &network.endpoints);
-            if let Some(endpoint) = endpoints.into_iter().find(|endpoint| endpoint.network.id == record.id()) {
-                self.take_from_hosts(&container, endpoint)?;
+            if let Some(endpoint) = endpoints.into_iter().find(|endpoint| endpoint.network.id == record.id())
+                && let Err(error) = self.take_from_hosts(&container, endpoint)
+            {
+                tracing::warn!("{error}");
             }
         }
         self.edit_record(&container, |edited| drop(edited.networks.remove(record.name())))?;

@@ -135,6 +135,20 @@ impl Engine {
             "ipvlan" => ipvlan(&options)?,
             _ => bridge(&options, id, request.internal)?,
         };
+        if let Driver::Bridge(bridge) = &driver {
+            let same = |other: &&NetworkRecord| other.network.bridge().is_some_and(|other| other.name == bridge.name);
+            let other = others.iter().find(same).map(NetworkRecord::name);
+            let other = other.or((bridge.name == self.default_bridge()).then_some(super::DEFAULT));
+            if let Some(other) = other.filter(|_| !request.config_only) {
+                return Err(Error::new(
+                    Kind::Forbidden,
+                    format!(
+                        "cannot create network {}: conflicts with network {other}: networks have same bridge name ({})",
+                        request.name, bridge.name
+                    ),
+                ));
+            }
+        }
         let used: Vec<Subnet> = others.iter().flat_map(|other| other.network.ranges().map(|range| range.subnet)).collect();
         let enabled = [request.enable_ipv4.unwrap_or(true), request.enable_ipv6.unwrap_or(false)];
         let mut shown = Vec::new();
@@ -238,7 +252,12 @@ impl Engine {
             Ok(())
         })?;
         // Should this be cut short, the link's mark tells the next look that there is no such network.
-        record.network.remove().context(|| format!("remove network {name}"))?;
+        let heir = self.store.database.read(all)?.into_iter().find(|other| other.network.shares_link(&record.network));
+        match heir {
+            Some(heir) => heir.network.inherit(&record.network),
+            None => record.network.remove(),
+        }
+        .context(|| format!("remove network {name}"))?;
         self.network_event("destroy", &record);
         Ok(())
     }
@@ -269,9 +288,10 @@ impl Engine {
     /// Removes what a removal left that was cut short, and gives back what networks need that containers run in: their rules
     /// may have been another program's, or an older version's.
     pub(crate) fn reconcile_networks(&self) -> Result<()> {
-        let records = self.store.database.read(all)?;
-        let exists = |id: &str| records.iter().any(|record| record.id() == id);
+        // Asked after the links are listed: another engine may make a network meanwhile.
+        let exists = |id: &str| !matches!(self.store.database.read(|db| super::by_id(db, id)), Ok(None));
         dhow_network::left_bridges(&self.table(), exists).context(|| "look for links of removed networks".to_owned())?;
+        let records = self.store.database.read(all)?;
         for record in records.iter().filter(|record| !record.config_only) {
             let runs = |id: &String| dhow_monitor::state::is_locked(&self.paths().run(id));
             if self.members(record.id())?.iter().any(runs) || (record.name() != super::DEFAULT && self.is_network_missing(record))

@@ -81,6 +81,11 @@ impl Engine {
     fn edit_hosts(&self, container: &Container, edit: impl FnOnce(String) -> String) -> Result<()> {
         let path = self.paths().container(&container.id.0).join("hosts");
         let what = || format!("edit {}", path.display());
+        // The container may have made anything of it.
+        const LARGEST: u64 = 1 << 20;
+        if fs::metadata(&path).context(what)?.len() > LARGEST {
+            return Err(Error::invalid(format!("edit {}: it is larger than {LARGEST} bytes", path.display())));
+        }
         let text = fs::read_to_string(&path).context(what)?;
         fs::write(&path, edit(text)).context(what)
     }

@@ -51,7 +51,7 @@ impl Engine {
                 .collect(),
             neighbours: self.paths().neighbours(),
         });
-        Ok(Some(Plan { endpoints, ports, resolver }))
+        Ok(Some(Plan { endpoints, ports, resolver, neighbours: self.paths().neighbours() }))
     }
 
     /// `NAME:ALIAS`, or an id in the place of the name, as alias and name.

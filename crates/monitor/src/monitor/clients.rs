@@ -203,7 +203,9 @@ impl Monitor {
                     return self.fail(index, FailureKind::Internal, failed.message);
                 }
                 if let (Some(client), Some(root)) = (&mut self.clients[index], &self.root) {
-                    client.send_descriptors(&[root.fd.as_fd(), root.claim.as_fd()]);
+                    // A running container's monitor needs the claim for itself, to start it again.
+                    let all = [root.fd.as_fd(), root.claim.as_fd()];
+                    client.send_descriptors(if self.root_used { &all[..1] } else { &all });
                     client.role = Role::Root;
                 }
             }

@@ -32,7 +32,9 @@ impl Monitor {
 
     /// The container goes on.
     pub(super) fn resume_probing(&mut self) {
-        if let (Some(prober), Some(health)) = (&mut self.prober, &self.state.health) {
+        if let (Some(prober), Some(health)) = (&mut self.prober, &self.state.health)
+            && prober.running.is_none()
+        {
             prober.wait(health);
         }
     }

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use dhow_oci::time::now;
 
+use dhow_runtime::spec::Rlimit;
+
 use super::{FIRST_BACKOFF, INIT, MAX_BACKOFF, Monitor, SIGKILL, STABLE, Stopping};
 use crate::client::Role;
 use crate::protocol::{FailureKind, Policy, Reply, Start};
@@ -26,6 +28,7 @@ impl Monitor {
         self.state.restart_count = 0;
         self.backoff = FIRST_BACKOFF;
         self.start = start;
+        self.keep_descriptor_limit();
         match self.launch() {
             Ok(()) => self.answer(index, &Reply::default()),
             Err(failed) => {
@@ -40,6 +43,16 @@ impl Monitor {
                 self.finish_streams(INIT);
                 self.tell_waiting(true);
             }
+        }
+    }
+
+    /// The container's own limit of descriptors is what it would be without the monitor's.
+    fn keep_descriptor_limit(&mut self) {
+        const NAME: &str = "RLIMIT_NOFILE";
+        let Some(process) = &mut self.start.spec.process else { return };
+        if !process.rlimits.iter().any(|limit| limit.kind == NAME) {
+            let (soft, hard) = self.descriptors;
+            process.rlimits.push(Rlimit { kind: NAME.to_owned(), hard, soft });
         }
     }
 
@@ -245,6 +258,7 @@ impl Monitor {
     /// The container has ended for good: record it, tell everybody, and be gone.
     pub(super) fn end(&mut self) {
         let stopped = self.stopping.take().is_some();
+        self.detach_network();
         self.state.status = Status::Exited;
         self.state.network = None;
         self.state.pid = 0;
@@ -253,7 +267,6 @@ impl Monitor {
             // Without room for it the engine that looks next finds the copy in the run directory.
             let _ = state::save(&self.setup.directory, &self.state);
         }
-        self.detach_network();
         if stopped {
             self.event("stop", &[]);
         }

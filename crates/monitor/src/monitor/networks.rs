@@ -18,6 +18,9 @@ impl Monitor {
     pub(super) fn attach_network(&mut self) -> Result<(), start::Failed> {
         self.network = start::network(self.start.plan.as_ref(), &self.setup.name, &mut self.isolated)?;
         self.serve_network().map_err(|error| start::Failed::new(format!("serve the container's network: {error}")))?;
+        // Before anything is in it that a killed monitor would leave: who finds the directory can take that back.
+        self.state.network = self.network_state();
+        let _ = state::save(&self.setup.run, &self.state);
         for endpoint in self.endpoints().to_vec() {
             self.announce(&endpoint);
         }
@@ -60,8 +63,7 @@ impl Monitor {
     }
 
     fn neighbours(&self) -> Option<Neighbours> {
-        let names = self.start.plan.as_ref()?.resolver.as_ref()?;
-        Some(Neighbours::new(&names.neighbours))
+        Some(Neighbours::new(&self.start.plan.as_ref()?.neighbours))
     }
 
     /// Makes the container known in a network.
