@@ -31,6 +31,8 @@ pub struct LogQuery {
     pub details: bool,
     /// `None`: all lines.
     pub tail: Option<usize>,
+    /// The client does not take frames for lines: they may be longer, which is faster.
+    pub merged: bool,
 }
 
 /// Takes a piece of output; `false` when nobody wants more.

@@ -212,6 +212,7 @@ pub(crate) async fn logs(engine: Arc<Engine>, id: &str, call: Call) -> Result<An
         timestamps: parameters.is("timestamps"),
         details: parameters.is("details"),
         tail: parameters.get("tail").parse().ok(),
+        merged: call.agent().starts_with("Dhow-Client/"),
     };
     if !query.stdout && !query.stderr {
         return Err(Error::invalid("Bad parameters: you must choose at least one stream"));

@@ -73,6 +73,8 @@ pub(crate) async fn start(engine: Arc<Engine>, id: &str, mut call: Call) -> Resu
     };
     match started {
         Ok(_) if detach => Ok(answer::empty(StatusCode::OK)),
+        // As with dockerd the request to start says whether there are frames.
+        Ok(started) if started.tty && !request.tty => stream::take_over(call, stream::framed(started.stream)?, false, Vec::new()),
         Ok(started) => stream::take_over(call, started.stream, started.tty, Vec::new()),
         // dockerd has taken the connection over by the time the program turns out not to run: the text comes as output.
         Err(error) if !detach && error.kind() == dhow_engine::Kind::Invalid => failed_in_stream(engine, &id, call, &error).await,

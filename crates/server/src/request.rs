@@ -88,6 +88,11 @@ impl Call {
         self.request.headers().contains_key("upgrade")
     }
 
+    /// The client's name; empty without one.
+    pub fn agent(&self) -> &str {
+        self.request.headers().get("User-Agent").and_then(|agent| agent.to_str().ok()).unwrap_or_default()
+    }
+
     /// The whole body.
     pub async fn body(&mut self) -> Result<Bytes> {
         let mut all = Vec::new();

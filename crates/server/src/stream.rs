@@ -41,9 +41,8 @@ pub(crate) fn take_over(mut call: Call, process: StdUnixStream, tty: bool, befor
     let kind = media_type(call.version, tty, upgraded);
     // docker-py, also under other names, reads the head through a buffer and the rest past it: what arrives with the head is
     // lost to it. Clients in Go and our own are known to read on.
-    let agent = call.request.headers().get("User-Agent").and_then(|agent| agent.to_str().ok()).unwrap_or_default();
     let splits_reads =
-        !["Docker-Client/", "compose/", "Go-http-client/", "Dhow-Client/"].iter().any(|name| agent.starts_with(name));
+        !["Docker-Client/", "compose/", "Go-http-client/", "Dhow-Client/"].iter().any(|name| call.agent().starts_with(name));
     if upgraded {
         let upgrade = hyper::upgrade::on(&mut call.request);
         tokio::spawn(async move {
@@ -93,6 +92,34 @@ pub(crate) fn take_over(mut call: Call, process: StdUnixStream, tty: bool, befor
         }
     });
     Ok(answer)
+}
+
+/// A process's terminal in frames: what a client asks for that does not know of the terminal.
+pub(crate) fn framed(process: StdUnixStream) -> Result<StdUnixStream> {
+    let failed = |error: io::Error| Error::internal(format!("connect the streams: {error}"));
+    let (ours, theirs) = StdUnixStream::pair().map_err(failed)?;
+    for stream in [&process, &theirs] {
+        stream.set_nonblocking(true).map_err(failed)?;
+    }
+    let (process, theirs) = (UnixStream::from_std(process).map_err(failed)?, UnixStream::from_std(theirs).map_err(failed)?);
+    let (mut output, mut input) = process.into_split();
+    let (mut from_client, mut to_client) = theirs.into_split();
+    tokio::spawn(async move {
+        let _ = copy(&mut from_client, &mut input).await;
+        let _ = input.shutdown().await;
+    });
+    tokio::spawn(async move {
+        let mut buffer = vec![0; 8 * 1024];
+        while let Ok(length) = output.read(&mut buffer).await {
+            let header = dhow_api::frame::header(dhow_api::frame::Stream::Stdout, length as u32);
+            let piece = [&header[..], &buffer[..length]].concat();
+            if length == 0 || to_client.write_all(&piece).await.is_err() {
+                break;
+            }
+        }
+        let _ = to_client.shutdown().await;
+    });
+    Ok(ours)
 }
 
 /// Moves the streams, what was said `before` first.

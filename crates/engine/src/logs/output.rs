@@ -71,9 +71,10 @@ impl<'a> Output<'a> {
         entry.append_text(&mut self.buffer);
     }
 
-    /// Frames hold as many entries as come from one stream in a row.
+    /// A frame holds one entry, as dockerd's do: clients take frames for lines. For one that does not it holds as many as come
+    /// from one stream in a row.
     fn open_frame(&mut self, stream: frame::Stream) {
-        if self.frame.is_some_and(|(current, _)| current == stream) {
+        if self.query.merged && self.frame.is_some_and(|(current, _)| current == stream) {
             return;
         }
         self.close_frame();

@@ -208,11 +208,7 @@ impl Engine {
             has_own_subnets: !configs.is_empty(),
             host_binding: host_binding.transpose()?.filter(|address| !address.is_unspecified()),
             link_prefix: options.get(LINK_PREFIX).cloned(),
-            ipam: Ipam {
-                driver: "default".to_owned(),
-                options: Some(request.ipam.and_then(|ipam| ipam.options).unwrap_or_default()),
-                config: Some(shown),
-            },
+            ipam: Ipam { driver: "default".to_owned(), options: request.ipam.and_then(|ipam| ipam.options), config: Some(shown) },
             options: Some(options),
             labels: request.labels.unwrap_or_default(),
             attachable: request.attachable,
