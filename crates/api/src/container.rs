@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::config::{Config, EndpointSettings, HostConfig, PortBinding, RestartPolicy, ThrottleDevice};
+use crate::config::{Config, EndpointSettings, HostConfig, PortBinding};
 
 /// The answer of `inspect`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -203,33 +203,8 @@ pub struct Change {
     pub kind: u8,
 }
 
-/// The body of `POST /containers/{id}/update`; nothing and zero leave things as they are.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct UpdateContainer {
-    pub cpu_shares: i64,
-    pub memory: i64,
-    pub nano_cpus: i64,
-    pub blkio_weight: u16,
-    pub blkio_device_read_bps: Option<Vec<ThrottleDevice>>,
-    pub blkio_device_write_bps: Option<Vec<ThrottleDevice>>,
-    #[serde(rename = "BlkioDeviceReadIOps")]
-    pub blkio_device_read_iops: Option<Vec<ThrottleDevice>>,
-    #[serde(rename = "BlkioDeviceWriteIOps")]
-    pub blkio_device_write_iops: Option<Vec<ThrottleDevice>>,
-    pub cpu_period: i64,
-    pub cpu_quota: i64,
-    pub cpu_realtime_period: i64,
-    pub cpu_realtime_runtime: i64,
-    pub cpuset_cpus: String,
-    pub cpuset_mems: String,
-    pub memory_reservation: i64,
-    pub memory_swap: i64,
-    pub oom_kill_disable: Option<bool>,
-    pub pids_limit: Option<i64>,
-    pub restart_policy: RestartPolicy,
-}
-
+/// The answer of `POST /containers/{id}/update`. Its body is a [`HostConfig`](crate::config::HostConfig) of which the limits and
+/// the restart policy count; nothing and zero leave things as they are.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Updated {

@@ -1,7 +1,6 @@
 //! Changing the limits and the restart policy of a container, also of one that runs (moby, `daemon/update.go`).
 
 use dhow_api::config::HostConfig;
-use dhow_api::container::UpdateContainer;
 use dhow_monitor::protocol::Request;
 use dhow_runtime::cgroup::Cgroup;
 
@@ -10,8 +9,9 @@ use crate::link::ask;
 use crate::{Engine, Error, Kind, Result};
 
 impl Engine {
-    /// Changes what is given; nothing and zero leave things as they are. Returns warnings.
-    pub fn update(&self, reference: &str, update: &UpdateContainer) -> Result<Vec<String>> {
+    /// Changes those limits and that restart policy of `update` which are given; nothing and zero leave things as they are.
+    /// Returns warnings.
+    pub fn update(&self, reference: &str, update: &HostConfig) -> Result<Vec<String>> {
         let mut warnings = Vec::new();
         let mut wanted = HostConfig::default();
         merge(&mut wanted, update);
@@ -50,13 +50,11 @@ impl Engine {
             }
         }
         let mut after = before.clone();
-        merge(&mut after, &UpdateContainer { blkio_weight: wanted.blkio_weight, ..update.clone() });
+        merge(&mut after, &wanted);
         if container.is_running() && !container.state.cgroup.is_empty() {
             self.update_running(&container, &after, before)?;
         }
-        self.edit_record(&container, |record| {
-            merge(&mut record.host_config, &UpdateContainer { blkio_weight: wanted.blkio_weight, ..update.clone() })
-        })?;
+        self.edit_record(&container, |record| merge(&mut record.host_config, &wanted))?;
         if !update.restart_policy.name.is_empty()
             && let Some(monitor) = self.monitor(&container)
         {
@@ -84,7 +82,8 @@ impl Engine {
     }
 }
 
-fn merge(host: &mut HostConfig, update: &UpdateContainer) {
+/// Puts the limits and the restart policy that are given into `host`.
+fn merge(host: &mut HostConfig, update: &HostConfig) {
     fn number<T: Default + PartialEq + Copy>(own: &mut T, given: T) {
         if given != T::default() {
             *own = given;
@@ -130,9 +129,9 @@ mod tests {
     #[test]
     fn nothing_given_changes_nothing() {
         let mut host = HostConfig { memory: 5, cpuset_cpus: "0".into(), pids_limit: Some(7), ..HostConfig::default() };
-        merge(&mut host, &UpdateContainer::default());
+        merge(&mut host, &HostConfig::default());
         assert_eq!((host.memory, host.cpuset_cpus.as_str(), host.pids_limit), (5, "0", Some(7)));
-        merge(&mut host, &UpdateContainer { memory: 9, pids_limit: Some(-1), ..UpdateContainer::default() });
+        merge(&mut host, &HostConfig { memory: 9, pids_limit: Some(-1), ..HostConfig::default() });
         assert_eq!((host.memory, host.pids_limit), (9, Some(0)));
     }
 }

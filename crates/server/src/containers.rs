@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dhow_api::Version;
-use dhow_api::config::CreateRequest;
-use dhow_api::container::{UpdateContainer, Updated, Wait};
+use dhow_api::config::{CreateRequest, HostConfig};
+use dhow_api::container::{Updated, Wait};
 use dhow_api::stats::Stats;
 use dhow_engine::{AttachOptions, Condition, Container, Engine, Error, Filters, ListQuery, LogQuery, NewContainer, Result};
 use hyper::StatusCode;
@@ -316,7 +316,7 @@ fn after(before: &Stats, now: Stats) -> Stats {
 }
 
 pub(crate) async fn update(engine: Arc<Engine>, id: &str, mut call: Call) -> Result<Answer> {
-    let request: UpdateContainer = call.json(true).await?;
+    let request: HostConfig = call.json(true).await?;
     let id = id.to_owned();
     let warnings = quick(move || engine.update(&id, &request)).await?;
     Ok(answer::json(StatusCode::OK, &Updated { warnings: Some(warnings).filter(|warnings| !warnings.is_empty()) }))

@@ -317,9 +317,6 @@ impl Prune {
         }
         let parameters = query(&[("filters", &filters(&self.filter)?)]);
         let pruned: PrunedNetworks = client.post_json(&format!("/networks/prune{parameters}"), &json!({})).await?;
-        match pruned.networks_deleted.filter(|names| !names.is_empty()) {
-            Some(names) => print(&format!("Deleted Networks:\n{}\n\n", names.join("\n"))),
-            None => Ok(()),
-        }
+        print(&super::prune::deleted("Networks", pruned.networks_deleted))
     }
 }

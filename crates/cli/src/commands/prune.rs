@@ -61,12 +61,16 @@ impl Images {
     }
 }
 
+/// What a prune says that it has removed of a kind: nothing, or a heading and a line for each.
+pub(super) fn deleted(kind: &str, names: Option<Vec<String>>) -> String {
+    let names = names.filter(|names| !names.is_empty());
+    names.map(|names| format!("Deleted {kind}:\n{}\n\n", names.join("\n"))).unwrap_or_default()
+}
+
 async fn containers(client: &Client, filter: &[String]) -> Result<(String, u64)> {
     let path = format!("/containers/prune{}", query(&[("filters", &filters(filter)?)]));
     let pruned: PrunedContainers = client.post_json(&path, &json!({})).await?;
-    let text = pruned.containers_deleted.filter(|ids| !ids.is_empty());
-    let text = text.map(|ids| format!("Deleted Containers:\n{}\n\n", ids.join("\n"))).unwrap_or_default();
-    Ok((text, pruned.space_reclaimed))
+    Ok((deleted("Containers", pruned.containers_deleted), pruned.space_reclaimed))
 }
 
 async fn images(client: &Client, filter: &[String], all: bool) -> Result<(String, u64)> {
@@ -110,14 +114,10 @@ impl System {
         let (mut text, mut reclaimed) = containers(client, &self.filter).await?;
         let filter = query(&[("filters", &filters(&self.filter)?)]);
         let networks: PrunedNetworks = client.post_json(&format!("/networks/prune{filter}"), &json!({})).await?;
-        if let Some(names) = networks.networks_deleted.filter(|names| !names.is_empty()) {
-            text += &format!("Deleted Networks:\n{}\n\n", names.join("\n"));
-        }
+        text += &deleted("Networks", networks.networks_deleted);
         if self.volumes {
             let volumes: PrunedVolumes = client.post_json(&format!("/volumes/prune{filter}"), &json!({})).await?;
-            if let Some(names) = volumes.volumes_deleted.filter(|names| !names.is_empty()) {
-                text += &format!("Deleted Volumes:\n{}\n\n", names.join("\n"));
-            }
+            text += &deleted("Volumes", volumes.volumes_deleted);
             reclaimed += volumes.space_reclaimed;
         }
         let (lines, size) = images(client, &self.filter, self.all).await?;
@@ -125,9 +125,7 @@ impl System {
         let all = if self.all { "1" } else { "" };
         let path = format!("/build/prune{}", query(&[("all", all), ("filters", &filters(&self.filter)?)]));
         let cache: PrunedBuildCache = client.post_json(&path, &json!({})).await?;
-        if let Some(ids) = cache.caches_deleted.filter(|ids| !ids.is_empty()) {
-            text += &format!("Deleted build cache objects:\n{}\n\n", ids.join("\n"));
-        }
+        text += &deleted("build cache objects", cache.caches_deleted);
         reclaimed += cache.space_reclaimed;
         print(&format!("{text}Total reclaimed space: {}\n", human_size(reclaimed)))
     }

@@ -2,7 +2,8 @@
 
 use clap::Args;
 use dhow_api::client::{Client, segment};
-use dhow_api::container::{UpdateContainer, Updated};
+use dhow_api::config::HostConfig;
+use dhow_api::container::Updated;
 
 use super::create::values::{bytes, nano_cpus, restart_policy};
 use crate::failure::{Failure, Result};
@@ -83,7 +84,7 @@ impl Update {
         }
         let size = |text: &Option<String>, name: &str| text.as_deref().map_or(Ok(0), |text| bytes(text, name));
         let policy = self.restart.as_deref().map(restart_policy).transpose();
-        let request = UpdateContainer {
+        let request = HostConfig {
             cpu_shares: self.cpu_shares.unwrap_or(0),
             memory: size(&self.memory, "-m, --memory")?,
             nano_cpus: self.cpus.as_deref().map_or(Ok(0), nano_cpus)?,
@@ -101,7 +102,7 @@ impl Update {
             },
             pids_limit: self.pids_limit,
             restart_policy: policy.map_err(|failure| Failure::new(failure.message))?.unwrap_or_default(),
-            ..UpdateContainer::default()
+            ..HostConfig::default()
         };
         let mut warnings = Vec::new();
         let mut failed = Vec::new();

@@ -137,10 +137,7 @@ impl Prune {
         }
         let parameters = query(&[("filters", &filters(&given)?)]);
         let pruned: PrunedVolumes = client.post_json(&format!("/volumes/prune{parameters}"), &serde_json::json!({})).await?;
-        let mut text = String::new();
-        if let Some(names) = pruned.volumes_deleted.filter(|names| !names.is_empty()) {
-            text = format!("Deleted Volumes:\n{}\n\n", names.join("\n"));
-        }
+        let text = super::prune::deleted("Volumes", pruned.volumes_deleted);
         print(&format!("{text}Total reclaimed space: {}\n", human_size(pruned.space_reclaimed)))
     }
 }
