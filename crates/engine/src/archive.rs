@@ -88,8 +88,8 @@ impl Engine {
 
     /// What a path of a container leads to; a link is told of, not followed.
     pub fn stat_path(&self, reference: &str, path: &str) -> Result<PathStat> {
-        let (container, mounted) = self.rooted(reference, path)?;
-        let (handle, name, _) = find(&mounted, &container, reference, path)?;
+        let (_, mounted) = self.rooted(reference, path)?;
+        let (handle, name, _) = find(&mounted, reference, path)?;
         stat_of(&mounted, &handle, path, name)
     }
 
@@ -100,7 +100,7 @@ impl Engine {
         path: &str,
     ) -> Result<(PathStat, impl FnOnce(&mut dyn Write) -> Result<()> + Send + use<>)> {
         let (container, mounted) = self.rooted(reference, path)?;
-        let (handle, name, parent) = find(&mounted, &container, reference, path)?;
+        let (handle, name, parent) = find(&mounted, reference, path)?;
         let stat = stat_of(&mounted, &handle, path, name.clone())?;
         self.container_event(&container, "archive-path", &[]);
         let pack = move |out: &mut dyn Write| {
@@ -251,7 +251,7 @@ fn not_there(reference: &str, path: &str) -> Error {
 type Parent = Option<(OwnedFd, PathBuf)>;
 
 /// A handle on what a path leads to, its name in an archive, and, unless it was followed, where it is.
-fn find(mounted: &MountedRoot, _container: &Container, reference: &str, path: &str) -> Result<(OwnedFd, String, Parent)> {
+fn find(mounted: &MountedRoot, reference: &str, path: &str) -> Result<(OwnedFd, String, Parent)> {
     let cleaned = clean(path);
     // `/dir/` and `/dir/.` ask for what a link leads to, which must be a directory.
     let follow = path.ends_with('/') || path.ends_with("/.") || path == "." || cleaned == Path::new("/");
@@ -270,8 +270,12 @@ fn find(mounted: &MountedRoot, _container: &Container, reference: &str, path: &s
         return Ok((handle, name, None));
     }
     let handle = place.root.handle_nofollow(&place.path).map_err(failed)?;
-    let parent = place.root.parent(&place.path, false).ok();
-    Ok((handle, name, parent))
+    let parent = place.root.parent(&place.path, false);
+    let stat = rustix::fs::fstat(&handle).context(|| format!("look at {path}"))?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        return Ok((handle, name, None));
+    }
+    Ok((handle, name, Some(parent.context(|| format!("open the directory of {path}"))?)))
 }
 
 fn stat_of(mounted: &MountedRoot, handle: &OwnedFd, path: &str, name: String) -> Result<PathStat> {

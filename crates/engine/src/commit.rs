@@ -10,7 +10,7 @@ use dhow_store::Packer;
 use rustix::fs::{Mode, OFlags};
 
 use crate::error::Context;
-use crate::{Engine, Error, Result, VERSION};
+use crate::{Engine, Error, Kind, Result, VERSION};
 
 /// What is asked of a commit.
 #[derive(Clone, Debug)]
@@ -86,10 +86,11 @@ impl Engine {
             config: Some(execution),
             ..config
         };
-        let frozen = options.pause && container.is_running() && self.pause(&container.id.0, true).is_ok();
+        let frozen = options.pause && container.is_running() && self.freeze(&container)?;
         let made = self.commit_layer(&container, config, name.as_ref(), now);
-        if frozen {
-            self.pause(&container.id.0, false)?;
+        if frozen && let Err(error) = self.pause(&container.id.0, false) {
+            // What was made is there all the same.
+            tracing::warn!("{error}");
         }
         let id = made?;
         self.image_event("create", &id, &id.to_string());
@@ -103,6 +104,15 @@ impl Engine {
         ];
         self.container_event(&container, "commit", &more);
         Ok(id)
+    }
+
+    /// Whether the container was frozen: not when it is frozen already, or has ended meanwhile.
+    fn freeze(&self, container: &crate::Container) -> Result<bool> {
+        match self.pause(&container.id.0, true) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind == Kind::Conflict => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn commit_layer(

@@ -107,9 +107,9 @@ impl Engine {
         if host.network_mode.starts_with("container:") {
             return Ok(networks);
         }
-        let mode = self.network_name(&host.network_mode);
+        let mode = self.network_name(&host.network_mode)?;
         for (name, settings) in given.endpoints_config.into_iter().flatten() {
-            let name = if name == "default" { "bridge".to_owned() } else { self.network_name(&name) };
+            let name = if name == "default" { "bridge".to_owned() } else { self.network_name(&name)? };
             networks.insert(name, settings.unwrap_or_default());
         }
         if matches!(mode.as_str(), "host" | "none")

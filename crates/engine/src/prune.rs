@@ -7,7 +7,7 @@ use dhow_api::system::{DiskUsage, PrunedContainers, PrunedImages};
 use dhow_api::volume::UsageData;
 
 use crate::list::disk_usage;
-use crate::{Engine, Filters, ListQuery, Result};
+use crate::{Engine, Filters, Kind, ListQuery, Result};
 
 /// What of the disk's use is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +20,19 @@ pub struct DiskQuery {
 
 impl DiskQuery {
     pub const ALL: DiskQuery = DiskQuery { images: true, containers: true, volumes: true, build_cache: true };
+}
+
+/// What came of removing one of many. That it was taken into use or removed meanwhile is no failure; another is logged and
+/// the rest goes on, as in dockerd.
+pub(crate) fn removed<T>(result: Result<T>) -> Option<T> {
+    match result {
+        Ok(done) => Some(done),
+        Err(error) if matches!(error.kind, Kind::Conflict | Kind::NotFound) => None,
+        Err(error) => {
+            tracing::warn!("prune: {error}");
+            None
+        }
+    }
 }
 
 impl Engine {
@@ -37,7 +50,7 @@ impl Engine {
                 continue;
             }
             let size = disk_usage(&crate::changes::upper(&container.record.layer));
-            if self.remove(&container.id.0, false, false).is_ok() {
+            if removed(self.remove(&container.id.0, false, false)).is_some() {
                 pruned.space_reclaimed += size;
                 pruned.containers_deleted.get_or_insert_default().push(container.id.0.clone());
             }
@@ -61,7 +74,7 @@ impl Engine {
                 && (is_nameless || !dangling)
                 && filters.labels(&labels)
                 && until.is_none_or(|until| row.created.saturating_mul(1_000_000_000) < until);
-            if wanted && let Ok(deleted) = self.remove_image(&row.id.to_string(), true) {
+            if wanted && let Some(deleted) = removed(self.remove_image(&row.id.to_string(), true)) {
                 pruned.images_deleted.get_or_insert_with(Vec::<Deleted>::new).extend(deleted);
             }
         }
@@ -70,7 +83,7 @@ impl Engine {
         Ok(pruned)
     }
 
-    fn prune_event(&self, kind: &str, reclaimed: u64) {
+    pub(crate) fn prune_event(&self, kind: &str, reclaimed: u64) {
         self.event(kind, "prune", "", BTreeMap::from([("reclaimed".to_owned(), reclaimed.to_string())]));
     }
 

@@ -111,7 +111,7 @@ impl Engine {
             self.container_event(container, "die", &[("exitCode", UNKNOWN_EXIT.to_string())]);
         }
         state::discard(&run).context(|| format!("remove {}", run.display()))?;
-        self.sweep_execs();
+        self.sweep_execs(Some(container.id.0.as_str()));
         Ok(Some(ran))
     }
 
@@ -124,9 +124,11 @@ impl Engine {
                 let _ = state::discard(&entry.path());
             }
         }
-        self.sweep_execs();
-        self.sweep_volumes()?;
-        self.reconcile_networks()?;
+        self.sweep_execs(None);
+        self.sweep_volumes();
+        if let Err(error) = self.reconcile_networks() {
+            tracing::warn!("{error}");
+        }
         for stored in self.stored_containers()? {
             let container = match self.complete(stored) {
                 Ok(container) => container,
@@ -143,11 +145,12 @@ impl Engine {
         Ok(())
     }
 
-    /// Removes the files of execs whose container's monitor is gone.
-    fn sweep_execs(&self) {
+    /// Removes the files of execs whose container's monitor is gone: of one container, or of all.
+    fn sweep_execs(&self, of: Option<&str>) {
         for entry in fs::read_dir(self.paths().exec.join("execs")).into_iter().flatten().flatten() {
-            let owner = fs::read_to_string(entry.path()).unwrap_or_default();
-            if !state::is_locked(&self.paths().run(&owner)) {
+            // One that is being written is empty still.
+            let Some(owner) = fs::read_to_string(entry.path()).ok().filter(|owner| !owner.is_empty()) else { continue };
+            if of.is_none_or(|of| of == owner) && !state::is_locked(&self.paths().run(&owner)) {
                 let _ = fs::remove_file(entry.path());
             }
         }

@@ -84,7 +84,9 @@ impl Engine {
             None => {
                 let labels = if anonymous { [(ANONYMOUS.to_owned(), String::new())].into() } else { BTreeMap::new() };
                 self.make_volume(name, Record { created: now(), labels, ..Record::default() })?;
-                self.store.database.read(|db| stored(db, name))?.unwrap_or_default()
+                // Another may have made it, with options, at the same time.
+                let made = self.store.database.read(|db| stored(db, name))?;
+                made.ok_or_else(|| Error::not_found(format!("get {name}: the volume was removed meanwhile")))?
             }
         };
         let read_only = record.options.get("o").is_some_and(|options| options.split(',').any(|option| option == "ro"));
@@ -170,27 +172,25 @@ impl Engine {
                 continue;
             }
             let size = crate::list::disk_usage(&self.paths().volume(&name));
-            match self.remove_volume(&name, false) {
-                Ok(()) => {
-                    pruned.space_reclaimed += size;
-                    pruned.volumes_deleted.get_or_insert_default().push(name);
-                }
-                // A container has taken it meanwhile, or somebody else has removed it.
-                Err(error) if matches!(error.kind, Kind::Conflict | Kind::NotFound) => {}
-                Err(error) => return Err(error),
+            if crate::prune::removed(self.remove_volume(&name, false)).is_some() {
+                pruned.space_reclaimed += size;
+                pruned.volumes_deleted.get_or_insert_default().push(name);
             }
         }
-        let attributes = [("reclaimed".to_owned(), pruned.space_reclaimed.to_string())].into();
-        self.event("volume", "prune", "", attributes);
+        self.prune_event("volume", pruned.space_reclaimed);
         Ok(pruned)
     }
 
     /// Removes volumes without a name that a container has left, where no other uses them. A failure leaves one for `prune`.
     pub(crate) fn remove_anonymous_volumes<'a>(&self, names: impl Iterator<Item = &'a str>) {
         for name in names {
-            let anonymous = self.store.database.read(|db| stored(db, name));
-            if !anonymous.is_ok_and(|record| record.is_some_and(|record| is_anonymous(name, &record))) {
-                continue;
+            match self.store.database.read(|db| stored(db, name)) {
+                Ok(Some(record)) if is_anonymous(name, &record) => {}
+                Ok(_) => continue,
+                Err(error) => {
+                    tracing::warn!("{error}");
+                    continue;
+                }
             }
             // Nobody was promised its end: after a power cut it may be there, empty, until it is pruned.
             match self.remove_volume_durably(name, true, Durability::Process) {
@@ -201,11 +201,14 @@ impl Engine {
     }
 
     /// Removes what a killed engine has left half removed.
-    pub(crate) fn sweep_volumes(&self) -> Result<()> {
-        let entries = fs::read_dir(self.paths().volumes()).into_iter().flatten().flatten();
-        entries
-            .filter(|entry| entry.file_name().to_string_lossy().starts_with(RETIRED))
-            .try_for_each(|entry| remove_retired(&entry.path()))
+    pub(crate) fn sweep_volumes(&self) {
+        for entry in fs::read_dir(self.paths().volumes()).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(RETIRED)
+                && let Err(error) = remove_retired(&entry.path())
+            {
+                tracing::warn!("{error}");
+            }
+        }
     }
 
     fn stored_volumes(&self) -> Result<Vec<(String, Record, bool)>> {
@@ -249,10 +252,12 @@ fn remove_retired(directory: &Path) -> Result<()> {
     }
 }
 
+/// # Errors
+/// Its record is damaged: what the volume is, is not known then.
 fn stored(db: &Connection, name: &str) -> Result<Option<Record>> {
     let text: Option<String> =
         db.prepare_cached("SELECT record FROM volumes WHERE name = ?1")?.query_row([name], |row| row.get(0)).optional()?;
-    Ok(text.map(|text| serde_json::from_str(&text).unwrap_or_default()))
+    text.map(|text| serde_json::from_str(&text)).transpose().context(|| format!("decode the record of volume {name}"))
 }
 
 /// Ids of the containers that a volume is mounted in.

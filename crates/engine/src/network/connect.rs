@@ -150,10 +150,14 @@ impl Engine {
     }
 
     /// The name of the network that `--network` names by name or id; what is none stays as it is.
-    pub(crate) fn network_name(&self, reference: &str) -> String {
+    pub(crate) fn network_name(&self, reference: &str) -> Result<String> {
+        if !is_user_defined(reference) {
+            return Ok(reference.to_owned());
+        }
         match self.network_record(reference) {
-            Ok(record) if is_user_defined(reference) => record.name().to_owned(),
-            _ => reference.to_owned(),
+            Ok(record) => Ok(record.name().to_owned()),
+            Err(error) if error.kind == Kind::NotFound => Ok(reference.to_owned()),
+            Err(error) => Err(error),
         }
     }
 }

@@ -267,11 +267,11 @@ impl Engine {
             let wanted = record.name() != super::DEFAULT
                 && filters.labels(&record.labels)
                 && until.is_none_or(|until| record.created < until);
-            if wanted && self.remove_network(record.id()).is_ok() {
+            if wanted && crate::prune::removed(self.remove_network(record.id())).is_some() {
                 deleted.push(record.name().to_owned());
             }
         }
-        self.event("network", "prune", "", BTreeMap::from([("reclaimed".to_owned(), "0".to_owned())]));
+        self.prune_event("network", 0);
         Ok(PrunedNetworks { networks_deleted: Some(deleted).filter(|deleted| !deleted.is_empty()) })
     }
 
@@ -290,9 +290,12 @@ impl Engine {
         let records = self.store.database.read(all)?;
         for record in records.iter().filter(|record| !record.config_only) {
             let runs = |id: &String| dhow_monitor::state::is_locked(&self.paths().run(id));
-            if self.members(record.id())?.iter().any(runs) || (record.name() != super::DEFAULT && self.is_network_missing(record))
+            if (self.members(record.id())?.iter().any(runs)
+                || (record.name() != super::DEFAULT && self.is_network_missing(record)))
+                && let Err(error) = record.network.ensure()
             {
-                record.network.ensure().context(|| format!("put network {} right", record.name()))?;
+                // The others are no worse for it.
+                tracing::warn!("put network {} right: {error}", record.name());
             }
         }
         Ok(())
