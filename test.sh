@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 missing=()
-for package in busybox-static iproute2 nftables docker.io openssl gcc; do
+for package in busybox-static iproute2 iptables nftables docker.io openssl gcc; do
   dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")
 done
 # Debian splits docker's client from its engine; where the client is there, the engine is not needed.
@@ -25,6 +25,7 @@ traces() {
   {
     ls -d /sys/fs/cgroup/dhow /sys/fs/cgroup/*/dhow /tmp/dhow-test-*
     ip -o link | grep -o 'dhow[0-9a-f]*'
+    ip netns list | grep dhow-test-
     nft list tables | grep dhow
     grep dhow-test- /proc/self/mountinfo
     pgrep -a dhow

@@ -52,6 +52,7 @@ pub use create::{Created, NewContainer};
 pub use dhow_monitor::events::Event;
 pub use dhow_monitor::protocol::ExecConfig;
 pub use dhow_network::address::Subnet;
+pub use dhow_network::ports::Policy;
 pub use dhow_store::{CopyOptions, Packer, copy_into};
 pub use dhow_sys::root::Root;
 pub use dhow_sys::socket::unread;

@@ -17,6 +17,7 @@ use std::net::IpAddr;
 
 use dhow_api::network::Ipam;
 use dhow_network::address::{Subnet, default_pools};
+use dhow_network::ports::Policy;
 use dhow_network::{Bridge, Driver, Range, host_networks};
 use dhow_store::Durability;
 use dhow_store::rusqlite::{Connection, OptionalExtension, Row, params};
@@ -42,6 +43,9 @@ pub(crate) struct NetworkRecord {
     pub has_own_subnets: bool,
     /// What ports are published on when no address is given.
     pub host_binding: Option<IpAddr>,
+    /// Who may reach published ports; the default network says so for those that do not say it themselves.
+    #[serde(default)]
+    pub publish: Option<Policy>,
     /// Of the links in containers; `eth` if `None`.
     pub link_prefix: Option<String>,
     /// As it was asked for, for those who look at it.
@@ -74,7 +78,6 @@ impl NetworkRecord {
 pub(crate) const DEFAULT: &str = "bridge";
 const BRIDGE: &str = "dhow0";
 const TABLE: &str = "dhow";
-const MTU: u32 = 1500;
 
 /// The networks that always exist.
 pub(crate) const PREDEFINED: [&str; 3] = [DEFAULT, "host", "none"];
@@ -110,9 +113,7 @@ impl Engine {
             if let Some(record) = by_name(tx, DEFAULT)? {
                 return Ok(record);
             }
-            let used: Vec<Subnet> =
-                all(tx)?.iter().flat_map(|record| record.network.ranges().map(|range| range.subnet)).collect();
-            let record = self.new_default(id, self.free_subnet(&used)?);
+            let record = self.new_default(id, self.free_subnet(&used_subnets(&all(tx)?))?);
             tx.execute(
                 "INSERT INTO networks (id, name, record) VALUES (?1, ?2, ?3)",
                 params![record.id(), DEFAULT, encode(&record)?],
@@ -142,6 +143,7 @@ impl Engine {
             reserved: vec![gateway],
             has_own_subnets: false,
             host_binding: None,
+            publish: None,
             link_prefix: None,
             ipam: Ipam::default(),
             options: None,
@@ -186,7 +188,19 @@ impl Engine {
         self.store.database.write(Durability::Power, |tx| {
             let mut record = by_id(tx, network.id())?.ok_or_else(|| Error::internal("the default network vanished"))?;
             let before = record.network.ipv6.as_ref().map(|range| range.subnet);
-            let after = enabled.then(|| given.or(before).unwrap_or_else(|| Subnet::unique_local(seed.as_bytes(), 0)));
+            let mut others = all(tx)?;
+            others.retain(|other| other.id() != record.id());
+            let used = used_subnets(&others);
+            let after = match (enabled, given.or(before)) {
+                (false, _) => None,
+                (true, Some(subnet)) => Some(subnet),
+                (true, None) => Some(create::free_unique_local(&seed, &used)?),
+            };
+            if let Some((subnet, other)) =
+                after.and_then(|subnet| Some((subnet, used.iter().find(|other| other.overlaps(&subnet))?)))
+            {
+                return Err(Error::invalid(format!("fixed-cidr-v6: {subnet} overlaps {other} of another network")));
+            }
             if after != before {
                 record.network.ipv6 = after.map(|subnet| Range { subnet, gateway: Some(subnet.first_host()) });
                 record.reserved.retain(IpAddr::is_ipv4);
@@ -197,6 +211,22 @@ impl Engine {
         })
     }
 
+    /// Who may reach the published ports of networks that do not say so themselves, for the containers that start from now on.
+    pub fn set_default_publish(&self, policy: Policy) -> Result<()> {
+        if policy == Policy::default() && self.store.database.read(|db| by_name(db, DEFAULT))?.is_none() {
+            return Ok(());
+        }
+        let network = self.default_network()?;
+        if network.publish.unwrap_or_default() == policy {
+            return Ok(());
+        }
+        self.store.database.write(Durability::Power, |tx| {
+            let mut record = by_id(tx, network.id())?.ok_or_else(|| Error::internal("the default network vanished"))?;
+            record.publish = Some(policy);
+            save(tx, &record)
+        })
+    }
+
     /// Finds a network with a record.
     pub(crate) fn network_record(&self, reference: &str) -> Result<NetworkRecord> {
         if reference == DEFAULT {
@@ -204,6 +234,10 @@ impl Engine {
         }
         self.store.database.read(|db| find(db, reference))
     }
+}
+
+fn used_subnets(networks: &[NetworkRecord]) -> Vec<Subnet> {
+    networks.iter().flat_map(|record| record.network.ranges().map(|range| range.subnet)).collect()
 }
 
 /// All networks with a record, by name.

@@ -86,7 +86,7 @@ impl Engine {
             }
             if let Some(network) = &left.network {
                 let target = dhow_network::ports::Target::of(&network.endpoints);
-                let withdrawn = dhow_network::ports::withdraw(&self.table(), &network.ports, target);
+                let withdrawn = dhow_network::ports::withdraw(&self.table(), &network.ports, &target);
                 withdrawn.context(|| format!("withdraw the ports of container {}", container.id))?;
                 let neighbours = dhow_network::Neighbours::new(&self.paths().neighbours());
                 network.endpoints.iter().for_each(|endpoint| neighbours.leave(&container.id.0, endpoint));

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use dhow_network::Attached;
+use networks::Guard;
 use rustix::event::epoll;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
@@ -72,6 +73,7 @@ const EXIT: u64 = 4 << 32;
 const OUTPUT: [u64; 2] = [5 << 32, 6 << 32];
 const INPUT: u64 = 7 << 32;
 const SERVICES: u64 = 8 << 32;
+const FILTER: u64 = 9 << 32;
 
 const SIGHUP: i32 = 1;
 const SIGINT: i32 = 2;
@@ -120,6 +122,7 @@ struct Monitor {
     /// A network namespace made ahead, for the first start.
     isolated: Option<OwnedFd>,
     services: Option<Services>,
+    guard: Option<Guard>,
     start: Start,
     root: Option<MountedRoot>,
     /// The container has run on it.
@@ -279,6 +282,7 @@ impl Monitor {
             descriptors: raise_descriptors(),
             isolated,
             services: None,
+            guard: None,
             start: Start::default(),
             root: None,
             root_used: false,
@@ -333,6 +337,7 @@ impl Monitor {
             self.stopping.as_ref().and_then(|stopping| stopping.deadline),
             self.restart_at,
             self.services.as_ref().and_then(Services::deadline),
+            self.guard.as_ref().and_then(|guard| guard.repair_at),
             self.prober.as_ref().and_then(Prober::deadline),
             (!self.buffer.is_empty()).then(|| Instant::now() + QUIET),
         ];
@@ -362,6 +367,7 @@ impl Monitor {
         if let Some(services) = &mut self.services {
             services.expire(now);
         }
+        self.guard_timer(now);
         self.probe_timers(now);
         // Who still works on the last run's root would not see the next one's.
         if self.restart_at.is_some_and(|at| at <= now)
@@ -401,6 +407,7 @@ impl Monitor {
                     self.buffer = buffer;
                 }
             }
+            FILTER => self.filter_changed(),
             INPUT => {
                 if let Some(process) = self.processes.get_mut(index).and_then(Option::as_mut) {
                     process.feed();

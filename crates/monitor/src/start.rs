@@ -57,13 +57,15 @@ pub(crate) fn mount_root(setup: &Setup) -> Result<MountedRoot, Failed> {
 }
 
 /// Attaches the container to its network, if it has one; `isolated` is a namespace that waits to be used.
-pub(crate) fn network(plan: Option<&Plan>, id: &str, isolated: &mut Option<OwnedFd>) -> Result<Option<Attached>, Failed> {
-    let endpoint = |error: dhow_network::NetworkError| {
-        Failed::new(format!(
-            "failed to set up container networking: driver failed programming external connectivity on endpoint {id}: {error}"
-        ))
-    };
-    plan.map(|plan| dhow_network::attach(plan, isolated.take())).transpose().map_err(endpoint)
+pub(crate) fn network(plan: Option<&Plan>, name: &str, isolated: &mut Option<OwnedFd>) -> Result<Option<Attached>, Failed> {
+    plan.map(|plan| dhow_network::attach(plan, isolated.take())).transpose().map_err(|error| unreachable(name, &error))
+}
+
+/// In Docker's words.
+pub(crate) fn unreachable(name: &str, error: &dhow_network::NetworkError) -> Failed {
+    Failed::new(format!(
+        "failed to set up container networking: driver failed programming external connectivity on endpoint {name}: {error}"
+    ))
 }
 
 /// Whether a container wants a network namespace with nothing in it, and the host's root as its owner.

@@ -10,7 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::ports::{Publish, Published, Target};
 use crate::resolver::{self, Resolver};
 use crate::route::{self, BridgePort, HostLink, VethPair};
-use crate::{Context, Driver, Endpoint, Plan, Result, gateway, ports};
+use crate::{BRIDGE_MTU, Context, Driver, Endpoint, Plan, Result, gateway, nft, ports};
 
 /// `CLONE_NEWNET`
 const NEW_NETWORK: i32 = 0x4000_0000;
@@ -25,7 +25,7 @@ pub struct Attached {
     pub endpoints: Vec<Endpoint>,
     pub ports: Vec<Published>,
     pub resolver: Option<Resolver>,
-    /// Where the ports lead now.
+    /// Where the ports lead.
     target: Target,
     table: String,
     /// What new links of the namespace get: whether IPv6 is off.
@@ -41,10 +41,9 @@ impl Attached {
     /// Ports that no rule leads on from: those of a family that the container has no address of, and of IPv6 those of the
     /// loopback address, which packets cannot leave the host with (for IPv4 there is `route_localnet`).
     pub fn ports_without_rule(&self) -> impl Iterator<Item = &Published> {
-        let target = self.target;
-        self.ports.iter().filter(move |port| match port.publish.host_address {
-            IpAddr::V4(_) => target.ipv4.is_none(),
-            IpAddr::V6(address) => target.ipv6.is_none() || address.is_unspecified() || address.is_loopback(),
+        self.ports.iter().filter(|port| match port.publish.host_address {
+            IpAddr::V4(_) => self.target.ipv4.is_none(),
+            IpAddr::V6(address) => self.target.ipv6.is_none() || address.is_unspecified() || address.is_loopback(),
         })
     }
 
@@ -53,9 +52,34 @@ impl Attached {
         self.target.any()
     }
 
+    /// Leads the published ports to the container. From now on there is something that a killed process leaves.
+    pub fn announce(&self) -> Result<()> {
+        if self.ports.is_empty() { Ok(()) } else { ports::announce(&self.table, &self.ports, &self.target) }
+    }
+
     /// Takes the forwarding of the ports away; the namespace goes when this is dropped.
     pub fn detach(&self) -> Result<()> {
-        if self.ports.is_empty() { Ok(()) } else { ports::withdraw(&self.table, &self.publishes(), self.target) }
+        if self.ports.is_empty() { Ok(()) } else { ports::withdraw(&self.table, &self.publishes(), &self.target) }
+    }
+
+    /// A socket that becomes readable when the packet filter has changed: then [`Attached::repair`] finds out whether
+    /// something is gone. `None` without anything that could go.
+    pub fn changes(&self) -> io::Result<Option<OwnedFd>> {
+        let any = self.endpoints.iter().any(|endpoint| endpoint.network.bridge().is_some());
+        any.then(nft::changes).transpose()
+    }
+
+    /// Puts back what of the host's side somebody else has removed: links, their rules, and the ways to the published ports.
+    pub fn repair(&self) -> Result<()> {
+        let host = Socket::route().context(|| "open a netlink socket".to_owned())?;
+        for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.network.bridge().is_some()) {
+            endpoint.network.ensure_with(&host)?;
+        }
+        if !ports::are_announced(&self.table, &self.ports, &self.target)? {
+            self.detach()?;
+            self.announce()?;
+        }
+        Ok(())
     }
 
     /// Connects the running container to one more network. On an error nothing of it is left.
@@ -71,18 +95,23 @@ impl Attached {
         done
     }
 
-    /// Disconnects the running container from a network. Returns what it had there.
-    pub fn disconnect(&mut self, network: &str) -> Result<Option<Endpoint>> {
-        let Some(place) = self.endpoints.iter().position(|endpoint| endpoint.network.id == network) else { return Ok(None) };
+    /// Disconnects the running container from a network. Where its link cannot be removed it stays one of
+    /// [`Attached::endpoints`].
+    pub fn disconnect(&mut self, network: &str) -> Result<()> {
+        let Some(place) = self.endpoints.iter().position(|endpoint| endpoint.network.id == network) else { return Ok(()) };
         let before = self.routes();
-        let endpoint = self.endpoints.remove(place);
+        let endpoint = &self.endpoints[place];
         let name = endpoint.interface.clone().unwrap_or_default();
-        let failed = || format!("remove the link {name} of network {}", endpoint.network.name);
-        if let Some(index) = route::index(&self.socket, &name).context(failed)? {
-            route::delete_link(&self.socket, index).context(failed)?;
+        self.delete_link(&name).context(|| format!("remove the link {name} of network {}", endpoint.network.name))?;
+        self.endpoints.remove(place);
+        self.lead(before)
+    }
+
+    fn delete_link(&self, name: &str) -> io::Result<()> {
+        match route::index(&self.socket, name)? {
+            Some(index) => route::delete_link(&self.socket, index),
+            None => Ok(()),
         }
-        self.lead(before)?;
-        Ok(Some(endpoint))
     }
 
     /// Makes a container's link, with its addresses.
@@ -94,20 +123,16 @@ impl Attached {
         self.set_ipv6(endpoint.ipv6.is_some())?;
         let failed = |what: &str| format!("{what} {name} of network {}", network.name);
         match &network.driver {
-            Driver::Bridge(bridge) => {
+            Driver::Bridge(_) => {
                 let pair = VethPair {
                     name: &endpoint.link,
                     master: parent,
                     peer: &name,
                     peer_mac: endpoint.mac,
                     namespace: self.namespace.as_fd(),
-                    mtu: network.mtu.unwrap_or(1500),
+                    mtu: network.mtu.unwrap_or(BRIDGE_MTU),
                 };
                 route::create_veth(host, &pair).context(|| failed("create the link"))?;
-                let port = BridgePort { hairpin: !self.ports.is_empty(), isolated: !bridge.inter_container };
-                if port != (BridgePort { hairpin: false, isolated: false }) {
-                    route::set_bridge_port(host, &endpoint.link, port).context(|| failed("set up the link"))?;
-                }
             }
             Driver::Macvlan { mode, .. } => {
                 let link = HostLink::Macvlan { parent, mode: *mode as u32, mac: endpoint.mac, namespace: self.namespace.as_fd() };
@@ -118,21 +143,32 @@ impl Attached {
                 route::create_link(host, &name, network.mtu, &link).context(|| failed("create the link"))?;
             }
         }
-        let index = route::index(&self.socket, &name).context(|| failed("find the link"))?;
-        let index = index.ok_or(io::ErrorKind::NotFound).context(|| failed("find the link"))?;
-        let configured = endpoint.addresses().try_for_each(|(address, range)| {
-            route::add_address(&self.socket, index, address, range.subnet.prefix)
-                .context(|| format!("give {name} the address {address}"))
-        });
-        let configured = configured.and_then(|()| route::set_up(&self.socket, index).context(|| failed("bring up the link")));
-        if configured.is_err() {
+        if let Err(error) = self.set_up(host, &endpoint, &name) {
             // Nobody would know of it.
-            let _ = route::delete_link(&self.socket, index);
+            let _ = self.delete_link(&name);
+            return Err(error);
         }
-        configured?;
         endpoint.interface = Some(name);
         self.endpoints.push(endpoint);
         Ok(())
+    }
+
+    /// Sets up a link that is there, `name` in the namespace.
+    fn set_up(&self, host: &Socket, endpoint: &Endpoint, name: &str) -> Result<()> {
+        let failed = |what: &str| format!("{what} {name} of network {}", endpoint.network.name);
+        if let Driver::Bridge(bridge) = &endpoint.network.driver {
+            let port = BridgePort { hairpin: !self.ports.is_empty(), isolated: !bridge.inter_container };
+            if port != (BridgePort { hairpin: false, isolated: false }) {
+                route::set_bridge_port(host, &endpoint.link, port).context(|| failed("set up the link"))?;
+            }
+        }
+        let index = route::index(&self.socket, name).context(|| failed("find the link"))?;
+        let index = index.ok_or(io::ErrorKind::NotFound).context(|| failed("find the link"))?;
+        for (address, range) in endpoint.addresses() {
+            route::add_address(&self.socket, index, address, range.subnet.prefix)
+                .context(|| format!("give {name} the address {address}"))?;
+        }
+        route::set_up(&self.socket, index).context(|| failed("bring up the link"))
     }
 
     /// Links that come later get no address of their own making, and no router but the network's: another container could
@@ -177,11 +213,13 @@ impl Attached {
         }
         let target = Target::of(&self.endpoints);
         if target != self.target {
-            if !self.target.is_none() {
-                ports::withdraw(&self.table, &self.publishes(), self.target)?;
-            }
+            self.detach()?;
             self.target = target;
-            ports::announce(&self.table, &self.ports, target)?;
+            if !self.ports.is_empty() {
+                let namespace = self.namespace.try_clone().context(|| "hold the namespace".to_owned())?;
+                inside(Some(namespace), || ports::open_inside(&self.ports, &self.target))?;
+                self.announce()?;
+            }
         }
         Ok(())
     }
@@ -203,8 +241,9 @@ fn prepare_ipv6(enabled: bool) -> io::Result<()> {
         let _ = set("disable_ipv6", "1");
         return Ok(());
     }
-    // The last one tells the neighbours that an address has a new owner.
-    [("disable_ipv6", "0"), ("accept_ra", "0"), ("autoconf", "0"), ("ndisc_notify", "1")]
+    // Nobody else has the link-local address, which the engine's hardware address makes: the kernel need not ask around for a
+    // second. The last one tells the neighbours that an address has a new owner.
+    [("disable_ipv6", "0"), ("accept_ra", "0"), ("autoconf", "0"), ("accept_dad", "0"), ("ndisc_notify", "1")]
         .into_iter()
         .try_for_each(|(name, value)| set(name, value))
 }
@@ -215,16 +254,18 @@ pub fn isolated() -> Result<OwnedFd> {
 }
 
 /// Connects a namespace as planned: one that [`isolated`] made, or a new one. The caller has one thread and ends up in the
-/// namespace it came from.
+/// namespace it came from. The published ports are held, and lead to the container once they are announced
+/// ([`Attached::announce`]).
 pub fn attach(plan: &Plan, isolated: Option<OwnedFd>) -> Result<Attached> {
     let host = Socket::route().context(|| "open a netlink socket".to_owned())?;
     let parents = plan.endpoints.iter().map(|endpoint| endpoint.network.ensure_with(&host)).collect::<Result<Vec<_>>>()?;
     let target = Target::of(&plan.endpoints);
     let table = plan.endpoints.first().map(|endpoint| endpoint.network.table.clone()).unwrap_or_default();
-    let published = if target.is_none() { Vec::new() } else { ports::reserve(&table, &plan.ports, target)? };
+    let published = if target.is_none() { Vec::new() } else { ports::reserve(&table, &plan.ports, &target)? };
     let with_ipv6 = plan.endpoints.first().map(|endpoint| endpoint.ipv6.is_some());
     let made = inside(isolated, || {
         with_ipv6.map(prepare_ipv6).transpose()?;
+        ports::open_inside(&published, &target)?;
         plan.resolver.as_ref().map(|_| resolver::open()).transpose()
     })?;
     let mut attached = Attached {
@@ -233,7 +274,7 @@ pub fn attach(plan: &Plan, isolated: Option<OwnedFd>) -> Result<Attached> {
         endpoints: Vec::new(),
         ports: published,
         resolver: made.done,
-        target: Target::default(),
+        target,
         table,
         without_ipv6: with_ipv6.map(|enabled| !enabled),
     };

@@ -1,21 +1,20 @@
 //! The host's side of networks: bridges with addresses, forwarding and rules; links that containers' own are beside.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use dhow_sys::netlink::Socket;
 
 use crate::address::Subnet;
 use crate::route::HostLink;
-use crate::{Bridge, Context, Driver, Network, Result, route, rules};
+use crate::{BRIDGE_MTU, Bridge, Context, Driver, Network, Result, route, rules};
 
-/// Of a bridge.
-const MTU: u32 = 1500;
 /// How the alias of a link begins that an engine made; the network's table and id follow.
 const MARK: &str = "dhow";
 
 /// A link of the host.
 struct Found {
     index: u32,
+    /// It was made for the network.
     is_marked: bool,
     is_new: bool,
 }
@@ -39,11 +38,11 @@ impl Network {
         format!("{MARK} {} {}", self.table, self.id)
     }
 
-    /// Finds a link, or makes it. Returns its index, and whether it has no mark yet.
+    /// Finds a link, or makes it.
     fn ensure_link(&self, route: &Socket, name: &str, mtu: Option<u32>, link: &HostLink<'_>) -> Result<Found> {
         let failed = |what: &str| format!("{what} link {name}");
         if let Some(found) = route::link(route, name).context(|| failed("find"))? {
-            return Ok(Found { index: found.index, is_marked: !found.alias.is_empty(), is_new: false });
+            return Ok(Found { index: found.index, is_marked: found.alias == self.mark(), is_new: false });
         }
         match route::create_link(route, name, mtu, link) {
             // Another process was faster.
@@ -57,7 +56,7 @@ impl Network {
 
     fn ensure_bridge(&self, route: &Socket, bridge: &Bridge) -> Result<u32> {
         let name = &bridge.name;
-        let found = self.ensure_link(route, name, Some(self.mtu.unwrap_or(MTU)), &HostLink::Bridge)?;
+        let found = self.ensure_link(route, name, Some(self.mtu.unwrap_or(BRIDGE_MTU)), &HostLink::Bridge)?;
         if !found.is_marked && !found.is_new && !std::path::Path::new(&format!("/sys/class/net/{name}/bridge")).exists() {
             return Err(std::io::Error::other("it is no bridge")).context(|| format!("use link {name} of the host"));
         }
@@ -102,9 +101,14 @@ impl Network {
         // No container tells the host its routes (CVE-2020-13401).
         set(&format!("net/ipv6/conf/{}/accept_ra", bridge.name), "0")?;
         set("net/ipv6/conf/all/forwarding", "1")?;
-        let Some(gateway) = range.gateway else { return Ok(()) };
-        route::add_address(route, index, gateway, range.subnet.prefix)
-            .context(|| format!("give {} the address {gateway}", bridge.name))
+        // The kernel's own link-local address comes seconds after the first container, and until there is one the kernel
+        // asks for no neighbour. Docker gives its bridges the same one.
+        let link_local = (IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)), 64);
+        for (address, prefix) in range.gateway.map(|gateway| (gateway, range.subnet.prefix)).into_iter().chain([link_local]) {
+            route::add_address(route, index, address, prefix)
+                .context(|| format!("give {} the address {address}", bridge.name))?;
+        }
+        Ok(())
     }
 
     /// The link beside which containers get their own: the parent, a VLAN of one, or, without a parent, one that leads nowhere.
@@ -126,6 +130,7 @@ impl Network {
     fn ensure_marked(&self, route: &Socket, name: &str, link: &HostLink<'_>) -> Result<u32> {
         let found = self.ensure_link(route, name, None, link)?;
         if !found.is_marked {
+            // Made just now, or by somebody who was killed before this.
             route::set_alias(route, found.index, &self.mark()).context(|| format!("mark link {name}"))?;
         }
         Ok(found.index)
@@ -170,11 +175,8 @@ impl Network {
 
 fn remove(table: &str, link: &str, mark: &str) -> Result<()> {
     let route = Socket::route().context(|| "open a netlink socket".to_owned())?;
-    let marked = route::aliases(&route).context(|| "list the links".to_owned())?;
-    if marked.iter().any(|(name, alias)| name == link && alias == mark)
-        && let Some(index) = route::index(&route, link).context(|| format!("find link {link}"))?
-    {
-        route::delete_link(&route, index).context(|| format!("remove link {link}"))?;
+    if let Some(found) = route::link(&route, link).context(|| format!("find link {link}"))?.filter(|found| found.alias == mark) {
+        route::delete_link(&route, found.index).context(|| format!("remove link {link}"))?;
     }
     let netfilter = Socket::netfilter().context(|| "open a netfilter socket".to_owned())?;
     rules::remove(&netfilter, table, link)

@@ -2,7 +2,8 @@
 //!
 //! A [`Network`] is what containers share, an [`Endpoint`] is one container's part of it, a [`Plan`] is all that one container
 //! gets, and [`attach`] carries the plan out in the namespace of the container. A container's links die with its namespace;
-//! its published ports are elements of maps in the table `inet dhow` and are removed by [`ports::withdraw`].
+//! its published ports are elements of maps in the tables `ip dhow`, `ip6 dhow` and `inet dhow` and are removed by
+//! [`ports::withdraw`].
 //!
 //! Entering namespaces needs a caller with one thread. Knows neither the API nor the database.
 
@@ -11,6 +12,7 @@ mod attach;
 mod bridge;
 mod neighbours;
 mod nft;
+mod obey;
 pub mod ports;
 pub mod resolver;
 mod route;
@@ -55,6 +57,9 @@ impl<T, E: Into<io::Error>> Context<T> for std::result::Result<T, E> {
     }
 }
 
+/// Of a bridge, where nobody says otherwise.
+pub const BRIDGE_MTU: u32 = 1500;
+
 /// A network as the kernel has it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Network {
@@ -65,7 +70,7 @@ pub struct Network {
     pub table: String,
     pub ipv4: Option<Range>,
     pub ipv6: Option<Range>,
-    /// Of a bridge 1500 if `None`, otherwise the parent's.
+    /// Of a bridge [`BRIDGE_MTU`] if `None`, otherwise the parent's.
     pub mtu: Option<u32>,
     /// Nothing but the network itself and the host is reached.
     pub internal: bool,
@@ -94,6 +99,17 @@ pub enum Driver {
         parent: Option<String>,
         mode: IpvlanMode,
     },
+}
+
+impl Driver {
+    /// Its name in the API.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Driver::Bridge(_) => "bridge",
+            Driver::Macvlan { .. } => "macvlan",
+            Driver::Ipvlan { .. } => "ipvlan",
+        }
+    }
 }
 
 /// A bridge on the host.
@@ -155,6 +171,9 @@ pub struct Endpoint {
     pub priority: i64,
     /// By which its neighbours find it.
     pub names: Vec<String>,
+    /// Of the ports that are published by this network.
+    #[serde(default)]
+    pub publish: ports::Policy,
 }
 
 impl Endpoint {
@@ -192,15 +211,9 @@ pub struct Names {
     pub neighbours: PathBuf,
 }
 
-impl Plan {
-    /// The endpoint that packets of a family leave by: that of the highest priority, then one of both families, then by name
-    /// (moby, `Endpoint.Less`).
-    pub fn gateway(&self, is_ipv4: bool) -> Option<&Endpoint> {
-        gateway(&self.endpoints, is_ipv4)
-    }
-}
-
-pub(crate) fn gateway(endpoints: &[Endpoint], is_ipv4: bool) -> Option<&Endpoint> {
+/// The endpoint that packets of a family leave by: that of the highest priority, then one of both families, then by name
+/// (moby, `Endpoint.Less`).
+pub fn gateway(endpoints: &[Endpoint], is_ipv4: bool) -> Option<&Endpoint> {
     let leads_on = |endpoint: &&Endpoint| {
         let routed = endpoint.addresses().any(|(address, range)| address.is_ipv4() == is_ipv4 && range.gateway.is_some());
         // Packets of a level 3 ipvlan need no next hop.

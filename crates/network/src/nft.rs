@@ -5,6 +5,7 @@
 //! its 4-byte pieces, which is what concatenations need.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use dhow_sys::netlink::{ACK, Batch, CREATE, Socket};
 
@@ -12,6 +13,7 @@ const SUBSYSTEM: u16 = 10 << 8;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const NEW_TABLE: u16 = SUBSYSTEM;
+const DELETE_TABLE: u16 = SUBSYSTEM | 2;
 const NEW_CHAIN: u16 = SUBSYSTEM | 3;
 const GET_CHAIN: u16 = SUBSYSTEM | 4;
 const DELETE_CHAIN: u16 = SUBSYSTEM | 5;
@@ -21,41 +23,59 @@ const NEW_SET: u16 = SUBSYSTEM | 9;
 const NEW_ELEMENT: u16 = SUBSYSTEM | 12;
 const GET_ELEMENT: u16 = SUBSYSTEM | 13;
 const DELETE_ELEMENT: u16 = SUBSYSTEM | 14;
+const NEW_GENERATION: u16 = SUBSYSTEM | 15;
 
-const INET: u8 = 1;
+/// The family of a table (`NFPROTO_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    /// Of IPv4 and IPv6.
+    Inet = 1,
+    Ip = 2,
+    Ip6 = 10,
+}
 
 pub(crate) const HOOK_PREROUTING: u32 = 0;
+pub(crate) const HOOK_INPUT: u32 = 1;
 pub(crate) const HOOK_FORWARD: u32 = 2;
 pub(crate) const HOOK_OUTPUT: u32 = 3;
 pub(crate) const HOOK_POSTROUTING: u32 = 4;
 
 /// `struct nfgenmsg`: family, version, resource id (big-endian).
-fn header(family: u8) -> [u8; 4] {
-    [family, 0, 0, 0]
+fn header(family: Family) -> [u8; 4] {
+    [family as u8, 0, 0, 0]
 }
 
-/// A transaction on one table of family inet.
+/// A transaction on one table.
 pub(crate) struct Transaction {
+    family: Family,
     table: String,
     batch: Batch,
     acks: u32,
 }
 
 impl Transaction {
-    pub fn begin(table: &str) -> Transaction {
+    pub fn begin(family: Family, table: &str) -> Transaction {
         let mut batch = Batch::new();
         batch.message(BATCH_BEGIN, 0, &[0, 0, 0, 10]);
-        Transaction { table: table.to_owned(), batch, acks: 0 }
+        Transaction { family, table: table.to_owned(), batch, acks: 0 }
     }
 
     fn message(&mut self, kind: u16, flags: u16) -> &mut Batch {
         self.acks += 1;
-        self.batch.message(kind, flags | ACK, &header(INET))
+        self.batch.message(kind, flags | ACK, &header(self.family))
     }
 
     pub fn table(&mut self) {
         let table = self.table.clone();
         self.message(NEW_TABLE, CREATE).string(1, &table);
+    }
+
+    /// The table with nothing in it, whatever was there.
+    pub fn fresh_table(&mut self) {
+        let table = self.table.clone();
+        self.table();
+        self.message(DELETE_TABLE, 0).string(1, &table);
+        self.table();
     }
 
     /// A chain of type `filter` or `nat` on a hook, with the policy "accept".
@@ -83,20 +103,20 @@ impl Transaction {
         self.message(DELETE_RULE, 0).string(1, &table).string(2, chain);
     }
 
-    /// A map from a key to the address and port that a packet is sent to. `key_type` and `data_type` are nft's own
-    /// numbers for concatenated types, which only its listing needs.
-    pub fn map(&mut self, name: &str, id: u32, (key_type, key_length): (u32, u32), (data_type, data_length): (u32, u32)) {
+    /// A map from a key to the address and port that a packet is sent to. Types come with their lengths in bytes.
+    pub fn map(&mut self, name: &str, id: u32, key: (u32, u32), (data_type, data_length): (u32, u32)) {
         const MAP: u32 = 8;
+        self.keyed(name, id, MAP, key).be32(6, data_type).be32(7, data_length);
+    }
+
+    pub fn set(&mut self, name: &str, id: u32, key: (u32, u32)) {
+        self.keyed(name, id, 0, key);
+    }
+
+    fn keyed(&mut self, name: &str, id: u32, flags: u32, (key_type, key_length): (u32, u32)) -> &mut Batch {
         let table = self.table.clone();
-        self.message(NEW_SET, CREATE)
-            .string(1, &table)
-            .string(2, name)
-            .be32(3, MAP)
-            .be32(4, key_type)
-            .be32(5, key_length)
-            .be32(6, data_type)
-            .be32(7, data_length)
-            .be32(10, id);
+        let message = self.message(NEW_SET, CREATE);
+        message.string(1, &table).string(2, name).be32(3, flags).be32(4, key_type).be32(5, key_length).be32(10, id)
     }
 
     /// A set of links' names.
@@ -112,12 +132,11 @@ impl Transaction {
     }
 
     fn links(&mut self, name: &str, id: u32, flags: u32, data_type: Option<u32>) {
-        const T_LINK_NAME: u32 = 41;
         // For nft's listing alone: the key is a text, not a number (libnftnl, `NFTNL_UDATA_SET_KEYBYTEORDER`: the host's).
         const USER_DATA: [u8; 6] = [0, 4, 1, 0, 0, 0];
         let table = self.table.clone();
         let message = self.message(NEW_SET, CREATE);
-        message.string(1, &table).string(2, name).be32(3, flags).be32(4, T_LINK_NAME).be32(5, LINK_NAME as u32).be32(10, id);
+        message.string(1, &table).string(2, name).be32(3, flags).be32(4, types::LINK_NAME).be32(5, LINK_NAME as u32).be32(10, id);
         message.bytes(13, &USER_DATA);
         if let Some(data_type) = data_type {
             message.be32(6, data_type);
@@ -126,11 +145,20 @@ impl Transaction {
 
     /// Adds a link to a set.
     pub fn add_link(&mut self, set: &str, link: &str) {
+        self.add_key(set, &link_name(link), 0);
+    }
+
+    /// Adds an element to a set, one that nobody else may have put there.
+    pub fn add_member(&mut self, set: &str, key: &[u8]) {
+        self.add_key(set, key, dhow_sys::netlink::EXCLUSIVE);
+    }
+
+    fn add_key(&mut self, set: &str, key: &[u8], flags: u16) {
         let table = self.table.clone();
-        self.message(NEW_ELEMENT, CREATE).string(2, set).string(1, &table).nested(3, |list| {
+        self.message(NEW_ELEMENT, CREATE | flags).string(2, set).string(1, &table).nested(3, |list| {
             list.nested(1, |element| {
                 element.nested(1, |value| {
-                    value.bytes(1, &link_name(link));
+                    value.bytes(1, key);
                 });
             });
         });
@@ -210,10 +238,15 @@ pub(crate) fn link_name(name: &str) -> Vec<u8> {
     value
 }
 
+/// A socket that becomes readable when more of the packet filter changes than the elements of sets and maps.
+pub(crate) fn changes() -> io::Result<OwnedFd> {
+    Socket::netfilter_changes(&[NEW_ELEMENT, DELETE_ELEMENT, NEW_GENERATION])
+}
+
 /// Whether a map has an element.
-pub(crate) fn has_element(socket: &Socket, table: &str, map: &str, key: &[u8]) -> bool {
+pub(crate) fn has_element(socket: &Socket, (family, table): (Family, &str), map: &str, key: &[u8]) -> bool {
     let mut batch = Batch::new();
-    batch.message(GET_ELEMENT, ACK, &header(INET)).string(2, map).string(1, table).nested(3, |list| {
+    batch.message(GET_ELEMENT, ACK, &header(family)).string(2, map).string(1, table).nested(3, |list| {
         list.nested(1, |element| {
             element.nested(1, |value| {
                 value.bytes(1, key);
@@ -226,7 +259,7 @@ pub(crate) fn has_element(socket: &Socket, table: &str, map: &str, key: &[u8]) -
 /// Whether the table has a chain of this name.
 pub(crate) fn has_chain(socket: &Socket, table: &str, name: &str) -> io::Result<bool> {
     let mut batch = Batch::new();
-    batch.message(GET_CHAIN, ACK, &header(INET)).string(1, table).string(3, name);
+    batch.message(GET_CHAIN, ACK, &header(Family::Inet)).string(1, table).string(3, name);
     match socket.request(batch) {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -237,7 +270,7 @@ pub(crate) fn has_chain(socket: &Socket, table: &str, name: &str) -> io::Result<
 /// The names of the table's chains.
 pub(crate) fn chains(socket: &Socket, table: &str) -> io::Result<Vec<String>> {
     let mut batch = Batch::new();
-    batch.message(GET_CHAIN, dhow_sys::netlink::DUMP, &header(INET));
+    batch.message(GET_CHAIN, dhow_sys::netlink::DUMP, &header(Family::Inet));
     let answers = socket.request(batch)?;
     let text = |value: &[u8]| String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned();
     Ok(answers
@@ -248,6 +281,15 @@ pub(crate) fn chains(socket: &Socket, table: &str) -> io::Result<Vec<String>> {
             (text(find(1)?.1) == table).then(|| find(3).map(|(_, name)| text(name)))?
         })
         .collect())
+}
+
+/// nft's own numbers of types, which only its listing needs: six bits each in a concatenation.
+pub(crate) mod types {
+    pub const ADDRESS4: u32 = 7;
+    pub const ADDRESS6: u32 = 8;
+    pub const PROTOCOL: u32 = 12;
+    pub const SERVICE: u32 = 13;
+    pub const LINK_NAME: u32 = 41;
 }
 
 /// One expression of a rule.
@@ -276,9 +318,16 @@ pub(crate) enum Expression {
     },
     /// Type of the destination address by the routing tables, into register 1.
     DestinationType,
-    /// `ct KEY` into register 1.
+    /// Type of the source address by the routing tables, into register 1.
+    SourceType,
+    /// `ct KEY` into a register.
     Conntrack {
         key: u32,
+        register: u32,
+    },
+    /// `ct original proto-dst` into a register: the port that the connection's first packet was sent to.
+    OriginalPort {
+        register: u32,
     },
     /// The key at `source` looked up in a map; its data go to register 1 on. No entry: the rule does not match.
     Lookup {
@@ -301,6 +350,12 @@ pub(crate) enum Expression {
         family: u32,
         port_register: u32,
     },
+    /// Destination NAT to the own address of the link that the packet came by, and the port in a register.
+    Redirect {
+        port_register: u32,
+    },
+    /// A copy of the packet goes to the next hop in register 1.
+    Duplicate,
     /// A constant into a register.
     Immediate {
         register: u32,
@@ -316,7 +371,9 @@ pub(crate) const META_TRANSPORT: u32 = 16;
 pub(crate) const META_INPUT_NAME: u32 = 6;
 pub(crate) const META_OUTPUT_NAME: u32 = 7;
 pub(crate) const CT_STATE: u32 = 0;
+pub(crate) const CT_DIRECTION: u32 = 1;
 pub(crate) const CT_STATUS: u32 = 2;
+pub(crate) const CT_PROTOCOL: u32 = 10;
 /// The first of the 4-byte registers; it begins where register 1 does.
 pub(crate) const REGISTER_32: u32 = 8;
 
@@ -348,13 +405,18 @@ impl Expression {
                         inner.bytes(1, &vec![0; mask.len()]);
                     });
             }),
-            Expression::DestinationType => expression("fib", &|data| {
+            Expression::DestinationType | Expression::SourceType => expression("fib", &|data| {
                 const ADDRESS_TYPE: u32 = 3;
-                const BY_DESTINATION: u32 = 2;
-                data.be32(1, 1).be32(2, ADDRESS_TYPE).be32(3, BY_DESTINATION);
+                let by = if matches!(self, Expression::SourceType) { 1 } else { 2 };
+                data.be32(1, 1).be32(2, ADDRESS_TYPE).be32(3, by);
             }),
-            Expression::Conntrack { key } => expression("ct", &|data| {
-                data.be32(1, 1).be32(2, *key);
+            Expression::Conntrack { key, register } => expression("ct", &|data| {
+                data.be32(1, *register).be32(2, *key);
+            }),
+            Expression::OriginalPort { register } => expression("ct", &|data| {
+                const DESTINATION_PORT: u32 = 12;
+                const ORIGINAL: u8 = 0;
+                data.be32(1, *register).be32(2, DESTINATION_PORT).bytes(3, &[ORIGINAL]);
             }),
             Expression::Lookup { map, id, source } => expression("lookup", &|data| {
                 data.string(1, map).be32(4, *id).be32(2, *source).be32(3, 1);
@@ -368,6 +430,12 @@ impl Expression {
             Expression::DestinationNat { family, port_register } => expression("nat", &|data| {
                 const DESTINATION: u32 = 1;
                 data.be32(1, DESTINATION).be32(2, *family).be32(3, 1).be32(5, *port_register).be32(7, 3);
+            }),
+            Expression::Redirect { port_register } => expression("redir", &|data| {
+                data.be32(1, *port_register);
+            }),
+            Expression::Duplicate => expression("dup", &|data| {
+                data.be32(1, 1);
             }),
             Expression::Immediate { register, value } => expression("immediate", &|data| {
                 data.be32(1, *register).nested(2, |inner| {

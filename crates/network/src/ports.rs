@@ -1,7 +1,7 @@
 //! Published ports: held on the host by a bound socket, forwarded by elements of the maps in the bridge's table.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use dhow_sys::netlink::Socket;
@@ -9,9 +9,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
 use crate::address::{octets, with_port};
-use crate::nft::Transaction;
+use crate::nft::{self, Family, Transaction};
 use crate::rules::{ANY4, ANY6, ONE4, ONE6};
-use crate::{Context, Endpoint, NetworkError, Result, gateway};
+use crate::{Context, Endpoint, NetworkError, Result, gateway, obey};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, PartialOrd, Ord)]
 #[serde(rename_all = "lowercase")]
@@ -58,31 +58,91 @@ pub struct Published {
     pub reservation: OwnedFd,
 }
 
-/// The addresses of a container that its published ports lead to.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+/// Who may reach a published port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// Whom the host's firewall would let reach a program of the host that listens there.
+    #[default]
+    Obey,
+    /// Everybody: packets are redirected before the host's `input` chains see them, as Docker's are.
+    Open,
+}
+
+impl Policy {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Policy::Obey => "obey",
+            Policy::Open => "open",
+        }
+    }
+}
+
+impl std::str::FromStr for Policy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Policy, String> {
+        [Policy::Obey, Policy::Open]
+            .into_iter()
+            .find(|policy| policy.as_str() == text)
+            .ok_or_else(|| format!("invalid publishing policy \"{text}\": it is \"obey\" or \"open\""))
+    }
+}
+
+/// Where the published ports of a container lead.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct Target {
-    pub ipv4: Option<Ipv4Addr>,
-    pub ipv6: Option<Ipv6Addr>,
+    pub ipv4: Option<Way>,
+    pub ipv6: Option<Way>,
+}
+
+/// The same for one family.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Way {
+    /// Of the container.
+    pub address: IpAddr,
+    /// The container is behind it.
+    pub bridge: String,
+    pub policy: Policy,
 }
 
 impl Target {
-    /// Those by which it reaches the world, on bridges.
+    /// The addresses by which a container reaches the world, on bridges.
     pub fn of(endpoints: &[Endpoint]) -> Target {
-        let bridged = |is_ipv4: bool| gateway(endpoints, is_ipv4).filter(|endpoint| endpoint.network.bridge().is_some());
-        Target { ipv4: bridged(true).and_then(|endpoint| endpoint.ipv4), ipv6: bridged(false).and_then(|endpoint| endpoint.ipv6) }
+        let way = |is_ipv4: bool| {
+            let endpoint = gateway(endpoints, is_ipv4)?;
+            let bridge = endpoint.network.bridge()?.name.clone();
+            Some(Way { address: endpoint.address(is_ipv4)?, bridge, policy: endpoint.publish })
+        };
+        Target { ipv4: way(true), ipv6: way(false) }
     }
 
-    pub fn is_none(self) -> bool {
-        self == Target::default()
+    pub fn is_none(&self) -> bool {
+        *self == Target::default()
     }
 
-    /// One of them, if there is any.
-    pub fn any(self) -> Option<IpAddr> {
-        self.ipv4.map(IpAddr::V4).or(self.ipv6.map(IpAddr::V6))
+    /// One of the addresses, if there is any.
+    pub fn any(&self) -> Option<IpAddr> {
+        self.ways().next().map(|way| way.address)
     }
 
-    fn of_family(self, like: IpAddr) -> Option<IpAddr> {
-        if like.is_ipv4() { self.ipv4.map(IpAddr::V4) } else { self.ipv6.map(IpAddr::V6) }
+    fn ways(&self) -> impl Iterator<Item = &Way> {
+        self.ipv4.iter().chain(&self.ipv6)
+    }
+
+    fn of_family(&self, like: IpAddr) -> Option<&Way> {
+        if like.is_ipv4() { self.ipv4.as_ref() } else { self.ipv6.as_ref() }
+    }
+
+    /// The families whose ports obey the firewall, with those ports.
+    fn obeying<'a, P>(&'a self, ports: P) -> impl Iterator<Item = (&'a Way, impl Iterator<Item = &'a Publish> + Clone)>
+    where
+        P: Iterator<Item = &'a Publish> + Clone + 'a,
+    {
+        self.ways().filter(|way| way.policy == Policy::Obey).filter_map(move |way| {
+            let own = ports.clone().filter(|port| port.host_address.is_ipv4() == way.address.is_ipv4());
+            own.clone().next().is_some().then_some((way, own))
+        })
     }
 }
 
@@ -90,7 +150,7 @@ impl Target {
 ///
 /// # Errors
 /// Which port is taken, in Docker's words.
-pub(crate) fn reserve(table: &str, ports: &[Publish], container: Target) -> Result<Vec<Published>> {
+pub(crate) fn reserve(table: &str, ports: &[Publish], container: &Target) -> Result<Vec<Published>> {
     let mut held: Vec<Published> = Vec::new();
     for port in ports {
         // The IPv6 half of a port that was given without an address follows the number that the IPv4 half got.
@@ -111,14 +171,15 @@ pub(crate) fn reserve(table: &str, ports: &[Publish], container: Target) -> Resu
     Ok(held)
 }
 
-fn reserve_one(table: &str, port: &Publish, sibling: Option<u16>, container: Target) -> Result<Published> {
+fn reserve_one(table: &str, port: &Publish, sibling: Option<u16>, container: &Target) -> Result<Published> {
     let candidates = match sibling {
         Some(port) => port..=port,
         None => port.host_port..=port.last_host_port.max(port.host_port),
     };
+    let obeys = container.of_family(port.host_address).is_some_and(|way| way.policy == Policy::Obey);
     let mut last = io::Error::from(io::ErrorKind::AddrInUse);
     for number in candidates {
-        match bind(port.protocol, SocketAddr::new(port.host_address, number)) {
+        match bind(port.protocol, SocketAddr::new(port.host_address, number), obeys) {
             Ok((reservation, host_port)) => {
                 let publish = Publish { host_port, last_host_port: host_port, ..port.clone() };
                 return Ok(Published { publish, reservation });
@@ -127,7 +188,10 @@ fn reserve_one(table: &str, port: &Publish, sibling: Option<u16>, container: Tar
         }
     }
     let (map, key) = key(port);
-    let taken = |socket: &Socket| port.host_port != 0 && crate::nft::has_element(socket, table, map, &key);
+    let taken = |socket: &Socket| {
+        port.host_port != 0
+            && (nft::has_element(socket, (Family::Inet, table), map, &key) || obey::is_announced(socket, table, port))
+    };
     if Socket::netfilter().is_ok_and(|socket| taken(&socket)) {
         return Err(NetworkError::PortAllocated(with_port(port.host_address, port.host_port)));
     }
@@ -141,8 +205,8 @@ fn reserve_one(table: &str, port: &Publish, sibling: Option<u16>, container: Tar
     Err(NetworkError::PortInUse(binding, reason))
 }
 
-/// Binds without listening: the port is taken, and nobody is answered by this socket.
-fn bind(protocol: Protocol, address: SocketAddr) -> io::Result<(OwnedFd, u16)> {
+/// Takes a port; nobody is answered by this socket.
+fn bind(protocol: Protocol, address: SocketAddr, obeys: bool) -> io::Result<(OwnedFd, u16)> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let kind = match protocol {
         Protocol::Tcp => SocketType::STREAM,
@@ -161,32 +225,73 @@ fn bind(protocol: Protocol, address: SocketAddr) -> io::Result<(OwnedFd, u16)> {
         // Connections of a former container that still linger do not block the port; a listener does.
         rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
     }
+    if obeys {
+        dhow_sys::filter::drop_packets(&socket, address.is_ipv6())?;
+    }
     rustix::net::bind(&socket, &address)?;
-    if protocol == Protocol::Tcp {
-        // With SO_REUSEADDR two bound sockets may share a port unless one listens. A queue of length 0 that nobody reads is
-        // out of reach anyway: packets for the port are redirected before they get here.
+    if protocol != Protocol::Udp {
+        // With SO_REUSEADDR two bound sockets may share a port unless one listens, and to packets for a port where nobody
+        // listens the kernel answers. A queue of length 0 that nobody reads is out of reach: packets for the port are
+        // redirected before they get here, or dropped by the socket's filter.
         rustix::net::listen(&socket, 0)?;
     }
     let bound: SocketAddr = rustix::net::getsockname(&socket)?.try_into().map_err(|_| io::ErrorKind::InvalidData)?;
     Ok((socket, bound.port()))
 }
 
-/// Forwards the ports to a container. Those of a family that it has no address of are left out: who comes to their sockets is
+/// Leads the ports to a container. Those of a family that it has no address of are left out: who comes to their sockets is
 /// served there.
-pub(crate) fn announce(table: &str, ports: &[Published], target: Target) -> Result<()> {
+pub(crate) fn announce(table: &str, ports: &[Published], target: &Target) -> Result<()> {
+    let what = || "publish the ports".to_owned();
+    for port in ports {
+        let obeys = target.of_family(port.publish.host_address).is_some_and(|way| way.policy == Policy::Obey);
+        hold(port, obeys).context(|| format!("hold port {}", port.publish.host_port))?;
+    }
+    for (way, ports) in target.obeying(ports.iter().map(|port| &port.publish)) {
+        obey::announce(table, ports, way).context(what)?;
+    }
     change(table, ports.iter().map(|port| &port.publish), |transaction, port, map, key| {
-        let Some(address) = target.of_family(port.host_address) else { return false };
-        let address = octets(address);
-        transaction.add_element(map, key, &concatenate(&[&address, &port.container_port.to_be_bytes()]));
+        let Some(way) = target.of_family(port.host_address).filter(|way| way.policy == Policy::Open) else { return false };
+        transaction.add_element(map, key, &concatenate(&[&octets(way.address), &port.container_port.to_be_bytes()]));
         true
     })
-    .context(|| "publish the ports".to_owned())
+    .context(what)
 }
 
-/// Removes the forwarding of ports that lead to `target`. What is already gone is fine.
-pub fn withdraw(table: &str, ports: &[Publish], target: Target) -> Result<()> {
+/// Whether the host leads the ports to `target`, as far as it must.
+pub(crate) fn are_announced(table: &str, ports: &[Published], target: &Target) -> Result<bool> {
+    let socket = Socket::netfilter().context(|| "open a netfilter socket".to_owned())?;
+    Ok(ports.iter().all(|port| match target.of_family(port.publish.host_address).map(|way| way.policy) {
+        None => true,
+        Some(Policy::Obey) => obey::is_announced(&socket, table, &port.publish),
+        Some(Policy::Open) => {
+            let (map, key) = key(&port.publish);
+            nft::has_element(&socket, (Family::Inet, table), map, &key)
+        }
+    }))
+}
+
+/// What a container's namespace must do for ports that obey the firewall. The caller is in it.
+pub(crate) fn open_inside(ports: &[Published], target: &Target) -> io::Result<()> {
+    target.obeying(ports.iter().map(|port| &port.publish)).try_for_each(|(way, ports)| obey::open_inside(ports, way))
+}
+
+/// Makes the socket of a port drop what it gets if that is the container's: its copy is on its way there. Who comes from
+/// `::1` is served by the socket.
+fn hold(port: &Published, obeys: bool) -> io::Result<()> {
+    match obeys {
+        true => dhow_sys::filter::drop_packets(&port.reservation, port.publish.host_address.is_ipv6()),
+        false => dhow_sys::filter::take_packets(&port.reservation),
+    }
+}
+
+/// Takes the ports back from `target`. What is already gone is fine.
+pub fn withdraw(table: &str, ports: &[Publish], target: &Target) -> Result<()> {
+    for (way, ports) in target.obeying(ports.iter()) {
+        obey::withdraw(table, ports, way).context(|| "withdraw the ports".to_owned())?;
+    }
     let delete = |transaction: &mut Transaction, port: &Publish, map: &'static str, key: &[u8]| {
-        if target.of_family(port.host_address).is_none() {
+        if target.of_family(port.host_address).is_none_or(|way| way.policy != Policy::Open) {
             return false;
         }
         transaction.delete_element(map, key);
@@ -214,7 +319,7 @@ fn change<'a>(
     ports: impl Iterator<Item = &'a Publish>,
     edit: impl Fn(&mut Transaction, &Publish, &'static str, &[u8]) -> bool,
 ) -> io::Result<()> {
-    let mut transaction = Transaction::begin(table);
+    let mut transaction = Transaction::begin(Family::Inet, table);
     let mut any = false;
     for port in ports {
         let (map, key) = key(port);
@@ -237,7 +342,7 @@ fn key(port: &Publish) -> (&'static str, Vec<u8>) {
 }
 
 /// Parts of a concatenation, each padded to a register of 4 bytes.
-fn concatenate(parts: &[&[u8]]) -> Vec<u8> {
+pub(crate) fn concatenate(parts: &[&[u8]]) -> Vec<u8> {
     let mut whole = Vec::new();
     for part in parts {
         whole.extend_from_slice(part);

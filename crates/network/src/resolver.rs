@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use dhow_sys::netlink::Socket;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use crate::nft::{self, Expression, REGISTER_32, Transaction};
+use crate::nft::{self, Expression, Family, REGISTER_32, Transaction};
 use crate::ports::Protocol;
 use crate::rules::{IPV4, destination4, family};
 
@@ -38,7 +38,7 @@ pub(crate) fn open() -> io::Result<Resolver> {
     };
     let ((udp, udp_port), (tcp, tcp_port)) = (bound(SocketType::DGRAM)?, bound(SocketType::STREAM)?);
     rustix::net::listen(&tcp, 16)?;
-    let mut transaction = Transaction::begin(TABLE);
+    let mut transaction = Transaction::begin(Family::Inet, TABLE);
     transaction.table();
     transaction.base_chain("output", "nat", nft::HOOK_OUTPUT, -100);
     for (protocol, port) in [(Protocol::Udp, udp_port), (Protocol::Tcp, tcp_port)] {

@@ -1,4 +1,5 @@
-//! The table `inet dhow` (another name for each further data root): address translation for containers, published ports, and who may reach a bridge.
+//! The table `inet dhow` (another name for each further data root): address translation for containers, published
+//! ports that are open to everybody, and who may reach a bridge.
 //!
 //! Other tables are never read or changed. Each bridge has its chains, which a packet finds by the name of its link in a map;
 //! containers only add and remove elements of the maps of ports: neither the number of networks nor that of containers
@@ -7,7 +8,8 @@
 use dhow_sys::netlink::Socket;
 
 use crate::address::{Subnet, octets};
-use crate::nft::{self, Expression, REGISTER_32, Transaction};
+use crate::nft::types::{ADDRESS4, ADDRESS6, PROTOCOL, SERVICE};
+use crate::nft::{self, Expression, Family, REGISTER_32, Transaction};
 use crate::{Bridge, Context, Network, NetworkError, Result};
 
 /// Published on every local address: protocol and port.
@@ -17,14 +19,8 @@ pub(crate) const ONE4: &str = "publish4_address";
 pub(crate) const ANY6: &str = "publish6";
 pub(crate) const ONE6: &str = "publish6_address";
 
-/// nft's numbers of types, six bits each in a concatenation: ipv4_addr, ipv6_addr, inet_proto, inet_service.
-const T_ADDRESS4: u32 = 7;
-const T_ADDRESS6: u32 = 8;
-const T_PROTOCOL: u32 = 12;
-const T_SERVICE: u32 = 13;
-
-pub(crate) const IPV4: u8 = 2;
-const IPV6: u8 = 10;
+pub(crate) const IPV4: u8 = Family::Ip as u8;
+const IPV6: u8 = Family::Ip6 as u8;
 
 /// Changes whenever the rules' own form does.
 const REVISION: u32 = 3;
@@ -51,7 +47,7 @@ pub(crate) fn ensure(socket: &Socket, network: &Network, bridge: &Bridge) -> Res
     }
 }
 
-fn is_race(error: &std::io::Error) -> bool {
+pub(crate) fn is_race(error: &std::io::Error) -> bool {
     matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::AlreadyExists | std::io::ErrorKind::ResourceBusy)
 }
 
@@ -62,7 +58,7 @@ fn try_ensure(socket: &Socket, network: &Network, bridge: &Bridge) -> Result<()>
         return Ok(());
     }
     let old = nft::chains(socket, table).context(|| format!("list the chains of table inet {table}"))?;
-    let mut transaction = Transaction::begin(table);
+    let mut transaction = Transaction::begin(Family::Inet, table);
     let base = format!("base-{REVISION}");
     if !old.contains(&base) {
         write_base(&mut transaction);
@@ -95,7 +91,7 @@ pub(crate) fn remove(socket: &Socket, table: &str, bridge: &str) -> Result<()> {
     if chains.is_empty() {
         return Ok(());
     }
-    let mut transaction = Transaction::begin(table);
+    let mut transaction = Transaction::begin(Family::Inet, table);
     for map in VERDICTS {
         transaction.delete_link(map, bridge);
     }
@@ -179,10 +175,10 @@ fn write_base(transaction: &mut Transaction) {
 type MapType = (&'static str, (u32, u32), (u32, u32));
 
 const MAPS: [MapType; 4] = [
-    (ANY4, (T_PROTOCOL << 6 | T_SERVICE, 8), (T_ADDRESS4 << 6 | T_SERVICE, 8)),
-    (ONE4, (T_ADDRESS4 << 12 | T_PROTOCOL << 6 | T_SERVICE, 12), (T_ADDRESS4 << 6 | T_SERVICE, 8)),
-    (ANY6, (T_PROTOCOL << 6 | T_SERVICE, 8), (T_ADDRESS6 << 6 | T_SERVICE, 20)),
-    (ONE6, (T_ADDRESS6 << 12 | T_PROTOCOL << 6 | T_SERVICE, 24), (T_ADDRESS6 << 6 | T_SERVICE, 20)),
+    (ANY4, (PROTOCOL << 6 | SERVICE, 8), (ADDRESS4 << 6 | SERVICE, 8)),
+    (ONE4, (ADDRESS4 << 12 | PROTOCOL << 6 | SERVICE, 12), (ADDRESS4 << 6 | SERVICE, 8)),
+    (ANY6, (PROTOCOL << 6 | SERVICE, 8), (ADDRESS6 << 6 | SERVICE, 20)),
+    (ONE6, (ADDRESS6 << 12 | PROTOCOL << 6 | SERVICE, 24), (ADDRESS6 << 6 | SERVICE, 20)),
 ];
 
 /// The number by which rules of the transaction that makes a set refer to it.
@@ -201,7 +197,7 @@ pub(crate) fn destination4(register: u32) -> Expression {
 }
 
 /// `ip6 daddr` into a register.
-fn destination6(register: u32) -> Expression {
+pub(crate) fn destination6(register: u32) -> Expression {
     Expression::Payload { base: 1, offset: 24, length: 16, register }
 }
 
@@ -213,7 +209,7 @@ fn output(name: &str, equal: bool) -> [Expression; 2] {
     interface(nft::META_OUTPUT_NAME, name, equal)
 }
 
-fn interface(key: u32, name: &str, equal: bool) -> [Expression; 2] {
+pub(crate) fn interface(key: u32, name: &str, equal: bool) -> [Expression; 2] {
     let value = nft::link_name(name);
     [Expression::Meta { key, register: 1 }, Expression::Compare { operator: u32::from(!equal), value }]
 }
@@ -238,25 +234,32 @@ fn from_subnet(subnet: &Subnet) -> Vec<Expression> {
 fn translated() -> [Expression; 3] {
     const DESTINATION_NAT: u32 = 32;
     [
-        Expression::Conntrack { key: nft::CT_STATUS },
+        Expression::Conntrack { key: nft::CT_STATUS, register: 1 },
         Expression::Mask { mask: DESTINATION_NAT.to_ne_bytes().to_vec() },
         Expression::Compare { operator: 1, value: vec![0; 4] },
     ]
 }
 
 /// `fib daddr type local`: only what is meant for this host can be meant for a published port.
-fn local_destination() -> [Expression; 2] {
+pub(crate) fn local_destination() -> [Expression; 2] {
+    [Expression::DestinationType, is_local(true)]
+}
+
+/// Compares the type of an address.
+pub(crate) fn is_local(equal: bool) -> Expression {
     const LOCAL: u32 = 2;
-    [Expression::DestinationType, Expression::Compare { operator: 0, value: LOCAL.to_ne_bytes().to_vec() }]
+    Expression::Compare { operator: u32::from(!equal), value: LOCAL.to_ne_bytes().to_vec() }
+}
+
+/// `meta l4proto` and `th dport` into two registers of four bytes.
+pub(crate) fn transport(register: u32) -> [Expression; 2] {
+    [
+        Expression::Meta { key: nft::META_TRANSPORT, register },
+        Expression::Payload { base: 2, offset: 2, length: 2, register: register + 1 },
+    ]
 }
 
 fn publish_rules() -> Vec<Vec<Expression>> {
-    let transport = |register: u32| {
-        [
-            Expression::Meta { key: nft::META_TRANSPORT, register },
-            Expression::Payload { base: 2, offset: 2, length: 2, register: register + 1 },
-        ]
-    };
     let lookup = |map: &'static str| Expression::Lookup { map, id: id_of(map), source: 1 };
     let rule = |family_number: u8, address: Option<Expression>, map: &'static str| {
         let mut rule = family(family_number).to_vec();
@@ -307,7 +310,7 @@ fn bridge_rules(transaction: &mut Transaction, network: &Network, bridge: &Bridg
     // enter: ct state established,related accept
     const ESTABLISHED_OR_RELATED: u32 = 2 | 4;
     let known = [
-        Expression::Conntrack { key: nft::CT_STATE },
+        Expression::Conntrack { key: nft::CT_STATE, register: 1 },
         Expression::Mask { mask: ESTABLISHED_OR_RELATED.to_ne_bytes().to_vec() },
         Expression::Compare { operator: 1, value: vec![0; 4] },
     ];

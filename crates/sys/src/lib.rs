@@ -6,6 +6,7 @@
 pub mod bpf;
 pub mod clone;
 pub mod descriptor;
+pub mod filter;
 pub mod ids;
 pub mod mount;
 pub mod names;

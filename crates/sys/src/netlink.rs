@@ -148,6 +148,17 @@ impl Socket {
         Socket::open(Some(netlink::NETFILTER))
     }
 
+    /// A non-blocking socket that becomes readable when somebody changes the packet filter (`NFNLGRP_NFTABLES`); messages of
+    /// the given kinds do not count.
+    pub fn netfilter_changes(except: &[u16]) -> io::Result<OwnedFd> {
+        const GROUP: u32 = 7;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::NETFILTER))?;
+        crate::filter::drop_messages(&fd, except)?;
+        rustix::net::bind(&fd, &netlink::SocketAddrNetlink::new(0, 1 << (GROUP - 1)))?;
+        Ok(fd)
+    }
+
     fn open(protocol: Option<rustix::net::Protocol>) -> io::Result<Socket> {
         let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
         Ok(Socket { fd })

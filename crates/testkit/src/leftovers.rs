@@ -71,7 +71,7 @@ fn table(data: &Path) -> String {
     name.unwrap_or("no-table").to_owned()
 }
 
-/// Removes the bridges and the table that a test's networks made; the engine keeps those of the default network for as long
+/// Removes the bridges and the tables that a test's networks made; the engine keeps those of the default network for as long
 /// as its data root exists.
 pub(crate) fn remove_networks(data: &Path) {
     let table = table(data);
@@ -83,5 +83,7 @@ pub(crate) fn remove_networks(data: &Path) {
     for name in ours.filter_map(|link| Some(link.split(": ").nth(1)?.split('@').next()?.to_owned())) {
         let _ = Command::new("ip").args(["link", "delete", &name]).output();
     }
-    let _ = Command::new("nft").args(["delete", "table", "inet", &table]).output();
+    for family in ["inet", "ip", "ip6"] {
+        let _ = Command::new("nft").args(["delete", "table", family, &table]).output();
+    }
 }

@@ -6,6 +6,7 @@
 
 mod bundle;
 mod certificates;
+pub mod host;
 mod image;
 mod leftovers;
 
@@ -23,6 +24,8 @@ pub struct Sandbox {
     binary: PathBuf,
     directory: tempfile::TempDir,
     running: Option<Child>,
+    /// The network namespace that commands run in, if not the test's own.
+    namespace: Option<String>,
     before: leftovers::Host,
 }
 
@@ -35,7 +38,7 @@ pub fn sandbox(binary: &str) -> Option<Sandbox> {
     }
     let directory = tempfile::Builder::new().prefix("dhow-test-").tempdir().expect("a temporary directory can be made");
     let before = leftovers::Host::look();
-    let sandbox = Sandbox { binary: PathBuf::from(binary), directory, running: None, before };
+    let sandbox = Sandbox { binary: PathBuf::from(binary), directory, running: None, namespace: None, before };
     let archive = sandbox.path("busybox.tar");
     std::fs::write(&archive, busybox_archive()).expect("the image can be written");
     sandbox.ok(&["import", "-c", "CMD [\"sh\"]", archive.to_str().expect("temporary paths are UTF-8"), "busybox:latest"]);
@@ -85,10 +88,21 @@ impl Sandbox {
 
     /// A command of the binary under test on these roots, by the embedded engine.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.binary);
+        let mut command = self.program();
         command.arg("--data-root").arg(self.data_root()).arg("--exec-root").arg(self.exec_root()).args(args);
         command.stdin(Stdio::null());
         command
+    }
+
+    fn program(&self) -> Command {
+        match &self.namespace {
+            Some(namespace) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net={namespace}")).arg(&self.binary);
+                command
+            }
+            None => Command::new(&self.binary),
+        }
     }
 
     /// A command of a client, ours or docker's, on the daemon's socket.
@@ -129,7 +143,7 @@ impl Sandbox {
 
     /// The command that is a daemon on these roots.
     pub fn daemon(&self, options: &[&str]) -> Command {
-        let mut command = Command::new(&self.binary);
+        let mut command = self.program();
         command.arg("daemon").arg("-H").arg(format!("unix://{}", self.socket().display()));
         command.arg("--data-root").arg(self.data_root()).arg("--exec-root").arg(self.exec_root()).args(options);
         command

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 const ALLOWED: &[(&str, &[&str])] = &[
     ("sys", &[]),
     ("oci", &[]),
-    ("testkit", &[]),
+    ("testkit", &["sys"]),
     ("xtask", &[]),
     ("api", &[]),
     ("runtime", &["sys", "oci"]),

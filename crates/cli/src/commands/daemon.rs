@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use dhow_engine::{Engine, Settings};
+use dhow_engine::{Engine, Policy, Settings};
 use dhow_server::Certificates;
 use serde_json::{Map, Value};
 use tokio::signal::unix::{SignalKind, signal};
@@ -57,11 +57,14 @@ pub struct Daemon {
     /// Subnet of these addresses; without it one of unique local addresses is chosen
     #[arg(long, value_name = "ip")]
     fixed_cidr_v6: Option<String>,
+    /// Who may reach published ports: "obey", whom the host's firewall lets reach its own programs (default), or "open", everybody
+    #[arg(long, value_name = "policy")]
+    publish: Option<String>,
 }
 
 const DEFAULT_CONFIG: &str = "/etc/dhow/daemon.json";
 /// Keys of the configuration file that this version acts on.
-const KNOWN: [&str; 17] = [
+const KNOWN: [&str; 18] = [
     "hosts",
     "group",
     "pidfile",
@@ -74,6 +77,7 @@ const KNOWN: [&str; 17] = [
     "log-opts",
     "ipv6",
     "fixed-cidr-v6",
+    "publish",
     "tls",
     "tlsverify",
     "tlscacert",
@@ -101,6 +105,7 @@ impl Daemon {
             ("default-stop-timeout", self.default_stop_timeout.is_some()),
             ("ipv6", self.ipv6),
             ("fixed-cidr-v6", self.fixed_cidr_v6.is_some()),
+            ("publish", self.publish.is_some()),
             ("tls", tls.tls.is_some()),
             ("tlsverify", tls.tlsverify.is_some()),
             ("tlscacert", tls.tlscacert.is_some()),
@@ -160,20 +165,24 @@ impl Daemon {
                 key: or_default(tls.tlskey, "tlskey", "key.pem"),
             }
         });
+        let networks = Networks {
+            ipv6: self.ipv6 || file.get("ipv6").and_then(Value::as_bool).unwrap_or(false),
+            subnet: self.fixed_cidr_v6.or(text("fixed-cidr-v6")),
+            publish: match self.publish.or(text("publish")) {
+                Some(text) => text.parse().map_err(|error| Failure::new(format!("unable to configure the daemon: {error}")))?,
+                None => Policy::default(),
+            },
+        };
         let sockets = Sockets::new(&hosts, certificates.as_ref())?;
         if self.validate {
             return crate::output::print("configuration OK\n");
         }
-        let ipv6 = Ipv6 {
-            enabled: self.ipv6 || file.get("ipv6").and_then(Value::as_bool).unwrap_or(false),
-            subnet: self.fixed_cidr_v6.or(text("fixed-cidr-v6")),
-        };
         let pidfile = self.pidfile.or(path("pidfile"));
         let group = self.group.or(text("group")).unwrap_or_else(|| "docker".to_owned());
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(512).enable_all().build();
         let runtime = runtime.map_err(|error| Failure::new(format!("start the daemon's runtime: {error}")))?;
-        let result = runtime.block_on(serve(settings, &ipv6, &sockets, &group, pidfile.as_deref()));
+        let result = runtime.block_on(serve(settings, &networks, &sockets, &group, pidfile.as_deref()));
         // Streams to clients end with the process; containers go on.
         runtime.shutdown_background();
         result
@@ -212,17 +221,20 @@ fn start_log(level: &str, json: bool) -> Result {
     Ok(())
 }
 
-/// IPv6 in the default network.
-struct Ipv6 {
-    enabled: bool,
+/// What is said of networks.
+struct Networks {
+    /// In the default network.
+    ipv6: bool,
     subnet: Option<String>,
+    publish: Policy,
 }
 
-async fn serve(settings: Settings, ipv6: &Ipv6, sockets: &Sockets, group: &str, pidfile: Option<&Path>) -> Result {
+async fn serve(settings: Settings, networks: &Networks, sockets: &Sockets, group: &str, pidfile: Option<&Path>) -> Result {
     let listeners = sockets.listen(group).await?;
     let failed = |error: dhow_engine::Error| Failure::new(format!("failed to start daemon: {error}"));
     let engine = Arc::new(Engine::open(settings).map_err(failed)?);
-    engine.set_default_ipv6(ipv6.enabled, ipv6.subnet.as_deref()).map_err(failed)?;
+    engine.set_default_ipv6(networks.ipv6, networks.subnet.as_deref()).map_err(failed)?;
+    engine.set_default_publish(networks.publish).map_err(failed)?;
     if let Some(path) = pidfile {
         write_pidfile(path)?;
     }

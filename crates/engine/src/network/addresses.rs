@@ -3,6 +3,7 @@
 //! A container's row in `endpoints` keeps its addresses for as long as nobody else needs them: a container that starts again
 //! has those of before.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -10,7 +11,7 @@ use dhow_api::config::EndpointSettings;
 use dhow_store::Durability;
 use dhow_store::rusqlite::{Connection, OptionalExtension, params};
 
-use super::{DEFAULT, NetworkRecord, by_id, by_name, fixed_network_id, save};
+use super::{DEFAULT, NetworkRecord, by_name, fixed_network_id, save};
 use crate::container::Container;
 use crate::{Engine, Error, Result, names};
 
@@ -47,15 +48,20 @@ impl Engine {
         })
     }
 
-    /// Gives a container its addresses in networks, all or none. One that does not run any more has none there.
+    /// Gives a container its addresses in networks, named as its settings name them, all or none. Another container that does
+    /// not run may lose its own to it.
     pub(super) fn assign(
         &self,
         container: &Container,
         wanted: &[(&str, &EndpointSettings)],
     ) -> Result<Vec<(NetworkRecord, Assigned)>> {
+        if wanted.iter().any(|(name, _)| *name == DEFAULT) {
+            // It comes into being with its first use.
+            self.default_network()?;
+        }
         self.store.database.write(Durability::Process, |tx| {
-            let assign = |(id, settings): &(&str, &EndpointSettings)| {
-                let record = by_id(tx, id)?.ok_or_else(|| Error::not_found(format!("network {id} not found")))?;
+            let assign = |(name, settings): &(&str, &EndpointSettings)| {
+                let record = by_name(tx, name)?.ok_or_else(|| Error::not_found(format!("network {name} not found")))?;
                 self.assign_in(tx, container, record, settings)
             };
             wanted.iter().map(assign).collect()
@@ -84,16 +90,30 @@ impl Engine {
         let mut changed = false;
         for family in 0..2 {
             let Some(range) = record.families()[family].cloned() else { continue };
-            let free = |address: &IpAddr| !record.reserved.contains(address) && !is_taken(tx, &network, *address);
+            // A database that cannot be read ends the search as a free address would.
+            let failure = Cell::new(None);
+            let free = |address: &IpAddr| {
+                !record.reserved.contains(address)
+                    && !is_taken(tx, &network, *address).unwrap_or_else(|error| {
+                        failure.set(Some(error));
+                        false
+                    })
+            };
             if let Some(address) = given[family] {
-                if !free(&address) && !self.release_if_idle(tx, &network, Some(address))? {
+                let is_free = free(&address);
+                if let Some(error) = failure.take() {
+                    return Err(error.into());
+                }
+                if !is_free && !self.release_if_idle(tx, &network, Some(address))? {
                     return Err(Error::new(crate::Kind::Forbidden, "Address already in use"));
                 }
                 chosen[family] = Some(address);
                 continue;
             }
             let within = record.ranges[family].unwrap_or(range.subnet);
-            if let Some(address) = before[family].filter(|address| within.contains(*address) && free(address)) {
+            if let Some(address) = before[family].filter(|address| within.contains(*address) && free(address))
+                && failure.take().is_none()
+            {
                 chosen[family] = Some(address);
                 continue;
             }
@@ -102,6 +122,9 @@ impl Engine {
             if found.is_none() && self.release_if_idle(tx, &network, None)? {
                 // Stopped containers keep theirs until it is needed.
                 found = next(record.last[family]);
+            }
+            if let Some(error) = failure.take() {
+                return Err(error.into());
             }
             let address = found.ok_or_else(|| {
                 Error::internal(format!(
@@ -172,25 +195,15 @@ impl Engine {
             Ok(())
         })
     }
-
-    /// The network that a container's setting names; the key of its settings is the name.
-    pub(super) fn network_id_of(&self, name: &str) -> Result<String> {
-        if name == DEFAULT {
-            return Ok(self.default_network()?.id().to_owned());
-        }
-        let found = self.store.database.read(|db| by_name(db, name))?;
-        found.map(|record| record.id().to_owned()).ok_or_else(|| Error::not_found(format!("network {name} not found")))
-    }
 }
 
-fn is_taken(tx: &Connection, network: &str, address: IpAddr) -> bool {
-    let exists = match address {
+fn is_taken(tx: &Connection, network: &str, address: IpAddr) -> dhow_store::rusqlite::Result<bool> {
+    match address {
         IpAddr::V4(address) => tx
-            .prepare_cached("SELECT 1 FROM endpoints WHERE network_id = ?1 AND ipv4 = ?2")
-            .and_then(|mut statement| statement.exists(params![network, address.to_bits()])),
+            .prepare_cached("SELECT 1 FROM endpoints WHERE network_id = ?1 AND ipv4 = ?2")?
+            .exists(params![network, address.to_bits()]),
         IpAddr::V6(address) => tx
-            .prepare_cached("SELECT 1 FROM endpoints WHERE network_id = ?1 AND ipv6 = ?2")
-            .and_then(|mut statement| statement.exists(params![network, address.to_string()])),
-    };
-    exists.unwrap_or(true)
+            .prepare_cached("SELECT 1 FROM endpoints WHERE network_id = ?1 AND ipv6 = ?2")?
+            .exists(params![network, address.to_string()]),
+    }
 }

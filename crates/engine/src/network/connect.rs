@@ -72,9 +72,11 @@ impl Engine {
     }
 
     fn connect_running(&self, container: &Container, record: &NetworkRecord, settings: &EndpointSettings) -> Result<()> {
-        let mut assigned = self.assign(container, &[(record.id(), settings)])?;
+        let mut assigned = self.assign(container, &[(record.name(), settings)])?;
         let (record, assigned) = assigned.pop().ok_or_else(|| Error::internal("no address was assigned"))?;
-        let endpoint = endpoint(container, &record, &assigned, settings)?;
+        let before = container.state.network.as_ref().map(|network| network.endpoints.as_slice()).unwrap_or_default();
+        let mut endpoint = endpoint(container, &record, &assigned, settings, before)?;
+        endpoint.publish = self.publishing(&record)?;
         self.ask_monitor(container, &Request::Connect(Box::new(endpoint.clone())))?;
         // It is connected; what the container has made of its file is its own affair.
         if let Err(error) = self.add_to_hosts(container, &endpoint) {

@@ -20,6 +20,8 @@ const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
 const HOST_BINDING: [&str; 2] = ["com.docker.network.bridge.host_binding_ipv4", "com.docker.network.host_ipv4"];
 const GATEWAY_MODES: [&str; 2] = ["com.docker.network.bridge.gateway_mode_ipv4", "com.docker.network.bridge.gateway_mode_ipv6"];
 const MTU: &str = "com.docker.network.driver.mtu";
+/// Our own: `obey` or `open`.
+const PUBLISH: &str = "dhow.publish";
 const LINK_PREFIX: &str = "com.docker.network.container_iface_prefix";
 
 impl Engine {
@@ -149,7 +151,7 @@ impl Engine {
                 ));
             }
         }
-        let used: Vec<Subnet> = others.iter().flat_map(|other| other.network.ranges().map(|range| range.subnet)).collect();
+        let used = super::used_subnets(others);
         let enabled = [request.enable_ipv4.unwrap_or(true), request.enable_ipv6.unwrap_or(false)];
         let mut shown = Vec::new();
         let mut families: [Option<Range>; 2] = [None, None];
@@ -171,7 +173,7 @@ impl Engine {
                     Config { subnet, range: None, gateway: None, auxiliary: Vec::new(), shown: shown_one }
                 }
                 [one] => (*one).clone(),
-                _ => return Err(Error::invalid(format!("{} driver doesn't support multiple subnets", driver_name(&driver)))),
+                _ => return Err(Error::invalid(format!("{} driver doesn't support multiple subnets", driver.as_str()))),
             };
             if used.iter().any(|other| other.overlaps(&config.subnet)) {
                 return Err(Error::new(
@@ -207,6 +209,7 @@ impl Engine {
             reserved,
             has_own_subnets: !configs.is_empty(),
             host_binding: host_binding.transpose()?.filter(|address| !address.is_unspecified()),
+            publish: options.get(PUBLISH).map(|text| text.parse().map_err(Error::invalid)).transpose()?,
             link_prefix: options.get(LINK_PREFIX).cloned(),
             ipam: Ipam { driver: "default".to_owned(), options: request.ipam.and_then(|ipam| ipam.options), config: Some(shown) },
             options: Some(options),
@@ -276,7 +279,7 @@ impl Engine {
     }
 
     fn network_event(&self, action: &str, record: &NetworkRecord) {
-        let attributes = [("name", record.name()), ("type", driver_name(&record.network.driver))];
+        let attributes = [("name", record.name()), ("type", record.network.driver.as_str())];
         let attributes = attributes.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
         self.event("network", action, record.id(), attributes);
     }
@@ -304,14 +307,6 @@ impl Engine {
     /// After a reboot its bridge is gone.
     fn is_network_missing(&self, record: &NetworkRecord) -> bool {
         record.network.bridge().is_some_and(|bridge| dhow_network::has_link(&bridge.name).is_ok_and(|found| !found))
-    }
-}
-
-pub(super) fn driver_name(driver: &Driver) -> &'static str {
-    match driver {
-        Driver::Bridge(_) => "bridge",
-        Driver::Macvlan { .. } => "macvlan",
-        Driver::Ipvlan { .. } => "ipvlan",
     }
 }
 
@@ -404,7 +399,7 @@ fn number(key: &str, text: &str) -> Result<u32> {
     text.parse().map_err(|_| invalid())
 }
 
-fn free_unique_local(seed: &str, used: &[Subnet]) -> Result<Subnet> {
+pub(super) fn free_unique_local(seed: &str, used: &[Subnet]) -> Result<Subnet> {
     (0..=u16::MAX)
         .map(|number| Subnet::unique_local(seed.as_bytes(), number))
         .find(|subnet| !used.iter().any(|other| other.overlaps(subnet)))

@@ -4,8 +4,8 @@ use std::fs;
 use std::net::{IpAddr, Ipv6Addr};
 
 use dhow_api::config::EndpointSettings;
-use dhow_network::ports::{Protocol, Publish};
-use dhow_network::{Endpoint, Names, Plan, mac_of};
+use dhow_network::ports::{Policy, Protocol, Publish};
+use dhow_network::{Endpoint, Names, Plan, gateway, mac_of};
 
 use super::addresses::Assigned;
 use super::{DEFAULT, NetworkRecord, is_user_defined};
@@ -29,15 +29,13 @@ impl Engine {
         let networks = container.record.networks_in_order();
         let unknown =
             |error: Error| Error { message: format!("failed to set up container networking: {}", error.message), ..error };
-        let ids = networks.iter().map(|(name, _)| self.network_id_of(name)).collect::<Result<Vec<_>>>().map_err(unknown)?;
-        let wanted: Vec<_> = ids.iter().map(String::as_str).zip(networks.iter().map(|(_, settings)| *settings)).collect();
-        let assigned = self.assign(container, &wanted).map_err(unknown)?;
-        let mut endpoints = Vec::new();
+        let assigned = self.assign(container, &networks).map_err(unknown)?;
+        let mut endpoints: Vec<Endpoint> = Vec::new();
         for ((record, assigned), (_, settings)) in assigned.iter().zip(&networks) {
-            endpoints.push(endpoint(container, record, assigned, settings)?);
+            let endpoint = endpoint(container, record, assigned, settings, &endpoints)?;
+            endpoints.push(endpoint);
         }
-        name_links(&mut endpoints, &assigned)?;
-        let ports = self.published(container, &endpoints, &assigned)?;
+        let ports = self.published(container, &mut endpoints, &assigned)?;
         let named = networks.iter().any(|(name, _)| *name != DEFAULT);
         let given = host.dns.iter().flatten().map(|server| server.parse()).collect::<Result<Vec<IpAddr>, _>>();
         let given = given.map_err(|_| Error::invalid("bad parameter: a DNS server is no IP address"))?;
@@ -54,6 +52,14 @@ impl Engine {
         Ok(Some(Plan { endpoints, ports, resolver, neighbours: self.paths().neighbours() }))
     }
 
+    /// Who may reach ports that are published by a network.
+    pub(super) fn publishing(&self, record: &NetworkRecord) -> Result<Policy> {
+        match record.publish {
+            Some(policy) => Ok(policy),
+            None => Ok(self.default_network()?.publish.unwrap_or_default()),
+        }
+    }
+
     /// `NAME:ALIAS`, or an id in the place of the name, as alias and name.
     fn link(&self, text: &str) -> (String, String) {
         let (name, alias) = text.split_once(':').unwrap_or((text, text));
@@ -66,17 +72,21 @@ impl Engine {
     fn published(
         &self,
         container: &Container,
-        endpoints: &[Endpoint],
+        endpoints: &mut [Endpoint],
         assigned: &[(NetworkRecord, Assigned)],
     ) -> Result<Vec<Publish>> {
-        let target = dhow_network::ports::Target::of(endpoints);
-        let plan = Plan { endpoints: endpoints.to_vec(), ..Plan::default() };
-        let gateway = plan.gateway(true).or(plan.gateway(false));
+        let gateway = gateway(endpoints, true).or(gateway(endpoints, false));
         let binding = gateway.and_then(|gateway| {
             assigned.iter().find(|(record, _)| record.id() == gateway.network.id).and_then(|(record, _)| record.host_binding)
         });
         let ports = crate::ports::publishes(&container.record.config, &container.record.host_config, binding)?;
-        let has_ipv6 = target.ipv6.is_some();
+        if ports.is_empty() {
+            return Ok(ports);
+        }
+        for (endpoint, (record, _)) in endpoints.iter_mut().zip(assigned) {
+            endpoint.publish = self.publishing(record)?;
+        }
+        let has_ipv6 = dhow_network::ports::Target::of(endpoints).ipv6.is_some();
         let host_has_ipv6 = fs::read("/proc/net/if_inet6").is_ok_and(|addresses| !addresses.is_empty());
         let reachable = |port: &Publish| host_has_ipv6 && (has_ipv6 || port.protocol == Protocol::Tcp);
         let ports: Vec<Publish> =
@@ -93,18 +103,19 @@ impl Engine {
     }
 }
 
-/// A container's part of a network.
+/// A container's part of a network, beside those that it has already.
 pub(super) fn endpoint(
     container: &Container,
     record: &NetworkRecord,
     assigned: &Assigned,
     settings: &EndpointSettings,
+    before: &[Endpoint],
 ) -> Result<Endpoint> {
     let mac = match settings.mac_address.as_str() {
         "" => mac_of(assigned.ipv4, &assigned.endpoint),
         text => parse_mac(text)?,
     };
-    let interface = settings.driver_opts.as_ref().and_then(|options| options.get(LINK_NAME)).cloned();
+    let interface = interface(record, settings, before)?;
     Ok(Endpoint {
         id: assigned.endpoint.clone(),
         network: record.network.clone(),
@@ -115,6 +126,7 @@ pub(super) fn endpoint(
         interface,
         priority: settings.gw_priority,
         names: dns_names(container, record.name(), settings),
+        publish: record.publish.unwrap_or_default(),
     })
 }
 
@@ -133,27 +145,20 @@ pub(crate) fn dns_names(container: &Container, network: &str, settings: &Endpoin
     names
 }
 
-/// Names links by the networks' prefixes, where they have one.
-fn name_links(endpoints: &mut [Endpoint], assigned: &[(NetworkRecord, Assigned)]) -> Result<()> {
-    for place in 0..endpoints.len() {
-        if let (Some(prefix), None) = (&assigned[place].0.link_prefix, &endpoints[place].interface) {
-            let taken = |name: &String| endpoints.iter().any(|other| other.interface.as_ref() == Some(name));
-            endpoints[place].interface = (0..endpoints.len()).map(|number| format!("{prefix}{number}")).find(|name| !taken(name));
-        }
-        let name = endpoints[place].interface.clone();
-        if let Some(name) = &name
-            && (name.is_empty()
-                || name.len() > 15
-                || name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace())
-                || name == "lo")
-        {
-            return Err(Error::invalid(format!("invalid name of a network interface: \"{name}\"")));
-        }
-        if name.is_some() && endpoints[..place].iter().any(|other| other.interface == name) {
-            return Err(Error::invalid(format!("two network interfaces are to have the name {}", name.unwrap_or_default())));
-        }
+/// The name of a container's link in a network, where the user or the network says something of it.
+fn interface(record: &NetworkRecord, settings: &EndpointSettings, before: &[Endpoint]) -> Result<Option<String>> {
+    let taken = |name: &String| before.iter().any(|other| other.interface.as_ref() == Some(name));
+    let given = settings.driver_opts.as_ref().and_then(|options| options.get(LINK_NAME)).cloned();
+    let by_prefix = |prefix: &String| (0..=before.len()).map(|number| format!("{prefix}{number}")).find(|name| !taken(name));
+    let Some(name) = given.or_else(|| by_prefix(record.link_prefix.as_ref()?)) else { return Ok(None) };
+    let is_name = (1..=15).contains(&name.len()) && !name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace());
+    if !is_name || name == "lo" {
+        return Err(Error::invalid(format!("invalid name of a network interface: \"{name}\"")));
     }
-    Ok(())
+    if taken(&name) {
+        return Err(Error::invalid(format!("two network interfaces are to have the name {name}")));
+    }
+    Ok(Some(name))
 }
 
 pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6]> {

@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 
 use dhow_api::network::{ConfigReference, Ipam, IpamConfig, Network, NetworkContainer};
-use dhow_network::Driver;
+use dhow_network::{BRIDGE_MTU, Driver};
 use dhow_oci::time::format;
 
-use super::create::driver_name;
-use super::{DEFAULT, MTU, NetworkRecord, PREDEFINED, all, fixed_network_id};
+use super::{DEFAULT, NetworkRecord, PREDEFINED, all, fixed_network_id};
 use crate::{Engine, Error, Filters, Result};
 
 const FILTERS: [&str; 7] = ["dangling", "driver", "id", "label", "name", "scope", "type"];
@@ -41,7 +40,7 @@ impl Engine {
     pub fn network(&self, reference: &str) -> Result<Network> {
         for name in ["host", "none"] {
             if name == reference || (reference.len() > 2 && fixed_network_id(name).starts_with(reference)) {
-                return self.fixed_network(name);
+                return Ok(fixed_network(name, self.default_network()?.created));
             }
         }
         let record = self.network_record(reference)?;
@@ -51,28 +50,10 @@ impl Engine {
     }
 
     fn all_networks(&self) -> Result<Vec<Network>> {
-        self.default_network()?;
+        let created = self.default_network()?.created;
         let mut networks: Vec<Network> = self.store.database.read(all)?.iter().map(shown).collect();
-        for name in ["host", "none"] {
-            networks.push(self.fixed_network(name)?);
-        }
+        networks.extend(["host", "none"].map(|name| fixed_network(name, created)));
         Ok(networks)
-    }
-
-    /// `host` or `none`.
-    fn fixed_network(&self, name: &str) -> Result<Network> {
-        Ok(Network {
-            name: name.to_owned(),
-            id: fixed_network_id(name),
-            created: format(self.default_network()?.created),
-            scope: "local".to_owned(),
-            driver: if name == "none" { "null" } else { name }.to_owned(),
-            enable_ipv4: true,
-            ipam: Ipam { driver: "default".to_owned(), options: None, config: None },
-            options: Some(BTreeMap::new()),
-            labels: Some(BTreeMap::new()),
-            ..Network::default()
-        })
     }
 
     fn containers_in(&self, network: &str) -> Result<BTreeMap<String, NetworkContainer>> {
@@ -98,6 +79,22 @@ impl Engine {
     }
 }
 
+/// `host` or `none`, which are as old as the default network.
+fn fixed_network(name: &str, created: i64) -> Network {
+    Network {
+        name: name.to_owned(),
+        id: fixed_network_id(name),
+        created: format(created),
+        scope: "local".to_owned(),
+        driver: if name == "none" { "null" } else { name }.to_owned(),
+        enable_ipv4: true,
+        ipam: Ipam { driver: "default".to_owned(), options: None, config: None },
+        options: Some(BTreeMap::new()),
+        labels: Some(BTreeMap::new()),
+        ..Network::default()
+    }
+}
+
 fn shown(record: &NetworkRecord) -> Network {
     let network = &record.network;
     let is_default = record.name() == DEFAULT;
@@ -119,7 +116,7 @@ fn shown(record: &NetworkRecord) -> Network {
                 ("com.docker.network.bridge.enable_ip_masquerade", bridge.masquerade.to_string()),
                 ("com.docker.network.bridge.host_binding_ipv4", "0.0.0.0".to_owned()),
                 ("com.docker.network.bridge.name", bridge.name.clone()),
-                ("com.docker.network.driver.mtu", network.mtu.unwrap_or(MTU).to_string()),
+                ("com.docker.network.driver.mtu", network.mtu.unwrap_or(BRIDGE_MTU).to_string()),
             ]
             .map(|(key, value)| (key.to_owned(), value)),
         )),
@@ -130,7 +127,7 @@ fn shown(record: &NetworkRecord) -> Network {
         id: network.id.clone(),
         created: format(record.created),
         scope: "local".to_owned(),
-        driver: if record.config_only { "null" } else { driver_name(&network.driver) }.to_owned(),
+        driver: if record.config_only { "null" } else { network.driver.as_str() }.to_owned(),
         enable_ipv4: network.ipv4.is_some() || record.config_only,
         enable_ipv6: network.ipv6.is_some(),
         ipam,

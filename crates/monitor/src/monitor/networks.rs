@@ -2,27 +2,61 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
-use dhow_network::{Endpoint, Neighbours};
+use dhow_network::{Attached, Endpoint, Neighbours};
 use rustix::event::epoll;
 
-use super::{Monitor, SERVICES};
+use super::{FILTER, Monitor, SERVICES};
 use crate::events::{self, Event};
 use crate::protocol::{FailureKind, NetworkState};
 use crate::services::Services;
 use crate::start;
 use crate::state;
 
+/// Failed repairs are tried again.
+const REPAIR_RETRY: Duration = Duration::from_secs(1);
+
+/// Looks after the host's side of the container's networks: who flushes the packet filter of the host flushes ours too.
+pub(super) struct Guard {
+    changes: OwnedFd,
+    pub repair_at: Option<Instant>,
+}
+
+impl Guard {
+    fn new(network: &Attached, epoll: &OwnedFd) -> io::Result<Option<Guard>> {
+        let Some(changes) = network.changes()? else { return Ok(None) };
+        epoll::add(epoll, &changes, epoll::EventData::new_u64(FILTER), epoll::EventFlags::IN)?;
+        Ok(Some(Guard { changes, repair_at: None }))
+    }
+
+    fn changed(&mut self) {
+        let mut message = [0; 64];
+        // An overrun also ends this; that something has changed is all there is to know.
+        while rustix::net::recv(&self.changes, &mut message, rustix::net::RecvFlags::empty()).is_ok() {}
+        // Not at once: who flushes often writes anew. And not all monitors of a host at the same moment.
+        let spread = Duration::from_millis(u64::from(std::process::id() % 100));
+        self.repair_at.get_or_insert_with(|| Instant::now() + Duration::from_millis(20) + spread);
+    }
+}
+
 impl Monitor {
     /// Connects the container as planned, if it has networks.
     pub(super) fn attach_network(&mut self) -> Result<(), start::Failed> {
+        let failed = |what: &str, error: &dyn std::fmt::Display| start::Failed::new(format!("{what}: {error}"));
         self.network = start::network(self.start.plan.as_ref(), &self.setup.name, &mut self.isolated)?;
-        self.serve_network().map_err(|error| start::Failed::new(format!("serve the container's network: {error}")))?;
-        // Before anything is in it that a killed monitor would leave: who finds the directory can take that back.
+        self.serve_network().map_err(|error| failed("serve the container's network", &error))?;
         self.state.network = self.network_state();
-        let _ = state::save(&self.setup.run, &self.state);
-        for endpoint in self.endpoints().to_vec() {
-            self.announce(&endpoint);
+        let Some(network) = &self.network else { return Ok(()) };
+        // Before anything is in it that a killed monitor would leave: who finds the directory can take that back.
+        if !network.ports.is_empty() || network.endpoints.iter().any(|endpoint| !endpoint.names.is_empty()) {
+            state::save(&self.setup.run, &self.state).map_err(|error| failed("save the container's state", &error))?;
+        }
+        network.announce().map_err(|error| start::unreachable(&self.setup.name, &error))?;
+        self.guard = Guard::new(network, &self.epoll).map_err(|error| failed("watch the packet filter", &error))?;
+        for endpoint in self.endpoints() {
+            self.announce(endpoint);
         }
         Ok(())
     }
@@ -52,8 +86,9 @@ impl Monitor {
     }
 
     pub(super) fn detach_network(&mut self) {
-        // With its last descriptor gone epoll forgets it.
+        // With their last descriptors gone epoll forgets them.
         self.services = None;
+        self.guard = None;
         let Some(network) = self.network.take() else { return };
         for endpoint in &network.endpoints {
             self.withdraw(endpoint);
@@ -83,12 +118,8 @@ impl Monitor {
     }
 
     fn network_event(&self, action: &str, endpoint: &Endpoint) {
-        let kind = match endpoint.network.driver {
-            dhow_network::Driver::Bridge(_) => "bridge",
-            dhow_network::Driver::Macvlan { .. } => "macvlan",
-            dhow_network::Driver::Ipvlan { .. } => "ipvlan",
-        };
-        let attributes = [("container", &*self.setup.id), ("name", &*endpoint.network.name), ("type", kind)];
+        let attributes =
+            [("container", &*self.setup.id), ("name", &*endpoint.network.name), ("type", endpoint.network.driver.as_str())];
         let attributes: BTreeMap<String, String> =
             attributes.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
         let _ = events::append(&self.setup.events, &Event::new("network", action, &endpoint.network.id, attributes));
@@ -114,12 +145,30 @@ impl Monitor {
         let Some(network) = self.network.as_mut() else {
             return Err((FailureKind::Conflict, format!("container {} is not running", self.setup.id)));
         };
-        let gone = network.disconnect(id).map_err(|error| (FailureKind::Internal, error.to_string()))?;
-        if let Some(endpoint) = gone {
-            self.withdraw(&endpoint);
+        let before = network.endpoints.clone();
+        let done = network.disconnect(id).map_err(|error| (FailureKind::Internal, error.to_string()));
+        // Also where it failed half-way: what is gone is gone.
+        for gone in before.iter().filter(|endpoint| self.endpoints().iter().all(|left| left.id != endpoint.id)) {
+            self.withdraw(gone);
         }
         self.networks_changed();
-        Ok(())
+        done
+    }
+
+    /// Somebody has changed the packet filter.
+    pub(super) fn filter_changed(&mut self) {
+        if let Some(guard) = &mut self.guard {
+            guard.changed();
+        }
+    }
+
+    /// Puts back what of the container's networks somebody has removed, when it is time to look.
+    pub(super) fn guard_timer(&mut self, now: Instant) {
+        let (Some(guard), Some(network)) = (&mut self.guard, &self.network) else { return };
+        if guard.repair_at.is_some_and(|at| at <= now) {
+            // Who removes it once more than we put it back shall not keep the processor busy.
+            guard.repair_at = network.repair().is_err().then(|| now + REPAIR_RETRY);
+        }
     }
 
     fn networks_changed(&mut self) {

@@ -1,0 +1,271 @@
+//! Published ports on hosts with a firewall, each a network namespace of the test's own.
+
+use std::net::SocketAddr;
+
+use dhow_testkit::host::{CLIENT, From, HOST, Host, Server};
+use dhow_testkit::{Sandbox, has_ipv6, sandboxed, wait_until};
+
+/// The port of the host, and that of the container.
+const PUBLISHED: u16 = 8080;
+const INSIDE: u16 = 5000;
+
+/// As ufw and distributions write it: what is not allowed is dropped, for passing packets too.
+const NFT: &str = "
+table inet filter {
+    set tcp_open { type inet_service; }
+    set udp_open { type inet_service; }
+    chain input {
+        type filter hook input priority filter; policy drop;
+        ct state established,related accept
+        ct state invalid drop
+        iifname lo accept
+        icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+        tcp dport @tcp_open accept
+        udp dport @udp_open accept
+    }
+    chain forward { type filter hook forward priority filter; policy drop; }
+}";
+
+/// The same for a host that passes packets on.
+fn passing() -> String {
+    NFT.replace("hook forward priority filter; policy drop", "hook forward priority filter")
+}
+
+const IPTABLES: &str = "*filter
+:INPUT DROP [0:0]
+:FORWARD DROP [0:0]
+:user - [0:0]
+-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A INPUT -m conntrack --ctstate INVALID -j DROP
+-A INPUT -i lo -j ACCEPT
+-A INPUT -j user
+-A INPUT -p tcp -j REJECT --reject-with tcp-reset
+COMMIT
+";
+
+/// `iptables-restore` of IPv6 has the same, and neighbours must be found.
+fn ip6tables() -> String {
+    IPTABLES.replace("-A INPUT -j user", "-A INPUT -p ipv6-icmp -j ACCEPT\n-A INPUT -j user")
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Firewall {
+    Nft,
+    /// The name of the program without its suffixes, and what its backend is called.
+    Iptables(&'static str),
+}
+
+impl Firewall {
+    fn set_up(self, host: &Host) {
+        match self {
+            Firewall::Nft => host.run("nft", &["-f", "-"], NFT),
+            Firewall::Iptables(backend) => {
+                host.run(&format!("iptables-{backend}-restore"), &[], IPTABLES);
+                if has_ipv6() {
+                    host.run(&format!("ip6tables-{backend}-restore"), &[], &ip6tables());
+                }
+            }
+        }
+    }
+
+    fn allow(self, host: &Host, protocol: &str) {
+        match self {
+            Firewall::Nft => {
+                host.run("nft", &["add", "element", "inet", "filter", &format!("{protocol}_open"), "{ 8080 }"], "");
+            }
+            Firewall::Iptables(backend) => {
+                for family in ["iptables", "ip6tables"].iter().take(if has_ipv6() { 2 } else { 1 }) {
+                    let rule = ["-A", "user", "-p", protocol, "--dport", "8080", "-j", "ACCEPT"];
+                    host.run(&format!("{family}-{backend}"), &rule, "");
+                }
+            }
+        }
+    }
+}
+
+/// The addresses of a family list, with the published port.
+fn at(addresses: [&str; 2]) -> Vec<SocketAddr> {
+    let families = if has_ipv6() { 2 } else { 1 };
+    addresses[..families].iter().map(|address| SocketAddr::new(address.parse().expect("an address"), PUBLISHED)).collect()
+}
+
+/// What a server in the container sees of a client at each of the host's addresses.
+fn seen(host: &Host, sandbox: &Sandbox, from: From, protocol: &str) -> Vec<Option<String>> {
+    let server = Server { container: "server", protocol, port: INSIDE, length: 3000 };
+    at(HOST).into_iter().map(|address| Some(host.ask(sandbox, from, address, server)?.to_string())).collect()
+}
+
+fn nobody() -> Vec<Option<String>> {
+    vec![None; at(HOST).len()]
+}
+
+fn themselves(addresses: [&str; 2]) -> Vec<Option<String>> {
+    at(addresses).iter().map(|address| Some(address.ip().to_string())).collect()
+}
+
+fn start(sandbox: &Sandbox, more: &[&str]) {
+    let mut args = vec!["run", "-d", "--name", "server", "-p", "8080:5000/tcp", "-p", "8080:5000/udp"];
+    args.extend_from_slice(more);
+    args.extend_from_slice(&["busybox", "sleep", "1000"]);
+    sandbox.ok(&args);
+}
+
+fn create_network(sandbox: &Sandbox, more: &[&str]) {
+    let mut args = vec!["network", "create"];
+    if has_ipv6() {
+        args.extend_from_slice(&["--ipv6", "--subnet", "fd51:7::/64"]);
+    }
+    args.extend_from_slice(&["--subnet", "10.231.70.0/24"]);
+    args.extend_from_slice(more);
+    args.push("front");
+    sandbox.ok(&args);
+}
+
+fn a_port_is_open_when_the_firewall_opens_it(firewall: Firewall) {
+    let mut sandbox = sandboxed!();
+    let host = Host::make();
+    host.adopt(&mut sandbox);
+    // The strictest check of where packets come from.
+    host.run("sysctl", &["-qw", "net.ipv4.conf.all.rp_filter=1"], "");
+    firewall.set_up(&host);
+    create_network(&sandbox, &[]);
+    start(&sandbox, &["--network", "front"]);
+    for protocol in ["tcp", "udp"] {
+        assert_eq!(seen(&host, &sandbox, From::Client, protocol), nobody(), "{firewall:?} {protocol} closed");
+        assert_eq!(seen(&host, &sandbox, From::Host, protocol), themselves(HOST), "{firewall:?} {protocol} from the host");
+        firewall.allow(&host, protocol);
+        assert_eq!(seen(&host, &sandbox, From::Client, protocol), themselves(CLIENT), "{firewall:?} {protocol} open");
+    }
+    // Stopped, it is as closed as a program that has ended; started, it is back.
+    sandbox.ok(&["stop", "-t", "0", "server"]);
+    sandbox.ok(&["start", "server"]);
+    assert_eq!(seen(&host, &sandbox, From::Client, "tcp"), themselves(CLIENT));
+    sandbox.finish();
+}
+
+#[test]
+fn nftables_decide_who_reaches_a_published_port() {
+    a_port_is_open_when_the_firewall_opens_it(Firewall::Nft);
+}
+
+#[test]
+fn iptables_decide_who_reaches_a_published_port() {
+    a_port_is_open_when_the_firewall_opens_it(Firewall::Iptables("nft"));
+}
+
+#[test]
+fn legacy_iptables_decide_who_reaches_a_published_port() {
+    a_port_is_open_when_the_firewall_opens_it(Firewall::Iptables("legacy"));
+}
+
+#[test]
+fn an_open_network_publishes_in_spite_of_the_firewall() {
+    let mut sandbox = sandboxed!();
+    let host = Host::make();
+    host.adopt(&mut sandbox);
+    // As Docker does it: chains for passing packets still decide.
+    host.run("nft", &["-f", "-"], &passing());
+    create_network(&sandbox, &["-o", "dhow.publish=open"]);
+    start(&sandbox, &["--network", "front"]);
+    for protocol in ["tcp", "udp"] {
+        assert_eq!(seen(&host, &sandbox, From::Client, protocol), themselves(CLIENT), "{protocol}");
+    }
+    let refused = sandbox.fails(&["network", "create", "-o", "dhow.publish=ajar", "other"]);
+    assert!(refused.1.contains("invalid publishing policy \"ajar\": it is \"obey\" or \"open\""), "{}", refused.1);
+
+    // A container follows the network that it is reached by.
+    sandbox.ok(&["network", "create", "--subnet", "10.231.71.0/24", "strict"]);
+    sandbox.ok(&["network", "connect", "--gw-priority", "1", "strict", "server"]);
+    let first = |from| seen(&host, &sandbox, from, "tcp").swap_remove(0);
+    assert_eq!(first(From::Client), None);
+    assert_eq!(first(From::Host), themselves(HOST).swap_remove(0));
+    sandbox.ok(&["network", "disconnect", "strict", "server"]);
+    assert_eq!(first(From::Client), themselves(CLIENT).swap_remove(0));
+    sandbox.finish();
+}
+
+#[test]
+fn the_daemon_says_what_networks_do_that_say_nothing() {
+    let mut sandbox = sandboxed!();
+    let host = Host::make();
+    host.adopt(&mut sandbox);
+    host.run("nft", &["-f", "-"], &passing());
+    let first = |sandbox: &Sandbox| seen(&host, sandbox, From::Client, "tcp").swap_remove(0);
+    sandbox.start_daemon_with(&["--publish", "open"]);
+    start(&sandbox, &[]);
+    assert_eq!(first(&sandbox), themselves(CLIENT).swap_remove(0));
+    sandbox.kill_daemon();
+    sandbox.start_daemon();
+    sandbox.ok(&["restart", "-t", "0", "server"]);
+    assert_eq!(first(&sandbox), None);
+    sandbox.finish();
+}
+
+#[test]
+fn what_others_flush_comes_back() {
+    let mut sandbox = sandboxed!();
+    let host = Host::make();
+    host.adopt(&mut sandbox);
+    host.run("nft", &["-f", "-"], NFT);
+    create_network(&sandbox, &[]);
+    start(&sandbox, &["--network", "front"]);
+    sandbox.ok(&["run", "-d", "--name", "neighbour", "busybox", "sleep", "1000"]);
+    Firewall::Nft.allow(&host, "tcp");
+    assert_eq!(seen(&host, &sandbox, From::Client, "tcp"), themselves(CLIENT));
+    let rules = || {
+        let listing = host.command("nft").args(["-s", "list", "ruleset"]).output().expect("nft is there").stdout;
+        let mut lines: Vec<String> = dhow_testkit::text(&listing).lines().map(str::to_owned).collect();
+        lines.sort_unstable();
+        lines
+    };
+    let before = rules();
+    // As a reload of the service nftables does it.
+    host.run("nft", &["-f", "-"], &format!("flush ruleset\n{NFT}"));
+    Firewall::Nft.allow(&host, "tcp");
+    wait_until("all rules are back", || rules() == before);
+    assert_eq!(seen(&host, &sandbox, From::Client, "tcp"), themselves(CLIENT));
+    // Links too.
+    let bridges = || {
+        let links = host.command("ip").args(["-br", "link", "show", "type", "bridge"]).output().expect("ip is there").stdout;
+        dhow_testkit::text(&links).lines().count()
+    };
+    assert_eq!(bridges(), 2);
+    sandbox.finish();
+}
+
+#[test]
+fn neighbours_reach_each_other_by_the_host() {
+    let mut sandbox = sandboxed!();
+    let host = Host::make();
+    host.adopt(&mut sandbox);
+    host.run("nft", &["-f", "-"], &passing());
+    let serve = "mkdir /w; echo page >/w/index.html; httpd -f -p 5000 -h /w";
+    sandbox.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "server",
+        "-p",
+        "8080:5000",
+        "-p",
+        "198.51.100.1:8081:5000",
+        "busybox",
+        "sh",
+        "-c",
+        serve,
+    ]);
+    sandbox.ok(&["run", "-d", "--name", "beside", "busybox", "sleep", "1000"]);
+    sandbox.ok(&["network", "create", "--subnet", "10.231.72.0/24", "apart"]);
+    sandbox.ok(&["run", "-d", "--name", "behind", "--network", "apart", "busybox", "sleep", "1000"]);
+    let get = |from: &str, port: u16| {
+        let url = format!("http://{}:{port}/index.html", HOST[0]);
+        sandbox.run(&["exec", from, "timeout", "1", "wget", "-qO-", &url]).stdout == b"page\n"
+    };
+    wait_until("the server listens", || get("beside", 8080));
+    assert!(get("beside", 8081) && get("server", 8080));
+    // To others the host's rules apply.
+    assert!(!get("behind", 8080) && !get("behind", 8081));
+    host.run("nft", &["add", "element", "inet", "filter", "tcp_open", "{ 8080, 8081 }"], "");
+    assert!(get("behind", 8080) && get("behind", 8081));
+    sandbox.finish();
+}
