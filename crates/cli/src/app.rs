@@ -400,6 +400,13 @@ fn finish(result: failure::Result) -> i32 {
 }
 
 /// Errors of the command line itself: docker's exit status is 125 for commands that run a program, and 1 for others.
+/// How the command of a command line is used, and where help is to be had.
+pub(crate) fn usage_text(args: &[OsString]) -> String {
+    let (command, _) = path_of(args);
+    let arguments = arguments_of(command.trim_start_matches("dhow").trim_start());
+    format!("Usage:  {command} {arguments}\n\nRun '{command} --help' for more information")
+}
+
 fn usage(error: &clap::Error, args: &[OsString]) -> i32 {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {

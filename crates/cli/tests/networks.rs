@@ -252,3 +252,49 @@ fn containers_are_beside_a_link_of_the_host() {
     ip(&["link", "delete", &link]);
     sandbox.finish();
 }
+
+#[test]
+fn links_name_other_containers() {
+    let sandbox = sandboxed!();
+    sandbox.ok(&["run", "-d", "--name", "store", "-e", "KEY=value", "--expose", "5432", "busybox", "sleep", "1000"]);
+    let address = field(&sandbox, "store", "bridge", "IPAddress");
+    let id = sandbox.ok(&["inspect", "-f", "{{.Id}}", "store"]);
+    // Of the default network: in the file and the environment.
+    sandbox.ok(&["run", "-d", "--name", "web", "--link", "store:db", "--link", "store", "busybox", "sleep", "1000"]);
+    let hosts = sandbox.ok(&["exec", "web", "cat", "/etc/hosts"]);
+    assert!(hosts.contains(&format!("{address}\tdb {} store\n{address}\tstore {}\n", &id[..12], &id[..12])), "{hosts}");
+    let environment = sandbox.ok(&["exec", "web", "env"]);
+    for variable in [
+        format!("DB_PORT=tcp://{address}:5432"),
+        format!("DB_PORT_5432_TCP_ADDR={address}"),
+        "DB_NAME=/web/db".to_owned(),
+        "STORE_ENV_KEY=value".to_owned(),
+    ] {
+        assert!(environment.lines().any(|line| line == variable), "{variable} in {environment}");
+    }
+    let links = || sandbox.ok(&["inspect", "-f", "{{json .HostConfig.Links}}", "web"]);
+    assert_eq!(links(), r#"["/store:/web/db","/store:/web/store"]"#);
+    assert_eq!(sandbox.ok(&["inspect", "-f", "{{.Name}}", "web/db"]), "/store");
+    assert_eq!(sandbox.ok(&["ps", "--no-trunc", "--format", "{{.Names}}", "-f", "name=store"]), "store,web/db,web/store");
+    assert_eq!(sandbox.ok(&["rm", "--link", "web/db"]), "web/db");
+    assert_eq!(links(), r#"["/store:/web/store"]"#);
+    sandbox.ok(&["stop", "-t", "0", "store"]);
+    let refused = sandbox.fails(&["restart", "-t", "0", "web"]);
+    assert!(refused.1.contains("Cannot link to a non running container: /store AS /web/store"), "{}", refused.1);
+    let refused = sandbox.fails(&["create", "--link", "nobody", "busybox"]);
+    assert!(refused.1.contains("could not get container for nobody: No such container: nobody"), "{}", refused.1);
+
+    // Of other networks: known to the resolver, also of a network that comes later.
+    sandbox.ok(&["network", "create", "front"]);
+    sandbox.ok(&["run", "-d", "--name", "server", "--network", "front", "busybox", "sleep", "1000"]);
+    sandbox.ok(&["run", "-d", "--name", "linked", "--network", "front", "--link", "server:one", "busybox", "sleep", "1000"]);
+    sandbox.ok(&["run", "-d", "--name", "later", "busybox", "sleep", "1000"]);
+    sandbox.ok(&["network", "connect", "--link", "server:two", "front", "later"]);
+    for (container, alias) in [("linked", "one"), ("later", "two")] {
+        let found = sandbox.ok(&["exec", container, "nslookup", alias]);
+        assert!(found.contains(&field(&sandbox, "server", "front", "IPAddress")), "{found}");
+    }
+    sandbox.ok(&["rm", "-f", "server", "linked", "later"]);
+    sandbox.ok(&["network", "rm", "front"]);
+    sandbox.finish();
+}

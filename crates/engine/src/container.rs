@@ -179,8 +179,13 @@ impl Engine {
 
     /// Reads a container's state beside its row.
     pub(crate) fn complete(&self, stored: Stored) -> Result<Container> {
-        let record: Record = serde_json::from_str(&stored.record)
+        let mut record: Record = serde_json::from_str(&stored.record)
             .map_err(|error| Error::internal(format!("record of container {} is damaged: {error}", stored.id)))?;
+        let mode = &record.host_config.network_mode;
+        if record.networks.is_empty() && !mode.starts_with("container:") {
+            // Written before there were networks to choose from.
+            record.networks.insert(mode.clone(), EndpointSettings::default());
+        }
         let run = self.paths().run(&stored.id);
         let supervised = state::is_locked(&run);
         let live = if supervised { state::load(&run) } else { None };
@@ -241,6 +246,9 @@ fn find(db: &Connection, reference: &str) -> Result<Stored> {
     }
     if let Some(found) = one("name = ?1", reference.strip_prefix('/').unwrap_or(reference))? {
         return Ok(found);
+    }
+    if let Some(target) = crate::links::target(db, reference)? {
+        return one("id = ?1", &target)?.ok_or_else(missing);
     }
     if reference.is_empty() || !reference.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Err(missing());

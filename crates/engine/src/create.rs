@@ -13,6 +13,7 @@ use dhow_store::rusqlite::params;
 
 use crate::container::{ContainerId, Record};
 use crate::error::Context;
+use crate::links::{self, Link};
 use crate::{Engine, Error, Result, names};
 
 /// A container to be created.
@@ -73,6 +74,7 @@ impl Engine {
                 *mode = format!("container:{}", self.joined(other)?);
             }
         }
+        let links = self.take_links(&mut host)?;
         let networks = self.networks_of(&mut host, networking_config, &config.mac_address)?;
         let (mounts, volumes) = self.resolve_mounts(&config, &host)?;
 
@@ -80,7 +82,7 @@ impl Engine {
         fs::DirBuilder::new().mode(0o710).create(&directory).context(|| format!("create {}", directory.display()))?;
         let made = self.store.create_writable(&id.0, &image.chain).map_err(Error::from).and_then(|layer| {
             let record = Record { image: config.image.clone(), path, args, config, host_config: host, mounts, layer, networks };
-            self.insert(&id, name.as_deref(), &image.row.id, &record, &volumes)
+            self.insert(&id, name.as_deref(), &image.row.id, &record, &volumes, &links)
         });
         match made {
             Ok(()) => {
@@ -152,6 +154,7 @@ impl Engine {
         image: &dhow_oci::Digest,
         record: &Record,
         volumes: &[String],
+        links: &[Link],
     ) -> Result<()> {
         let text = serde_json::to_string(record).context(|| "encode the container's record".to_owned())?;
         // A container that goes with its process need not survive a power cut.
@@ -183,6 +186,7 @@ impl Engine {
             for volume in volumes {
                 tx.execute("INSERT OR IGNORE INTO volume_uses (container_id, volume) VALUES (?1, ?2)", [&id.0, volume])?;
             }
+            links::insert(tx, id, links)?;
             Ok(())
         })
     }
@@ -215,9 +219,7 @@ impl Engine {
             return Err(Error::invalid("conflicting options: hostname and the network mode"));
         }
         crate::ports::publishes(config, host, None)?;
-        let given = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
         for (used, option) in [
-            (given(&host.links), "links between containers (--link)"),
             (host.storage_opt.as_ref().is_some_and(|options| !options.is_empty()), "storage options (--storage-opt)"),
             (!matches!(host.isolation.as_str(), "" | "default"), "isolation technologies (--isolation)"),
         ] {

@@ -56,7 +56,7 @@ impl Engine {
             restart_count: container.state.restart_count,
             driver: "overlay2".to_owned(),
             platform: "linux".to_owned(),
-            host_config: record.host_config.clone(),
+            host_config: dhow_api::config::HostConfig { links: self.shown_links(&container)?, ..record.host_config.clone() },
             graph_driver: self.graph_driver(&container),
             mounts: mount_points(&container),
             config: record.config.clone(),

@@ -24,6 +24,7 @@ mod image;
 mod inspect;
 mod lifecycle;
 mod link;
+mod links;
 mod list;
 mod logs;
 mod mounts;

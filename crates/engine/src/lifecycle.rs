@@ -61,11 +61,12 @@ impl Engine {
 
     fn try_start(&self, container: &Container, size: Option<(u16, u16)>) -> Result<()> {
         self.prepare_mounts(container)?;
-        let spec = self.spec(container)?;
+        let links = self.resolve_links(container)?;
+        let spec = self.spec(container, &links.variables)?;
         // First: with its monitor the container keeps the addresses that it gets.
         let monitor = self.ensure_monitor(container)?;
         let plan = self.plan(container)?;
-        self.write_name_files(container, plan.as_ref())?;
+        self.write_name_files(container, plan.as_ref(), &links.hosts)?;
         let (rows, columns) = size.filter(|size| *size != (0, 0)).unwrap_or_else(|| {
             let [rows, columns] = container.record.host_config.console_size;
             (rows, columns)
@@ -146,7 +147,10 @@ impl Engine {
         let container = self.container(reference)?;
         match self.start_container(&container, None) {
             Err(error) if error.kind == Kind::NotModified => {}
-            other => other?,
+            Err(error) => {
+                return Err(Error { message: format!("Cannot restart container {reference}: {}", error.message), ..error });
+            }
+            Ok(()) => {}
         }
         self.container_event(&container, "restart", &[]);
         Ok(())
@@ -200,6 +204,7 @@ impl Engine {
         })?;
         self.store.database.write(Durability::Power, |tx| {
             if tx.execute("UPDATE OR IGNORE containers SET name = ?1 WHERE id = ?2", [name, &container.id.0])? > 0 {
+                tx.execute("UPDATE links SET target_name = ?1 WHERE target_id = ?2", [name, &container.id.0])?;
                 return Ok(());
             }
             let error = name_conflict(tx, name)?;

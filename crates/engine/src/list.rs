@@ -103,6 +103,7 @@ impl Engine {
                 && filters.any("publish", |port| published(container, port))
                 && filters.any("expose", |port| exposed(container, port))
         };
+        let mut linked = self.linked_names()?;
         let mut summaries = Vec::new();
         let mut images = std::collections::HashMap::new();
         for stored in self.stored_containers()? {
@@ -120,7 +121,10 @@ impl Engine {
                 continue;
             }
             let image = images.entry(container.image_id).or_insert_with(|| self.image_name(&container)).clone();
-            summaries.push(self.summary(&container, image, &known, query.size)?);
+            let mut summary = self.summary(&container, image, &known, query.size)?;
+            summary.names.extend(linked.remove(&container.id.0).unwrap_or_default());
+            summary.names.sort_unstable();
+            summaries.push(summary);
             if query.limit.is_some_and(|limit| summaries.len() == limit) {
                 break;
             }

@@ -21,7 +21,8 @@ const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/b
 const INIT: &str = "/sbin/docker-init";
 
 impl Engine {
-    pub(crate) fn spec(&self, container: &Container) -> Result<Spec> {
+    /// What the runtime is told; `links` are variables for the program.
+    pub(crate) fn spec(&self, container: &Container, links: &[String]) -> Result<Spec> {
         let record = &container.record;
         let (config, host) = (&record.config, &record.host_config);
         let options = security::parse(host)?;
@@ -34,7 +35,7 @@ impl Engine {
         let process = Process {
             terminal: config.tty,
             args,
-            env: environment(container),
+            env: environment(container, links),
             cwd: if config.working_dir.is_empty() { "/".to_owned() } else { config.working_dir.clone() },
             capabilities: Some(security::spec_capabilities(set)),
             rlimits: rlimits(host)?,
@@ -210,8 +211,8 @@ fn rootfs_propagation(container: &Container) -> Option<String> {
     }
 }
 
-/// What the program finds in its environment: defaults, then what image and user say.
-fn environment(container: &Container) -> Vec<String> {
+/// What the program finds in its environment: defaults, links, then what image and user say.
+fn environment(container: &Container, links: &[String]) -> Vec<String> {
     let config = &container.record.config;
     let own: Vec<String> = config.env.iter().flatten().cloned().collect();
     let named = |variable: &str| variable.split('=').next().unwrap_or_default().to_owned();
@@ -219,6 +220,7 @@ fn environment(container: &Container) -> Vec<String> {
     if config.tty {
         env.push("TERM=xterm".to_owned());
     }
+    env.extend_from_slice(links);
     env.retain(|variable| !own.iter().any(|other| named(other) == named(variable)));
     // A name without a value only takes one away.
     env.extend(own.into_iter().filter(|variable| variable.contains('=')));

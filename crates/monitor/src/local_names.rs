@@ -28,7 +28,7 @@ struct Network {
 impl LocalNames {
     pub fn new(names: &Names, runs: PathBuf, endpoints: &[Endpoint]) -> LocalNames {
         let neighbours = Some(Neighbours::new(&names.neighbours));
-        let mut local = LocalNames { neighbours, runs, links: names.links.clone(), networks: Vec::new() };
+        let mut local = LocalNames { neighbours, runs, ..LocalNames::default() };
         local.set_networks(endpoints);
         local
     }
@@ -40,6 +40,7 @@ impl LocalNames {
             name: network.name.clone(),
             internal: network.internal,
         };
+        self.links = endpoints.iter().flat_map(|endpoint| endpoint.links.clone()).collect();
         self.networks = endpoints.iter().map(|endpoint| of(&endpoint.network)).collect();
     }
 

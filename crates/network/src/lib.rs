@@ -171,6 +171,9 @@ pub struct Endpoint {
     pub priority: i64,
     /// By which its neighbours find it.
     pub names: Vec<String>,
+    /// Names of this container's own for neighbours: alias and name.
+    #[serde(default)]
+    pub links: Vec<(String, String)>,
     /// Of the ports that are published by this network.
     #[serde(default)]
     pub publish: ports::Policy,
@@ -205,8 +208,6 @@ pub struct Plan {
 pub struct Names {
     /// Servers to ask for what is not known here; those of the host if empty.
     pub servers: Vec<IpAddr>,
-    /// Names of this container's own for others: alias and name.
-    pub links: Vec<(String, String)>,
     /// Where its networks' [`Neighbours`] are written down.
     pub neighbours: PathBuf,
 }

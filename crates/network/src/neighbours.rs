@@ -137,6 +137,7 @@ mod tests {
             link: String::new(),
             interface: None,
             priority: 0,
+            links: Vec::new(),
             publish: crate::ports::Policy::Obey,
             names: names.iter().map(|name| (*name).to_owned()).collect(),
         }

@@ -109,10 +109,8 @@ pub(crate) async fn resize(engine: Arc<Engine>, id: &str, call: Call) -> Result<
 
 pub(crate) async fn remove(engine: Arc<Engine>, id: &str, call: Call) -> Result<Answer> {
     let (id, force, volumes) = (id.to_owned(), call.parameters.is("force"), call.parameters.is("v"));
-    if call.parameters.is("link") {
-        return Err(Error::invalid("links between containers are not supported yet"));
-    }
-    blocking(move || engine.remove(&id, force, volumes)).await?;
+    let link = call.parameters.is("link");
+    blocking(move || if link { engine.remove_link(&id) } else { engine.remove(&id, force, volumes) }).await?;
     Ok(answer::empty(StatusCode::NO_CONTENT))
 }
 

@@ -73,6 +73,37 @@ fn split_version(path: &str) -> Result<(Version, String), Box<Answer>> {
     Ok((version, format!("/{rest}")))
 }
 
+/// Puts the two parts of a container's name by a link, `CONTAINER/ALIAS`, together.
+fn with_link_name(mut segments: Vec<String>) -> Vec<String> {
+    const ACTIONS: [&str; 20] = [
+        "archive",
+        "attach",
+        "changes",
+        "checkpoints",
+        "exec",
+        "export",
+        "json",
+        "kill",
+        "logs",
+        "pause",
+        "rename",
+        "resize",
+        "restart",
+        "start",
+        "stats",
+        "stop",
+        "top",
+        "unpause",
+        "update",
+        "wait",
+    ];
+    if segments.len() > 2 && segments[0] == "containers" && !ACTIONS.contains(&segments[2].as_str()) {
+        let alias = segments.remove(2);
+        segments[1] = format!("{}/{alias}", segments[1]);
+    }
+    segments
+}
+
 async fn dispatch(engine: Arc<Engine>, path: &str, call: Call) -> Option<Result<Answer>> {
     let method = call.request.method().clone();
     let segments: Vec<String> = path
@@ -80,6 +111,7 @@ async fn dispatch(engine: Arc<Engine>, path: &str, call: Call) -> Option<Result<
         .filter(|part| !part.is_empty())
         .map(|part| percent_decode_str(part).decode_utf8_lossy().into_owned())
         .collect();
+    let segments = with_link_name(segments);
     let words: Vec<&str> = segments.iter().map(String::as_str).collect();
     let (get, post, delete, head) = (Method::GET, Method::POST, Method::DELETE, Method::HEAD);
     Some(match words[..] {

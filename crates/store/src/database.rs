@@ -76,6 +76,11 @@ const MIGRATIONS: &[&str] = &[
     "DELETE FROM endpoints;
      DELETE FROM networks;
      CREATE UNIQUE INDEX endpoints_by_ipv6 ON endpoints (network_id, ipv6) WHERE ipv6 IS NOT NULL;",
+    // The target may be gone: then its last name is what there is.
+    "CREATE TABLE links (
+         container_id TEXT NOT NULL REFERENCES containers ON DELETE CASCADE, alias TEXT NOT NULL, target_id TEXT NOT NULL,
+         target_name TEXT NOT NULL, PRIMARY KEY (container_id, alias)
+     ) WITHOUT ROWID;",
 ];
 
 impl Database {

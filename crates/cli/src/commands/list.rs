@@ -85,7 +85,9 @@ impl Ps {
 fn row(summary: &Summary, truncate: bool) -> Map<String, Value> {
     let short = |id: &str| if truncate { id.trim_start_matches("sha256:").chars().take(12).collect() } else { id.to_owned() };
     let image = if summary.image.starts_with("sha256:") { short(&summary.image) } else { summary.image.clone() };
-    let names: Vec<&str> = summary.names.iter().map(|name| name.trim_start_matches('/')).collect();
+    let names = summary.names.iter().map(|name| name.trim_start_matches('/'));
+    // Names that links give are shown in full only.
+    let names: Vec<&str> = names.filter(|name| !truncate || !name.contains('/')).collect();
     let age = (dhow_oci::time::now() / 1_000_000_000 - summary.created).max(0);
     let command = quoted(&if truncate { ellipsis(&summary.command, 20) } else { summary.command.clone() });
     let mut mounts: Vec<String> = summary

@@ -7,7 +7,7 @@ use dhow_monitor::protocol::Request;
 use dhow_store::Durability;
 use dhow_store::rusqlite::params;
 
-use super::plan::{endpoint, parse_mac};
+use super::plan::parse_mac;
 use super::{NetworkRecord, by_name, is_user_defined};
 use crate::container::{Container, Record};
 use crate::error::{Context, joined};
@@ -75,7 +75,7 @@ impl Engine {
         let mut assigned = self.assign(container, &[(record.name(), settings)])?;
         let (record, assigned) = assigned.pop().ok_or_else(|| Error::internal("no address was assigned"))?;
         let before = container.state.network.as_ref().map(|network| network.endpoints.as_slice()).unwrap_or_default();
-        let mut endpoint = endpoint(container, &record, &assigned, settings, before)?;
+        let mut endpoint = self.endpoint(container, &record, &assigned, settings, before)?;
         endpoint.publish = self.publishing(&record)?;
         self.ask_monitor(container, &Request::Connect(Box::new(endpoint.clone())))?;
         // It is connected; what the container has made of its file is its own affair.

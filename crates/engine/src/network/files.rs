@@ -20,8 +20,8 @@ impl Engine {
         self.paths().container(owner)
     }
 
-    /// Writes the name files.
-    pub(crate) fn write_name_files(&self, container: &Container, plan: Option<&Plan>) -> Result<()> {
+    /// Writes the name files; `links` are lines for `hosts`.
+    pub(crate) fn write_name_files(&self, container: &Container, plan: Option<&Plan>, links: &str) -> Result<()> {
         let (config, host) = (&container.record.config, &container.record.host_config);
         if host.network_mode.starts_with("container:") {
             return Ok(());
@@ -52,6 +52,7 @@ impl Engine {
             };
             hosts += &format!("{address}\t{name}\n");
         }
+        hosts += links;
         for endpoint in plan.iter().flat_map(|plan| &plan.endpoints) {
             hosts += &own_lines(container, endpoint);
         }

@@ -32,7 +32,7 @@ impl Engine {
         let assigned = self.assign(container, &networks).map_err(unknown)?;
         let mut endpoints: Vec<Endpoint> = Vec::new();
         for ((record, assigned), (_, settings)) in assigned.iter().zip(&networks) {
-            let endpoint = endpoint(container, record, assigned, settings, &endpoints)?;
+            let endpoint = self.endpoint(container, record, assigned, settings, &endpoints)?;
             endpoints.push(endpoint);
         }
         let ports = self.published(container, &mut endpoints, &assigned)?;
@@ -40,16 +40,37 @@ impl Engine {
         let given = host.dns.iter().flatten().map(|server| server.parse()).collect::<Result<Vec<IpAddr>, _>>();
         let given = given.map_err(|_| Error::invalid("bad parameter: a DNS server is no IP address"))?;
         // In the default network servers that the user names are written down as they are, as Docker does.
-        let resolver = (named || given.is_empty()).then(|| Names {
-            servers: given,
-            links: networks
-                .iter()
-                .flat_map(|(_, settings)| settings.links.iter().flatten())
-                .map(|link| self.link(link))
-                .collect(),
-            neighbours: self.paths().neighbours(),
-        });
+        let resolver = (named || given.is_empty()).then(|| Names { servers: given, neighbours: self.paths().neighbours() });
         Ok(Some(Plan { endpoints, ports, resolver, neighbours: self.paths().neighbours() }))
+    }
+
+    /// A container's part of a network, beside those that it has already.
+    pub(super) fn endpoint(
+        &self,
+        container: &Container,
+        record: &NetworkRecord,
+        assigned: &Assigned,
+        settings: &EndpointSettings,
+        before: &[Endpoint],
+    ) -> Result<Endpoint> {
+        let mac = match settings.mac_address.as_str() {
+            "" => mac_of(assigned.ipv4, &assigned.endpoint),
+            text => parse_mac(text)?,
+        };
+        let interface = interface(record, settings, before)?;
+        Ok(Endpoint {
+            id: assigned.endpoint.clone(),
+            network: record.network.clone(),
+            ipv4: assigned.ipv4,
+            ipv6: assigned.ipv6,
+            mac,
+            link: format!("veth{}", &names::random_id()?[..7]),
+            interface,
+            priority: settings.gw_priority,
+            names: dns_names(container, record.name(), settings),
+            links: settings.links.iter().flatten().map(|link| self.link(link)).collect(),
+            publish: record.publish.unwrap_or_default(),
+        })
     }
 
     /// Who may reach ports that are published by a network.
@@ -101,33 +122,6 @@ impl Engine {
         }
         Ok(ports)
     }
-}
-
-/// A container's part of a network, beside those that it has already.
-pub(super) fn endpoint(
-    container: &Container,
-    record: &NetworkRecord,
-    assigned: &Assigned,
-    settings: &EndpointSettings,
-    before: &[Endpoint],
-) -> Result<Endpoint> {
-    let mac = match settings.mac_address.as_str() {
-        "" => mac_of(assigned.ipv4, &assigned.endpoint),
-        text => parse_mac(text)?,
-    };
-    let interface = interface(record, settings, before)?;
-    Ok(Endpoint {
-        id: assigned.endpoint.clone(),
-        network: record.network.clone(),
-        ipv4: assigned.ipv4,
-        ipv6: assigned.ipv6,
-        mac,
-        link: format!("veth{}", &names::random_id()?[..7]),
-        interface,
-        priority: settings.gw_priority,
-        names: dns_names(container, record.name(), settings),
-        publish: record.publish.unwrap_or_default(),
-    })
 }
 
 /// By which names a container is found in a network; in the default one by none.

@@ -89,7 +89,7 @@ impl Options {
             extra_hosts: text(&self.add_host.iter().map(|host| extra_host(host)).collect::<Result<Vec<_>>>()?),
             group_add: text(&self.group_add),
             ipc_mode: self.ipc.clone(),
-            links: text(&self.link),
+            links: text(&self.link.iter().map(|text| super::values::link(text)).collect::<Result<Vec<_>>>()?),
             volumes_from: text(&self.volumes_from),
             oom_score_adj: self.oom_score_adj,
             pid_mode: self.pid.clone(),

@@ -23,9 +23,17 @@ pub(super) fn bad(message: impl Into<String>) -> Failure {
 }
 
 pub(super) fn flag(value: &str, name: &str, why: &str) -> Failure {
-    bad(format!(
-        "invalid argument \"{value}\" for \"{name}\" flag: {why}\n\nUsage:  dhow run [OPTIONS] IMAGE [COMMAND] [ARG...]\n\nRun 'dhow run --help' for more information"
-    ))
+    let usage = crate::app::usage_text(&std::env::args_os().collect::<Vec<_>>());
+    bad(format!("invalid argument \"{value}\" for \"{name}\" flag: {why}\n\n{usage}"))
+}
+
+/// `NAME` or `NAME:ALIAS`.
+pub(super) fn link(text: &str) -> Result<String> {
+    match text.split(':').count() {
+        _ if text.is_empty() => Err(flag(text, "--link", "empty string specified for links")),
+        1 | 2 => Ok(text.to_owned()),
+        _ => Err(flag(text, "--link", &format!("bad format for links: {text}"))),
+    }
 }
 
 pub(super) fn with_value(variable: &str) -> Option<String> {
