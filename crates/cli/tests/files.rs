@@ -188,3 +188,48 @@ fn a_container_cannot_lead_a_copy_astray() {
 fn own_uid() -> u32 {
     text(&Command::new("id").arg("-u").output().unwrap().stdout).trim().parse().unwrap()
 }
+
+#[test]
+fn parts_of_volumes_and_images_are_mounted() {
+    let sandbox = sandboxed!();
+    sandbox.ok(&["volume", "create", "data"]);
+    let fill = "mkdir -p /v/a/b; echo inside >/v/a/file; ln -s a /v/link; ln -s /etc /v/out; ln -s ../.. /v/up";
+    sandbox.ok(&["run", "--rm", "-v", "data:/v", "busybox", "sh", "-c", fill]);
+    let mount = |subpath: &str| format!("type=volume,src=data,dst=/d,volume-subpath={subpath}");
+    for subpath in ["a", "link", "a/b/.."] {
+        assert_eq!(sandbox.ok(&["run", "--rm", "--mount", &mount(subpath), "busybox", "cat", "/d/file"]), "inside", "{subpath}");
+    }
+    for (subpath, why) in [
+        ("missing", "no such file or directory"),
+        ("out", "path concatenation escapes the base directory"),
+        ("up", "path concatenation escapes the base directory"),
+        ("../x", "subpath must be a relative path within the volume"),
+        ("/a", "subpath must be a relative path within the volume"),
+    ] {
+        let refused = sandbox.fails(&["run", "--rm", "--mount", &mount(subpath), "busybox", "true"]);
+        assert!(refused.1.contains(why), "{subpath}: {}", refused.1);
+    }
+    // What is a link by the time of the mount is not followed out either.
+    sandbox.ok(&["create", "--name", "late", "--mount", &mount("a"), "busybox", "cat", "/d/file"]);
+    sandbox.ok(&["run", "--rm", "-v", "data:/v", "busybox", "sh", "-c", "mv /v/a /v/c; ln -s /etc /v/a"]);
+    assert!(sandbox.fails(&["start", "-a", "late"]).1.contains("escapes the base directory"));
+
+    // An image of one layer, and one of two.
+    sandbox.ok(&["run", "--name", "more", "busybox", "sh", "-c", "mkdir /more; echo second >/more/file"]);
+    let committed = sandbox.ok(&["commit", "more", "two"]);
+    let parent = sandbox.ok(&["image", "inspect", "-f", "{{.Id}}", "busybox"]);
+    assert_eq!(sandbox.ok(&["image", "inspect", "-f", "{{.Parent}}", &committed]), parent);
+    let run = |options: &str, command: &[&str]| {
+        let mount = format!("type=image,target=/i,{options}");
+        let args = [&["run", "--rm", "--mount", mount.as_str(), "busybox"], command].concat();
+        sandbox.run(&args)
+    };
+    assert!(run("source=busybox", &["test", "-x", "/i/bin/busybox"]).status.success());
+    assert_eq!(run("source=two", &["cat", "/i/more/file"]).stdout, b"second\n");
+    assert!(text(&run("source=two", &["touch", "/i/x"]).stderr).contains("Read-only file system"));
+    assert!(run("source=busybox,image-subpath=bin", &["test", "-x", "/i/busybox"]).status.success());
+    let inspected = sandbox.ok(&["create", "--mount", "type=image,source=two,target=/i", "busybox"]);
+    let shown = "{{range .Mounts}}{{.Type}} {{.Name}} {{.Destination}} {{.RW}}{{end}}";
+    assert_eq!(sandbox.ok(&["inspect", "-f", shown, &inspected]), "image two /i false");
+    sandbox.finish();
+}

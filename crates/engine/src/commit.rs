@@ -87,7 +87,7 @@ impl Engine {
             ..config
         };
         let frozen = options.pause && container.is_running() && self.freeze(&container)?;
-        let made = self.commit_layer(&container, config, name.as_ref(), now);
+        let made = self.commit_layer(&container, parent.as_ref(), config, name.as_ref(), now);
         if frozen && let Err(error) = self.pause(&container.id.0, false) {
             // What was made is there all the same.
             tracing::warn!("{error}");
@@ -118,6 +118,7 @@ impl Engine {
     fn commit_layer(
         &self,
         container: &crate::Container,
+        parent: Option<&dhow_store::Image>,
         config: ImageConfig,
         name: Option<&Reference>,
         now: i64,
@@ -133,9 +134,8 @@ impl Engine {
                 let mut packer = Packer::of_layer(BufWriter::with_capacity(256 * 1024, writer));
                 packer.below(&directory, b"").and_then(|()| packer.finish().map(drop))
             });
-            let parent = self.store.image(&container.image_id)?;
             let reader = BufReader::with_capacity(256 * 1024, reader);
-            let made = self.store.commit(parent.as_ref(), reader, config, name, now.div_euclid(1_000_000_000));
+            let made = self.store.commit(parent, reader, config, name, now.div_euclid(1_000_000_000));
             let packed = packed.join().map_err(|_| Error::internal("the packing of a layer failed"))?;
             // What went wrong at the other end is why the packing broke off.
             let made = made?;

@@ -44,9 +44,21 @@ pub(crate) struct MountRecord {
     /// Where a volume's content is, when that is not its own directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<PathBuf>,
+    /// Of a volume: only what is below this path is mounted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subpath: Option<String>,
 }
 
 impl MountRecord {
+    /// The type of the new file system that it is, if it is not a part of the host's.
+    pub fn file_system(&self) -> Option<&'static str> {
+        match self.point.kind.as_str() {
+            "tmpfs" => Some("tmpfs"),
+            "image" if !self.options.iter().any(|option| option == "bind") => Some("overlay"),
+            _ => None,
+        }
+    }
+
     /// What is mounted.
     pub fn host_path(&self) -> &Path {
         self.content.as_deref().unwrap_or(Path::new(&self.point.source))

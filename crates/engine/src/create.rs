@@ -60,6 +60,9 @@ impl Engine {
         };
         let mut warnings = Vec::new();
         self.check(&config, &mut host, &mut warnings)?;
+        if host.mounts.iter().flatten().any(|mount| mount.kind == "image") {
+            warnings.push("Image mount is an experimental feature".to_owned());
+        }
         let id = self.new_id()?;
         if config.hostname.is_empty() {
             config.hostname =

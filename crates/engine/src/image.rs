@@ -112,6 +112,7 @@ impl Engine {
             id: row.id.to_string(),
             repo_tags: row.tags.iter().map(|(repository, tag)| format!("{}:{tag}", familiar_repository(repository))).collect(),
             repo_digests: repo_digests(row),
+            parent: row.parent.map(|id| id.to_string()).unwrap_or_default(),
             comment: config.comment.clone().or_else(|| config.history.last()?.comment.clone()).unwrap_or_default(),
             created: config.created.clone().unwrap_or_else(|| time::ZERO.to_owned()),
             docker_version: config.docker_version.clone().unwrap_or_default(),

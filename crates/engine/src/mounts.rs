@@ -164,11 +164,25 @@ impl Engine {
             }
             "volume" => {
                 let options = mount.volume_options.clone().unwrap_or_default();
-                if !options.subpath.is_empty() {
-                    return Err(invalid("a subpath of a volume is not supported yet".to_owned()));
+                let subpath = Some(options.subpath).filter(|subpath| !subpath.is_empty());
+                if subpath.as_deref().is_some_and(|subpath| !is_below(subpath)) {
+                    return Err(invalid("subpath must be a relative path within the volume".to_owned()));
                 }
                 let name = Some(mount.source.as_str()).filter(|name| !name.is_empty());
-                self.volume_mount(name, &destination, "z", !mount.read_only, !options.no_copy)
+                let copy_up = !options.no_copy && subpath.is_none();
+                let record = self.volume_mount(name, &destination, "z", !mount.read_only, copy_up)?;
+                Ok(MountRecord { subpath, ..record })
+            }
+            "image" => {
+                if mount.source.is_empty() {
+                    return Err(invalid("field Source must not be empty".to_owned()));
+                }
+                let subpath = mount.image_options.clone().unwrap_or_default().subpath;
+                if !is_below(&subpath) {
+                    return Err(invalid("subpath must be a relative path within the image".to_owned()));
+                }
+                let layers = self.store.directories(&self.find_image(&mount.source)?.chain);
+                Ok(image(&mount.source, &layers, &destination, Some(subpath).filter(|subpath| !subpath.is_empty())))
             }
             "tmpfs" => {
                 let options = mount.tmpfs_options.clone().unwrap_or_default();
@@ -223,6 +237,7 @@ impl Engine {
             // A directory elsewhere is the user's, and must be there.
             create_source: content.is_none(),
             content,
+            subpath: None,
         })
     }
 
@@ -236,7 +251,29 @@ impl Engine {
                 })?;
             }
         }
+        for mount in &container.record.mounts {
+            if let (Some(subpath), None) = (&mount.subpath, mount.file_system()) {
+                check_subpath(mount.host_path(), subpath)?;
+            }
+        }
         Ok(())
+    }
+}
+
+/// Whether there is a path below a directory, so that it can be said before anything is begun; the runtime looks once more.
+fn check_subpath(base: &Path, subpath: &str) -> Result<()> {
+    let path = base.join(subpath);
+    let found = dhow_sys::root::Root::open_path(base).and_then(|base| base.handle_beneath(Path::new(subpath)));
+    match found {
+        Ok(_) => Ok(()),
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::XDEV.raw_os_error()) => Err(Error::internal(format!(
+            "path concatenation escapes the base directory, base: {}, subpath: {subpath}",
+            base.display()
+        ))),
+        Err(error) => {
+            let why = error.to_string().split(" (os error").next().unwrap_or_default().to_lowercase();
+            Err(Error::internal(format!("cannot access path {}: lstat {}: {why}", path.display(), path.display())))
+        }
     }
 }
 
@@ -260,6 +297,36 @@ fn bind(source: &str, destination: &str, mode: &str, writable: bool, propagation
         copy_up: false,
         create_source: create,
         content: None,
+        subpath: None,
+    }
+}
+
+/// An image's files, to be read. `layers` come from the top to the bottom.
+fn image(name: &str, layers: &[PathBuf], destination: &str, subpath: Option<String>) -> MountRecord {
+    let path = |layer: &PathBuf| layer.to_string_lossy().into_owned();
+    let source = layers.first().map(path).unwrap_or_default();
+    let options = match layers {
+        // An overlay has two at least.
+        [_] => vec!["bind".to_owned(), "ro".to_owned()],
+        layers => {
+            let lower = layers.iter().map(|layer| format!("lowerdir+={}", path(layer)));
+            std::iter::once("ro".to_owned()).chain(lower).collect()
+        }
+    };
+    MountRecord {
+        point: MountPoint {
+            kind: "image".to_owned(),
+            name: name.to_owned(),
+            source,
+            destination: destination.to_owned(),
+            propagation: "rprivate".to_owned(),
+            ..MountPoint::default()
+        },
+        options,
+        copy_up: false,
+        create_source: false,
+        content: None,
+        subpath,
     }
 }
 
@@ -301,6 +368,21 @@ fn tmpfs(path: &str, words: &str) -> Result<MountRecord> {
         copy_up: false,
         create_source: false,
         content: None,
+        subpath: None,
+    })
+}
+
+/// Whether a path is relative and does not lead out of where it begins.
+fn is_below(path: &str) -> bool {
+    let mut depth = 0i32;
+    Path::new(path).components().all(|part| {
+        match part {
+            Component::Normal(_) => depth += 1,
+            Component::ParentDir => depth -= 1,
+            Component::CurDir => {}
+            Component::RootDir | Component::Prefix(_) => return false,
+        }
+        depth >= 0
     })
 }
 
@@ -336,13 +418,13 @@ pub(crate) fn spec_mounts(container: &Container) -> Vec<spec::Mount> {
         .iter()
         .map(|record| spec::Mount {
             destination: record.point.destination.clone(),
-            kind: if record.point.kind == "tmpfs" { "tmpfs" } else { "bind" }.to_owned(),
-            source: Some(if record.point.kind == "tmpfs" {
-                "tmpfs".to_owned()
-            } else {
-                record.host_path().to_string_lossy().into_owned()
+            kind: record.file_system().unwrap_or("bind").to_owned(),
+            source: Some(match record.file_system() {
+                Some(kind) => kind.to_owned(),
+                None => record.host_path().to_string_lossy().into_owned(),
             }),
             options: record.options.clone(),
+            subpath: record.subpath.clone(),
             ..spec::Mount::default()
         })
         .collect();

@@ -137,6 +137,10 @@ pub struct Mount {
     pub uid_mappings: Vec<IdMapping>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub gid_mappings: Vec<IdMapping>,
+    /// Not in the specification: only what is below this path of the source is mounted. The source is not trusted: links that
+    /// lead out of it are refused.
+    #[serde(rename = "dhow.subpath", skip_serializing_if = "Option::is_none")]
+    pub subpath: Option<String>,
 }
 
 /// A range of ids.

@@ -109,7 +109,7 @@ impl Tree {
         let (tree, directory) = if options.bind || mount.kind == "bind" {
             bind_source(mount, &options)?
         } else {
-            (new_file_system(&mount.kind, mount.source.as_deref(), &options)?, true)
+            part_of(new_file_system(&mount.kind, mount.source.as_deref(), &options)?, mount.subpath.as_deref())?
         };
         let target = if directory {
             let link =
@@ -383,12 +383,28 @@ fn new_file_system(kind: &str, source: Option<&str>, options: &MountOptions) -> 
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).context(|| format!("mount the {kind}"))
 }
 
+/// What is below a path of a new file system, if one is given, and whether it is a directory.
+fn part_of(tree: OwnedFd, subpath: Option<&str>) -> Result<(OwnedFd, bool)> {
+    let Some(subpath) = subpath else { return Ok((tree, true)) };
+    let handle = Root::from_descriptor(tree).handle_beneath(Path::new(subpath));
+    let handle = handle.context(|| format!("cannot access path {subpath}"))?;
+    let stat = rustix::fs::fstat(&handle).context(|| format!("stat {subpath}"))?;
+    // Of a mount that is not attached yet the kernel copies parts since 6.15.
+    let part = clone_tree(handle.as_fd(), Path::new(""), false).context(|| format!("mount only {subpath}"))?;
+    Ok((part, FileType::from_raw_mode(stat.st_mode) == FileType::Directory))
+}
+
 /// A detached copy of a bind mount's source with its options, and whether it is a directory.
 fn bind_source(mount: &Mount, options: &MountOptions) -> Result<(OwnedFd, bool)> {
     let source = mount.source.as_deref().ok_or_else(|| RuntimeError::Spec("a bind mount needs a source".to_owned()))?;
-    let tree = match in_other_namespace(source) {
-        Some((pid, path)) => clone_foreign_tree(pid, path, options.recursive),
-        None => clone_tree(CWD, Path::new(source), options.recursive),
+    let tree = match (in_other_namespace(source), &mount.subpath) {
+        (Some((pid, path)), _) => clone_foreign_tree(pid, path, options.recursive),
+        (None, Some(subpath)) => {
+            let handle = Root::open_path(Path::new(source)).and_then(|root| root.handle_beneath(Path::new(subpath)));
+            let handle = handle.context(|| format!("cannot access path {source}/{subpath}"))?;
+            clone_tree(handle.as_fd(), Path::new(""), options.recursive)
+        }
+        (None, None) => clone_tree(CWD, Path::new(source), options.recursive),
     };
     let tree = tree.context(|| format!("open {source}"))?;
     let stat = rustix::fs::fstat(&tree).context(|| format!("stat {source}"))?;

@@ -238,7 +238,7 @@ impl Store {
         }
         self.write_blob(config)?;
         let created = parsed.created.as_deref().and_then(dhow_oci::time::parse).map_or(0, |time| time.div_euclid(1_000_000_000));
-        let id = self.add_image(&NewImage { config, layers: rows, tags: &names, created })?;
+        let id = self.add_image(&NewImage { config, layers: rows, tags: &names, created, parent: None })?;
         Ok(LoadedImage { id, names })
     }
 
@@ -270,7 +270,7 @@ impl Store {
         let bytes = serde_json::to_vec(&config).map_err(|source| StoreError::Json { path: "image config".to_owned(), source })?;
         self.write_blob(&bytes)?;
         let tags: Vec<Reference> = name.cloned().into_iter().collect();
-        self.add_image(&NewImage { config: &bytes, layers, tags: &tags, created })
+        self.add_image(&NewImage { config: &bytes, layers, tags: &tags, created, parent: parent.map(|parent| parent.row.id) })
     }
 }
 

@@ -81,6 +81,7 @@ const MIGRATIONS: &[&str] = &[
          container_id TEXT NOT NULL REFERENCES containers ON DELETE CASCADE, alias TEXT NOT NULL, target_id TEXT NOT NULL,
          target_name TEXT NOT NULL, PRIMARY KEY (container_id, alias)
      ) WITHOUT ROWID;",
+    "ALTER TABLE images ADD COLUMN parent TEXT;",
 ];
 
 impl Database {

@@ -24,6 +24,8 @@ pub struct ImageRow {
     pub tags: Vec<(String, String)>,
     /// `repository@digest`.
     pub digests: Vec<(String, Digest)>,
+    /// The image that this one was made of here; it may be gone.
+    pub parent: Option<Digest>,
     pub config: ImageConfig,
 }
 
@@ -44,6 +46,8 @@ pub struct NewImage<'a> {
     pub tags: &'a [Reference],
     /// Unix seconds.
     pub created: i64,
+    /// The image that it was made of, if it was made here.
+    pub parent: Option<Digest>,
 }
 
 /// What removing a name or an image did.
@@ -72,8 +76,8 @@ impl Store {
                 parent = Some(chain_id);
             }
             tx.execute(
-                "INSERT OR IGNORE INTO images (id, config, size, created) VALUES (?1, ?2, ?3, ?4)",
-                params![id.to_string(), config, size as i64, new.created],
+                "INSERT OR IGNORE INTO images (id, config, size, created, parent) VALUES (?1, ?2, ?3, ?4, ?5)",
+                params![id.to_string(), config, size as i64, new.created, new.parent.map(|id| id.to_string())],
             )?;
             for (position, layer) in new.layers.iter().enumerate() {
                 tx.execute(
@@ -131,7 +135,7 @@ impl Store {
 
     pub fn image(&self, id: &Digest) -> Result<Option<Image>> {
         self.database.read::<_, StoreError>(|db| {
-            let query = "SELECT id, config, size, created, last_tagged FROM images WHERE id = ?1";
+            let query = "SELECT id, config, size, created, last_tagged, parent FROM images WHERE id = ?1";
             let Some(row) = db.query_row(query, [id.to_string()], raw_row).optional()? else { return Ok(None) };
             let mut row = decode(row)?;
             names(db, &mut row)?;
@@ -145,7 +149,7 @@ impl Store {
     /// All images, the newest first.
     pub fn images(&self) -> Result<Vec<ImageRow>> {
         self.database.read::<_, StoreError>(|db| {
-            let query = "SELECT id, config, size, created, last_tagged FROM images ORDER BY created DESC, id";
+            let query = "SELECT id, config, size, created, last_tagged, parent FROM images ORDER BY created DESC, id";
             let mut statement = db.prepare_cached(query)?;
             let raw: Vec<RawRow> = statement.query_map([], raw_row)?.collect::<Result<_, _>>()?;
             raw.into_iter()
@@ -240,17 +244,18 @@ impl Store {
     }
 }
 
-type RawRow = (String, String, i64, i64, i64);
+type RawRow = (String, String, i64, i64, i64, Option<String>);
 
 fn raw_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<RawRow> {
-    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
+    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?))
 }
 
-fn decode((id, config, size, created, last_tagged): RawRow) -> Result<ImageRow> {
+fn decode((id, config, size, created, last_tagged, parent): RawRow) -> Result<ImageRow> {
     let config =
         serde_json::from_str(&config).map_err(|source| StoreError::Json { path: format!("config of image {id}"), source })?;
     let id = id.parse().map_err(|_| StoreError::Archive(format!("the database holds the malformed image ID {id}")))?;
-    Ok(ImageRow { id, size: size as u64, created, last_tagged, tags: vec![], digests: vec![], config })
+    let parent = parent.and_then(|id| id.parse().ok());
+    Ok(ImageRow { id, size: size as u64, created, last_tagged, tags: vec![], digests: vec![], parent, config })
 }
 
 fn names(db: &Connection, row: &mut ImageRow) -> Result<()> {

@@ -107,6 +107,12 @@ impl Store {
             .and_then(|(diff_id, size)| Some(LayerRow { chain_id: *chain_id, diff_id: diff_id.parse().ok()?, size })))
     }
 
+    /// The directories of layers, from the top to the bottom.
+    pub fn directories(&self, chain: &[Digest]) -> Vec<PathBuf> {
+        let layers = self.paths.layers();
+        chain.iter().rev().map(|chain_id| layers.join(directory_name(chain_id)).join("fs")).collect()
+    }
+
     /// Makes a container's writable layer over an image's.
     pub fn create_writable(&self, id: &str, chain: &[Digest]) -> Result<Mountable> {
         self.ensure_init_layer()?;

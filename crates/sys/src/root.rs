@@ -35,8 +35,11 @@ impl Root {
 
     /// Opens `path` below the root.
     pub fn open(&self, path: &Path, flags: OFlags, mode: u32) -> io::Result<OwnedFd> {
+        self.open_with(path, flags, mode, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+    }
+
+    fn open_with(&self, path: &Path, flags: OFlags, mode: u32, resolve: ResolveFlags) -> io::Result<OwnedFd> {
         let path = relative(path);
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         // EAGAIN: a rename or mount raced with the resolution of `..`; openat2(2) says to try again.
         for _ in 0..128 {
             match rustix::fs::openat2(&self.fd, &path, flags | OFlags::CLOEXEC, Mode::from_raw_mode(mode), resolve) {
@@ -50,6 +53,11 @@ impl Root {
     /// A handle (`O_PATH`) on what `path` leads to, links followed inside the root.
     pub fn handle(&self, path: &Path) -> io::Result<OwnedFd> {
         self.open(path, OFlags::PATH, 0)
+    }
+
+    /// A handle on what `path` leads to; links that lead out of the root, absolute ones too, are an error (`EXDEV`).
+    pub fn handle_beneath(&self, path: &Path) -> io::Result<OwnedFd> {
+        self.open_with(path, OFlags::PATH, 0, ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)
     }
 
     /// A handle on `path` itself: a link in its last component is not followed.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use dhow_api::config::{
-    BindOptions, DeviceMapping, EndpointSettings, Mount, PortBinding, RestartPolicy, ThrottleDevice, TmpfsOptions, Ulimit,
-    VolumeOptions,
+    BindOptions, DeviceMapping, EndpointSettings, ImageOptions, Mount, PortBinding, RestartPolicy, ThrottleDevice, TmpfsOptions,
+    Ulimit, VolumeOptions,
 };
 use dhow_engine::units::parse_bytes;
 use serde_json::json;
@@ -319,7 +319,8 @@ pub(super) fn mount(text: &str) -> Result<Mount> {
     let mut bind = BindOptions::default();
     let mut volume = VolumeOptions::default();
     let mut tmpfs = TmpfsOptions::default();
-    let (mut has_bind, mut has_volume, mut has_tmpfs) = (false, false, false);
+    let mut image = ImageOptions::default();
+    let (mut has_bind, mut has_volume, mut has_tmpfs, mut has_image) = (false, false, false, false);
     for field in text.split(',') {
         let (key, value) = field.split_once('=').unwrap_or((field, ""));
         let key = key.to_ascii_lowercase();
@@ -364,6 +365,7 @@ pub(super) fn mount(text: &str) -> Result<Mount> {
                 }
             }
             "volume-nocopy" => (volume.no_copy, has_volume) = (boolean()?, true),
+            "image-subpath" => (image.subpath, has_image) = (value.to_owned(), true),
             "volume-subpath" => (volume.subpath, has_volume) = (value.to_owned(), true),
             "tmpfs-size" => {
                 (tmpfs.size_bytes, has_tmpfs) =
@@ -382,8 +384,12 @@ pub(super) fn mount(text: &str) -> Result<Mount> {
     if mount.target.is_empty() {
         return Err(wrong("target is required".to_owned()));
     }
-    for (kind, given, name) in [("bind", has_bind, "bind-*"), ("volume", has_volume, "volume-*"), ("tmpfs", has_tmpfs, "tmpfs-*")]
-    {
+    for (kind, given, name) in [
+        ("bind", has_bind, "bind-*"),
+        ("volume", has_volume, "volume-*"),
+        ("tmpfs", has_tmpfs, "tmpfs-*"),
+        ("image", has_image, "image-*"),
+    ] {
         if given && mount.kind != kind {
             return Err(wrong(format!("cannot mix '{name}' options with mount type '{}'", mount.kind)));
         }
@@ -391,6 +397,7 @@ pub(super) fn mount(text: &str) -> Result<Mount> {
     mount.bind_options = has_bind.then_some(bind);
     mount.volume_options = has_volume.then_some(volume);
     mount.tmpfs_options = has_tmpfs.then_some(tmpfs);
+    mount.image_options = has_image.then_some(image);
     Ok(mount)
 }
 
