@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::answer::{self, Answer};
 use crate::request::Call;
 use crate::route::{Bare, blocking, quick};
-use crate::stream;
+use crate::{stream, websocket};
 
 pub(crate) async fn list(engine: Arc<Engine>, call: Call) -> Result<Answer> {
     let parameters = &call.parameters;
@@ -153,7 +153,14 @@ pub(crate) async fn wait(engine: Arc<Engine>, id: &str, call: Call) -> Result<An
     Ok(answer)
 }
 
-pub(crate) async fn attach(engine: Arc<Engine>, id: &str, call: Call) -> Result<Answer> {
+/// A container's streams: the socket, whether they are a terminal's, and what the log has of before.
+struct Attached {
+    stream: UnixStream,
+    tty: bool,
+    before: Vec<Bytes>,
+}
+
+async fn attached(engine: Arc<Engine>, id: &str, call: &Call) -> Result<Attached> {
     let parameters = &call.parameters;
     let options = AttachOptions {
         stdin: parameters.is("stdin") && parameters.is("stream"),
@@ -168,7 +175,7 @@ pub(crate) async fn attach(engine: Arc<Engine>, id: &str, call: Call) -> Result<
     });
     let id = id.to_owned();
     let goes_on = parameters.is("stream");
-    let attached = quick(move || {
+    quick(move || {
         let container = engine.container(&id)?;
         let mut before = Vec::new();
         let mut keep = |piece: Vec<u8>| {
@@ -187,16 +194,28 @@ pub(crate) async fn attach(engine: Arc<Engine>, id: &str, call: Call) -> Result<
             Some(query) => engine.attach_after_log(&container, &options, query, &mut keep)?,
             None => engine.attach(&container, &options)?.0,
         };
-        Ok((stream, container.tty(), before))
-    });
-    match attached.await {
-        Ok((stream, tty, before)) => {
+        Ok(Attached { stream, tty: container.tty(), before })
+    })
+    .await
+}
+
+pub(crate) async fn attach(engine: Arc<Engine>, id: &str, call: Call) -> Result<Answer> {
+    match attached(engine, id, &call).await {
+        Ok(Attached { stream, tty, before }) => {
             let mut answer = stream::take_over(call, stream, tty, before)?;
             answer.extensions_mut().insert(Bare);
             Ok(answer)
         }
         Err(error) => Ok(stream::refuse(&error)),
     }
+}
+
+pub(crate) async fn attach_websocket(engine: Arc<Engine>, id: &str, call: Call) -> Result<Answer> {
+    let key = websocket::key(&call)?;
+    let Attached { stream, tty, before } = attached(engine, id, &call).await?;
+    let mut answer = websocket::take_over(call, &key, stream, !tty, before)?;
+    answer.extensions_mut().insert(Bare);
+    Ok(answer)
 }
 
 pub(crate) async fn logs(engine: Arc<Engine>, id: &str, call: Call) -> Result<Answer> {

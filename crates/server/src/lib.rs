@@ -17,6 +17,7 @@ mod stream;
 mod system;
 mod tls;
 mod volumes;
+mod websocket;
 
 pub use listen::{ListenError, Listener};
 pub use tls::{Certificates, Gate};

@@ -140,6 +140,7 @@ async fn dispatch(engine: Arc<Engine>, path: &str, call: Call) -> Option<Result<
         ["containers", id, "archive"] if method == get || method == head => archive::read(engine, id, call).await,
         ["containers", id, "archive"] if method == Method::PUT => archive::write(engine, id, call).await,
         ["containers", id, "export"] if method == get => archive::export(engine, id).await,
+        ["containers", id, "attach", "ws"] if method == get => containers::attach_websocket(engine, id, call).await,
         ["containers", id] if method == delete => containers::remove(engine, id, call).await,
         ["containers", id, action] if method == get => match action {
             "json" => containers::inspect(engine, id, call).await,
