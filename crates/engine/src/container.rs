@@ -194,8 +194,8 @@ impl Engine {
         let mut record: Record = serde_json::from_str(&stored.record)
             .map_err(|error| Error::internal(format!("record of container {} is damaged: {error}", stored.id)))?;
         let mode = &record.host_config.network_mode;
-        if record.networks.is_empty() && !mode.starts_with("container:") {
-            // Written before there were networks to choose from.
+        if record.networks.is_empty() && !mode.starts_with("container:") && !stored.record.contains("\"networks\":") {
+            // Written before there were networks to choose from; without any is who was disconnected from all.
             record.networks.insert(mode.clone(), EndpointSettings::default());
         }
         let run = self.paths().run(&stored.id);
