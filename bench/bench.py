@@ -4,7 +4,9 @@
 usage: bench.py [--cases CASE,…] [--runs N] [--json FILE] NAME='command prefix' [NAME='command prefix' …]
        NAME_MEM='pattern' in the environment names an engine's processes for pgrep -f, whose PSS is summed.
 
-Cases: run_bridge run_none exec ps burst idle logs tcp. Each engine must have an image busybox:latest. Engines take turns
+       NAME_DAEMON='command' starts its daemon in the foreground, for the case scale: it is started and ended there.
+
+Cases: run_bridge run_none exec ps burst idle logs tcp scale. Each engine must have an image busybox:latest. Engines take turns
 within a case, so that ratios hold when the machine drifts: quote ratios of medians of one run. What an
 engine does after its command has returned is counted for nobody: see TURN.
 """
@@ -113,6 +115,67 @@ def case_burst(engines, runs, count=100, width=8):
             "run_beside_100_ms": round(late, 2), "pss_kb_per_container": round((after - before) / count, 1),
         }
     return results
+
+
+def case_scale(engines, runs, count=1000, running=200, width=8):
+    """A thousand containers, two hundred of which run; the daemon of such a host, where NAME_DAEMON says how it is started."""
+    results = {}
+    for engine in engines:
+        start_one = lambda: statistics.median(timed(lambda: engine.run("run", "--rm", "busybox", "true")) for _ in range(15))
+        alone = start_one()
+        many = lambda first, last, words: subprocess.run(
+            f"seq {first} {last} | xargs -P {width} -I@ {engine.shell()} {words} >/dev/null", shell=True, check=True)
+        try:
+            many(1, running, "run -d --name bench-@ busybox sleep 100000")
+            many(running + 1, count, "create --name bench-@ busybox true")
+            time.sleep(1)
+            listing = [timed(lambda: engine.run("ps", "-a")) for _ in range(9)]
+            stats = [timed(lambda: engine.run("stats", "--no-stream")) for _ in range(5)]
+            results[engine.name] = {
+                "ps_a_ms": round(statistics.median(listing), 1), "stats_ms": round(statistics.median(stats), 1),
+                "run_alone_ms": round(alone, 2), "run_beside_ms": round(start_one(), 2),
+            } | scale_of_daemon(engine)
+        finally:
+            subprocess.run(f"seq 1 {count} | xargs -P {width} -I@ {engine.shell()} rm -f bench-@ >/dev/null 2>&1", shell=True)
+    return results
+
+
+def scale_of_daemon(engine):
+    """How long the daemon takes until it answers, what it holds then, and what after some listings."""
+    command = os.environ.get(engine.name + "_DAEMON", "")
+    if not command:
+        return {}
+    path = "/tmp/bench-daemon.sock"
+    starts, memory = [], []
+    for _ in range(5):
+        start = time.perf_counter()
+        daemon = subprocess.Popen(shlex.split(command) + ["-H", "unix://" + path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            while not ask(path, "/_ping"):
+                time.sleep(0.0005)
+            starts.append((time.perf_counter() - start) * 1e3)
+            for _ in range(10):
+                ask(path, "/containers/json?all=1")
+            time.sleep(7)
+            memory.append(int(next(l for l in open(f"/proc/{daemon.pid}/smaps_rollup") if l.startswith("Pss:")).split()[1]))
+        finally:
+            daemon.terminate()
+            daemon.wait()
+    return {"daemon_start_ms": round(statistics.median(starts), 1), "daemon_pss_kb": round(statistics.median(memory))}
+
+
+def ask(path, target):
+    """Whether a daemon answers a request; reads all of the answer."""
+    try:
+        with socket.socket(socket.AF_UNIX) as stream:
+            stream.connect(path)
+            stream.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            answer = stream.recv(1 << 16)
+            while stream.recv(1 << 16):
+                pass
+            return answer.startswith(b"HTTP/1.1 200")
+    except OSError:
+        return False
 
 
 def case_logs(engines, runs, megabytes=200):

@@ -38,7 +38,7 @@ fn transcript(directory: &Path, program: &str, host: &str) -> Vec<String> {
     let path = format!("{}:{}", directory.display(), std::env::var("PATH").unwrap());
     let one = |case: String| {
         let output = Command::new("timeout")
-            .args(["60", "bash", "-c", &case])
+            .args(["60", "bash", "-o", "pipefail", "-c", &case])
             .current_dir(directory)
             .env("PATH", &path)
             .env("TZ", "UTC")

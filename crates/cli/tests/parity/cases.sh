@@ -446,3 +446,40 @@ docker system prune -f --volumes --filter until=1h
 docker image prune -f --filter label=p-none
 docker system df --format '{{.Type}}'
 docker system df -v --format '{{.Size}}'
+
+# links
+docker run -d --name p-target -e FOO=bar --expose 80 parity sleep 1000
+docker run -d --name p-linked --link p-target:db --link p-target parity sleep 1000
+docker inspect -f '{{json .HostConfig.Links}}' p-linked
+docker exec p-linked sh -c 'echo $DB_NAME $DB_ENV_FOO $DB_PORT_80_TCP_PROTO'
+docker exec p-linked sh -c 'grep -c p-target /etc/hosts'
+docker run --rm --link p-nosuch:x parity true
+docker run --rm --network host --link p-target:x parity true
+docker create --link p-target:x:y parity
+docker create --link '' parity
+docker ps --no-trunc --format '{{.Names}}' -f name=p-target
+docker ps --format '{{.Names}}' -f name=p-target
+docker rm --link p-linked/db
+docker rm --link p-linked
+docker rm --link p-linked/nosuch
+docker inspect -f '{{json .HostConfig.Links}}' p-linked
+docker inspect -f '{{.Name}}' p-linked/p-target
+docker stop -t 0 p-target
+docker restart -t 0 p-linked
+docker rm -f p-linked p-target
+
+# parts of volumes, images as mounts
+docker run --rm --mount type=volume,src=p-sub,dst=/d,volume-subpath=../x parity true
+docker run --rm --mount type=volume,src=p-sub,dst=/d,volume-subpath=/x parity true
+docker run --rm -v p-sub:/v parity sh -c 'mkdir /v/a; echo in >/v/a/f'
+docker run --rm --mount type=volume,src=p-sub,dst=/d,volume-subpath=a,ro parity cat /d/f
+docker volume rm p-sub
+docker run --rm --mount type=image,source=parity,target=/x parity ls /x/bin/sh
+docker run --rm --mount type=image,source=parity,target=/x parity touch /x/y
+docker run --rm --mount type=image,source=parity,target=/x,image-subpath=bin parity ls /x/sh
+docker run --rm --mount type=image,source=parity,target=/x,volume-subpath=bin parity ls /x/sh
+
+# a file of a container's files
+docker create --name p-export parity true
+docker export -o p-export.tar p-export && tar tf p-export.tar bin/sh
+docker rm p-export
