@@ -9,9 +9,10 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use dhow_api::client::Client;
 
 use crate::commands::{
-    self, commit, copy, create, daemon, exec, image, inspect, lifecycle, list, logs, network, prune, run, stats, system, update,
-    volume,
+    self, commit, context, copy, create, daemon, exec, image, inspect, lifecycle, list, logs, network, prune, run, stats, system,
+    update, volume,
 };
+use crate::connect::contexts::{DEFAULT, Folder, Selected};
 use crate::connect::{Roots, Target, TlsOptions};
 use crate::failure::{self, Failure};
 
@@ -41,17 +42,24 @@ struct Globals {
     /// Which messages are printed: debug, info, warn, error
     #[arg(short = 'l', long, default_value = "info")]
     log_level: String,
-    /// Accepted for compatibility: the client's configuration directory
-    #[arg(long, hide = true)]
+    /// Location of client config files
+    #[arg(long)]
     config: Option<PathBuf>,
-    /// Accepted for compatibility: only the default context exists
-    #[arg(short = 'c', long, hide = true)]
+    /// Name of the context to use to connect to the daemon (overrides DOCKER_HOST env var and default context set with "docker context use")
+    #[arg(short = 'c', long)]
     context: Option<String>,
 }
 
 /// What stands behind a command's name, as docker writes it; of one below a group with the group before it.
 fn arguments_of(command: &str) -> &'static str {
     match command {
+        "context create" | "context update" => return "[OPTIONS] CONTEXT",
+        "context export" => return "CONTEXT [FILE|-]",
+        "context import" => return "CONTEXT FILE|-",
+        "context inspect" => return "[OPTIONS] [CONTEXT] [CONTEXT...]",
+        "context ls" | "context show" => return "",
+        "context rm" => return "CONTEXT [CONTEXT...]",
+        "context use" => return "CONTEXT",
         "volume create" => return "[OPTIONS] [VOLUME]",
         "volume rm" | "volume inspect" => return "[OPTIONS] VOLUME [VOLUME...]",
         "network create" => return "[OPTIONS] NETWORK",
@@ -187,6 +195,9 @@ enum Command {
     Version(system::Version),
     /// Run the engine as a daemon behind a socket
     Daemon(daemon::Daemon),
+    /// Manage contexts
+    #[command(subcommand)]
+    Context(context::Command),
     /// Manage containers
     #[command(subcommand)]
     Container(Container),
@@ -399,7 +410,6 @@ fn finish(result: failure::Result) -> i32 {
     }
 }
 
-/// Errors of the command line itself: docker's exit status is 125 for commands that run a program, and 1 for others.
 /// How the command of a command line is used, and where help is to be had.
 pub(crate) fn usage_text(args: &[OsString]) -> String {
     let (command, _) = path_of(args);
@@ -407,6 +417,7 @@ pub(crate) fn usage_text(args: &[OsString]) -> String {
     format!("Usage:  {command} {arguments}\n\nRun '{command} --help' for more information")
 }
 
+/// Errors of the command line itself: docker's exit status is 125 for commands that run a program, and 1 for others.
 fn usage(error: &clap::Error, args: &[OsString]) -> i32 {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
@@ -495,8 +506,13 @@ fn path_of(args: &[OsString]) -> (String, String) {
 }
 
 async fn dispatch(app: App) -> failure::Result {
-    if app.globals.context.as_deref().is_some_and(|context| context != "default") {
-        return Err(Failure::new("only the context \"default\" exists in this version"));
+    if app.globals.context.is_some() && app.globals.host.is_some() {
+        return Err(Failure::new("conflicting options: cannot specify both --host and --context"));
+    }
+    let folder = Folder::find(app.globals.config.as_deref());
+    let selected = Selected::find(&folder, app.globals.context.as_deref())?;
+    if let Command::Context(command) = app.command {
+        return context::run(command, &folder, &selected);
     }
     let run = match &app.command {
         Command::OnContainers(command) | Command::Container(Container::Same(command)) => match &**command {
@@ -506,7 +522,8 @@ async fn dispatch(app: App) -> failure::Result {
         _ => None,
     };
     let Globals { host, tls, roots, .. } = app.globals;
-    let target = Target { host, tls, roots, starts: run.map(run::Run::starts) };
+    let context = (selected.name != DEFAULT).then_some((folder, selected.name));
+    let target = Target { host, tls, roots, context, starts: run.map(run::Run::starts) };
     let client = match &app.command {
         Command::Version(_) => commands::optional_client(&target),
         _ => target.client().map(Some),
@@ -540,7 +557,7 @@ async fn dispatch(app: App) -> failure::Result {
         },
         Command::Version(version) => version.run(&client).await,
         Command::System(System::DialStdio) => system::dial_stdio(&client).await,
-        Command::Daemon(_) | Command::System(System::Reap { .. }) => Ok(()),
+        Command::Daemon(_) | Command::Context(_) | Command::System(System::Reap { .. }) => Ok(()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The commands, one file for each or for a few that belong together. Each holds its options and what it asks the engine.
 
 pub mod commit;
+pub mod context;
 pub mod copy;
 pub mod create;
 pub mod daemon;

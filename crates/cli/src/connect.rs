@@ -2,6 +2,7 @@
 //! in this very process.
 
 pub mod address;
+pub mod contexts;
 mod remote;
 mod tls;
 
@@ -12,6 +13,7 @@ use clap::Args;
 use dhow_api::client::{BoxedStream, Client, Connector};
 use dhow_engine::{Engine, Settings, Spare};
 
+use self::contexts::Folder;
 pub use self::tls::{TlsOptions, certificate_directory};
 use crate::failure::{Failure, Result};
 
@@ -49,6 +51,8 @@ pub struct Target {
     pub host: Option<String>,
     pub tls: TlsOptions,
     pub roots: Roots,
+    /// The context that is in use, where it is not the default one, and the folder that it is in.
+    pub context: Option<(Folder, String)>,
     /// A container is about to be started: an engine in this process gets its monitor ready meanwhile.
     pub starts: Option<Starts>,
 }
@@ -65,6 +69,9 @@ impl Target {
     pub fn client(&self) -> Result<Client> {
         let named = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let own_roots = self.roots.are_given();
+        if let Some((folder, name)) = self.context.as_ref().filter(|_| self.host.is_none() && !own_roots) {
+            return in_context(folder, name);
+        }
         let host =
             self.host.clone().or_else(|| if own_roots { None } else { named("DHOW_HOST").or_else(|| named("DOCKER_HOST")) });
         if let Some(host) = host {
@@ -90,6 +97,30 @@ impl Target {
         };
         Settings { data_root, exec_root, ..Settings::default() }
     }
+}
+
+/// A client of the engine that a context names.
+fn in_context(folder: &Folder, name: &str) -> Result<Client> {
+    let unresolved = |why: String| Failure::new(format!("Failed to initialize: unable to resolve docker endpoint: {why}"));
+    let endpoint = folder.load(name).map_err(|error| unresolved(error.message))?.docker();
+    if endpoint.host.is_empty() {
+        return Err(unresolved(format!("no host in context \"{name}\"")));
+    }
+    let directory = folder.certificates(name);
+    let [authority, certificate, key] =
+        contexts::CERTIFICATES.map(|file| Some(directory.join(file)).filter(|path| path.exists()));
+    let tls = match authority.is_some() || certificate.is_some() || endpoint.skip_tls_verify {
+        true => TlsOptions {
+            tls: Some(true),
+            tlsverify: (!endpoint.skip_tls_verify).then_some(true),
+            anybody: endpoint.skip_tls_verify,
+            tlscacert: authority,
+            tlscert: certificate,
+            tlskey: key,
+        },
+        false => TlsOptions { tls: Some(false), ..TlsOptions::default() },
+    };
+    remote::client(&endpoint.host, &tls)
 }
 
 /// A client of an engine in this process: the same server, over a pipe in memory.

@@ -319,3 +319,46 @@ fn what_is_replayed_and_what_follows_fit_together() {
     }
     sandbox.finish();
 }
+
+#[test]
+fn contexts_are_shared_by_both_clients() {
+    let mut sandbox = sandboxed!();
+    sandbox.start_daemon();
+    let folder = sandbox.path("config");
+    let client = |program: &str, args: &[&str]| {
+        let program = if program == "dhow" { env!("CARGO_BIN_EXE_dhow") } else { program };
+        let mut command = Command::new(program);
+        command.env("DOCKER_CONFIG", &folder).env_remove("DOCKER_HOST").env_remove("DOCKER_CONTEXT").args(args);
+        let output = command.output().expect("the client runs");
+        (text(&output.stdout) + &text(&output.stderr), output.status.success())
+    };
+    let name = sandbox.ok(&["info", "-f", "{{.ID}}"]);
+    let endpoint = format!("host=unix://{}", sandbox.socket().display());
+    for maker in clients() {
+        let context = format!("by-{maker}");
+        let made = client(maker, &["context", "create", &context, "--docker", &endpoint, "--description", "a test"]);
+        assert_eq!(made, (format!("{context}\nSuccessfully created context \"{context}\"\n"), true));
+        for user in clients() {
+            let by_option = client(user, &["--context", &context, "info", "-f", "{{.ID}}"]);
+            assert_eq!(by_option, (format!("{name}\n"), true), "{user} with {context}");
+            assert!(client(maker, &["context", "use", &context]).1);
+            assert_eq!(client(user, &["info", "-f", "{{.ID}}"]), (format!("{name}\n"), true), "{user} by {context}");
+            assert_eq!(client(user, &["context", "show"]).0.trim(), context);
+        }
+        let file = sandbox.path(&format!("{context}.tar"));
+        assert!(client(maker, &["context", "export", &context, file.to_str().expect("UTF-8")]).1);
+        for user in clients() {
+            let copy = format!("{context}-{user}");
+            assert!(client(user, &["context", "import", &copy, file.to_str().expect("UTF-8")]).1);
+            let found =
+                client("dhow", &["context", "inspect", &copy, "-f", "{{.Endpoints.docker.Host}} {{.Metadata.Description}}"]);
+            assert_eq!(found.0, format!("unix://{} a test\n", sandbox.socket().display()));
+        }
+        assert!(!client(maker, &["context", "rm", &context]).1, "it is in use");
+        assert!(client(maker, &["context", "use", "default"]).1 && client(maker, &["context", "rm", &context]).1);
+    }
+    let lists: Vec<String> = clients().iter().map(|user| client(user, &["context", "ls", "-q"]).0).collect();
+    assert!(lists.iter().all(|list| *list == lists[0]) && lists[0].contains("by-dhow-dhow"), "{lists:?}");
+    assert!(client("dhow", &["-c", "nosuch", "ps"]).0.contains("context \"nosuch\": context not found"));
+    sandbox.finish();
+}

@@ -269,3 +269,34 @@ fn neighbours_reach_each_other_by_the_host() {
     assert!(get("behind", 8080) && get("behind", 8081));
     sandbox.finish();
 }
+
+#[test]
+fn a_firewall_that_passes_nothing_on_is_named() {
+    let mut sandbox = sandboxed!();
+    let host = Host::make();
+    host.adopt(&mut sandbox);
+    let reaches_out = || {
+        let command = format!("ping -c 1 -w 1 {}", CLIENT[0]);
+        sandbox.run(&["run", "--rm", "--network", "front", "busybox", "sh", "-c", &command]).status.success()
+    };
+    let warning = || {
+        let made = sandbox.run(&["create", "--network", "front", "busybox", "true"]);
+        sandbox.ok(&["rm", &dhow_testkit::text(&made.stdout).trim().to_owned()]);
+        dhow_testkit::text(&made.stderr)
+    };
+    sandbox.ok(&["network", "create", "--subnet", "10.231.73.0/24", "-o", "com.docker.network.bridge.name=dhow-front", "front"]);
+    assert_eq!((reaches_out(), warning()), (true, String::new()));
+    // The command that is named allows it, and then nothing is said any more.
+    let chains = ["inet filter forward", "ip filter FORWARD"];
+    for (chain, set_up) in chains.into_iter().zip([Firewall::Nft, Firewall::Iptables("nft")]) {
+        set_up.set_up(&host);
+        let said = warning();
+        assert!(said.contains("stops packets from dhow-front") && said.contains(&format!("chain {chain} drops")), "{said}");
+        assert!(!reaches_out());
+        let remedy = said.split("Allow them with: ").nth(1).expect("a command is named");
+        host.run("sh", &["-c", remedy.lines().next().expect("a line")], "");
+        assert_eq!((reaches_out(), warning()), (true, String::new()), "{remedy}");
+    }
+    sandbox.ok(&["network", "rm", "front"]);
+    sandbox.finish();
+}

@@ -1,6 +1,7 @@
 //! A container as the database has it, and finding one by id, prefix or name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,7 @@ use dhow_oci::Digest;
 use dhow_store::Mountable;
 use dhow_store::rusqlite::{Connection, OptionalExtension, Row};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{Engine, Error, Result};
 
@@ -81,7 +83,51 @@ pub(crate) struct Record {
     pub networks: BTreeMap<String, EndpointSettings>,
 }
 
+/// Fields that say something different by 0 or false and by nothing.
+const OPTIONAL: [&str; 5] = ["Init", "MemorySwappiness", "OomKillDisable", "PidsLimit", "StopTimeout"];
+
 impl Record {
+    /// As the database keeps it: without what is as it is by default, since every list of containers reads it all.
+    pub fn encode(&self) -> serde_json::Result<String> {
+        let full = serde_json::to_string(self)?;
+        let mut short: Value = serde_json::from_str(&full)?;
+        let is_default = |value: &Value| match value {
+            Value::Null => true,
+            Value::Bool(value) => !value,
+            Value::Number(value) => value.as_i64() == Some(0),
+            Value::String(value) => value.is_empty(),
+            Value::Array(_) | Value::Object(_) => false,
+        };
+        let shorten = |part: Option<&mut Value>| {
+            if let Some(fields) = part.and_then(Value::as_object_mut) {
+                fields.retain(|key, value| !is_default(value) || (OPTIONAL.contains(&key.as_str()) && !value.is_null()));
+            }
+        };
+        shorten(short.get_mut("config"));
+        shorten(short.get_mut("host_config"));
+        let networks = short.get_mut("networks").and_then(Value::as_object_mut);
+        networks.into_iter().flat_map(|networks| networks.values_mut()).for_each(|settings| shorten(Some(settings)));
+        let short = short.to_string();
+        // Should another field have come that says something different by 0 and by nothing.
+        let again: Record = serde_json::from_str(&short)?;
+        Ok(if serde_json::to_string(&again)? == full { short } else { full })
+    }
+
+    /// Paths that the container finds empty, and those that it can only read: what the user says, or Docker's.
+    pub fn masked_paths(&self) -> Vec<String> {
+        self.paths(&self.host_config.masked_paths, &dhow_runtime::defaults::MASKED_PATHS)
+    }
+
+    pub fn readonly_paths(&self) -> Vec<String> {
+        self.paths(&self.host_config.readonly_paths, &dhow_runtime::defaults::READONLY_PATHS)
+    }
+
+    fn paths(&self, given: &Option<Vec<String>>, default: &[&str]) -> Vec<String> {
+        let default =
+            || if self.host_config.privileged { Vec::new() } else { default.iter().map(|path| (*path).to_owned()).collect() };
+        given.clone().unwrap_or_else(default)
+    }
+
     /// Its networks in the order of their links: first that of the network mode.
     pub fn networks_in_order(&self) -> Vec<(&str, &EndpointSettings)> {
         let mut all: Vec<_> = self.networks.iter().map(|(name, settings)| (name.as_str(), settings)).collect();
@@ -98,12 +144,14 @@ pub struct Container {
     pub image_id: Digest,
     /// Nanoseconds.
     pub created: i64,
-    pub(crate) record: Record,
+    pub(crate) record: Box<Record>,
     /// Half removed: to be removed again.
     pub removing: bool,
     pub state: State,
     /// Its monitor lives.
     pub(crate) supervised: bool,
+    /// A monitor that was killed has left its run directory.
+    pub(crate) is_left: bool,
 }
 
 impl Container {
@@ -157,7 +205,7 @@ pub(crate) struct Stored {
     name: String,
     image_id: String,
     created: i64,
-    record: String,
+    record: serde_json::Result<Box<Record>>,
     removing: bool,
     wanted: bool,
 }
@@ -168,11 +216,24 @@ pub(crate) fn stored(row: &Row<'_>) -> dhow_store::rusqlite::Result<Stored> {
         name: row.get(1)?,
         image_id: row.get(2)?,
         created: row.get(3)?,
-        record: row.get(4)?,
+        record: decode(row.get_ref(4)?.as_str()?),
         removing: row.get(5)?,
         wanted: row.get(6)?,
     })
 }
+
+fn decode(text: &str) -> serde_json::Result<Box<Record>> {
+    let mut record: Box<Record> = serde_json::from_str(text)?;
+    let mode = &record.host_config.network_mode;
+    if record.networks.is_empty() && !mode.starts_with("container:") && !text.contains("\"networks\":") {
+        // Written before there were networks to choose from; without any is who was disconnected from all.
+        record.networks.insert(mode.clone(), EndpointSettings::default());
+    }
+    Ok(record)
+}
+
+/// The containers that have a run directory, looked at once for many.
+pub(crate) struct Runs(HashSet<OsString>);
 
 /// The exit code of a container whose end nobody saw, as dockerd gives it.
 pub(crate) const UNKNOWN_EXIT: i32 = 255;
@@ -181,25 +242,29 @@ impl Engine {
     /// Finds a container by full id, name, or unambiguous prefix of the id, in this order, and how it is now.
     pub fn container(&self, reference: &str) -> Result<Container> {
         let stored = self.store.database.read::<_, Error>(|db| find(db, reference))?;
-        let container = self.complete(stored)?;
+        let container = self.complete(stored, None)?;
         if self.put_right(&container)? {
             let stored = self.store.database.read::<_, Error>(|db| find(db, reference))?;
-            return self.complete(stored);
+            return self.complete(stored, None);
         }
         Ok(container)
     }
 
+    /// The run directories that there are; `None` where they cannot be listed. Asked after the rows are read: who has the mark
+    /// that it is to run has its directory already.
+    pub(crate) fn runs(&self) -> Option<Runs> {
+        let entries = std::fs::read_dir(self.paths().runs()).ok()?;
+        entries.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<_>>().ok().map(Runs)
+    }
+
     /// Reads a container's state beside its row.
-    pub(crate) fn complete(&self, stored: Stored) -> Result<Container> {
-        let mut record: Record = serde_json::from_str(&stored.record)
-            .map_err(|error| Error::internal(format!("record of container {} is damaged: {error}", stored.id)))?;
-        let mode = &record.host_config.network_mode;
-        if record.networks.is_empty() && !mode.starts_with("container:") && !stored.record.contains("\"networks\":") {
-            // Written before there were networks to choose from; without any is who was disconnected from all.
-            record.networks.insert(mode.clone(), EndpointSettings::default());
-        }
+    pub(crate) fn complete(&self, stored: Stored, runs: Option<&Runs>) -> Result<Container> {
+        let record =
+            stored.record.map_err(|error| Error::internal(format!("record of container {} is damaged: {error}", stored.id)))?;
         let run = self.paths().run(&stored.id);
-        let supervised = state::is_locked(&run);
+        let may_run = runs.is_none_or(|runs| runs.0.contains(OsStr::new(&stored.id)));
+        let supervised = may_run && state::is_locked(&run);
+        let is_left = may_run && !supervised && run.exists();
         let live = if supervised { state::load(&run) } else { None };
         let last = live.or_else(|| state::load(&self.paths().container(&stored.id)));
         // A power cut may take the state of a run that had just begun; that it was begun is in the database.
@@ -229,22 +294,44 @@ impl Engine {
             removing: stored.removing,
             state,
             supervised,
+            is_left,
         })
     }
 
     /// Rows of all containers, the newest first.
     pub(crate) fn stored_containers(&self) -> Result<Vec<Stored>> {
-        self.store.database.read::<_, Error>(|db| {
-            let mut statement = db.prepare_cached(&format!("SELECT {COLUMNS} FROM containers ORDER BY created DESC, id"))?;
+        let mut all = self.store.database.read::<_, Error>(|db| {
+            let mut statement = db.prepare_cached(&format!("SELECT {COLUMNS} FROM containers"))?;
             let rows = statement.query_map([], stored)?.collect::<Result<Vec<_>, _>>()?;
             Ok(rows)
-        })
+        })?;
+        newest_first(&mut all);
+        Ok(all)
+    }
+
+    /// Rows of containers that have a run directory, the newest first: those that run are among them.
+    pub(crate) fn stored_in(&self, runs: &Runs) -> Result<Vec<Stored>> {
+        let mut found = self.store.database.read::<_, Error>(|db| {
+            let mut statement = db.prepare_cached(&format!("SELECT {COLUMNS} FROM containers WHERE id = ?1"))?;
+            let ids = runs.0.iter().filter_map(|id| id.to_str());
+            let rows = ids.map(|id| statement.query_row([id], stored).optional()).collect::<Result<Vec<_>, _>>()?;
+            Ok(rows.into_iter().flatten().collect::<Vec<_>>())
+        })?;
+        newest_first(&mut found);
+        Ok(found)
     }
 
     /// All containers, the newest first.
     pub fn containers(&self) -> Result<Vec<Container>> {
-        self.stored_containers()?.into_iter().map(|stored| self.complete(stored)).collect()
+        let stored = self.stored_containers()?;
+        let runs = self.runs();
+        stored.into_iter().map(|stored| self.complete(stored, runs.as_ref())).collect()
     }
+}
+
+/// The database would sort in a file, with the records.
+fn newest_first(stored: &mut [Stored]) {
+    stored.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.id.cmp(&b.id)));
 }
 
 fn find(db: &Connection, reference: &str) -> Result<Stored> {
@@ -272,5 +359,38 @@ fn find(db: &Connection, reference: &str) -> Result<Stored> {
         0 => Err(missing()),
         1 => found.pop().ok_or_else(missing),
         _ => Err(Error::invalid(format!("multiple IDs found with provided prefix: {reference}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn record(config: Value, host_config: Value) -> Record {
+        let layer = json!({"directory": "/l", "lower": [], "upper": "u", "work": "w"});
+        let record = json!({
+            "image": "i", "path": "p", "args": [], "config": config, "host_config": host_config, "mounts": [], "layer": layer,
+            "networks": {"bridge": {"MacAddress": "", "GwPriority": 5}},
+        });
+        serde_json::from_value(record).unwrap()
+    }
+
+    #[test]
+    fn records_come_back_as_they_were() {
+        let long = serde_json::to_string(&record(json!({}), json!({}))).unwrap();
+        for (config, host) in [
+            (json!({}), json!({})),
+            (json!({"Env": [], "Labels": {}, "Cmd": null, "Tty": true}), json!({"Binds": [], "CapAdd": null, "Memory": 7})),
+            (json!({"StopTimeout": 0}), json!({"OomKillDisable": false, "MemorySwappiness": 0, "Init": false})),
+            (json!({"ExposedPorts": {"80/tcp": {}}}), json!({"PortBindings": {"80/tcp": null}, "PidsLimit": 0})),
+        ] {
+            let record = record(config, host);
+            let text = record.encode().unwrap();
+            let again: Record = serde_json::from_str(&text).unwrap();
+            assert_eq!(serde_json::to_value(&again).unwrap(), serde_json::to_value(&record).unwrap());
+            assert!(text.len() < long.len() / 2, "{text}");
+        }
     }
 }

@@ -79,6 +79,9 @@ impl Engine {
         }
         let links = self.take_links(&mut host)?;
         let networks = self.networks_of(&mut host, networking_config, &config.mac_address)?;
+        for network in networks.keys() {
+            warnings.extend(self.stopped_ways(network));
+        }
         let (mounts, volumes) = self.resolve_mounts(&config, &host)?;
 
         let directory = self.paths().container(&id.0);
@@ -159,7 +162,7 @@ impl Engine {
         volumes: &[String],
         links: &[Link],
     ) -> Result<()> {
-        let text = serde_json::to_string(record).context(|| "encode the container's record".to_owned())?;
+        let text = record.encode().context(|| "encode the container's record".to_owned())?;
         // A container that goes with its process need not survive a power cut.
         let durability = if record.host_config.auto_remove { Durability::Process } else { Durability::Power };
         self.store.database.write(durability, |tx| {
@@ -222,13 +225,11 @@ impl Engine {
             return Err(Error::invalid("conflicting options: hostname and the network mode"));
         }
         crate::ports::publishes(config, host, None)?;
-        for (used, option) in [
-            (host.storage_opt.as_ref().is_some_and(|options| !options.is_empty()), "storage options (--storage-opt)"),
-            (!matches!(host.isolation.as_str(), "" | "default"), "isolation technologies (--isolation)"),
-        ] {
-            if used {
-                return Err(Error::invalid(format!("{option} are not supported by this version")));
-            }
+        if host.storage_opt.as_ref().is_some_and(|options| !options.is_empty()) {
+            return Err(Error::invalid("--storage-opt is supported only for overlay over xfs with 'pquota' mount option"));
+        }
+        if !matches!(host.isolation.to_ascii_lowercase().as_str(), "" | "default") {
+            return Err(Error::invalid(format!("invalid isolation ({}): linux only supports 'default'", host.isolation)));
         }
         crate::health::check(config, host)?;
         check_restart(&host.restart_policy)?;
@@ -277,18 +278,20 @@ impl Engine {
             return Err(Error::invalid(format!("unknown or invalid runtime name: {}", host.runtime)));
         }
         host.runtime = "runc".to_owned();
-        if host.device_requests.as_ref().is_some_and(|requests| !requests.is_empty()) {
-            return Err(Error::invalid("could not select device driver \"\" with capabilities: [[gpu]]"));
+        if let Some(request) = host.device_requests.iter().flatten().next() {
+            let words = |list: &serde_json::Value| {
+                let words = list.as_array().into_iter().flatten().filter_map(|word| word.as_str());
+                format!("[{}]", words.collect::<Vec<_>>().join(" "))
+            };
+            let capabilities: Vec<String> = request["Capabilities"].as_array().into_iter().flatten().map(words).collect();
+            return Err(Error::internal(format!(
+                "could not select device driver \"{}\" with capabilities: [{}]",
+                request["Driver"].as_str().unwrap_or_default(),
+                capabilities.join(" ")
+            )));
         }
         crate::security::check(host)?;
         check_resources(host, warnings)?;
-        if host.privileged {
-            host.masked_paths.get_or_insert_default();
-            host.readonly_paths.get_or_insert_default();
-        }
-        let texts = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
-        host.masked_paths.get_or_insert_with(|| texts(&dhow_runtime::defaults::MASKED_PATHS));
-        host.readonly_paths.get_or_insert_with(|| texts(&dhow_runtime::defaults::READONLY_PATHS));
         Ok(())
     }
 }
@@ -369,6 +372,14 @@ pub(crate) fn check_resources(host: &mut HostConfig, warnings: &mut Vec<String>)
     if host.blkio_weight != 0 && !dhow_runtime::cgroup::has_io_weight() {
         warnings.push("Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.".to_owned());
         host.blkio_weight = 0;
+    }
+    let weighs_devices = host.blkio_weight_device.as_ref().is_some_and(|devices| !devices.is_empty());
+    if weighs_devices && !dhow_runtime::cgroup::has_io_weight_of_devices() {
+        warnings.push(
+            "Your kernel does not support Block I/O weight_device or the cgroup is not mounted. Weight-device discarded."
+                .to_owned(),
+        );
+        host.blkio_weight_device = Some(Vec::new());
     }
     if host.blkio_weight != 0 && !(10..=1000).contains(&host.blkio_weight) {
         return Err(Error::invalid("Range of blkio weight is from 10 to 1000"));

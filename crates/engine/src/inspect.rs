@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dhow_api::config::EndpointSettings;
+use dhow_api::config::{EndpointSettings, HostConfig};
 use dhow_api::container::{
     Container as ApiContainer, GraphDriver, HealthResult, HealthState, MountPoint, NetworkSettings, State as ApiState,
 };
@@ -56,7 +56,12 @@ impl Engine {
             restart_count: container.state.restart_count,
             driver: "overlay2".to_owned(),
             platform: "linux".to_owned(),
-            host_config: dhow_api::config::HostConfig { links: self.shown_links(&container)?, ..record.host_config.clone() },
+            host_config: HostConfig {
+                links: self.shown_links(&container)?,
+                masked_paths: Some(record.masked_paths()),
+                readonly_paths: Some(record.readonly_paths()),
+                ..record.host_config.clone()
+            },
             graph_driver: self.graph_driver(&container),
             mounts: mount_points(&container),
             config: record.config.clone(),

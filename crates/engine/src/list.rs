@@ -106,8 +106,13 @@ impl Engine {
         let mut linked = self.linked_names()?;
         let mut summaries = Vec::new();
         let mut images = std::collections::HashMap::new();
-        for stored in self.stored_containers()? {
-            let mut container = self.complete(stored)?;
+        let (stored, runs) = match self.runs() {
+            // None of the others runs.
+            Some(runs) if !all => (self.stored_in(&runs)?, Some(runs)),
+            _ => (self.stored_containers()?, self.runs()),
+        };
+        for stored in stored {
+            let mut container = self.complete(stored, runs.as_ref())?;
             if container.removing && !container.supervised && self.remove_container(&container, true).is_ok() {
                 continue;
             }

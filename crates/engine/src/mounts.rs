@@ -24,6 +24,13 @@ impl Engine {
             records.push(record);
             Ok(())
         };
+        // Of named volumes whoever asks for another driver is told; there is but one.
+        let makes_volumes = config.volumes.as_ref().is_some_and(|volumes| !volumes.is_empty())
+            || host.binds.iter().flatten().any(|bind| !bind.starts_with('/') || !bind.contains(':'));
+        if makes_volumes && !matches!(host.volume_driver.as_str(), "" | DRIVER) {
+            let driver = &host.volume_driver;
+            return Err(Error::not_found(format!("error looking up volume plugin {driver}: plugin \"{driver}\" not found")));
+        }
         for bind in host.binds.iter().flatten() {
             add(self.bind(bind)?)?;
         }

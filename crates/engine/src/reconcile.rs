@@ -21,7 +21,7 @@ impl Engine {
         if container.supervised {
             return Ok(false);
         }
-        if self.paths().run(&container.id.0).exists() {
+        if container.is_left {
             return self.recover(container).map(|()| true);
         }
         // One that has ended while its host was up is being removed by whoever waits for that.
@@ -129,8 +129,10 @@ impl Engine {
         if let Err(error) = self.reconcile_networks() {
             tracing::warn!("{error}");
         }
-        for stored in self.stored_containers()? {
-            let container = match self.complete(stored) {
+        let stored = self.stored_containers()?;
+        let runs = self.runs();
+        for stored in stored {
+            let container = match self.complete(stored, runs.as_ref()) {
                 Ok(container) => container,
                 // A damaged row stays visible to `ps` and removable; it must not keep the others from being looked at.
                 Err(error) => {

@@ -8,7 +8,7 @@ use dhow_monitor::state::CGROUP_PARENT;
 use dhow_runtime::defaults;
 use dhow_runtime::spec::{
     BlockIo, Cpu, Device, DeviceRule, Linux, Memory, Mount, Namespace, Pids, Process, Resources, Rlimit, RootPath, Spec,
-    ThrottleDevice as SpecThrottle,
+    ThrottleDevice as SpecThrottle, WeightDevice as SpecWeight,
 };
 
 use crate::container::Container;
@@ -80,8 +80,8 @@ impl Engine {
                 devices,
                 seccomp,
                 rootfs_propagation: rootfs_propagation(container),
-                masked_paths: host.masked_paths.clone().unwrap_or_default(),
-                readonly_paths: host.readonly_paths.clone().unwrap_or_default(),
+                masked_paths: record.masked_paths(),
+                readonly_paths: record.readonly_paths(),
                 ..Linux::default()
             }),
         })
@@ -332,13 +332,17 @@ pub(crate) fn resources(host: &HostConfig) -> Result<Resources> {
         };
         devices.iter().flatten().map(device).collect()
     };
+    let weight = |device: &dhow_api::config::WeightDevice| -> Result<SpecWeight> {
+        let (major, minor) = device_number(&device.path)?;
+        Ok(SpecWeight { major, minor, weight: Some(device.weight) })
+    };
     Ok(Resources {
         cpu: Some(cpu),
         memory: Some(memory),
         pids: host.pids_limit.map(|limit| Pids { limit }),
         block_io: Some(BlockIo {
             weight: (host.blkio_weight != 0).then_some(host.blkio_weight),
-            weight_device: Vec::new(),
+            weight_device: host.blkio_weight_device.iter().flatten().map(weight).collect::<Result<_>>()?,
             throttle_read_bps_device: throttle(&host.blkio_device_read_bps)?,
             throttle_write_bps_device: throttle(&host.blkio_device_write_bps)?,
             throttle_read_iops_device: throttle(&host.blkio_device_read_iops)?,

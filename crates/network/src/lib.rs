@@ -10,6 +10,7 @@
 pub mod address;
 mod attach;
 mod bridge;
+pub mod forward;
 mod neighbours;
 mod nft;
 mod obey;

@@ -7,7 +7,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use dhow_sys::netlink::{ACK, Batch, CREATE, Socket};
+use dhow_sys::netlink::{ACK, Batch, CREATE, Socket, attributes};
 
 const SUBSYSTEM: u16 = 10 << 8;
 const BATCH_BEGIN: u16 = 0x10;
@@ -18,6 +18,7 @@ const NEW_CHAIN: u16 = SUBSYSTEM | 3;
 const GET_CHAIN: u16 = SUBSYSTEM | 4;
 const DELETE_CHAIN: u16 = SUBSYSTEM | 5;
 const NEW_RULE: u16 = SUBSYSTEM | 6;
+const GET_RULE: u16 = SUBSYSTEM | 7;
 const DELETE_RULE: u16 = SUBSYSTEM | 8;
 const NEW_SET: u16 = SUBSYSTEM | 9;
 const NEW_ELEMENT: u16 = SUBSYSTEM | 12;
@@ -32,6 +33,20 @@ pub(crate) enum Family {
     Inet = 1,
     Ip = 2,
     Ip6 = 10,
+}
+
+impl Family {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Family::Inet => "inet",
+            Family::Ip => "ip",
+            Family::Ip6 => "ip6",
+        }
+    }
+
+    fn of(number: u8) -> Option<Family> {
+        [Family::Inet, Family::Ip, Family::Ip6].into_iter().find(|family| *family as u8 == number)
+    }
 }
 
 pub(crate) const HOOK_PREROUTING: u32 = 0;
@@ -267,20 +282,83 @@ pub(crate) fn has_chain(socket: &Socket, table: &str, name: &str) -> io::Result<
     }
 }
 
-/// The names of the table's chains.
+/// The names of the chains of a table of family inet.
 pub(crate) fn chains(socket: &Socket, table: &str) -> io::Result<Vec<String>> {
+    chain_names(socket, Family::Inet, table)
+}
+
+/// The names of a table's chains.
+pub(crate) fn chain_names(socket: &Socket, family: Family, table: &str) -> io::Result<Vec<String>> {
     let mut batch = Batch::new();
-    batch.message(GET_CHAIN, dhow_sys::netlink::DUMP, &header(Family::Inet));
+    batch.message(GET_CHAIN, dhow_sys::netlink::DUMP, &header(family));
     let answers = socket.request(batch)?;
-    let text = |value: &[u8]| String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned();
+    let of_table = |answer: &&Answer| answer.text(1).is_some_and(|name| name == table);
     Ok(answers
+        .into_iter()
+        .map(Answer::of)
+        .collect::<Vec<_>>()
         .iter()
-        .filter(|answer| answer.payload.len() > 4)
-        .filter_map(|answer| {
-            let find = |wanted: u16| dhow_sys::netlink::attributes(&answer.payload[4..]).find(|(kind, _)| *kind == wanted);
-            (text(find(1)?.1) == table).then(|| find(3).map(|(_, name)| text(name)))?
-        })
+        .filter(of_table)
+        .filter_map(|answer| answer.text(3))
         .collect())
+}
+
+/// A chain that packets come to by themselves.
+#[derive(Clone, Debug)]
+pub(crate) struct BaseChain {
+    pub family: Family,
+    pub table: String,
+    pub name: String,
+    /// Its policy.
+    pub drops: bool,
+}
+
+/// The chains of all tables on a hook that may drop packets.
+pub(crate) fn base_chains(socket: &Socket, hook: u32) -> io::Result<Vec<BaseChain>> {
+    const ALL_FAMILIES: u8 = 0;
+    const DROP: u32 = 0;
+    let mut batch = Batch::new();
+    batch.message(GET_CHAIN, dhow_sys::netlink::DUMP, &[ALL_FAMILIES, 0, 0, 0]);
+    let number = |bytes: &[u8]| bytes.try_into().ok().map(u32::from_be_bytes);
+    let chain = |answer: Answer| {
+        let (_, hook_of) = attributes(answer.attribute(4)?).find(|(kind, _)| *kind == 1)?;
+        (number(hook_of)? == hook).then_some(())?;
+        Some(BaseChain {
+            family: Family::of(answer.family())?,
+            table: answer.text(1)?,
+            name: answer.text(3)?,
+            drops: answer.attribute(5).and_then(number) == Some(DROP),
+        })
+    };
+    Ok(socket.request(batch)?.into_iter().map(Answer::of).filter_map(chain).collect())
+}
+
+/// The rules of a table, each as the kernel tells it.
+pub(crate) fn rules(socket: &Socket, family: Family, table: &str) -> io::Result<Vec<Vec<u8>>> {
+    let mut batch = Batch::new();
+    batch.message(GET_RULE, dhow_sys::netlink::DUMP, &header(family)).string(1, table);
+    Ok(socket.request(batch)?.into_iter().map(|answer| answer.payload).collect())
+}
+
+/// A message from the kernel: `struct nfgenmsg` and attributes.
+struct Answer(Vec<u8>);
+
+impl Answer {
+    fn of(answer: dhow_sys::netlink::Answer) -> Answer {
+        Answer(answer.payload)
+    }
+
+    fn family(&self) -> u8 {
+        self.0.first().copied().unwrap_or_default()
+    }
+
+    fn attribute(&self, wanted: u16) -> Option<&[u8]> {
+        attributes(self.0.get(4..)?).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
+    }
+
+    fn text(&self, wanted: u16) -> Option<String> {
+        crate::route::text_of(self.0.get(4..)?, wanted)
+    }
 }
 
 /// nft's own numbers of types, which only its listing needs: six bits each in a concatenation.

@@ -66,8 +66,8 @@ pub(crate) fn link(socket: &Socket, name: &str) -> io::Result<Option<Link>> {
     }
 }
 
-/// A text among a link's attributes.
-fn text_of(payload: &[u8], wanted: u16) -> Option<String> {
+/// A text among attributes.
+pub(crate) fn text_of(payload: &[u8], wanted: u16) -> Option<String> {
     let value = attributes(payload).find(|(kind, _)| *kind == wanted)?.1;
     Some(String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned())
 }

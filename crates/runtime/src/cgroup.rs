@@ -246,11 +246,21 @@ pub fn is_unified() -> bool {
     matches!(layout(), Ok(Layout::Unified(_)))
 }
 
-/// Whether the kernel shares the disk's time by weight.
+/// Whether the kernel shares the disks' time by weight.
 pub fn has_io_weight() -> bool {
+    has_weight_file("blkio.weight")
+}
+
+/// Whether it does so for each disk.
+pub fn has_io_weight_of_devices() -> bool {
+    has_weight_file("blkio.weight_device")
+}
+
+/// `name` is that of cgroup v1.
+fn has_weight_file(name: &str) -> bool {
     match layout() {
         Ok(Layout::Hierarchies(mounts)) => mounts.iter().any(|(controllers, mount)| {
-            controllers.split(',').any(|name| name == "blkio") && mount.join("blkio.weight").exists()
+            controllers.split(',').any(|controller| controller == "blkio") && mount.join(name).exists()
         }),
         // The root of the hierarchy has no such file: the caller's own cgroup tells, unless that is the root.
         Ok(Layout::Unified(mount)) => {

@@ -32,6 +32,9 @@ pub struct Options {
     /// Block IO (relative weight), between 10 and 1000, or 0 to disable
     #[arg(long, default_value_t = 0)]
     blkio_weight: u16,
+    /// Block IO weight (relative device weight)
+    #[arg(long)]
+    blkio_weight_device: Vec<String>,
     /// Add Linux capabilities
     #[arg(long)]
     cap_add: Vec<String>,
@@ -74,6 +77,27 @@ pub struct Options {
     /// Add a host device to the container
     #[arg(long)]
     device: Vec<String>,
+    /// Skip image verification (deprecated; there is none)
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    disable_content_trust: Option<bool>,
+    /// GPU devices to add to the container ('all' to pass all GPUs)
+    #[arg(long, value_name = "gpu-request")]
+    gpus: Vec<String>,
+    /// Container isolation technology
+    #[arg(long, default_value = "")]
+    isolation: String,
+    /// Kernel memory limit (deprecated; kernels since 5.4 have none)
+    #[arg(long, default_value = "")]
+    kernel_memory: String,
+    /// Storage driver options for the container
+    #[arg(long)]
+    storage_opt: Vec<String>,
+    /// Bind mount Docker API socket and required auth
+    #[arg(long)]
+    use_api_socket: bool,
+    /// Optional volume driver for the container
+    #[arg(long, default_value = "")]
+    volume_driver: String,
     /// Add a rule to the cgroup allowed devices list
     #[arg(long)]
     device_cgroup_rule: Vec<String>,

@@ -2,9 +2,9 @@
 
 use clap::Args;
 use dhow_api::client::{Client, query};
-use dhow_api::container::{Port, Summary};
+use dhow_api::container::{MountPoint, Port, Summary};
 use dhow_engine::units::{human_duration, human_size};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::{filters, long_time};
 use crate::failure::Result;
@@ -69,7 +69,16 @@ impl Ps {
         if self.size {
             columns.push("Size");
         }
-        let rows = list.iter().map(|summary| row(summary, !self.no_trunc)).collect();
+        // A table of a thousand rows need not know what it does not show.
+        let all = self.format.as_deref().is_some_and(|format| !format.is_empty() && format != "table");
+        let row = |summary: &Summary| -> Map<String, Value> {
+            let field = |name: &&str| ((*name).to_owned(), field(summary, name, !self.no_trunc));
+            match all {
+                true => HEADERS.iter().map(|(name, _)| field(name)).collect(),
+                false => columns.iter().map(field).collect(),
+            }
+        };
+        let rows = list.iter().map(row).collect();
         List {
             headers: &HEADERS,
             columns,
@@ -82,46 +91,41 @@ impl Ps {
     }
 }
 
-fn row(summary: &Summary, truncate: bool) -> Map<String, Value> {
+/// What the list says of a container in one of its fields.
+fn field(summary: &Summary, name: &str, truncate: bool) -> Value {
     let short = |id: &str| if truncate { id.trim_start_matches("sha256:").chars().take(12).collect() } else { id.to_owned() };
-    let image = if summary.image.starts_with("sha256:") { short(&summary.image) } else { summary.image.clone() };
-    let names = summary.names.iter().map(|name| name.trim_start_matches('/'));
-    // Names that links give are shown in full only.
-    let names: Vec<&str> = names.filter(|name| !truncate || !name.contains('/')).collect();
-    let age = (dhow_oci::time::now() / 1_000_000_000 - summary.created).max(0);
-    let command = quoted(&if truncate { ellipsis(&summary.command, 20) } else { summary.command.clone() });
-    let mut mounts: Vec<String> = summary
-        .mounts
-        .iter()
-        .map(|mount| if mount.name.is_empty() { mount.source.clone() } else { mount.name.clone() })
-        .collect();
-    if truncate {
-        mounts.iter_mut().for_each(|mount| *mount = ellipsis(mount, 15));
-    }
-    let size = match (summary.size_rw, summary.size_root_fs) {
-        (own, Some(all)) => format!("{} (virtual {})", human_size(own.unwrap_or(0) as u64), human_size(all as u64)),
-        _ => "0B".to_owned(),
+    let text = match name {
+        "ID" => short(&summary.id),
+        "Image" if summary.image.starts_with("sha256:") => short(&summary.image),
+        "Image" => summary.image.clone(),
+        "Command" => quoted(&if truncate { ellipsis(&summary.command, 20) } else { summary.command.clone() }),
+        "CreatedAt" => long_time(summary.created),
+        "RunningFor" => {
+            format!("{} ago", human_duration((dhow_oci::time::now() / 1_000_000_000 - summary.created).max(0)))
+        }
+        "Status" => summary.status.clone(),
+        "State" => summary.state.clone(),
+        "Ports" => ports(&summary.ports),
+        "Names" => {
+            let names = summary.names.iter().map(|name| name.trim_start_matches('/'));
+            // Names that links give are shown in full only.
+            names.filter(|name| !truncate || !name.contains('/')).collect::<Vec<_>>().join(",")
+        }
+        "Size" => match (summary.size_rw, summary.size_root_fs) {
+            (own, Some(all)) => format!("{} (virtual {})", human_size(own.unwrap_or(0) as u64), human_size(all as u64)),
+            _ => "0B".to_owned(),
+        },
+        "Labels" => summary.labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(","),
+        "LocalVolumes" => summary.mounts.iter().filter(|mount| mount.driver == "local").count().to_string(),
+        "Mounts" => {
+            let name = |mount: &MountPoint| if mount.name.is_empty() { mount.source.clone() } else { mount.name.clone() };
+            let names = summary.mounts.iter().map(name);
+            names.map(|name| if truncate { ellipsis(&name, 15) } else { name }).collect::<Vec<_>>().join(",")
+        }
+        "Networks" => summary.network_settings.networks.keys().map(String::as_str).collect::<Vec<_>>().join(","),
+        _ => return Value::Null,
     };
-    let labels: Vec<String> = summary.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-    let networks: Vec<&str> = summary.network_settings.networks.keys().map(String::as_str).collect();
-    let value = json!({
-        "ID": short(&summary.id),
-        "Image": image,
-        "Command": command,
-        "CreatedAt": long_time(summary.created),
-        "RunningFor": format!("{} ago", human_duration(age)),
-        "Status": summary.status,
-        "State": summary.state,
-        "Ports": ports(&summary.ports),
-        "Names": names.join(","),
-        "Size": size,
-        "Labels": labels.join(","),
-        "LocalVolumes": summary.mounts.iter().filter(|mount| mount.driver == "local").count().to_string(),
-        "Mounts": mounts.join(","),
-        "Networks": networks.join(","),
-        "Platform": null,
-    });
-    value.as_object().cloned().unwrap_or_default()
+    text.into()
 }
 
 /// `0.0.0.0:8080->80/tcp`, with ports in a row as a range (docker/cli, `DisplayablePorts`).
@@ -166,7 +170,7 @@ fn ports(ports: &[Port]) -> String {
 
 /// A container as `system df -v` shows it.
 pub fn disk_row(summary: &Summary) -> Map<String, Value> {
-    let mut row = row(summary, true);
+    let mut row: Map<String, Value> = HEADERS.iter().map(|(name, _)| ((*name).to_owned(), field(summary, name, true))).collect();
     let size = u64::try_from(summary.size_rw.unwrap_or(0)).unwrap_or(0);
     row.insert("Size".to_owned(), dhow_engine::units::human_size(size).into());
     row

@@ -1,7 +1,7 @@
 //! `stats`: what containers use, once or as a table that is kept up to date.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
 use dhow_api::client::{Client, ClientError, query, segment};
@@ -62,10 +62,10 @@ impl Stats {
             let now = samples(client, &subjects).await?;
             return self.list(&subjects, &before, &now).print(self.format.as_deref(), false);
         }
-        let mut shown = Duration::ZERO;
+        let mut pause = SHORTEST;
         loop {
-            let begun = Instant::now();
-            tokio::time::sleep(if shown.is_zero() { SHORTEST } else { INTERVAL.saturating_sub(shown) }).await;
+            tokio::time::sleep(pause).await;
+            pause = INTERVAL;
             if self.containers.is_empty() {
                 subjects = self.subjects(client).await?;
             }
@@ -75,7 +75,6 @@ impl Stats {
             let lines: String = text.lines().map(|line| format!("{line}\x1b[K\n")).collect();
             print(&format!("\x1b[H{lines}\x1b[J"))?;
             before = now;
-            shown = begun.elapsed().min(Duration::from_millis(1)).max(Duration::from_nanos(1));
         }
     }
 

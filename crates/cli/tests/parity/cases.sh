@@ -483,3 +483,20 @@ docker run --rm --mount type=image,source=parity,target=/x,volume-subpath=bin pa
 docker create --name p-export parity true
 docker export -o p-export.tar p-export && tar tf p-export.tar bin/sh
 docker rm p-export
+
+# run: options with little effect here
+docker run --rm --gpus all parity true
+docker run --rm --gpus device=x,bogus=1 parity true
+docker run --rm --gpus '"device=1,2","capabilities=utility"' parity true
+docker run --rm --gpus x parity true
+docker run --rm --storage-opt size=1g parity true
+docker run --rm --isolation hyperv parity true
+docker run --rm --isolation default parity echo hi
+docker run --rm --kernel-memory 10m parity echo hi
+docker run --rm --kernel-memory abc parity true
+docker run --rm --blkio-weight-device /dev/null:100 parity echo hi
+docker run --rm --blkio-weight-device x parity true
+docker run --rm --blkio-weight-device x:1 parity true
+docker run --rm --blkio-weight-device /dev/null:5 parity true
+docker run --rm --disable-content-trust parity echo hi
+docker update -m abc p-one

@@ -128,10 +128,20 @@ impl Engine {
             let text: String = tx.query_row(query, [&container.id.0], |row| row.get(0))?;
             let mut record: Record = serde_json::from_str(&text).context(|| format!("read the record of {}", container.id))?;
             edit(&mut record);
-            let text = serde_json::to_string(&record).context(|| "encode the container's record".to_owned())?;
+            let text = record.encode().context(|| "encode the container's record".to_owned())?;
             tx.execute("UPDATE containers SET record = ?1 WHERE id = ?2", params![text, container.id.0])?;
             Ok(())
         })
+    }
+
+    /// What of the host's firewall stops packets of a network. That it cannot be looked at is no reason not to go on.
+    pub(crate) fn stopped_ways(&self, network: &str) -> Vec<String> {
+        let record = match network {
+            "host" | "none" => None,
+            name => self.store.database.read(|db| by_name(db, name)).ok().flatten(),
+        };
+        let stops = record.map(|record| dhow_network::forward::stops(&record.network)).transpose();
+        stops.unwrap_or_default().unwrap_or_default().iter().map(ToString::to_string).collect()
     }
 
     /// Checks what a container that is created wants of a network; that there is none is found out at the start, as with

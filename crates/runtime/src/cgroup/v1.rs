@@ -171,6 +171,11 @@ impl Hierarchies {
             if let Some(weight) = io.weight.filter(|weight| *weight > 0) {
                 self.set("blkio", "blkio.weight", weight).or_else(|_| self.set("blkio", "blkio.bfq.weight", weight))?;
             }
+            for device in &io.weight_device {
+                let line = format!("{}:{} {}", device.major, device.minor, device.weight.unwrap_or_default());
+                let set = |file: &str| self.set("blkio", file, &line);
+                set("blkio.weight_device").or_else(|_| set("blkio.bfq.weight_device"))?;
+            }
             let throttle = |file: &str, devices: &[ThrottleDevice]| {
                 devices
                     .iter()

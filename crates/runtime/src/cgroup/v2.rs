@@ -109,9 +109,12 @@ impl Unified {
         }
         if let Some(block) = &resources.block_io {
             if let Some(weight) = block.weight.filter(|weight| *weight > 0) {
-                // io.weight goes from 1 to 10000, blkio's from 10 to 1000 (runc, ConvertBlkIOToIOWeightValue).
-                let weight = 1 + (u64::from(weight).saturating_sub(10)) * 9999 / 990;
+                let weight = io_weight(weight);
                 self.write("io.weight", &weight.to_string()).or_else(|_| self.write("io.bfq.weight", &weight.to_string()))?;
+            }
+            for device in &block.weight_device {
+                let line = format!("{}:{} {}", device.major, device.minor, io_weight(device.weight.unwrap_or_default()));
+                self.write("io.weight", &line).or_else(|_| self.write("io.bfq.weight", &line))?;
             }
             for (key, devices) in [
                 ("rbps", &block.throttle_read_bps_device),
@@ -162,6 +165,11 @@ fn enable_controllers(directory: &Path) {
     for controller in available.split_whitespace().filter(|name| !enabled.split_whitespace().any(|other| other == *name)) {
         let _ = write(&directory.join("cgroup.subtree_control"), &format!("+{controller}"));
     }
+}
+
+/// io.weight goes from 1 to 10000, blkio's from 10 to 1000 (runc, ConvertBlkIOToIOWeightValue).
+fn io_weight(weight: u16) -> u64 {
+    1 + (u64::from(weight).saturating_sub(10)) * 9999 / 990
 }
 
 /// `cpu.shares` (2 to 262144, default 1024) as `cpu.weight` (1 to 10000, default 100), as systemd and runc 1.3 convert:

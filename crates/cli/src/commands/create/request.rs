@@ -10,8 +10,9 @@ use serde_json::json;
 
 use super::Options;
 use super::values::{
-    Bindings, bad, bytes, check_sysctl, device, extra_host, flag, host_or_nothing, mount, name_server, nano_cpus, pairs,
-    parse_network, port_range, publish, restart_policy, security_options, split_volumes, throttles, tmpfs, ulimit, with_value,
+    Bindings, bad, bytes, check_sysctl, device, extra_host, flag, gpus, host_or_nothing, mount, name_server, nano_cpus, pairs,
+    parse_network, port_range, publish, restart_policy, security_options, split_volumes, throttles, tmpfs, ulimit, weights,
+    with_value,
 };
 use crate::failure::Result;
 
@@ -42,6 +43,13 @@ impl Options {
         let restart = restart_policy(&self.restart)?;
         if self.rm && !matches!(restart.name.as_str(), "" | "no") {
             return Err(bad("conflicting options: cannot specify both --restart and --rm"));
+        }
+        // Taken and without effect, as with dockerd: kernels have no such limit any more, and nothing is signed.
+        let _ = (bytes(&self.kernel_memory, "--kernel-memory")?, self.disable_content_trust);
+        if self.use_api_socket {
+            return Err(bad(
+                "--use-api-socket is not supported: mount the socket with -v /run/dhow/dhow.sock:/var/run/docker.sock",
+            ));
         }
         let text = |list: &[String]| Some(list.to_vec()).filter(|list| !list.is_empty());
         let (security, systempaths) = security_options(&self.security_opt)?;
@@ -108,6 +116,12 @@ impl Options {
             nano_cpus: nano_cpus(&self.cpus)?,
             cgroup_parent: self.cgroup_parent.clone(),
             blkio_weight: self.blkio_weight,
+            blkio_weight_device: Some(weights(&self.blkio_weight_device)?).filter(|weights| !weights.is_empty()),
+            device_requests: Some(self.gpus.iter().map(|text| gpus(text)).collect::<Result<Vec<_>>>()?)
+                .filter(|requests| !requests.is_empty()),
+            isolation: self.isolation.clone(),
+            storage_opt: Some(pairs(&self.storage_opt, "--storage-opt")?).filter(|pairs| !pairs.is_empty()),
+            volume_driver: self.volume_driver.clone(),
             blkio_device_read_bps: Some(throttles(&self.device_read_bps, "--device-read-bps")?),
             blkio_device_write_bps: Some(throttles(&self.device_write_bps, "--device-write-bps")?),
             blkio_device_read_iops: Some(throttles(&self.device_read_iops, "--device-read-iops")?),

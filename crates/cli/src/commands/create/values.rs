@@ -5,7 +5,7 @@ use std::fs;
 
 use dhow_api::config::{
     BindOptions, DeviceMapping, EndpointSettings, ImageOptions, Mount, PortBinding, RestartPolicy, ThrottleDevice, TmpfsOptions,
-    Ulimit, VolumeOptions,
+    Ulimit, VolumeOptions, WeightDevice,
 };
 use dhow_engine::units::parse_bytes;
 use serde_json::json;
@@ -22,7 +22,7 @@ pub(super) fn bad(message: impl Into<String>) -> Failure {
     Failure { message: message.into(), code: CANNOT_RUN }
 }
 
-pub(super) fn flag(value: &str, name: &str, why: &str) -> Failure {
+pub(crate) fn flag(value: &str, name: &str, why: &str) -> Failure {
     let usage = crate::app::usage_text(&std::env::args_os().collect::<Vec<_>>());
     bad(format!("invalid argument \"{value}\" for \"{name}\" flag: {why}\n\n{usage}"))
 }
@@ -200,6 +200,78 @@ pub(super) fn throttles(given: &[String], name: &str) -> Result<Vec<ThrottleDevi
         Ok(ThrottleDevice { path: path.to_owned(), rate: rate as u64 })
     };
     given.iter().map(one).collect()
+}
+
+/// `/dev/sda:500`
+pub(super) fn weights(given: &[String]) -> Result<Vec<WeightDevice>> {
+    const NAME: &str = "--blkio-weight-device";
+    let one = |text: &String| {
+        let bad_format = || flag(text, NAME, &format!("bad format: {text}"));
+        let (path, weight) = text.split_once(':').ok_or_else(bad_format)?;
+        if !path.starts_with("/dev/") {
+            return Err(flag(text, NAME, &format!("bad format for device path: {text}")));
+        }
+        let weight: u16 = weight.parse().map_err(|_| flag(text, NAME, &format!("invalid weight for device: {text}")))?;
+        if weight != 0 && !(10..=1000).contains(&weight) {
+            return Err(flag(text, NAME, &format!("invalid weight for device: {text}")));
+        }
+        Ok(WeightDevice { path: path.to_owned(), weight })
+    };
+    given.iter().map(one).collect()
+}
+
+/// `all`, a number, or `driver=…,count=…,"device=…","capabilities=…","options=…"` (docker/cli, `GpuOpts`).
+pub(super) fn gpus(text: &str) -> Result<serde_json::Value> {
+    let wrong = |why: String| flag(text, "--gpus", &why);
+    let count = |text: &str| match text {
+        "all" => Ok(-1),
+        text => text
+            .parse::<i64>()
+            .map_err(|_| wrong(format!("invalid count ({text}): value must be either \"all\" or an integer: invalid syntax"))),
+    };
+    let list = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
+    let (mut number, mut devices, mut capabilities) = (None, None, vec![vec!["gpu".to_owned()]]);
+    let (mut driver, mut options) = (String::new(), serde_json::Map::new());
+    let mut seen: Vec<String> = Vec::new();
+    for field in fields(text) {
+        let (key, value) = match field.split_once('=') {
+            Some((key, value)) => (key.to_ascii_lowercase(), value.to_owned()),
+            None => ("count".to_owned(), field.clone()),
+        };
+        if seen.contains(&key) {
+            return Err(wrong(format!("gpu request key '{key}' can be specified only once")));
+        }
+        match key.as_str() {
+            "driver" => driver = value,
+            "count" => number = Some(count(&value)?),
+            "device" => devices = Some(list(&value)),
+            "capabilities" => capabilities = vec![list(&value).into_iter().chain(["gpu".to_owned()]).collect()],
+            "options" => {
+                for option in fields(&value) {
+                    let (key, value) = option.split_once('=').unwrap_or((&option, ""));
+                    options.insert(key.to_owned(), value.into());
+                }
+            }
+            other => return Err(wrong(format!("unexpected key '{other}' in '{field}'"))),
+        }
+        seen.push(key);
+    }
+    let number = number.unwrap_or(if devices.is_none() { 1 } else { 0 });
+    Ok(json!({"Driver": driver, "Count": number, "DeviceIDs": devices, "Capabilities": capabilities, "Options": options}))
+}
+
+/// The fields of one line of comma-separated values, those with commas in quotes.
+fn fields(text: &str) -> Vec<String> {
+    let (mut fields, mut quoted) = (vec![String::new()], false);
+    for character in text.chars() {
+        match (character, fields.last_mut()) {
+            ('"', _) => quoted = !quoted,
+            (',', _) if !quoted => fields.push(String::new()),
+            (other, Some(last)) => last.push(other),
+            (_, None) => {}
+        }
+    }
+    fields
 }
 
 pub(super) fn extra_host(text: &str) -> Result<String> {
