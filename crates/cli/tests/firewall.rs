@@ -281,7 +281,7 @@ fn a_firewall_that_passes_nothing_on_is_named() {
     };
     let warning = || {
         let made = sandbox.run(&["create", "--network", "front", "busybox", "true"]);
-        sandbox.ok(&["rm", &dhow_testkit::text(&made.stdout).trim().to_owned()]);
+        sandbox.ok(&["rm", dhow_testkit::text(&made.stdout).trim()]);
         dhow_testkit::text(&made.stderr)
     };
     sandbox.ok(&["network", "create", "--subnet", "10.231.73.0/24", "-o", "com.docker.network.bridge.name=dhow-front", "front"]);

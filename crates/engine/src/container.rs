@@ -250,8 +250,7 @@ impl Engine {
         Ok(container)
     }
 
-    /// The run directories that there are; `None` where they cannot be listed. Asked after the rows are read: who has the mark
-    /// that it is to run has its directory already.
+    /// The run directories that there are; `None` where they cannot be listed.
     pub(crate) fn runs(&self) -> Option<Runs> {
         let entries = std::fs::read_dir(self.paths().runs()).ok()?;
         entries.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<_>>().ok().map(Runs)
@@ -262,7 +261,8 @@ impl Engine {
         let record =
             stored.record.map_err(|error| Error::internal(format!("record of container {} is damaged: {error}", stored.id)))?;
         let run = self.paths().run(&stored.id);
-        let may_run = runs.is_none_or(|runs| runs.0.contains(OsStr::new(&stored.id)));
+        // One that was started since has the mark.
+        let may_run = stored.wanted || runs.is_none_or(|runs| runs.0.contains(OsStr::new(&stored.id)));
         let supervised = may_run && state::is_locked(&run);
         let is_left = may_run && !supervised && run.exists();
         let live = if supervised { state::load(&run) } else { None };
@@ -298,40 +298,36 @@ impl Engine {
         })
     }
 
-    /// Rows of all containers, the newest first.
-    pub(crate) fn stored_containers(&self) -> Result<Vec<Stored>> {
-        let mut all = self.store.database.read::<_, Error>(|db| {
-            let mut statement = db.prepare_cached(&format!("SELECT {COLUMNS} FROM containers"))?;
-            let rows = statement.query_map([], stored)?.collect::<Result<Vec<_>, _>>()?;
-            Ok(rows)
-        })?;
-        newest_first(&mut all);
-        Ok(all)
+    /// Ids of all containers, the newest first.
+    pub(crate) fn container_ids(&self) -> Result<Vec<String>> {
+        self.store.database.read::<_, Error>(|db| {
+            let mut statement = db.prepare_cached("SELECT id FROM containers ORDER BY created DESC, id")?;
+            Ok(statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?)
+        })
     }
 
-    /// Rows of containers that have a run directory, the newest first: those that run are among them.
-    pub(crate) fn stored_in(&self, runs: &Runs) -> Result<Vec<Stored>> {
-        let mut found = self.store.database.read::<_, Error>(|db| {
+    /// Rows of containers, without those that are gone.
+    pub(crate) fn stored_of(&self, ids: &[String]) -> Result<Vec<Stored>> {
+        self.store.database.read::<_, Error>(|db| {
             let mut statement = db.prepare_cached(&format!("SELECT {COLUMNS} FROM containers WHERE id = ?1"))?;
-            let ids = runs.0.iter().filter_map(|id| id.to_str());
-            let rows = ids.map(|id| statement.query_row([id], stored).optional()).collect::<Result<Vec<_>, _>>()?;
-            Ok(rows.into_iter().flatten().collect::<Vec<_>>())
-        })?;
-        newest_first(&mut found);
-        Ok(found)
+            let rows = ids.iter().map(|id| statement.query_row([id], stored).optional()).collect::<Result<Vec<_>, _>>()?;
+            Ok(rows.into_iter().flatten().collect())
+        })
     }
 
     /// All containers, the newest first.
     pub fn containers(&self) -> Result<Vec<Container>> {
-        let stored = self.stored_containers()?;
+        let stored = self.stored_of(&self.container_ids()?)?;
         let runs = self.runs();
         stored.into_iter().map(|stored| self.complete(stored, runs.as_ref())).collect()
     }
 }
 
-/// The database would sort in a file, with the records.
-fn newest_first(stored: &mut [Stored]) {
-    stored.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.id.cmp(&b.id)));
+impl Runs {
+    /// The ids, of which some may be of containers that are gone.
+    pub fn ids(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter_map(|id| id.to_str())
+    }
 }
 
 fn find(db: &Connection, reference: &str) -> Result<Stored> {

@@ -1,5 +1,7 @@
 //! The list of containers, with its filters.
 
+use std::collections::{HashMap, HashSet};
+
 use dhow_api::container::{Port, Summary, SummaryHostConfig, SummaryNetworks};
 use dhow_monitor::health::HealthStatus;
 use dhow_monitor::state::Status;
@@ -37,6 +39,9 @@ const FILTERS: [&str; 15] = [
     "volume",
 ];
 const STATES: [&str; 7] = ["created", "running", "paused", "restarting", "removing", "exited", "dead"];
+
+/// So many records are in memory at a time.
+const CHUNK: usize = 48;
 
 impl Engine {
     pub fn list(&self, query: &ListQuery) -> Result<Vec<Summary>> {
@@ -105,33 +110,40 @@ impl Engine {
         };
         let mut linked = self.linked_names()?;
         let mut summaries = Vec::new();
-        let mut images = std::collections::HashMap::new();
-        let (stored, runs) = match self.runs() {
+        let mut images = HashMap::new();
+        let mut ids = self.container_ids()?;
+        let runs = self.runs();
+        if let Some(runs) = runs.as_ref().filter(|_| !all) {
             // None of the others runs.
-            Some(runs) if !all => (self.stored_in(&runs)?, Some(runs)),
-            _ => (self.stored_containers()?, self.runs()),
-        };
-        for stored in stored {
-            let mut container = self.complete(stored, runs.as_ref())?;
-            if container.removing && !container.supervised && self.remove_container(&container, true).is_ok() {
-                continue;
-            }
-            if self.put_right(&container)? {
-                match self.container(&container.id.0) {
-                    Ok(now) => container = now,
-                    Err(_) => continue,
+            let running: HashSet<&str> = runs.ids().collect();
+            ids.retain(|id| running.contains(id.as_str()));
+        }
+        // By the dozen: a record takes more room in memory than what is said of it.
+        'all: for ids in ids.chunks(CHUNK) {
+            let stored = self.stored_of(ids)?;
+            for stored in stored {
+                let mut container = self.complete(stored, runs.as_ref())?;
+                if container.removing && !container.supervised && self.remove_container(&container, true).is_ok() {
+                    continue;
                 }
-            }
-            if !matches(&container) {
-                continue;
-            }
-            let image = images.entry(container.image_id).or_insert_with(|| self.image_name(&container)).clone();
-            let mut summary = self.summary(&container, image, &known, query.size)?;
-            summary.names.extend(linked.remove(&container.id.0).unwrap_or_default());
-            summary.names.sort_unstable();
-            summaries.push(summary);
-            if query.limit.is_some_and(|limit| summaries.len() == limit) {
-                break;
+                if self.put_right(&container)? {
+                    match self.container(&container.id.0) {
+                        Ok(now) => container = now,
+                        Err(_) => continue,
+                    }
+                }
+                if !matches(&container) {
+                    continue;
+                }
+                let name = (container.image_id, container.record.image.clone());
+                let image = images.entry(name).or_insert_with(|| self.image_name(&container)).clone();
+                let mut summary = self.summary(&container, image, &known, query.size)?;
+                summary.names.extend(linked.remove(&container.id.0).unwrap_or_default());
+                summary.names.sort_unstable();
+                summaries.push(summary);
+                if query.limit.is_some_and(|limit| summaries.len() == limit) {
+                    break 'all;
+                }
             }
         }
         Ok(summaries)

@@ -129,7 +129,7 @@ impl Engine {
         if let Err(error) = self.reconcile_networks() {
             tracing::warn!("{error}");
         }
-        let stored = self.stored_containers()?;
+        let stored = self.stored_of(&self.container_ids()?)?;
         let runs = self.runs();
         for stored in stored {
             let container = match self.complete(stored, runs.as_ref()) {

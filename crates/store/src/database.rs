@@ -82,6 +82,7 @@ const MIGRATIONS: &[&str] = &[
          target_name TEXT NOT NULL, PRIMARY KEY (container_id, alias)
      ) WITHOUT ROWID;",
     "ALTER TABLE images ADD COLUMN parent TEXT;",
+    "CREATE INDEX containers_by_age ON containers (created DESC, id);",
 ];
 
 impl Database {
@@ -156,7 +157,9 @@ fn connect(path: &Path) -> Result<Connection> {
     // that. The log is copied when it has grown, by whoever writes then; while it
     // is short, the first to open it has little to read again.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-    connection.execute_batch("PRAGMA foreign_keys = ON; PRAGMA cache_size = -512; PRAGMA wal_autocheckpoint = 64;")?;
+    connection.execute_batch(
+        "PRAGMA foreign_keys = ON; PRAGMA cache_size = -512; PRAGMA mmap_size = 67108864; PRAGMA wal_autocheckpoint = 64;",
+    )?;
     Ok(connection)
 }
 
