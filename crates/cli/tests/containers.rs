@@ -515,3 +515,84 @@ fn the_runtime_works_under_another_engine() {
     assert!(runtime(&["state", "one"]).2.contains("container does not exist"));
     sandbox.finish();
 }
+
+#[test]
+fn log_drivers_hand_lines_on_and_every_log_can_be_read() {
+    use std::net::{TcpListener, UdpSocket};
+    use std::os::unix::net::UnixDatagram;
+    let sandbox = sandboxed!();
+    let patience = Some(std::time::Duration::from_secs(10));
+    let run = |name: &str, options: &[&str]| {
+        let program = ["busybox", "sh", "-c", "echo out; echo err >&2"];
+        sandbox.ok(&[&["run", "--name", name, "--network", "none"], options, &program].concat())
+    };
+    let mut buffer = vec![0; 65536];
+
+    let path = sandbox.path("syslog");
+    let syslog = UnixDatagram::bind(&path).expect("the socket can be made");
+    syslog.set_read_timeout(patience).expect("a timeout can be set");
+    let address = format!("syslog-address=unixgram://{}", path.display());
+    let options =
+        ["--log-driver", "syslog", "--log-opt", &address, "--log-opt", "syslog-format=rfc5424", "--log-opt", "tag=x-{{.Name}}"];
+    run("by-syslog", &options);
+    let mut lines: Vec<String> = (0..2)
+        .map(|_| {
+            let length = syslog.recv(&mut buffer).expect("a line arrives");
+            text(&buffer[..length])
+        })
+        .collect();
+    lines.sort_unstable();
+    assert!(lines[0].starts_with("<27>1 ") && lines[0].ends_with(" x-by-syslog - err"), "{lines:?}");
+    assert!(lines[1].starts_with("<30>1 ") && lines[1].ends_with(" x-by-syslog - out"), "{lines:?}");
+
+    let gelf = UdpSocket::bind("127.0.0.1:0").expect("a port is free");
+    gelf.set_read_timeout(patience).expect("a timeout can be set");
+    let address = format!("gelf-address=udp://{}", gelf.local_addr().expect("it is bound"));
+    run("by-gelf", &["--log-driver", "gelf", "--log-opt", &address, "--log-opt", "labels=role", "-l", "role=web"]);
+    let length = gelf.recv(&mut buffer).expect("a line arrives");
+    let line = text(&buffer[..length]);
+    for part in [r#""version":"1.1""#, r#""_container_name":"by-gelf""#, r#""_role":"web""#, r#""short_message":"#] {
+        assert!(line.contains(part), "{part} in {line}");
+    }
+
+    let fluentd = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = format!("fluentd-address={}", fluentd.local_addr().expect("it is bound"));
+    let reader = std::thread::spawn(move || {
+        let (mut stream, _) = fluentd.accept().expect("somebody connects");
+        let mut all = Vec::new();
+        std::io::Read::read_to_end(&mut stream, &mut all).expect("the stream ends");
+        all
+    });
+    run("by-fluentd", &["--log-driver", "fluentd", "--log-opt", &address, "--log-opt", "tag=app"]);
+    let all = reader.join().expect("the stream was read");
+    let has = |part: &[u8]| all.windows(part.len()).any(|bytes| bytes == part);
+    assert!(has(b"\xdb\0\0\0\x03app") && has(b"/by-fluentd") && has(b"out") && has(b"stderr"));
+
+    run("by-local", &["--log-driver", "local", "--log-opt", "max-size=1m"]);
+    for name in ["by-syslog", "by-gelf", "by-fluentd", "by-local"] {
+        let output = sandbox.run(&["logs", name]);
+        assert_eq!((text(&output.stdout), text(&output.stderr)), ("out\n".to_owned(), "err\n".to_owned()), "{name}");
+        assert_eq!(sandbox.ok(&["inspect", "-f", "[{{.LogPath}}]", name]), "[]");
+    }
+
+    // Nobody listens; what is wrong in what was asked for.
+    let closed = ["run", "--rm", "--log-driver", "fluentd", "--log-opt", "fluentd-address=127.0.0.1:1", "busybox", "true"];
+    let refused = sandbox.fails(&closed);
+    assert!(refused.1.contains("failed to initialize logging driver: ") && refused.0 == 125, "{refused:?}");
+    sandbox.ok(&[&["run", "--rm", "--log-opt", "fluentd-async=true"], &closed[2..]].concat());
+    for (options, why) in [
+        (&["--log-driver", "nosuch"][..], "error looking up logging plugin nosuch: plugin \"nosuch\" not found"),
+        (&["--log-driver", "awslogs"], "the logging driver awslogs is not supported"),
+        (&["--log-driver", "gelf"], "gelf-address is a required parameter"),
+        (&["--log-driver", "syslog", "--log-opt", "nosuch=1"], "unknown log opt 'nosuch' for syslog log driver"),
+        (&["--log-driver", "syslog", "--log-opt", "syslog-facility=x"], "invalid syslog facility"),
+    ] {
+        let refused = sandbox.fails(&[&["create"], options, &["busybox"]].concat());
+        assert!(refused.1.contains(why), "{options:?}: {}", refused.1);
+    }
+    if !std::path::Path::new("/run/systemd/journal/socket").exists() {
+        let refused = sandbox.fails(&["run", "--rm", "--log-driver", "journald", "busybox", "true"]);
+        assert!(refused.1.contains("journald is not enabled on this host"), "{}", refused.1);
+    }
+    sandbox.finish();
+}

@@ -240,14 +240,10 @@ impl Engine {
         if host.restart_policy.name.is_empty() {
             host.restart_policy.name = "no".to_owned();
         }
-        match host.log_config.kind.as_str() {
-            "" => host.log_config.kind = "json-file".to_owned(),
-            "json-file" | "none" => {}
-            other => {
-                return Err(Error::invalid(format!("error looking up logging plugin {other}: plugin \"{other}\" not found")));
-            }
+        if host.log_config.kind.is_empty() {
+            host.log_config.kind = "json-file".to_owned();
         }
-        crate::logs::check_options(&host.log_config)?;
+        crate::logs::drivers::check(&host.log_config)?;
         if host.shm_size < 0 {
             return Err(Error::invalid("SHM size can not be less than 0"));
         }

@@ -177,11 +177,10 @@ impl Engine {
         if log.kind == "none" {
             return LogConfig::None;
         }
-        let size = log.config.get("max-size").and_then(|size| crate::units::parse_bytes(size)).filter(|size| *size > 0);
-        let files = log.config.get("max-file").and_then(|files| files.parse().ok());
+        let (size, files) = crate::logs::drivers::limits(log);
         LogConfig::JsonFile {
             path: directory.join(format!("{}-json.log", container.id)),
-            max_size: size.map_or(self.settings.log_max_size, |size| size as u64),
+            max_size: size.unwrap_or(self.settings.log_max_size),
             max_files: files.unwrap_or(self.settings.log_max_files),
             extra: crate::logs::extra_attributes(container),
         }

@@ -1,5 +1,6 @@
 //! Reading a container's log as the streams it came from.
 
+pub(crate) mod drivers;
 mod output;
 mod source;
 
@@ -8,7 +9,6 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use dhow_api::config::LogConfig;
 use dhow_monitor::state;
 
 use self::output::Output;
@@ -40,31 +40,6 @@ pub type LogSink<'a> = &'a mut dyn FnMut(Vec<u8>) -> bool;
 
 /// Pieces of about this size are handed on.
 const PIECE: usize = 256 * 1024;
-
-/// # Errors
-/// An option that json-file does not have, or a value that it cannot use.
-pub(crate) fn check_options(log: &LogConfig) -> Result<()> {
-    const KNOWN: [&str; 10] =
-        ["max-size", "max-file", "compress", "labels", "labels-regex", "env", "env-regex", "tag", "mode", "max-buffer-size"];
-    if log.kind == "none" {
-        return Ok(());
-    }
-    for (key, value) in &log.config {
-        let bad = |why: &str| Err(Error::invalid(format!("invalid value for log opt '{key}': {why}")));
-        match key.as_str() {
-            "max-size" if value != "-1" && crate::units::parse_bytes(value).is_none_or(|size| size <= 0) => {
-                return bad(&format!("invalid size: '{value}'"));
-            }
-            "max-file" if value.parse::<u32>().is_err() => return bad(&format!("'{value}' is not a number")),
-            "max-file" if value == "0" => return Err(Error::invalid("max-file cannot be less than 1")),
-            key if !KNOWN.contains(&key) => {
-                return Err(Error::invalid(format!("unknown log opt '{key}' for json-file log driver")));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
 
 /// Labels and variables that each line carries by the options `labels` and `env`.
 pub(crate) fn extra_attributes(container: &Container) -> BTreeMap<String, String> {

@@ -96,7 +96,7 @@ impl Engine {
             "Driver": "overlay2",
             "DriverStatus": [["Backing Filesystem", self.backing_file_system()], ["Supports d_type", "true"], ["Using metacopy", "false"],
                 ["Native Overlay Diff", "true"], ["userxattr", "false"]],
-            "Plugins": { "Volume": ["local"], "Network": ["bridge", "host", "ipvlan", "macvlan", "null"], "Authorization": null, "Log": ["json-file", "none"] },
+            "Plugins": { "Volume": ["local"], "Network": ["bridge", "host", "ipvlan", "macvlan", "null"], "Authorization": null, "Log": crate::logs::drivers::names() },
             "MemoryLimit": true, "SwapLimit": true, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true, "CPUSet": true,
             "PidsLimit": true, "IPv4Forwarding": forwarding, "Debug": self.settings.debug, "NFd": 0, "OomKillDisable": !unified, "NGoroutines": 0,
             "SystemTime": format(now()),

@@ -8,6 +8,7 @@
 mod client;
 mod copy_up;
 pub mod events;
+pub mod forward;
 pub mod health;
 mod local_names;
 pub mod log;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use memchr::memchr;
 
 /// Docker's longest line (moby, `logger/copier.go`); longer ones come in pieces.
-const LONGEST: usize = 16 * 1024;
+pub(crate) const LONGEST: usize = 16 * 1024;
 
 const START_OF_LINE: &[u8] = b"{\"log\":\"";
 

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::client::{Client, Role};
 use crate::events::{self, Event};
+use crate::forward::Forwarder;
 use crate::health::{HealthCheck, Prober};
 use crate::log::Writer;
 use crate::overlay::Overlay;
@@ -115,6 +116,7 @@ struct Monitor {
     listener: Option<OwnedFd>,
     signals: OwnedFd,
     log: Option<Writer>,
+    forwarder: Option<Forwarder>,
     network: Option<Attached>,
     /// Descriptors that a process may have, as the monitor found it: soft and hard. Its own limit is the hard one, for the
     /// connections that it serves.
@@ -278,6 +280,7 @@ impl Monitor {
             listener: Some(listener),
             signals,
             log,
+            forwarder: None,
             network: None,
             descriptors: raise_descriptors(),
             isolated,
@@ -338,6 +341,7 @@ impl Monitor {
             self.restart_at,
             self.services.as_ref().and_then(Services::deadline),
             self.guard.as_ref().and_then(|guard| guard.repair_at),
+            self.forwarder.as_ref().and_then(Forwarder::deadline),
             self.prober.as_ref().and_then(Prober::deadline),
             (!self.buffer.is_empty()).then(|| Instant::now() + QUIET),
         ];
@@ -368,6 +372,9 @@ impl Monitor {
             services.expire(now);
         }
         self.guard_timer(now);
+        if let Some(forwarder) = &mut self.forwarder {
+            forwarder.retry(now);
+        }
         self.probe_timers(now);
         // Who still works on the last run's root would not see the next one's.
         if self.restart_at.is_some_and(|at| at <= now)

@@ -16,6 +16,8 @@ use dhow_runtime::spec::Spec;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::forward::Forward;
+
 /// Longer messages are refused.
 const MAX_MESSAGE: u32 = 4 << 20;
 
@@ -121,6 +123,8 @@ pub struct Start {
     pub copy_up: Vec<CopyUp>,
     /// The networks, whose addresses the engine has assigned.
     pub plan: Option<Plan>,
+    /// Who else than the file gets the lines of the log.
+    pub forward: Option<Forward>,
     /// Of the terminal; 0 for unknown.
     pub rows: u16,
     pub columns: u16,

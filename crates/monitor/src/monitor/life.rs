@@ -10,6 +10,7 @@ use dhow_runtime::spec::Rlimit;
 
 use super::{FIRST_BACKOFF, INIT, MAX_BACKOFF, Monitor, SIGKILL, STABLE, Stopping};
 use crate::client::Role;
+use crate::forward::Forwarder;
 use crate::protocol::{FailureKind, Policy, Reply, Start};
 use crate::start;
 use crate::state::{self, State, Status};
@@ -28,6 +29,7 @@ impl Monitor {
         self.state.restart_count = 0;
         self.backoff = FIRST_BACKOFF;
         self.start = start;
+        self.forwarder = None;
         self.keep_descriptor_limit();
         match self.launch() {
             Ok(()) => self.answer(index, &Reply::default()),
@@ -58,6 +60,12 @@ impl Monitor {
 
     /// Starts the program, for the first time or again.
     pub(super) fn launch(&mut self) -> Result<(), start::Failed> {
+        if self.forwarder.is_none()
+            && let Some(forward) = self.start.forward.clone()
+        {
+            let failed = |error| start::Failed::new(format!("failed to initialize logging driver: {error}"));
+            self.forwarder = Some(Forwarder::open(forward).map_err(failed)?);
+        }
         if self.network.is_none() {
             self.attach_network()?;
         }

@@ -40,6 +40,11 @@ impl Monitor {
             prober.take_output(bytes);
         }
         if index == INIT
+            && let Some(forwarder) = &mut self.forwarder
+        {
+            forwarder.append(stream, bytes);
+        }
+        if index == INIT
             && let Some(log) = &mut self.log
         {
             // A full disk must not stop the container: the output still reaches who is attached.
@@ -68,10 +73,16 @@ impl Monitor {
             let _ = epoll::delete(&self.epoll, &output);
             process.watched[number] = false;
         }
+        let stream = if number == 0 { Stream::Stdout } else { Stream::Stderr };
+        if index == INIT
+            && let Some(forwarder) = &mut self.forwarder
+        {
+            forwarder.flush(stream);
+        }
         if index == INIT
             && let Some(log) = &mut self.log
         {
-            let _ = log.flush(if number == 0 { Stream::Stdout } else { Stream::Stderr });
+            let _ = log.flush(stream);
         }
         if process.is_over() {
             self.process_over(index);

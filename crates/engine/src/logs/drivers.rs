@@ -1,0 +1,416 @@
+//! Log drivers: what each may be told, and what the monitor is told of it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use dhow_api::config::LogConfig;
+use dhow_monitor::forward::{Address, Fluentd, Format, Forward, Gelf, Journald, Syslog, SyslogForm};
+use serde_json::{Map, Value};
+
+use crate::container::Container;
+use crate::{Engine, Error, Result};
+
+/// The journal's socket (systemd-journald.service(8)).
+const JOURNAL: &str = "/run/systemd/journal/socket";
+/// Where the local syslog daemon listens: the first that there is.
+const LOCAL_SYSLOG: [&str; 3] = ["/dev/log", "/var/run/syslog", "/var/run/log"];
+
+/// Options of every driver.
+const COMMON: [&str; 2] = ["mode", "max-buffer-size"];
+/// Options of the file that is kept beside a driver which hands lines on.
+const CACHE: [&str; 4] = ["cache-disabled", "cache-max-size", "cache-max-file", "cache-compress"];
+const FILE: [&str; 3] = ["max-size", "max-file", "compress"];
+const ATTRIBUTES: [&str; 5] = ["labels", "labels-regex", "env", "env-regex", "tag"];
+
+/// The drivers, and the options of each.
+const DRIVERS: [(&str, &[&str]); 7] = [
+    ("none", &[]),
+    ("json-file", &FILE),
+    ("local", &FILE),
+    ("journald", &[]),
+    (
+        "syslog",
+        &[
+            "syslog-address",
+            "syslog-facility",
+            "syslog-format",
+            "syslog-tls-ca-cert",
+            "syslog-tls-cert",
+            "syslog-tls-key",
+            "syslog-tls-skip-verify",
+        ],
+    ),
+    (
+        "gelf",
+        &[
+            "gelf-address",
+            "gelf-compression-type",
+            "gelf-compression-level",
+            "gelf-tcp-max-reconnect",
+            "gelf-tcp-reconnect-delay",
+        ],
+    ),
+    (
+        "fluentd",
+        &[
+            "fluentd-address",
+            "fluentd-async",
+            "fluentd-async-connect",
+            "fluentd-async-reconnect-interval",
+            "fluentd-buffer-limit",
+            "fluentd-max-retries",
+            "fluentd-request-ack",
+            "fluentd-retry-wait",
+            "fluentd-sub-second-precision",
+            "fluentd-read-timeout",
+            "fluentd-write-timeout",
+        ],
+    ),
+];
+/// Docker's drivers that need more than a socket.
+const UNSUPPORTED: [&str; 5] = ["splunk", "awslogs", "gcplogs", "etwlogs", "logentries"];
+
+/// RFC 5424, 6.2.1, by the names that syslog(3) gives them.
+const FACILITIES: [(&str, u8); 20] = [
+    ("kern", 0),
+    ("user", 1),
+    ("mail", 2),
+    ("daemon", 3),
+    ("auth", 4),
+    ("syslog", 5),
+    ("lpr", 6),
+    ("news", 7),
+    ("uucp", 8),
+    ("cron", 9),
+    ("authpriv", 10),
+    ("ftp", 11),
+    ("local0", 16),
+    ("local1", 17),
+    ("local2", 18),
+    ("local3", 19),
+    ("local4", 20),
+    ("local5", 21),
+    ("local6", 22),
+    ("local7", 23),
+];
+
+pub(crate) fn names() -> Vec<&'static str> {
+    let mut names: Vec<&str> = DRIVERS.iter().map(|(name, _)| *name).collect();
+    names.sort_unstable();
+    names
+}
+
+/// # Errors
+/// A driver that there is not, an option that it does not have, or a value that it cannot use.
+pub(crate) fn check(log: &LogConfig) -> Result<()> {
+    let kind = log.kind.as_str();
+    if UNSUPPORTED.contains(&kind) {
+        return Err(Error::invalid(format!(
+            "the logging driver {kind} is not supported: journald, syslog, gelf and fluentd hand lines on to what feeds it"
+        )));
+    }
+    let Some((_, own)) = DRIVERS.iter().find(|(name, _)| *name == kind) else {
+        return Err(Error::invalid(format!("error looking up logging plugin {kind}: plugin \"{kind}\" not found")));
+    };
+    if kind == "none" {
+        return Ok(());
+    }
+    let cache: &[&str] = if matches!(kind, "json-file" | "local") { &[] } else { &CACHE };
+    for (key, value) in &log.config {
+        let bad = |why: &str| Err(Error::invalid(format!("invalid value for log opt '{key}': {why}")));
+        let known = [&COMMON[..], &ATTRIBUTES, own, cache].iter().any(|keys| keys.contains(&key.as_str()));
+        match key.as_str() {
+            _ if !known => return Err(Error::invalid(format!("unknown log opt '{key}' for {kind} log driver"))),
+            "max-size" | "cache-max-size" if value != "-1" && crate::units::parse_bytes(value).is_none_or(|size| size <= 0) => {
+                return bad(&format!("invalid size: '{value}'"));
+            }
+            "max-file" | "cache-max-file" if value.parse::<u32>().is_err() => return bad(&format!("'{value}' is not a number")),
+            "max-file" if value == "0" => return Err(Error::invalid("max-file cannot be less than 1")),
+            "mode" if !matches!(value.as_str(), "blocking" | "non-blocking") => {
+                return Err(Error::invalid(format!("logging mode not supported: {value}")));
+            }
+            _ => {}
+        }
+    }
+    let option = |key: &str| log.config.get(key).map(String::as_str);
+    match kind {
+        "syslog" => {
+            syslog_address(option("syslog-address"))?;
+            facility(option("syslog-facility"))?;
+            syslog_form(option("syslog-format"), true)?;
+        }
+        "gelf" => {
+            gelf_address(option("gelf-address"))?;
+        }
+        "fluentd" => {
+            fluentd_address(option("fluentd-address"))?;
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// The size of a file and the number of files that a container's log has, as far as its options say so.
+pub(crate) fn limits(log: &LogConfig) -> (Option<u64>, Option<u32>) {
+    let prefix = if matches!(log.kind.as_str(), "json-file" | "local") { "" } else { "cache-" };
+    let option = |key: &str| log.config.get(&format!("{prefix}{key}"));
+    let size = option("max-size").and_then(|size| crate::units::parse_bytes(size)).filter(|size| *size > 0);
+    let files = option("max-file").and_then(|files| files.parse().ok()).filter(|files| *files > 0);
+    // Docker's own limits of files that nobody reads but through it.
+    let default = (log.kind != "json-file").then_some((20 << 20, 5));
+    (size.map(|size| size as u64).or(default.map(|(size, _)| size)), files.or(default.map(|(_, files)| files)))
+}
+
+impl Engine {
+    /// Who else gets a container's lines.
+    ///
+    /// # Errors
+    /// In dockerd's words, an address that cannot be resolved, and a driver whose daemon is not there.
+    pub(crate) fn forward(&self, container: &Container) -> Result<Option<Forward>> {
+        let log = &container.record.host_config.log_config;
+        let failed = |error: Error| Error { message: format!("failed to initialize logging driver: {}", error.message), ..error };
+        let option = |key: &str| log.config.get(key).map(String::as_str);
+        let is_set = |key: &str| matches!(option(key), Some("true" | "1"));
+        let tag = tag(container, option("tag").unwrap_or("{{.ID}}"))?;
+        let extra = super::extra_attributes(container);
+        let (id, name) = (container.id.0.clone(), container.name.clone());
+        let forward = match log.kind.as_str() {
+            "journald" => {
+                if !Path::new(JOURNAL).exists() {
+                    return Err(failed(Error::internal("journald is not enabled on this host")));
+                }
+                let mut fields: Vec<(String, String)> = [
+                    ("CONTAINER_ID", container.id.short().to_owned()),
+                    ("CONTAINER_ID_FULL", id),
+                    ("CONTAINER_NAME", name),
+                    ("CONTAINER_TAG", tag.clone()),
+                    ("IMAGE_NAME", container.record.image.clone()),
+                    ("SYSLOG_IDENTIFIER", tag),
+                ]
+                .map(|(name, value)| (name.to_owned(), value))
+                .to_vec();
+                fields.extend(extra.into_iter().map(|(name, value)| (journal_name(&name), value)));
+                Forward { address: Address::Unix(JOURNAL.into()), format: Format::Journald(Journald { fields }), required: true }
+            }
+            "syslog" => {
+                let address = syslog_address(option("syslog-address")).and_then(|address| match address {
+                    Some(address) => address.resolve(),
+                    None => local_syslog(),
+                });
+                let form = syslog_form(option("syslog-format"), option("syslog-address").is_none())?;
+                let syslog = Syslog {
+                    form,
+                    facility: facility(option("syslog-facility"))?,
+                    tag,
+                    host: host_name(),
+                    pid: std::process::id(),
+                };
+                Forward { address: address.map_err(failed)?, format: Format::Syslog(syslog), required: true }
+            }
+            "gelf" => {
+                let address = gelf_address(option("gelf-address")).and_then(|address| address.resolve()).map_err(failed)?;
+                let command = std::iter::once(&container.record.path).chain(&container.record.args);
+                let command = command.map(String::as_str).collect::<Vec<_>>().join(" ");
+                let mut fields: Map<String, Value> = [
+                    ("host", host_name()),
+                    ("_container_id", id),
+                    ("_container_name", name),
+                    ("_image_id", container.image_id.to_string()),
+                    ("_image_name", container.record.image.clone()),
+                    ("_command", command),
+                    ("_tag", tag),
+                    ("_created", dhow_oci::time::format(container.created)),
+                ]
+                .map(|(name, value)| (name.to_owned(), value.into()))
+                .into_iter()
+                .collect();
+                fields.extend(extra.into_iter().map(|(name, value)| (format!("_{name}"), value.into())));
+                let required = matches!(address, Address::Tcp(_));
+                Forward { address, format: Format::Gelf(Gelf { fields }), required }
+            }
+            "fluentd" => {
+                let address = fluentd_address(option("fluentd-address")).and_then(|address| address.resolve()).map_err(failed)?;
+                let mut fields = vec![("container_id".to_owned(), id), ("container_name".to_owned(), format!("/{name}"))];
+                fields.extend(extra);
+                let required = !(is_set("fluentd-async") || is_set("fluentd-async-connect"));
+                let sub_second = is_set("fluentd-sub-second-precision");
+                Forward { address, format: Format::Fluentd(Fluentd { tag, fields, sub_second }), required }
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(forward))
+    }
+}
+
+/// An address as it was given.
+#[derive(Debug, PartialEq, Eq)]
+enum Given {
+    Unix(PathBuf),
+    Udp(String),
+    Tcp(String),
+}
+
+impl Given {
+    fn resolve(self) -> Result<Address> {
+        let lookup = |text: &str| -> Result<SocketAddr> {
+            let failed = |why: String| Error::internal(format!("dial: lookup {text}: {why}"));
+            let (host, port) = text.rsplit_once(':').ok_or_else(|| failed("no port".to_owned()))?;
+            let host = host.trim_matches(['[', ']']);
+            let port: u16 = port.parse().map_err(|_| failed("invalid port".to_owned()))?;
+            if let Ok(address) = host.parse() {
+                return Ok(SocketAddr::new(address, port));
+            }
+            let addresses = dhow_sys::names::addresses_of(host).map_err(|error| failed(error.to_string()))?;
+            addresses.first().map(|address| SocketAddr::new(*address, port)).ok_or_else(|| failed("no such host".to_owned()))
+        };
+        Ok(match self {
+            Given::Unix(path) => Address::Unix(path),
+            Given::Udp(text) => Address::Udp(lookup(&text)?),
+            Given::Tcp(text) => Address::Tcp(lookup(&text)?),
+        })
+    }
+}
+
+fn with_port(text: &str, port: u16) -> String {
+    let has_port =
+        text.rsplit_once(':').is_some_and(|(host, port)| !port.contains(']') && (!host.contains(':') || host.ends_with(']')));
+    if has_port { text.to_owned() } else { format!("{text}:{port}") }
+}
+
+/// `None` for the local daemon.
+fn syslog_address(text: Option<&str>) -> Result<Option<Given>> {
+    const PORT: u16 = 514;
+    let Some(text) = text else { return Ok(None) };
+    match text.split_once("://") {
+        Some(("unix" | "unixgram", path)) if path.starts_with('/') => Ok(Some(Given::Unix(path.into()))),
+        Some(("udp", host)) if !host.is_empty() => Ok(Some(Given::Udp(with_port(host, PORT)))),
+        Some(("tcp", host)) if !host.is_empty() => Ok(Some(Given::Tcp(with_port(host, PORT)))),
+        Some(("tcp+tls", _)) => {
+            Err(Error::invalid("syslog-address: TLS is not supported by this version: use a relay on this host"))
+        }
+        _ => Err(Error::invalid(format!("syslog-address should be in form proto://address, got {text}"))),
+    }
+}
+
+fn local_syslog() -> Result<Address> {
+    let found = LOCAL_SYSLOG.into_iter().find(|path| Path::new(path).exists());
+    found.map(|path| Address::Unix(path.into())).ok_or_else(|| Error::internal("Unix syslog delivery error"))
+}
+
+fn facility(text: Option<&str>) -> Result<u8> {
+    const DAEMON: u8 = 3;
+    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(DAEMON) };
+    let named = FACILITIES.iter().find(|(name, _)| *name == text).map(|(_, number)| *number);
+    named.or_else(|| text.parse().ok().filter(|number| *number <= 23)).ok_or_else(|| Error::invalid("invalid syslog facility"))
+}
+
+fn syslog_form(text: Option<&str>, is_local: bool) -> Result<SyslogForm> {
+    match text {
+        None | Some("") if is_local => Ok(SyslogForm::Unix),
+        None | Some("") => Ok(SyslogForm::Default),
+        Some("rfc3164") => Ok(SyslogForm::Rfc3164),
+        Some("rfc5424") => Ok(SyslogForm::Rfc5424 { micro: false }),
+        Some("rfc5424micro") => Ok(SyslogForm::Rfc5424 { micro: true }),
+        Some(_) => Err(Error::invalid("Invalid syslog format")),
+    }
+}
+
+fn gelf_address(text: Option<&str>) -> Result<Given> {
+    let Some(text) = text.filter(|text| !text.is_empty()) else {
+        return Err(Error::invalid("gelf-address is a required parameter"));
+    };
+    match text.split_once("://") {
+        Some(("udp", address)) if address.contains(':') => Ok(Given::Udp(address.to_owned())),
+        Some(("tcp", address)) if address.contains(':') => Ok(Given::Tcp(address.to_owned())),
+        Some(("udp" | "tcp", _)) => Err(Error::invalid("gelf: please provide gelf-address as proto://host:port")),
+        _ => Err(Error::invalid("gelf: endpoint needs to be TCP or UDP")),
+    }
+}
+
+fn fluentd_address(text: Option<&str>) -> Result<Given> {
+    const PORT: u16 = 24224;
+    match text.unwrap_or_default() {
+        "" => Ok(Given::Tcp(format!("127.0.0.1:{PORT}"))),
+        text => match text.split_once("://") {
+            None => Ok(Given::Tcp(with_port(text, PORT))),
+            Some(("tcp", host)) => Ok(Given::Tcp(with_port(host, PORT))),
+            Some(("unix", path)) if path.starts_with('/') => Ok(Given::Unix(path.into())),
+            Some((scheme, _)) => Err(Error::invalid(format!("invalid fluentd-address: unsupported scheme: '{scheme}'"))),
+        },
+    }
+}
+
+/// A tag: `{{.ID}}` and the like in a text, as Docker's drivers know them.
+fn tag(container: &Container, text: &str) -> Result<String> {
+    let known: BTreeMap<&str, String> = BTreeMap::from([
+        (".ID", container.id.short().to_owned()),
+        (".FullID", container.id.0.clone()),
+        (".Name", container.name.clone()),
+        (".ImageID", container.image_id.hex()[..12].to_owned()),
+        (".ImageFullID", container.image_id.to_string()),
+        (".ImageName", container.record.image.clone()),
+        (".DaemonName", "docker".to_owned()),
+        (".Hostname", host_name()),
+    ]);
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some((before, behind)) = rest.split_once("{{") {
+        let (name, after) =
+            behind.split_once("}}").ok_or_else(|| Error::invalid(format!("log tag: unclosed action in {text}")))?;
+        let value = known.get(name.trim());
+        let value = value.ok_or_else(|| Error::invalid(format!("log tag: {} is not known in {text}", name.trim())))?;
+        out += before;
+        out += value;
+        rest = after;
+    }
+    Ok(out + rest)
+}
+
+/// A name as fields of the journal have it: capitals, digits and `_`, none of the latter first.
+fn journal_name(name: &str) -> String {
+    let allowed = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+    name.chars().map(allowed).collect::<String>().trim_start_matches('_').to_owned()
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        assert_eq!(syslog_address(Some("udp://log.example")).unwrap(), Some(Given::Udp("log.example:514".into())));
+        assert_eq!(syslog_address(Some("tcp://[::1]:6514")).unwrap(), Some(Given::Tcp("[::1]:6514".into())));
+        assert_eq!(syslog_address(Some("unixgram:///x/log")).unwrap(), Some(Given::Unix("/x/log".into())));
+        assert_eq!(with_port("[::1]", 514), "[::1]:514");
+        for bad in ["log.example", "http://x", "unix://relative", "tcp+tls://x"] {
+            assert!(syslog_address(Some(bad)).is_err(), "{bad}");
+        }
+        assert!(gelf_address(None).is_err() && gelf_address(Some("udp://x")).is_err());
+        assert_eq!(fluentd_address(None).unwrap(), Given::Tcp("127.0.0.1:24224".into()));
+        assert_eq!(fluentd_address(Some("box")).unwrap(), Given::Tcp("box:24224".into()));
+    }
+
+    #[test]
+    fn options_belong_to_their_driver() {
+        let log = |kind: &str, options: &[(&str, &str)]| LogConfig {
+            kind: kind.to_owned(),
+            config: options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+        };
+        let message = |log: LogConfig| check(&log).err().map(|error| error.message).unwrap_or_default();
+        assert_eq!(message(log("local", &[("max-size", "5m"), ("compress", "true")])), "");
+        assert_eq!(message(log("journald", &[("tag", "x"), ("cache-max-size", "1m")])), "");
+        assert_eq!(message(log("journald", &[("max-size", "5m")])), "unknown log opt 'max-size' for journald log driver");
+        assert_eq!(message(log("syslog", &[("syslog-facility", "nosuch")])), "invalid syslog facility");
+        assert_eq!(message(log("nosuch", &[])), "error looking up logging plugin nosuch: plugin \"nosuch\" not found");
+        assert!(message(log("splunk", &[])).contains("not supported"));
+        assert_eq!(limits(&log("local", &[("max-size", "1m")])), (Some(1 << 20), Some(5)));
+        assert_eq!(limits(&log("json-file", &[])), (None, None));
+        assert_eq!(limits(&log("syslog", &[("cache-max-file", "2")])), (Some(20 << 20), Some(2)));
+        assert_eq!(journal_name("_com.example-x"), "COM_EXAMPLE_X");
+    }
+}
