@@ -240,9 +240,7 @@ impl Engine {
         if host.restart_policy.name.is_empty() {
             host.restart_policy.name = "no".to_owned();
         }
-        if host.log_config.kind.is_empty() {
-            host.log_config.kind = "json-file".to_owned();
-        }
+        crate::logs::drivers::with_defaults(&mut host.log_config, &self.settings.log);
         crate::logs::drivers::check(&host.log_config)?;
         if host.shm_size < 0 {
             return Err(Error::invalid("SHM size can not be less than 0"));

@@ -65,6 +65,7 @@ pub use health::ON_FAILURE;
 pub use lifecycle::{AttachOptions, detach_keys};
 pub use link::{Spare, collect_children};
 pub use list::ListQuery;
+pub use logs::drivers::check as check_log;
 pub use logs::{LogQuery, LogSink};
 pub use names::random_id;
 pub use prune::DiskQuery;
@@ -74,6 +75,7 @@ pub use wait::{Condition, Waiting};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use dhow_api::config::LogConfig;
 use dhow_store::{Paths, Store};
 
 /// What an engine is told once, by flags or by its configuration file.
@@ -83,9 +85,8 @@ pub struct Settings {
     pub exec_root: PathBuf,
     /// Seconds a container has to stop before it is killed.
     pub stop_timeout: i64,
-    /// Bytes of a log file before it is rotated, and how many files are kept.
-    pub log_max_size: u64,
-    pub log_max_files: u32,
+    /// Of containers that say nothing of it.
+    pub log: LogConfig,
     pub debug: bool,
 }
 
@@ -95,8 +96,7 @@ impl Default for Settings {
             data_root: PathBuf::from("/var/lib/dhow"),
             exec_root: PathBuf::from("/run/dhow"),
             stop_timeout: 10,
-            log_max_size: 20 << 20,
-            log_max_files: 5,
+            log: LogConfig { kind: "json-file".to_owned(), ..LogConfig::default() },
             debug: false,
         }
     }

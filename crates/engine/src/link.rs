@@ -180,8 +180,8 @@ impl Engine {
         let (size, files) = crate::logs::drivers::limits(log);
         LogConfig::JsonFile {
             path: directory.join(format!("{}-json.log", container.id)),
-            max_size: size.unwrap_or(self.settings.log_max_size),
-            max_files: files.unwrap_or(self.settings.log_max_files),
+            max_size: size,
+            max_files: files,
             extra: crate::logs::extra_attributes(container),
         }
     }

@@ -100,7 +100,7 @@ impl Engine {
             "MemoryLimit": true, "SwapLimit": true, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true, "CPUSet": true,
             "PidsLimit": true, "IPv4Forwarding": forwarding, "Debug": self.settings.debug, "NFd": 0, "OomKillDisable": !unified, "NGoroutines": 0,
             "SystemTime": format(now()),
-            "LoggingDriver": "json-file",
+            "LoggingDriver": self.settings.log.kind,
             "CgroupDriver": "cgroupfs",
             "CgroupVersion": if unified { "2" } else { "1" },
             "NEventsListener": 0,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use dhow_api::config::LogConfig;
 use dhow_engine::{Engine, Policy, Settings};
 use dhow_server::Certificates;
 use serde_json::{Map, Value};
@@ -48,6 +49,9 @@ pub struct Daemon {
     /// Format of messages: text or json
     #[arg(long, default_value = "text")]
     log_format: String,
+    /// Default driver for container logs
+    #[arg(long, value_name = "string")]
+    log_driver: Option<String>,
     /// Seconds a container has to stop before it is killed
     #[arg(long)]
     default_stop_timeout: Option<i64>,
@@ -64,7 +68,7 @@ pub struct Daemon {
 
 const DEFAULT_CONFIG: &str = "/etc/dhow/daemon.json";
 /// Keys of the configuration file that this version acts on.
-const KNOWN: [&str; 18] = [
+const KNOWN: [&str; 19] = [
     "hosts",
     "group",
     "pidfile",
@@ -74,6 +78,7 @@ const KNOWN: [&str; 18] = [
     "log-level",
     "log-format",
     "default-stop-timeout",
+    "log-driver",
     "log-opts",
     "ipv6",
     "fixed-cidr-v6",
@@ -106,6 +111,7 @@ impl Daemon {
             ("ipv6", self.ipv6),
             ("fixed-cidr-v6", self.fixed_cidr_v6.is_some()),
             ("publish", self.publish.is_some()),
+            ("log-driver", self.log_driver.is_some()),
             ("tls", tls.tls.is_some()),
             ("tlsverify", tls.tlsverify.is_some()),
             ("tlscacert", tls.tlscacert.is_some()),
@@ -137,7 +143,16 @@ impl Daemon {
         }
         let debug = debug || file.get("debug").and_then(Value::as_bool).unwrap_or(false);
         let log_options = file.get("log-opts").and_then(Value::as_object);
-        let option = |key: &str| log_options.and_then(|options| options.get(key)).and_then(Value::as_str);
+        let option = |(key, value): (&String, &Value)| {
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            (key.clone(), text)
+        };
+        let log = LogConfig {
+            kind: self.log_driver.or(text("log-driver")).unwrap_or_else(|| "json-file".to_owned()),
+            config: log_options.into_iter().flatten().map(option).collect(),
+        };
+        dhow_engine::check_log(&log)
+            .map_err(|error| Failure::new(format!("unable to configure the daemon: failed to set log opts: {error}")))?;
         let defaults = Settings::default();
         let settings = Settings {
             data_root: data.or(path("data-root")).unwrap_or_else(|| PathBuf::from(DEFAULT_DATA)),
@@ -146,10 +161,7 @@ impl Daemon {
                 .default_stop_timeout
                 .or(file.get("default-stop-timeout").and_then(Value::as_i64))
                 .unwrap_or(defaults.stop_timeout),
-            log_max_size: option("max-size")
-                .and_then(dhow_engine::units::parse_bytes)
-                .map_or(defaults.log_max_size, |size| size.max(0) as u64),
-            log_max_files: option("max-file").and_then(|files| files.parse().ok()).unwrap_or(defaults.log_max_files),
+            log,
             debug,
         };
         let level = if debug { "debug".to_owned() } else { text("log-level").unwrap_or_else(|| level.to_owned()) };

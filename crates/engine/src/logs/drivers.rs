@@ -103,7 +103,7 @@ pub(crate) fn names() -> Vec<&'static str> {
 
 /// # Errors
 /// A driver that there is not, an option that it does not have, or a value that it cannot use.
-pub(crate) fn check(log: &LogConfig) -> Result<()> {
+pub fn check(log: &LogConfig) -> Result<()> {
     let kind = log.kind.as_str();
     if UNSUPPORTED.contains(&kind) {
         return Err(Error::invalid(format!(
@@ -151,15 +151,35 @@ pub(crate) fn check(log: &LogConfig) -> Result<()> {
     Ok(())
 }
 
-/// The size of a file and the number of files that a container's log has, as far as its options say so.
-pub(crate) fn limits(log: &LogConfig) -> (Option<u64>, Option<u32>) {
+/// Of a log's file, where nothing is said: bytes before it is rotated, and how many files are kept. A container that nobody
+/// looks at shall not fill the disk.
+const MAX_SIZE: u64 = 20 << 20;
+const MAX_FILES: u32 = 5;
+
+/// Bytes of a container's log file before it is rotated, 0 for any number, and how many files are kept.
+pub(crate) fn limits(log: &LogConfig) -> (u64, u32) {
     let prefix = if matches!(log.kind.as_str(), "json-file" | "local") { "" } else { "cache-" };
     let option = |key: &str| log.config.get(&format!("{prefix}{key}"));
-    let size = option("max-size").and_then(|size| crate::units::parse_bytes(size)).filter(|size| *size > 0);
+    let size = match option("max-size").map(String::as_str) {
+        None => MAX_SIZE,
+        Some("-1") => 0,
+        Some(text) => crate::units::parse_bytes(text).and_then(|size| u64::try_from(size).ok()).unwrap_or(MAX_SIZE),
+    };
     let files = option("max-file").and_then(|files| files.parse().ok()).filter(|files| *files > 0);
-    // Docker's own limits of files that nobody reads but through it.
-    let default = (log.kind != "json-file").then_some((20 << 20, 5));
-    (size.map(|size| size as u64).or(default.map(|(size, _)| size)), files.or(default.map(|(_, files)| files)))
+    (size, files.unwrap_or(MAX_FILES))
+}
+
+/// What a container that is created has of its log, with what the daemon says of those that say nothing: the driver, and
+/// options of the same driver (moby, `mergeAndVerifyLogConfig`).
+pub(crate) fn with_defaults(log: &mut LogConfig, default: &LogConfig) {
+    if log.kind.is_empty() {
+        log.kind.clone_from(&default.kind);
+    }
+    if log.kind == default.kind {
+        for (key, value) in &default.config {
+            log.config.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+    }
 }
 
 impl Engine {
@@ -408,9 +428,15 @@ mod tests {
         assert_eq!(message(log("syslog", &[("syslog-facility", "nosuch")])), "invalid syslog facility");
         assert_eq!(message(log("nosuch", &[])), "error looking up logging plugin nosuch: plugin \"nosuch\" not found");
         assert!(message(log("splunk", &[])).contains("not supported"));
-        assert_eq!(limits(&log("local", &[("max-size", "1m")])), (Some(1 << 20), Some(5)));
-        assert_eq!(limits(&log("json-file", &[])), (None, None));
-        assert_eq!(limits(&log("syslog", &[("cache-max-file", "2")])), (Some(20 << 20), Some(2)));
+        assert_eq!(limits(&log("local", &[("max-size", "1m")])), (1 << 20, 5));
+        assert_eq!(limits(&log("json-file", &[("max-size", "-1")])), (0, 5));
+        assert_eq!(limits(&log("syslog", &[("cache-max-file", "2")])), (20 << 20, 2));
+        let mut own = log("", &[("max-size", "1m")]);
+        with_defaults(&mut own, &log("local", &[("max-size", "9m"), ("max-file", "2")]));
+        assert_eq!((own.kind.as_str(), limits(&own)), ("local", (1 << 20, 2)));
+        let mut other = log("json-file", &[]);
+        with_defaults(&mut other, &log("local", &[("max-file", "2")]));
+        assert!(other.config.is_empty());
         assert_eq!(journal_name("_com.example-x"), "COM_EXAMPLE_X");
     }
 }
