@@ -596,3 +596,45 @@ fn log_drivers_hand_lines_on_and_every_log_can_be_read() {
     }
     sandbox.finish();
 }
+
+#[test]
+fn a_dry_run_of_prune_tells_what_a_prune_removes() {
+    let sandbox = sandboxed!();
+    sandbox.ok(&["run", "--name", "gone", "-v", "/anonymous", "busybox", "sh", "-c", "echo x >/anonymous/x; echo y >/y"]);
+    sandbox.ok(&["run", "-d", "--name", "stays", "--network", "none", "busybox", "sleep", "1000"]);
+    let unused = sandbox.ok(&["commit", "gone"]);
+    sandbox.ok(&["tag", "busybox", "used"]);
+    for network in ["idle", "busy"] {
+        sandbox.ok(&["network", "create", network]);
+    }
+    sandbox.ok(&["run", "-d", "--name", "in-it", "--network", "busy", "busybox", "sleep", "1000"]);
+    let lines = |output: &str, heading: &str| -> Vec<String> {
+        let mut lines: Vec<String> = output
+            .lines()
+            .filter(|line| !line.is_empty() && !line.contains("space: "))
+            .map(|line| line.replace(heading, ""))
+            .collect();
+        lines.sort_unstable();
+        lines
+    };
+    let everything = || {
+        ["ps -aq", "images -aq", "volume ls -q", "network ls -q"]
+            .map(|command| sandbox.ok(&command.split(' ').collect::<Vec<_>>()))
+    };
+    let before = everything();
+    for command in
+        [&["system", "prune", "--volumes", "-a"][..], &["image", "prune"], &["container", "prune"], &["network", "prune"]]
+    {
+        let told = sandbox.ok(&[command, &["--dry-run"]].concat());
+        assert!(told.starts_with("Would delete "), "{told}");
+        assert_eq!(everything(), before, "{command:?}");
+    }
+    let told = sandbox.ok(&["system", "prune", "--volumes", "-a", "--dry-run"]);
+    assert!(told.contains("idle") && !told.contains("busy") && told.contains(&unused), "{told}");
+    let done = sandbox.ok(&["system", "prune", "--volumes", "-a", "-f"]);
+    assert_eq!(lines(&told, "Would delete "), lines(&done, "Deleted "), "{done}");
+    assert_ne!(everything(), before);
+    sandbox.ok(&["rm", "-f", "stays", "in-it"]);
+    sandbox.ok(&["network", "rm", "busy"]);
+    sandbox.finish();
+}

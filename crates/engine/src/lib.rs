@@ -68,7 +68,7 @@ pub use list::ListQuery;
 pub use logs::drivers::check as check_log;
 pub use logs::{LogQuery, LogSink};
 pub use names::random_id;
-pub use prune::DiskQuery;
+pub use prune::{DiskQuery, PruneQuery};
 pub use signal::parse_signal;
 pub use wait::{Condition, Waiting};
 

@@ -11,7 +11,7 @@ use dhow_store::rusqlite::{Connection, OptionalExtension};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Context;
-use crate::{Engine, Error, Filters, Kind, Result, names};
+use crate::{Engine, Error, Filters, Kind, PruneQuery, Result, names};
 
 const FILTERS: [&str; 4] = ["dangling", "driver", "label", "name"];
 const PRUNE_FILTERS: [&str; 3] = ["all", "label", "label!"];
@@ -162,22 +162,28 @@ impl Engine {
     }
 
     /// Removes volumes that no container uses: those without a name of their own, with the filter `all=true` all of them.
-    pub fn prune_volumes(&self, filters: &Filters) -> Result<PrunedVolumes> {
+    pub fn prune_volumes(&self, query: &PruneQuery) -> Result<PrunedVolumes> {
+        let filters = &query.filters;
         filters.check(&PRUNE_FILTERS)?;
+        let containers = if query.dry_run { self.containers_beside(query)? } else { Vec::new() };
+        let is_mounted =
+            |name: &str| containers.iter().any(|container| container.record.mounts.iter().any(|mount| mount.point.name == name));
         let all = filters.boolean("all")?.unwrap_or(false);
         let mut pruned = PrunedVolumes::default();
         for (name, record, used) in self.stored_volumes()? {
             let wanted = (all || is_anonymous(&name, &record)) && filters.labels(&record.labels);
-            if used || !wanted {
+            if !wanted || if query.dry_run { is_mounted(&name) } else { used } {
                 continue;
             }
             let size = crate::list::disk_usage(&self.paths().volume(&name));
-            if crate::prune::removed(self.remove_volume(&name, false)).is_some() {
+            if query.dry_run || crate::prune::removed(self.remove_volume(&name, false)).is_some() {
                 pruned.space_reclaimed += size;
                 pruned.volumes_deleted.get_or_insert_default().push(name);
             }
         }
-        self.prune_event("volume", pruned.space_reclaimed);
+        if !query.dry_run {
+            self.prune_event("volume", pruned.space_reclaimed);
+        }
         Ok(pruned)
     }
 

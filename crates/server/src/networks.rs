@@ -50,7 +50,7 @@ pub(crate) async fn disconnect(engine: Arc<Engine>, name: &str, mut call: Call) 
 }
 
 pub(crate) async fn prune(engine: Arc<Engine>, call: Call) -> Result<Answer> {
-    let filters = Filters::parse(call.parameters.get("filters"))?;
-    let pruned = blocking(move || engine.prune_networks(&filters)).await?;
+    let query = crate::system::prune_query(&call)?;
+    let pruned = blocking(move || engine.prune_networks(&query)).await?;
     Ok(answer::json(StatusCode::OK, &pruned))
 }

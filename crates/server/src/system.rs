@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use dhow_api::Version;
 use dhow_api::system::PrunedBuildCache;
-use dhow_engine::{DiskQuery, Engine, Error, EventQuery, Filters, Kind, Result};
+use dhow_engine::{DiskQuery, Engine, Error, EventQuery, Filters, Kind, PruneQuery, Result};
 use hyper::header::HeaderValue;
 use hyper::{Method, Response, StatusCode};
 
@@ -78,15 +78,24 @@ fn event_line(event: &dhow_engine::Event, legacy: bool) -> String {
     serde_json::to_string(&line).unwrap_or_default() + "\n"
 }
 
+/// What a prune is asked for. `dry-run` and `after` are our own.
+pub(crate) fn prune_query(call: &Call) -> Result<PruneQuery> {
+    Ok(PruneQuery {
+        filters: Filters::parse(call.parameters.get("filters"))?,
+        dry_run: call.parameters.is("dry-run"),
+        after_containers: call.parameters.get("after") == "containers",
+    })
+}
+
 pub(crate) async fn prune_containers(engine: Arc<Engine>, call: Call) -> Result<Answer> {
-    let filters = Filters::parse(call.parameters.get("filters"))?;
-    let pruned = blocking(move || engine.prune_containers(&filters)).await?;
+    let query = prune_query(&call)?;
+    let pruned = blocking(move || engine.prune_containers(&query)).await?;
     Ok(answer::json(StatusCode::OK, &pruned))
 }
 
 pub(crate) async fn prune_images(engine: Arc<Engine>, call: Call) -> Result<Answer> {
-    let filters = Filters::parse(call.parameters.get("filters"))?;
-    let pruned = blocking(move || engine.prune_images(&filters)).await?;
+    let query = prune_query(&call)?;
+    let pruned = blocking(move || engine.prune_images(&query)).await?;
     Ok(answer::json(StatusCode::OK, &pruned))
 }
 

@@ -36,11 +36,11 @@ pub(crate) async fn remove(engine: Arc<Engine>, name: &str, call: Call) -> Resul
 }
 
 pub(crate) async fn prune(engine: Arc<Engine>, call: Call) -> Result<Answer> {
-    let mut filters = Filters::parse(call.parameters.get("filters"))?;
+    let mut query = crate::system::prune_query(&call)?;
     if call.version < Version(1, 42) {
         // Volumes with names went too.
-        filters.0.insert("all".to_owned(), vec!["true".to_owned()]);
+        query.filters.0.insert("all".to_owned(), vec!["true".to_owned()]);
     }
-    let pruned = blocking(move || engine.prune_volumes(&filters)).await?;
+    let pruned = blocking(move || engine.prune_volumes(&query)).await?;
     Ok(answer::json(StatusCode::OK, &pruned))
 }

@@ -286,6 +286,21 @@ impl Store {
         })
     }
 
+    /// The layers that none but these images have, with their bytes.
+    pub fn layers_of_only(&self, images: &[Digest]) -> Result<HashMap<Digest, u64>> {
+        let images: Vec<String> = images.iter().map(Digest::to_string).collect();
+        let images =
+            serde_json::to_string(&images).map_err(|source| StoreError::Json { path: "ids of images".to_owned(), source })?;
+        self.database.read::<_, StoreError>(|db| {
+            let query = "SELECT chain_id, size FROM layers WHERE chain_id IN (SELECT chain_id FROM image_layers)
+                AND chain_id NOT IN (SELECT chain_id FROM image_layers WHERE image_id NOT IN (SELECT value FROM json_each(?1)))";
+            let mut statement = db.prepare_cached(query)?;
+            let rows = statement.query_map([&images], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))?;
+            let rows: Vec<(String, i64)> = rows.collect::<Result<_, _>>()?;
+            Ok(rows.into_iter().filter_map(|(id, size)| Some((id.parse().ok()?, size as u64))).collect())
+        })
+    }
+
     /// Bytes of each image's layers that other images have, too.
     pub fn shared_sizes(&self) -> Result<HashMap<Digest, u64>> {
         self.database.read::<_, StoreError>(|db| {

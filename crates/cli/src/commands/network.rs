@@ -308,15 +308,21 @@ pub struct Prune {
     /// Do not prompt for confirmation
     #[arg(short, long)]
     force: bool,
+    /// Only list what would be removed
+    #[arg(long)]
+    dry_run: bool,
 }
 
 impl Prune {
     pub async fn run(self, client: &Client) -> Result {
-        if !self.force && !confirm("WARNING! This will remove all custom networks not used by at least one container.")? {
+        let prune = super::prune::Prune { dry_run: self.dry_run, after_containers: false };
+        if !self.force
+            && !self.dry_run
+            && !confirm("WARNING! This will remove all custom networks not used by at least one container.")?
+        {
             return Ok(());
         }
-        let parameters = query(&[("filters", &filters(&self.filter)?)]);
-        let pruned: PrunedNetworks = client.post_json(&format!("/networks/prune{parameters}"), &json!({})).await?;
-        print(&super::prune::deleted("Networks", pruned.networks_deleted))
+        let pruned: PrunedNetworks = client.post_json(&prune.path("networks", &self.filter)?, &json!({})).await?;
+        print(&prune.deleted("Networks", pruned.networks_deleted))
     }
 }

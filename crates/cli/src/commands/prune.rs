@@ -22,15 +22,19 @@ pub struct Containers {
     /// Do not prompt for confirmation
     #[arg(short, long)]
     force: bool,
+    /// Only list what would be removed
+    #[arg(long)]
+    dry_run: bool,
 }
 
 impl Containers {
     pub async fn run(self, client: &Client) -> Result {
-        if !self.force && !confirm("WARNING! This will remove all stopped containers.")? {
+        let prune = Prune { dry_run: self.dry_run, after_containers: false };
+        if !self.force && !self.dry_run && !confirm("WARNING! This will remove all stopped containers.")? {
             return Ok(());
         }
-        let (text, reclaimed) = containers(client, &self.filter).await?;
-        print(&format!("{text}Total reclaimed space: {}\n", human_size(reclaimed)))
+        let (text, reclaimed) = containers(client, &self.filter, prune).await?;
+        prune.report(&text, reclaimed)
     }
 }
 
@@ -45,6 +49,9 @@ pub struct Images {
     /// Do not prompt for confirmation
     #[arg(short, long)]
     force: bool,
+    /// Only list what would be removed
+    #[arg(long)]
+    dry_run: bool,
 }
 
 impl Images {
@@ -53,37 +60,67 @@ impl Images {
             true => "WARNING! This will remove all images without at least one container associated to them.",
             false => "WARNING! This will remove all dangling images.",
         };
-        if !self.force && !confirm(warning)? {
+        let prune = Prune { dry_run: self.dry_run, after_containers: false };
+        if !self.force && !self.dry_run && !confirm(warning)? {
             return Ok(());
         }
-        let (text, reclaimed) = images(client, &self.filter, self.all).await?;
-        print(&format!("{text}Total reclaimed space: {}\n", human_size(reclaimed)))
+        let (text, reclaimed) = images(client, &self.filter, self.all, prune).await?;
+        prune.report(&text, reclaimed)
     }
 }
 
-/// What a prune says that it has removed of a kind: nothing, or a heading and a line for each.
-pub(super) fn deleted(kind: &str, names: Option<Vec<String>>) -> String {
-    let names = names.filter(|names| !names.is_empty());
-    names.map(|names| format!("Deleted {kind}:\n{}\n\n", names.join("\n"))).unwrap_or_default()
+/// How a prune is done.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Prune {
+    /// Nothing is removed.
+    pub dry_run: bool,
+    /// Of a dry run: as if the containers were gone already.
+    pub after_containers: bool,
 }
 
-async fn containers(client: &Client, filter: &[String]) -> Result<(String, u64)> {
-    let path = format!("/containers/prune{}", query(&[("filters", &filters(filter)?)]));
-    let pruned: PrunedContainers = client.post_json(&path, &json!({})).await?;
-    Ok((deleted("Containers", pruned.containers_deleted), pruned.space_reclaimed))
+impl Prune {
+    /// The path of a request for things of a kind.
+    pub fn path(self, kind: &str, filter: &[String]) -> Result<String> {
+        let on = |wanted: bool, value: &'static str| if wanted { value } else { "" };
+        let parameters = query(&[
+            ("filters", &filters(filter)?),
+            ("dry-run", on(self.dry_run, "1")),
+            ("after", on(self.dry_run && self.after_containers, "containers")),
+        ]);
+        Ok(format!("/{kind}/prune{parameters}"))
+    }
+
+    /// What was removed of a kind: nothing, or a heading and a line for each.
+    pub fn deleted(self, kind: &str, names: Option<Vec<String>>) -> String {
+        let names = names.filter(|names| !names.is_empty());
+        names.map(|names| format!("{}{kind}:\n{}\n\n", self.verb(), names.join("\n"))).unwrap_or_default()
+    }
+
+    fn verb(self) -> &'static str {
+        if self.dry_run { "Would delete " } else { "Deleted " }
+    }
+
+    pub fn report(self, text: &str, reclaimed: u64) -> Result {
+        let total = if self.dry_run { "Reclaimable space" } else { "Total reclaimed space" };
+        print(&format!("{text}{total}: {}\n", human_size(reclaimed)))
+    }
 }
 
-async fn images(client: &Client, filter: &[String], all: bool) -> Result<(String, u64)> {
+async fn containers(client: &Client, filter: &[String], prune: Prune) -> Result<(String, u64)> {
+    let pruned: PrunedContainers = client.post_json(&prune.path("containers", filter)?, &json!({})).await?;
+    Ok((prune.deleted("Containers", pruned.containers_deleted), pruned.space_reclaimed))
+}
+
+async fn images(client: &Client, filter: &[String], all: bool, prune: Prune) -> Result<(String, u64)> {
     let given = [filter, &[format!("dangling={}", !all)]].concat();
-    let path = format!("/images/prune{}", query(&[("filters", &filters(&given)?)]));
-    let pruned: PrunedImages = client.post_json(&path, &json!({})).await?;
+    let pruned: PrunedImages = client.post_json(&prune.path("images", &given)?, &json!({})).await?;
     let line = |deleted: &dhow_api::image::Deleted| match (&deleted.untagged, &deleted.deleted) {
         (Some(name), _) => format!("untagged: {name}\n"),
         (None, Some(id)) => format!("deleted: {id}\n"),
         (None, None) => String::new(),
     };
     let text = pruned.images_deleted.filter(|deleted| !deleted.is_empty());
-    let text = text.map(|deleted| format!("Deleted Images:\n{}\n", deleted.iter().map(line).collect::<String>()));
+    let text = text.map(|deleted| format!("{}Images:\n{}\n", prune.verb(), deleted.iter().map(line).collect::<String>()));
     Ok((text.unwrap_or_default(), pruned.space_reclaimed))
 }
 
@@ -98,6 +135,9 @@ pub struct System {
     /// Do not prompt for confirmation
     #[arg(short, long)]
     force: bool,
+    /// Only list what would be removed
+    #[arg(long)]
+    dry_run: bool,
     /// Prune anonymous volumes
     #[arg(long)]
     volumes: bool,
@@ -108,26 +148,28 @@ impl System {
         if self.volumes && self.filter.iter().any(|filter| filter.starts_with("until=")) {
             return Err(Failure::new("ERROR: The \"until\" filter is not supported with \"--volumes\""));
         }
-        if !self.force && !confirm(&self.warning())? {
+        let prune = Prune { dry_run: self.dry_run, after_containers: true };
+        if !self.force && !self.dry_run && !confirm(&self.warning())? {
             return Ok(());
         }
-        let (mut text, mut reclaimed) = containers(client, &self.filter).await?;
-        let filter = query(&[("filters", &filters(&self.filter)?)]);
-        let networks: PrunedNetworks = client.post_json(&format!("/networks/prune{filter}"), &json!({})).await?;
-        text += &deleted("Networks", networks.networks_deleted);
+        let (mut text, mut reclaimed) = containers(client, &self.filter, prune).await?;
+        let networks: PrunedNetworks = client.post_json(&prune.path("networks", &self.filter)?, &json!({})).await?;
+        text += &prune.deleted("Networks", networks.networks_deleted);
         if self.volumes {
-            let volumes: PrunedVolumes = client.post_json(&format!("/volumes/prune{filter}"), &json!({})).await?;
-            text += &deleted("Volumes", volumes.volumes_deleted);
+            let volumes: PrunedVolumes = client.post_json(&prune.path("volumes", &self.filter)?, &json!({})).await?;
+            text += &prune.deleted("Volumes", volumes.volumes_deleted);
             reclaimed += volumes.space_reclaimed;
         }
-        let (lines, size) = images(client, &self.filter, self.all).await?;
+        let (lines, size) = images(client, &self.filter, self.all, prune).await?;
         (text, reclaimed) = (text + &lines, reclaimed + size);
-        let all = if self.all { "1" } else { "" };
-        let path = format!("/build/prune{}", query(&[("all", all), ("filters", &filters(&self.filter)?)]));
-        let cache: PrunedBuildCache = client.post_json(&path, &json!({})).await?;
-        text += &deleted("build cache objects", cache.caches_deleted);
-        reclaimed += cache.space_reclaimed;
-        print(&format!("{text}Total reclaimed space: {}\n", human_size(reclaimed)))
+        if !self.dry_run {
+            let all = if self.all { "1" } else { "" };
+            let path = format!("/build/prune{}", query(&[("all", all), ("filters", &filters(&self.filter)?)]));
+            let cache: PrunedBuildCache = client.post_json(&path, &json!({})).await?;
+            text += &prune.deleted("build cache objects", cache.caches_deleted);
+            reclaimed += cache.space_reclaimed;
+        }
+        prune.report(&text, reclaimed)
     }
 
     fn warning(&self) -> String {

@@ -3,7 +3,6 @@
 use clap::Args;
 use dhow_api::client::{Client, query, segment};
 use dhow_api::volume::{CreateVolume, PrunedVolumes, Volume, VolumeList};
-use dhow_engine::units::human_size;
 use serde_json::{Map, Value, json};
 
 use super::{confirm, delete, filters, pairs};
@@ -122,22 +121,24 @@ pub struct Prune {
     /// Do not prompt for confirmation
     #[arg(short, long)]
     force: bool,
+    /// Only list what would be removed
+    #[arg(long)]
+    dry_run: bool,
 }
 
 impl Prune {
     pub async fn run(self, client: &Client) -> Result {
         let what = if self.all { "all" } else { "anonymous" };
         let warning = format!("WARNING! This will remove {what} local volumes not used by at least one container.");
-        if !self.force && !confirm(&warning)? {
+        let prune = super::prune::Prune { dry_run: self.dry_run, after_containers: false };
+        if !self.force && !self.dry_run && !confirm(&warning)? {
             return Ok(());
         }
         let mut given = self.filter;
         if self.all {
             given.push("all=1".to_owned());
         }
-        let parameters = query(&[("filters", &filters(&given)?)]);
-        let pruned: PrunedVolumes = client.post_json(&format!("/volumes/prune{parameters}"), &serde_json::json!({})).await?;
-        let text = super::prune::deleted("Volumes", pruned.volumes_deleted);
-        print(&format!("{text}Total reclaimed space: {}\n", human_size(pruned.space_reclaimed)))
+        let pruned: PrunedVolumes = client.post_json(&prune.path("volumes", &given)?, &serde_json::json!({})).await?;
+        prune.report(&prune.deleted("Volumes", pruned.volumes_deleted), pruned.space_reclaimed)
     }
 }

@@ -12,7 +12,7 @@ use dhow_store::rusqlite::params;
 
 use super::{NetworkRecord, PREDEFINED, all, by_name, encode};
 use crate::error::{Context, joined};
-use crate::{Engine, Error, Filters, Kind, Result, names};
+use crate::{Engine, Error, Kind, PruneQuery, Result, names};
 
 const ICC: &str = "com.docker.network.bridge.enable_icc";
 const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
@@ -262,7 +262,8 @@ impl Engine {
     }
 
     /// Removes the networks in which nobody runs.
-    pub fn prune_networks(&self, filters: &Filters) -> Result<PrunedNetworks> {
+    pub fn prune_networks(&self, query: &PruneQuery) -> Result<PrunedNetworks> {
+        let filters = &query.filters;
         filters.check(&["label", "label!", "until"])?;
         let until = crate::filter::until(filters)?;
         let mut deleted = Vec::new();
@@ -270,12 +271,27 @@ impl Engine {
             let wanted = record.name() != super::DEFAULT
                 && filters.labels(&record.labels)
                 && until.is_none_or(|until| record.created < until);
-            if wanted && crate::prune::removed(self.remove_network(record.id())).is_some() {
+            let is_gone = || match query.dry_run {
+                true => self.is_unused(&record).unwrap_or(false),
+                false => crate::prune::removed(self.remove_network(record.id())).is_some(),
+            };
+            if wanted && is_gone() {
                 deleted.push(record.name().to_owned());
             }
         }
-        self.prune_event("network", 0);
+        if !query.dry_run {
+            self.prune_event("network", 0);
+        }
         Ok(PrunedNetworks { networks_deleted: Some(deleted).filter(|deleted| !deleted.is_empty()) })
+    }
+
+    /// Whether nobody runs in a network, and no other has its configuration from it.
+    fn is_unused(&self, record: &NetworkRecord) -> Result<bool> {
+        let runs = |id: &String| dhow_monitor::state::is_locked(&self.paths().run(id));
+        let is_template = || -> Result<bool> {
+            Ok(record.config_only && self.store.database.read(all)?.iter().any(|other| other.config_from == record.name()))
+        };
+        Ok(!self.members(record.id())?.iter().any(runs) && !is_template()?)
     }
 
     fn network_event(&self, action: &str, record: &NetworkRecord) {
