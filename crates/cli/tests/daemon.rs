@@ -362,3 +362,38 @@ fn contexts_are_shared_by_both_clients() {
     assert!(client("dhow", &["-c", "nosuch", "ps"]).0.contains("context \"nosuch\": context not found"));
     sandbox.finish();
 }
+
+#[test]
+fn figures_are_served_and_a_default_log_driver_is_used() {
+    let mut sandbox = sandboxed!();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let config = sandbox.path("daemon.json");
+    let address = format!("127.0.0.1:{port}");
+    let text_of = format!(r#"{{"metrics-addr": "{address}", "log-driver": "local", "log-opts": {{"max-file": "2"}}}}"#);
+    fs::write(&config, text_of).unwrap();
+    sandbox.start_daemon_with(&["--config-file", config.to_str().unwrap()]);
+    let id = run(&sandbox, "dhow", &["run", "-d", "--network", "none", "busybox", "sleep", "1000"]).1;
+    let log = run(&sandbox, "dhow", &["inspect", "-f", "{{json .HostConfig.LogConfig}}", id.trim()]).1;
+    assert_eq!(log, "{\"Config\":{\"max-file\":\"2\"},\"Type\":\"local\"}\n");
+    let get = |path: &str| {
+        let mut stream = std::net::TcpStream::connect(&address).unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let figures = get("/metrics");
+    assert!(figures.contains("\nengine_daemon_container_states_containers{state=\"running\"} 1\n"), "{figures}");
+    assert!(figures.contains("\nengine_daemon_engine_memory_bytes "), "{figures}");
+    // Nothing else of the engine is to be had there.
+    assert!(get("/containers/json").starts_with("HTTP/1.1 404"));
+    sandbox.kill_daemon();
+    for (text, why) in
+        [(r#"{"log-driver": "nosuch"}"#, "plugin \"nosuch\" not found"), (r#"{"log-opts": {"x": "1"}}"#, "unknown log opt 'x'")]
+    {
+        fs::write(&config, text).unwrap();
+        let output = sandbox.daemon(&["--validate", "--config-file", config.to_str().unwrap()]).output().unwrap();
+        assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains(why));
+    }
+    sandbox.finish();
+}

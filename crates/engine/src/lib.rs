@@ -70,6 +70,7 @@ pub use logs::{LogQuery, LogSink};
 pub use names::random_id;
 pub use prune::{DiskQuery, PruneQuery};
 pub use signal::parse_signal;
+pub use system::Figures;
 pub use wait::{Condition, Waiting};
 
 use std::path::{Path, PathBuf};

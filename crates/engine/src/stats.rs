@@ -153,7 +153,8 @@ fn host_processors() -> (u64, u64) {
     (total * TICK, count as u64)
 }
 
-fn host_memory() -> u64 {
+/// Bytes of the host's memory.
+pub(crate) fn host_memory() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
     line.map_or(0, |line| number(line.trim().trim_end_matches(" kB")) * 1024)

@@ -11,7 +11,35 @@ use dhow_store::Durability;
 use dhow_store::rusqlite::OptionalExtension;
 use serde_json::{Value, json};
 
+use crate::container::Container;
 use crate::{Engine, Result, VERSION, names};
+
+/// What there is, in numbers.
+#[derive(Clone, Debug, Default)]
+pub struct Figures {
+    /// Containers.
+    pub running: u64,
+    pub paused: u64,
+    pub stopped: u64,
+    pub images: u64,
+    /// Of the host.
+    pub cpus: u64,
+    /// Bytes of the host.
+    pub memory: u64,
+    /// What the engine is, by name.
+    pub labels: Vec<(&'static str, String)>,
+}
+
+const RUNNING: [Status; 2] = [Status::Running, Status::Restarting];
+const STOPPED: [Status; 4] = [Status::Created, Status::Exited, Status::Dead, Status::Removing];
+
+fn count(containers: &[Container], wanted: &[Status]) -> u64 {
+    containers.iter().filter(|container| wanted.contains(&container.state.status)).count() as u64
+}
+
+fn cpus() -> u64 {
+    std::thread::available_parallelism().map_or(1, |count| count.get() as u64)
+}
 
 impl Engine {
     pub fn version(&self) -> ApiVersion {
@@ -65,15 +93,33 @@ impl Engine {
         })
     }
 
+    pub fn figures(&self) -> Result<Figures> {
+        let containers = self.containers()?;
+        let uname = rustix::system::uname();
+        let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
+        Ok(Figures {
+            running: count(&containers, &RUNNING),
+            paused: count(&containers, &[Status::Paused]),
+            stopped: count(&containers, &STOPPED),
+            images: self.store.images()?.len() as u64,
+            cpus: cpus(),
+            memory: crate::stats::host_memory(),
+            labels: vec![
+                ("architecture", text(uname.machine())),
+                ("daemon_id", self.engine_id()?),
+                ("graphdriver", "overlay2".to_owned()),
+                ("kernel", text(uname.release())),
+                ("os_type", "linux".to_owned()),
+                ("version", VERSION.to_owned()),
+            ],
+        })
+    }
+
     pub fn info(&self) -> Result<Value> {
         let containers = self.containers()?;
-        let count = |wanted: &[Status]| containers.iter().filter(|container| wanted.contains(&container.state.status)).count();
         let unified = dhow_runtime::cgroup::is_unified();
         let uname = rustix::system::uname();
         let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
-        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let memory =
-            meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
         let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
         let os_value =
             |key: &str| release.lines().find_map(|line| line.strip_prefix(key)).map(|value| value.trim_matches('"').to_owned());
@@ -89,9 +135,9 @@ impl Engine {
         Ok(json!({
             "ID": self.engine_id()?,
             "Containers": containers.len(),
-            "ContainersRunning": count(&[Status::Running, Status::Restarting]),
-            "ContainersPaused": count(&[Status::Paused]),
-            "ContainersStopped": count(&[Status::Created, Status::Exited, Status::Dead, Status::Removing]),
+            "ContainersRunning": count(&containers, &RUNNING),
+            "ContainersPaused": count(&containers, &[Status::Paused]),
+            "ContainersStopped": count(&containers, &STOPPED),
             "Images": self.store.images()?.len(),
             "Driver": "overlay2",
             "DriverStatus": [["Backing Filesystem", self.backing_file_system()], ["Supports d_type", "true"], ["Using metacopy", "false"],
@@ -112,8 +158,8 @@ impl Engine {
             "IndexServerAddress": "https://index.docker.io/v1/",
             "RegistryConfig": { "IndexConfigs": { "docker.io": { "Mirrors": [], "Name": "docker.io", "Official": true, "Secure": true } },
                 "InsecureRegistryCIDRs": ["::1/128", "127.0.0.0/8"], "Mirrors": null },
-            "NCPU": std::thread::available_parallelism().map_or(1, |count| count.get()),
-            "MemTotal": memory.unwrap_or(0) * 1024,
+            "NCPU": cpus(),
+            "MemTotal": crate::stats::host_memory(),
             "GenericResources": null,
             "DockerRootDir": self.paths().data.to_string_lossy(),
             "HttpProxy": "", "HttpsProxy": "", "NoProxy": "",

@@ -183,7 +183,7 @@ impl Clock {
         };
         let boot = number("/proc/stat", "btime");
         let now = (dhow_oci::time::now() / 1_000_000_000) as u64;
-        Clock { boot, uptime: now.saturating_sub(boot), now, memory: number("/proc/meminfo", "MemTotal:").max(1) }
+        Clock { boot, uptime: now.saturating_sub(boot), now, memory: (crate::stats::host_memory() / 1024).max(1) }
     }
 }
 

@@ -9,6 +9,7 @@ mod containers;
 mod execs;
 mod images;
 mod listen;
+mod metrics;
 mod networks;
 pub mod pem;
 mod request;
@@ -20,6 +21,7 @@ mod volumes;
 mod websocket;
 
 pub use listen::{ListenError, Listener};
+pub use metrics::serve_metrics;
 pub use tls::{Certificates, Gate};
 
 use std::sync::Arc;

@@ -49,6 +49,9 @@ pub struct Daemon {
     /// Format of messages: text or json
     #[arg(long, default_value = "text")]
     log_format: String,
+    /// Address for figures in Prometheus' format, such as 127.0.0.1:9323; whoever reaches it can read them
+    #[arg(long, value_name = "string")]
+    metrics_addr: Option<String>,
     /// Default driver for container logs
     #[arg(long, value_name = "string")]
     log_driver: Option<String>,
@@ -68,7 +71,7 @@ pub struct Daemon {
 
 const DEFAULT_CONFIG: &str = "/etc/dhow/daemon.json";
 /// Keys of the configuration file that this version acts on.
-const KNOWN: [&str; 19] = [
+const KNOWN: [&str; 20] = [
     "hosts",
     "group",
     "pidfile",
@@ -79,6 +82,7 @@ const KNOWN: [&str; 19] = [
     "log-format",
     "default-stop-timeout",
     "log-driver",
+    "metrics-addr",
     "log-opts",
     "ipv6",
     "fixed-cidr-v6",
@@ -112,6 +116,7 @@ impl Daemon {
             ("fixed-cidr-v6", self.fixed_cidr_v6.is_some()),
             ("publish", self.publish.is_some()),
             ("log-driver", self.log_driver.is_some()),
+            ("metrics-addr", self.metrics_addr.is_some()),
             ("tls", tls.tls.is_some()),
             ("tlsverify", tls.tlsverify.is_some()),
             ("tlscacert", tls.tlscacert.is_some()),
@@ -177,6 +182,7 @@ impl Daemon {
                 key: or_default(tls.tlskey, "tlskey", "key.pem"),
             }
         });
+        let metrics = self.metrics_addr.or(text("metrics-addr")).filter(|address| !address.is_empty());
         let networks = Networks {
             ipv6: self.ipv6 || file.get("ipv6").and_then(Value::as_bool).unwrap_or(false),
             subnet: self.fixed_cidr_v6.or(text("fixed-cidr-v6")),
@@ -194,7 +200,7 @@ impl Daemon {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(512).enable_all().build();
         let runtime = runtime.map_err(|error| Failure::new(format!("start the daemon's runtime: {error}")))?;
-        let result = runtime.block_on(serve(settings, &networks, &sockets, &group, pidfile.as_deref()));
+        let result = runtime.block_on(serve(settings, &networks, &sockets, &group, pidfile.as_deref(), metrics.as_deref()));
         // Streams to clients end with the process; containers go on.
         runtime.shutdown_background();
         result
@@ -241,7 +247,14 @@ struct Networks {
     publish: Policy,
 }
 
-async fn serve(settings: Settings, networks: &Networks, sockets: &Sockets, group: &str, pidfile: Option<&Path>) -> Result {
+async fn serve(
+    settings: Settings,
+    networks: &Networks,
+    sockets: &Sockets,
+    group: &str,
+    pidfile: Option<&Path>,
+    metrics: Option<&str>,
+) -> Result {
     let listeners = sockets.listen(group).await?;
     let failed = |error: dhow_engine::Error| Failure::new(format!("failed to start daemon: {error}"));
     let engine = Arc::new(Engine::open(settings).map_err(failed)?);
@@ -257,6 +270,11 @@ async fn serve(settings: Settings, networks: &Networks, sockets: &Sockets, group
     };
     if let Ok(Err(error)) = reconciled {
         tracing::warn!("look for what a crash left: {error}");
+    }
+    if let Some(address) = metrics {
+        let failed = |error: std::io::Error| Failure::new(format!("failed to start daemon: metrics-addr {address}: {error}"));
+        let listener = tokio::net::TcpListener::bind(address).await.map_err(failed)?;
+        tokio::spawn(dhow_server::serve_metrics(engine.clone(), listener));
     }
     let ended = Arc::new(Notify::new());
     for listener in listeners {
