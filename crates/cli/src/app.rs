@@ -510,7 +510,7 @@ async fn dispatch(app: App) -> failure::Result {
         return Err(Failure::new("conflicting options: cannot specify both --host and --context"));
     }
     let folder = Folder::find(app.globals.config.as_deref());
-    let selected = Selected::find(&folder, app.globals.context.as_deref())?;
+    let selected = Selected::find(&folder, app.globals.context.as_deref());
     if let Command::Context(command) = app.command {
         return context::run(command, &folder, &selected);
     }

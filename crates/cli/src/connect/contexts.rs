@@ -210,19 +210,23 @@ pub struct Selected {
 
 impl Selected {
     /// By `--context`, the variables, or the configuration, in this order.
-    pub fn find(folder: &Folder, given: Option<&str>) -> Result<Selected> {
+    pub fn find(folder: &Folder, given: Option<&str>) -> Selected {
         let set = |name: &&'static str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         if let Some(name) = given.filter(|name| !name.is_empty()) {
-            return Ok(Selected { name: name.to_owned(), overridden_by: None });
+            return Selected { name: name.to_owned(), overridden_by: None };
         }
         if let Some(variable) = ["DHOW_HOST", "DOCKER_HOST"].iter().copied().find(|name| set(name)) {
-            return Ok(Selected { name: DEFAULT.to_owned(), overridden_by: Some(variable) });
+            return Selected { name: DEFAULT.to_owned(), overridden_by: Some(variable) };
         }
         let name = match std::env::var("DOCKER_CONTEXT").ok().filter(|name| !name.is_empty()) {
             Some(name) => name,
-            None => folder.current()?,
+            // Docker's client goes on, too.
+            None => folder.current().unwrap_or_else(|error| {
+                eprintln!("WARNING: Error loading config file: {error}");
+                DEFAULT.to_owned()
+            }),
         };
-        Ok(Selected { name, overridden_by: None })
+        Selected { name, overridden_by: None }
     }
 }
 
