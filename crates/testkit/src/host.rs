@@ -4,8 +4,8 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::process::Command;
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use crate::Sandbox;
@@ -15,10 +15,20 @@ const NETWORK: i32 = 0x4000_0000;
 /// How long a client waits for an answer on one machine.
 const SHORT: Duration = Duration::from_millis(500);
 
-/// The namespaces; they go with this.
-pub struct Host {
+/// The host and its client.
+pub struct Host(Arc<Namespaces>);
+
+/// The namespaces; they go with the last who knows them, so that a sandbox on the host can still clean up.
+pub(crate) struct Namespaces {
     name: String,
     client: String,
+}
+
+impl Namespaces {
+    /// The path of the host's.
+    pub fn host(&self) -> String {
+        path(&self.name)
+    }
 }
 
 /// Addresses of the host, by which the client reaches it.
@@ -31,7 +41,7 @@ impl Host {
     pub fn make() -> Host {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let host = Host { name: format!("dhow-test-host-{number}"), client: format!("dhow-test-client-{number}") };
+        let host = Namespaces { name: format!("dhow-test-host-{number}"), client: format!("dhow-test-client-{number}") };
         for name in [&host.name, &host.client] {
             run("ip", &["netns", "add", name]);
             run("ip", &["-n", name, "link", "set", "lo", "up"]);
@@ -46,13 +56,13 @@ impl Host {
             run("ip", &["-n", namespace, "link", "set", link, "up"]);
         }
         run("ip", &["-n", name, "route", "add", "default", "via", CLIENT[0]]);
-        host
+        Host(Arc::new(host))
     }
 
     /// A command in the host's namespace.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", path(&self.name))).arg(program);
+        command.arg(format!("--net={}", self.0.host())).arg(program);
         command
     }
 
@@ -66,7 +76,7 @@ impl Host {
 
     /// Makes a sandbox's commands run on this host.
     pub fn adopt(&self, sandbox: &mut Sandbox) {
-        sandbox.namespace = Some(path(&self.name));
+        sandbox.namespace = Some(self.0.clone());
     }
 
     /// What a server in a container sees of a client that talks to an address: the client's address. `None` where they do not
@@ -75,8 +85,8 @@ impl Host {
         let pid = sandbox.ok(&["inspect", "-f", "{{.State.Pid}}", to.container]);
         let server = format!("/proc/{pid}/ns/net");
         let from = path(match from {
-            From::Client => &self.client,
-            From::Host => &self.name,
+            From::Client => &self.0.client,
+            From::Host => &self.0.name,
         });
         exchange(&server, &from, address, &to)
     }
@@ -99,7 +109,7 @@ pub struct Server<'a> {
     pub length: usize,
 }
 
-impl Drop for Host {
+impl Drop for Namespaces {
     fn drop(&mut self) {
         for name in [&self.name, &self.client] {
             let _ = Command::new("ip").args(["netns", "delete", name]).output();

@@ -25,7 +25,7 @@ pub struct Sandbox {
     directory: tempfile::TempDir,
     running: Option<Child>,
     /// The network namespace that commands run in, if not the test's own.
-    namespace: Option<String>,
+    namespace: Option<std::sync::Arc<host::Namespaces>>,
     before: leftovers::Host,
 }
 
@@ -98,7 +98,7 @@ impl Sandbox {
         match &self.namespace {
             Some(namespace) => {
                 let mut command = Command::new("nsenter");
-                command.arg(format!("--net={namespace}")).arg(&self.binary);
+                command.arg(format!("--net={}", namespace.host())).arg(&self.binary);
                 command
             }
             None => Command::new(&self.binary),
