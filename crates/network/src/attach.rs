@@ -69,7 +69,7 @@ impl Attached {
         any.then(nft::changes).transpose()
     }
 
-    /// Puts back what of the host's side somebody else has removed: links, their rules, and the ways to the published ports.
+    /// Puts back what of the host's side somebody else has removed: bridges' rules, and the ways to the published ports.
     pub fn repair(&self) -> Result<()> {
         let host = Socket::route().context(|| "open a netlink socket".to_owned())?;
         for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.network.bridge().is_some()) {

@@ -214,8 +214,11 @@ impl Daemon {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && self.config_file.is_none() => return Ok(Map::new()),
             other => other.map_err(|error| failed(error.to_string()))?,
         };
-        let file: Map<String, Value> =
-            serde_json::from_str(text.trim_start_matches('\u{feff}')).map_err(|error| failed(error.to_string()))?;
+        let text = text.trim_start_matches('\u{feff}').trim();
+        if text.is_empty() {
+            return Ok(Map::new());
+        }
+        let file: Map<String, Value> = serde_json::from_str(text).map_err(|error| failed(error.to_string()))?;
         let unknown: Vec<&str> = file.keys().map(String::as_str).filter(|key| !KNOWN.contains(key)).collect();
         if unknown.is_empty() {
             Ok(file)

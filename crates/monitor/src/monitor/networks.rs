@@ -175,6 +175,10 @@ impl Monitor {
         if let (Some(services), Some(network)) = (&mut self.services, &self.network) {
             services.set_networks(network);
         }
+        if let (None, Some(network)) = (&self.guard, &self.network) {
+            // The first bridge may be among them. Without a guard the container is no worse off than it was.
+            self.guard = Guard::new(network, &self.epoll).ok().flatten();
+        }
         // A restart by policy finds the networks as they are now.
         if let (Some(plan), Some(network)) = (&mut self.start.plan, &self.network) {
             plan.endpoints.clone_from(&network.endpoints);
