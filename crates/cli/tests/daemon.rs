@@ -397,3 +397,17 @@ fn figures_are_served_and_a_default_log_driver_is_used() {
     }
     sandbox.finish();
 }
+
+#[test]
+fn a_late_wait_for_a_container_with_rm_is_told_the_truth() {
+    let mut sandbox = sandboxed!();
+    sandbox.start_daemon();
+    for pause in [0, 2, 4, 6, 8, 10, 15, 20].into_iter().cycle().take(32) {
+        let id = run(&sandbox, "dhow", &["create", "--rm", "--network", "none", "busybox", "sh", "-c", "exit 4"]).1;
+        run(&sandbox, "dhow", &["start", id.trim()]);
+        std::thread::sleep(std::time::Duration::from_millis(pause));
+        let (code, out, err) = run(&sandbox, "dhow", &["wait", id.trim()]);
+        assert!(out == "4\n" || (code == 1 && err.contains("No such container")), "after {pause} ms: {out}{err}");
+    }
+    sandbox.finish();
+}

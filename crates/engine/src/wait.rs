@@ -36,7 +36,15 @@ pub struct Waiting {
 
 impl Engine {
     pub fn wait(&self, reference: &str, condition: Condition) -> Result<Waiting> {
-        let container = self.container(reference)?;
+        let mut container = self.container(reference)?;
+        if container.auto_remove() && container.state.started == 0 {
+            // One that has never run; or its state went between two looks at it, and the next look tells that it is removed.
+            container = self.container(reference)?;
+        }
+        if container.removing && container.state.started == 0 {
+            // Its state is removed already: nobody knows any more how it ended.
+            return Err(Error::not_found(format!("No such container: {reference}")));
+        }
         let waits = container.is_running()
             || condition == Condition::NextExit
             || (condition == Condition::Removed && container.state.started == 0);

@@ -271,7 +271,8 @@ impl Monitor {
         self.state.network = None;
         self.state.pid = 0;
         let _ = state::save(&self.setup.run, &self.state);
-        if !self.setup.auto_remove {
+        // Who waits has the exit code from here; of a container that is about to be removed others may still ask for it.
+        if !(self.setup.auto_remove && self.removal_promised) {
             // Without room for it the engine that looks next finds the copy in the run directory.
             let _ = state::save(&self.setup.directory, &self.state);
         }
