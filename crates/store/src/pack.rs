@@ -31,14 +31,19 @@ pub struct Packer<W> {
     links: HashMap<(u64, u64), Vec<u8>>,
     /// Directories around the one that is packed.
     depth: usize,
+    /// Files' content on its way.
+    buffer: Vec<u8>,
 }
+
+/// Bytes of a file that are read at a time.
+const BUFFER: usize = 128 * 1024;
 
 /// Directories in each other; more would exhaust stack and descriptors of whoever packs them.
 const DEEPEST: usize = 256;
 
 impl<W: Write> Packer<W> {
     pub fn new(out: W) -> Packer<W> {
-        Packer { out, is_layer: false, device: None, links: HashMap::new(), depth: 0 }
+        Packer { out, is_layer: false, device: None, links: HashMap::new(), depth: 0, buffer: Vec::new() }
     }
 
     /// For the writable layer of a container.
@@ -77,7 +82,7 @@ impl<W: Write> Packer<W> {
                 // A FIFO in its place by now must not block.
                 let file = open(OFlags::RDONLY | OFlags::NONBLOCK)?;
                 entry.size = u64::try_from(stat.st_size).unwrap_or(0);
-                entry.xattrs = xattrs(&file);
+                entry.xattrs = xattrs(&file)?;
                 self.header(&entry)?;
                 self.content(std::fs::File::from(file), entry.size)
             }
@@ -111,7 +116,7 @@ impl<W: Write> Packer<W> {
         if !name.ends_with(b"/") {
             name.push(b'/');
         }
-        let xattrs = xattrs(directory);
+        let xattrs = xattrs(directory)?;
         self.header(&Entry { name: name.clone(), stat: &stat, kind: b'5', link: Vec::new(), size: 0, xattrs })?;
         if self.is_layer && is_opaque(directory) {
             let name = [&name[..], b".wh..wh..opq"].concat();
@@ -154,16 +159,17 @@ impl<W: Write> Packer<W> {
     /// Exactly so many bytes, whatever has become of the file meanwhile.
     fn content(&mut self, file: std::fs::File, size: u64) -> io::Result<()> {
         let mut file = file.take(size);
-        let mut buffer = vec![0; 128 * 1024];
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.resize(BUFFER, 0);
         let mut left = size;
         while left > 0 {
             let length = file.read(&mut buffer)?;
             if length == 0 {
                 // It has become shorter.
-                let zeros = vec![0; buffer.len()];
+                buffer.fill(0);
                 while left > 0 {
-                    let piece = left.min(zeros.len() as u64) as usize;
-                    self.out.write_all(&zeros[..piece])?;
+                    let piece = left.min(buffer.len() as u64) as usize;
+                    self.out.write_all(&buffer[..piece])?;
                     left -= piece as u64;
                 }
                 break;
@@ -171,6 +177,7 @@ impl<W: Write> Packer<W> {
             self.out.write_all(&buffer[..length])?;
             left -= length as u64;
         }
+        self.buffer = buffer;
         self.pad(size)
     }
 
@@ -298,20 +305,43 @@ fn put_number(field: &mut [u8], number: u64) {
 }
 
 /// The attributes that belong to a file's content: its capabilities and its users' own.
-fn xattrs(file: &impl AsFd) -> Vec<(String, Vec<u8>)> {
+///
+/// # Errors
+/// What keeps them from being read: an archive without a file's capabilities would not be of that file.
+fn xattrs(file: &impl AsFd) -> io::Result<Vec<(String, Vec<u8>)>> {
     let path = descriptor_path(file.as_fd());
-    let mut list = vec![0u8; 4096];
-    let Ok(length) = rustix::fs::listxattr(&path, &mut list[..]) else { return Vec::new() };
-    let names = list[..length].split(|byte| *byte == 0).filter_map(|name| std::str::from_utf8(name).ok());
-    let wanted = names.filter(|name| *name == "security.capability" || name.starts_with("user."));
-    wanted
-        .filter_map(|name| {
-            let mut value = vec![0u8; 64 * 1024];
-            let length = rustix::fs::getxattr(&path, name, &mut value[..]).ok()?;
-            value.truncate(length);
-            Some((name.to_owned(), value))
-        })
-        .collect()
+    let list = match sized(|buffer| rustix::fs::listxattr(&path, buffer)) {
+        // A file system that has none.
+        Err(rustix::io::Errno::NOTSUP) => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut found = Vec::new();
+    for name in list.split(|byte| *byte == 0).filter_map(|name| std::str::from_utf8(name).ok()) {
+        if name != "security.capability" && !name.starts_with("user.") {
+            continue;
+        }
+        match sized(|buffer| rustix::fs::getxattr(&path, name, buffer)) {
+            // Removed since the names were read.
+            Err(rustix::io::Errno::NODATA) => {}
+            other => found.push((name.to_owned(), other?)),
+        }
+    }
+    Ok(found)
+}
+
+/// Reads something of a length that is not known: into more room as long as the kernel asks for it (xattr(7): 64 KiB at most).
+fn sized(mut read: impl FnMut(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<Vec<u8>> {
+    const MOST: usize = 64 * 1024;
+    let mut buffer = vec![0; 256];
+    loop {
+        match read(&mut buffer) {
+            Err(rustix::io::Errno::RANGE) if buffer.len() < MOST => buffer.resize(buffer.len() * 4, 0),
+            other => {
+                buffer.truncate(other?);
+                return Ok(buffer);
+            }
+        }
+    }
 }
 
 fn is_opaque(directory: &OwnedFd) -> bool {
@@ -371,5 +401,19 @@ mod tests {
         let names: Vec<_> =
             tar::Archive::new(&tar[..]).entries().unwrap().map(|e| e.unwrap().path().unwrap().into_owned()).collect();
         assert_eq!(names, [Path::new("d/"), Path::new("d/.wh..wh..opq"), Path::new("d/.wh.gone")]);
+    }
+
+    #[test]
+    fn attributes_are_read_whatever_their_length() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, "x").unwrap();
+        let long = vec![b'v'; 2500];
+        for (name, value) in [("user.long", &long[..]), ("user.empty", b""), ("trusted.not", b"this")] {
+            rustix::fs::setxattr(&path, name, value, rustix::fs::XattrFlags::empty()).unwrap();
+        }
+        let mut found = xattrs(&std::fs::File::open(&path).unwrap()).unwrap();
+        found.sort_unstable();
+        assert!(found == [("user.empty".to_owned(), Vec::new()), ("user.long".to_owned(), long)]);
     }
 }
