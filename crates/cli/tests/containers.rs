@@ -568,6 +568,10 @@ fn log_drivers_hand_lines_on_and_every_log_can_be_read() {
     let has = |part: &[u8]| all.windows(part.len()).any(|bytes| bytes == part);
     assert!(has(b"\xdb\0\0\0\x03app") && has(b"/by-fluentd") && has(b"out") && has(b"stderr"));
 
+    let address = format!("gelf-address=udp://{}", gelf.local_addr().expect("it is bound"));
+    run("not-kept", &["--log-driver", "gelf", "--log-opt", &address, "--log-opt", "cache-disabled=true"]);
+    let refused = sandbox.fails(&["logs", "not-kept"]);
+    assert!(refused.1.contains("configured logging driver does not support reading"), "{}", refused.1);
     run("by-local", &["--log-driver", "local", "--log-opt", "max-size=1m"]);
     for name in ["by-syslog", "by-gelf", "by-fluentd", "by-local"] {
         let output = sandbox.run(&["logs", name]);

@@ -174,7 +174,7 @@ impl Engine {
 
     fn log_config(&self, container: &Container, directory: &Path) -> LogConfig {
         let log = &container.record.host_config.log_config;
-        if log.kind == "none" {
+        if !crate::logs::drivers::has_file(log) {
             return LogConfig::None;
         }
         let (size, files) = crate::logs::drivers::limits(log);

@@ -62,7 +62,7 @@ impl Engine {
     /// Sends a container's log to `sink`, in frames unless the container has a terminal. Blocks; with `follow` until the
     /// container ends, asking `alive` now and then.
     pub fn logs(&self, container: &Container, query: &LogQuery, sink: LogSink<'_>, alive: &dyn Fn() -> bool) -> Result<()> {
-        if container.record.host_config.log_config.kind == "none" {
+        if !drivers::has_file(&container.record.host_config.log_config) {
             return Err(Error::new(Kind::NotImplemented, "configured logging driver does not support reading"));
         }
         let path = self.log_path(container);

@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 
 use dhow_monitor::protocol::{Reply, Request, receive, send};
 
-use crate::container::Container;
+use crate::container::{Container, UNKNOWN_EXIT};
 use crate::error::Context;
 use crate::{Engine, Error, Result};
 
@@ -37,8 +37,8 @@ pub struct Waiting {
 impl Engine {
     pub fn wait(&self, reference: &str, condition: Condition) -> Result<Waiting> {
         let mut container = self.container(reference)?;
-        if container.auto_remove() && container.state.started == 0 {
-            // One that has never run; or its state went between two looks at it, and the next look tells that it is removed.
+        if container.auto_remove() && container.state.started == 0 && container.state.exit_code == UNKNOWN_EXIT {
+            // Its state went between two looks at it: the next look tells that it is removed.
             container = self.container(reference)?;
         }
         if container.removing && container.state.started == 0 {

@@ -130,7 +130,7 @@ impl Docker {
         }
         if let Some(from) = all.get("from") {
             let context = folder.load(from).map_err(|error| failed(error.message))?;
-            return Ok(Docker { endpoint: context.docker(), certificates: folder.load_certificates(from) });
+            return Ok(Docker { endpoint: context.docker(), certificates: folder.load_certificates(from)? });
         }
         let mut certificates = Vec::new();
         for (key, file) in ["ca", "cert", "key"].into_iter().zip(CERTIFICATES) {
@@ -176,7 +176,7 @@ impl Create {
             if from == DEFAULT {
                 context.set_description(DEFAULT_DESCRIPTION);
             }
-            folder.load_certificates(from)
+            folder.load_certificates(from)?
         } else {
             if !self.from.is_empty() {
                 return Err(Failure::new("cannot use --docker flag when --from is set"));
@@ -244,7 +244,7 @@ fn inspect(folder: &Folder, selected: &contexts::Selected, format: Option<&str>,
 }
 
 fn shown(folder: &Folder, context: &Context) -> Result<Value> {
-    let files: Vec<String> = folder.load_certificates(&context.name).into_iter().map(|(name, _)| name).collect();
+    let files: Vec<String> = folder.load_certificates(&context.name)?.into_iter().map(|(name, _)| name).collect();
     let mut material = Map::new();
     if !files.is_empty() {
         material.insert("docker".to_owned(), files.into());
@@ -332,7 +332,7 @@ fn export(folder: &Folder, name: &str, file: Option<&str>) -> Result {
         contexts::check_name(name)?;
     }
     let context = folder.load(name)?;
-    let certificates = folder.load_certificates(name);
+    let certificates = folder.load_certificates(name)?;
     let failed = |error: std::io::Error| Failure::new(format!("export context \"{name}\": {error}"));
     let mut archive = tar::Builder::new(Vec::new());
     append(&mut archive, "meta.json", Some(&serde_json::to_vec(&context)?)).map_err(failed)?;

@@ -9,7 +9,7 @@ use dhow_api::network::{
 use dhow_engine::Subnet;
 use serde_json::{Map, Value, json};
 
-use super::{confirm, filters, pairs};
+use super::{filters, pairs};
 use crate::failure::{Failure, Result};
 use crate::output::{List, print};
 
@@ -305,21 +305,14 @@ pub struct Prune {
     /// Provide filter values (e.g. "until=<timestamp>")
     #[arg(long)]
     filter: Vec<String>,
-    /// Do not prompt for confirmation
-    #[arg(short, long)]
-    force: bool,
-    /// Only list what would be removed
-    #[arg(long)]
-    dry_run: bool,
+    #[command(flatten)]
+    consent: super::prune::Consent,
 }
 
 impl Prune {
     pub async fn run(self, client: &Client) -> Result {
-        let prune = super::prune::Prune { dry_run: self.dry_run, after_containers: false };
-        if !self.force
-            && !self.dry_run
-            && !confirm("WARNING! This will remove all custom networks not used by at least one container.")?
-        {
+        let prune = self.consent.prune();
+        if !self.consent.to("WARNING! This will remove all custom networks not used by at least one container.")? {
             return Ok(());
         }
         let pruned: PrunedNetworks = client.post_json(&prune.path("networks", &self.filter)?, &json!({})).await?;

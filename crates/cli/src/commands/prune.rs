@@ -14,11 +14,9 @@ use super::{confirm, filters};
 use crate::failure::{Failure, Result};
 use crate::output::{List, print};
 
+/// The user's consent to a prune, or the wish for a dry run, which needs none.
 #[derive(Args, Debug)]
-pub struct Containers {
-    /// Provide filter values (e.g. "until=<timestamp>")
-    #[arg(long)]
-    filter: Vec<String>,
+pub(super) struct Consent {
     /// Do not prompt for confirmation
     #[arg(short, long)]
     force: bool,
@@ -27,10 +25,30 @@ pub struct Containers {
     dry_run: bool,
 }
 
+impl Consent {
+    /// Whether it is given, also by an answer to the question that follows the warning.
+    pub fn to(&self, warning: &str) -> Result<bool> {
+        Ok(self.force || self.dry_run || confirm(warning)?)
+    }
+
+    pub fn prune(&self) -> Prune {
+        Prune { dry_run: self.dry_run, after_containers: false }
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct Containers {
+    /// Provide filter values (e.g. "until=<timestamp>")
+    #[arg(long)]
+    filter: Vec<String>,
+    #[command(flatten)]
+    consent: Consent,
+}
+
 impl Containers {
     pub async fn run(self, client: &Client) -> Result {
-        let prune = Prune { dry_run: self.dry_run, after_containers: false };
-        if !self.force && !self.dry_run && !confirm("WARNING! This will remove all stopped containers.")? {
+        let prune = self.consent.prune();
+        if !self.consent.to("WARNING! This will remove all stopped containers.")? {
             return Ok(());
         }
         let (text, reclaimed) = containers(client, &self.filter, prune).await?;
@@ -46,12 +64,8 @@ pub struct Images {
     /// Provide filter values (e.g. "until=<timestamp>")
     #[arg(long)]
     filter: Vec<String>,
-    /// Do not prompt for confirmation
-    #[arg(short, long)]
-    force: bool,
-    /// Only list what would be removed
-    #[arg(long)]
-    dry_run: bool,
+    #[command(flatten)]
+    consent: Consent,
 }
 
 impl Images {
@@ -60,8 +74,8 @@ impl Images {
             true => "WARNING! This will remove all images without at least one container associated to them.",
             false => "WARNING! This will remove all dangling images.",
         };
-        let prune = Prune { dry_run: self.dry_run, after_containers: false };
-        if !self.force && !self.dry_run && !confirm(warning)? {
+        let prune = self.consent.prune();
+        if !self.consent.to(warning)? {
             return Ok(());
         }
         let (text, reclaimed) = images(client, &self.filter, self.all, prune).await?;
@@ -132,12 +146,8 @@ pub struct System {
     /// Provide filter values (e.g. "label=<key>=<value>")
     #[arg(long)]
     filter: Vec<String>,
-    /// Do not prompt for confirmation
-    #[arg(short, long)]
-    force: bool,
-    /// Only list what would be removed
-    #[arg(long)]
-    dry_run: bool,
+    #[command(flatten)]
+    consent: Consent,
     /// Prune anonymous volumes
     #[arg(long)]
     volumes: bool,
@@ -148,8 +158,8 @@ impl System {
         if self.volumes && self.filter.iter().any(|filter| filter.starts_with("until=")) {
             return Err(Failure::new("ERROR: The \"until\" filter is not supported with \"--volumes\""));
         }
-        let prune = Prune { dry_run: self.dry_run, after_containers: true };
-        if !self.force && !self.dry_run && !confirm(&self.warning())? {
+        let prune = Prune { after_containers: true, ..self.consent.prune() };
+        if !self.consent.to(&self.warning())? {
             return Ok(());
         }
         let (mut text, mut reclaimed) = containers(client, &self.filter, prune).await?;
@@ -162,7 +172,7 @@ impl System {
         }
         let (lines, size) = images(client, &self.filter, self.all, prune).await?;
         (text, reclaimed) = (text + &lines, reclaimed + size);
-        if !self.dry_run {
+        if !prune.dry_run {
             let all = if self.all { "1" } else { "" };
             let path = format!("/build/prune{}", query(&[("all", all), ("filters", &filters(&self.filter)?)]));
             let cache: PrunedBuildCache = client.post_json(&path, &json!({})).await?;

@@ -5,7 +5,7 @@ use dhow_api::client::{Client, query, segment};
 use dhow_api::volume::{CreateVolume, PrunedVolumes, Volume, VolumeList};
 use serde_json::{Map, Value, json};
 
-use super::{confirm, delete, filters, pairs};
+use super::{delete, filters, pairs};
 use crate::failure::{Result, each};
 use crate::output::{List, print};
 
@@ -118,20 +118,16 @@ pub struct Prune {
     /// Provide filter values (e.g. "label=<label>")
     #[arg(long)]
     filter: Vec<String>,
-    /// Do not prompt for confirmation
-    #[arg(short, long)]
-    force: bool,
-    /// Only list what would be removed
-    #[arg(long)]
-    dry_run: bool,
+    #[command(flatten)]
+    consent: super::prune::Consent,
 }
 
 impl Prune {
     pub async fn run(self, client: &Client) -> Result {
         let what = if self.all { "all" } else { "anonymous" };
         let warning = format!("WARNING! This will remove {what} local volumes not used by at least one container.");
-        let prune = super::prune::Prune { dry_run: self.dry_run, after_containers: false };
-        if !self.force && !self.dry_run && !confirm(&warning)? {
+        let prune = self.consent.prune();
+        if !self.consent.to(&warning)? {
             return Ok(());
         }
         let mut given = self.filter;

@@ -155,9 +155,21 @@ impl Folder {
     }
 
     /// The certificates for the engine that there are, with the names of their files.
-    pub fn load_certificates(&self, name: &str) -> Vec<(String, Vec<u8>)> {
+    ///
+    /// # Errors
+    /// One that is there cannot be read.
+    pub fn load_certificates(&self, name: &str) -> Result<Vec<(String, Vec<u8>)>> {
         let directory = self.certificates(name);
-        CERTIFICATES.iter().filter_map(|file| Some(((*file).to_owned(), fs::read(directory.join(file)).ok()?))).collect()
+        let mut found = Vec::new();
+        for file in CERTIFICATES {
+            let path = directory.join(file);
+            match fs::read(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Failure::new(format!("read {}: {error}", path.display()))),
+                Ok(content) => found.push((file.to_owned(), content)),
+            }
+        }
+        Ok(found)
     }
 
     pub fn remove(&self, name: &str) -> Result {

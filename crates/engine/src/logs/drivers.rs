@@ -169,6 +169,11 @@ pub(crate) fn limits(log: &LogConfig) -> (u64, u32) {
     (size, files.unwrap_or(MAX_FILES))
 }
 
+/// Whether the container's lines are kept in a file, which can be read.
+pub(crate) fn has_file(log: &LogConfig) -> bool {
+    log.kind != "none" && !log.config.get("cache-disabled").is_some_and(|value| matches!(value.as_str(), "true" | "1"))
+}
+
 /// What a container that is created has of its log, with what the daemon says of those that say nothing: the driver, and
 /// options of the same driver (moby, `mergeAndVerifyLogConfig`).
 pub(crate) fn with_defaults(log: &mut LogConfig, default: &LogConfig) {
