@@ -282,6 +282,21 @@ pub struct BindOptions {
     pub read_only_non_recursive: bool,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub read_only_force_recursive: bool,
+    /// Since 1.56.
+    #[serde(rename = "IDMapping", skip_serializing_if = "Option::is_none")]
+    pub id_mapping: Option<IdMapping>,
+}
+
+/// Whose the files of a bind mount are for the container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct IdMapping {
+    /// `match-user`: what belongs to the source's owner is the container's user's; `userns`: as the container's user namespace maps
+    /// them.
+    pub source: String,
+    /// Of `match-user`: another than the container's user, as for `User`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub user: String,
 }
 
 /// Of a volume mount.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use dhow_api::config::{Config, EndpointSettings, HostConfig, RestartPolicy};
 use dhow_api::container::MountPoint;
-use dhow_monitor::protocol::{Policy, Restart};
+use dhow_monitor::protocol::{MatchOwner, Policy, Restart};
 use dhow_monitor::state::{self, State, Status};
 use dhow_oci::Digest;
 use dhow_store::Mountable;
@@ -15,6 +15,7 @@ use dhow_store::rusqlite::{Connection, OptionalExtension, Row};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::volumes::Device;
 use crate::{Engine, Error, Result};
 
 /// 64 hexadecimal digits.
@@ -46,6 +47,12 @@ pub(crate) struct MountRecord {
     /// Where a volume's content is, when that is not its own directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<PathBuf>,
+    /// A bind mount whose files belong to a user of the container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub match_owner: Option<MatchOwner>,
+    /// A volume that is mounted on the host when a container with it starts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<Device>,
     /// Of a volume: only what is below this path is mounted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subpath: Option<String>,

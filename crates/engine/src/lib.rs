@@ -88,7 +88,19 @@ pub struct Settings {
     pub stop_timeout: i64,
     /// Of containers that say nothing of it.
     pub log: LogConfig,
+    pub bind_ownership: BindOwnership,
     pub debug: bool,
+}
+
+/// Whose the files of bind mounts are for containers that say nothing of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BindOwnership {
+    /// Their owner's on the host: Docker's way.
+    #[default]
+    Keep,
+    /// The container's user's, where they belong to another user than root on the host. The host's owner keeps them.
+    Match,
 }
 
 impl Default for Settings {
@@ -98,6 +110,7 @@ impl Default for Settings {
             exec_root: PathBuf::from("/run/dhow"),
             stop_timeout: 10,
             log: LogConfig { kind: "json-file".to_owned(), ..LogConfig::default() },
+            bind_ownership: BindOwnership::default(),
             debug: false,
         }
     }

@@ -2,14 +2,15 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use dhow_api::config::{Config, HostConfig, Mount};
+use dhow_api::config::{Config, HostConfig, IdMapping, Mount};
 use dhow_api::container::MountPoint;
+use dhow_monitor::protocol::{MatchOwner, MountedVolume};
 use dhow_runtime::spec;
 
 use crate::container::{Container, MountRecord};
 use crate::error::Context;
-use crate::volumes::DRIVER;
-use crate::{Engine, Error, Result, names};
+use crate::volumes::{DRIVER, Device};
+use crate::{BindOwnership, Engine, Error, Result, names};
 
 const PROPAGATIONS: [&str; 6] = ["private", "rprivate", "shared", "rshared", "slave", "rslave"];
 
@@ -54,6 +55,12 @@ impl Engine {
             let destination = clean(path)?;
             if !records.iter().any(|other| other.point.destination == destination) {
                 records.push(self.volume_mount(None, &destination, "", true, true)?);
+            }
+        }
+        if self.settings.bind_ownership == BindOwnership::Match {
+            for record in records.iter_mut().filter(|record| record.point.kind == "bind" && record.match_owner.is_none()) {
+                let destination = record.point.destination.clone();
+                record.match_owner = Some(MatchOwner { destination, user: None, required: false });
             }
         }
         let volumes =
@@ -161,6 +168,9 @@ impl Engine {
                     propagation,
                     options.create_mountpoint,
                 );
+                if let Some(mapping) = &options.id_mapping {
+                    record.match_owner = Some(match_owner(mapping, &destination).map_err(invalid)?);
+                }
                 if options.non_recursive {
                     record.options.iter_mut().filter(|option| *option == "rbind").for_each(|option| *option = "bind".to_owned());
                 }
@@ -244,6 +254,8 @@ impl Engine {
             // A directory elsewhere is the user's, and must be there.
             create_source: content.is_none(),
             content,
+            match_owner: None,
+            device: volume.device,
             subpath: None,
         })
     }
@@ -259,12 +271,35 @@ impl Engine {
             }
         }
         for mount in &container.record.mounts {
-            if let (Some(subpath), None) = (&mount.subpath, mount.file_system()) {
+            if let Some(elsewhere) = mount.content.as_deref().filter(|elsewhere| !elsewhere.exists()) {
+                let (elsewhere, own) = (elsewhere.display(), &mount.point.source);
+                return Err(Error::internal(format!(
+                    "error while mounting volume '{own}': failed to mount local volume: mount {elsewhere}:{own}: no such file or directory"
+                )));
+            }
+            if let (Some(subpath), None, None) = (&mount.subpath, mount.file_system(), &mount.device) {
                 check_subpath(mount.host_path(), subpath)?;
             }
         }
         Ok(())
     }
+}
+
+/// The volumes of a container that are mounted when it starts.
+pub(crate) fn mounted_volumes(container: &Container) -> Result<Vec<MountedVolume>> {
+    let mounted = |(mount, device): (&MountRecord, &Device)| {
+        let content = Path::new(&mount.point.source);
+        Ok(MountedVolume {
+            directory: content.parent().unwrap_or(content).to_owned(),
+            kind: device.kind.clone(),
+            device: device.device.clone(),
+            options: device
+                .resolved()
+                .map_err(|error| Error::internal(format!("error while mounting volume '{}': {error}", content.display())))?,
+        })
+    };
+    let mounts = container.record.mounts.iter();
+    mounts.filter_map(|mount| Some((mount, mount.device.as_ref()?))).map(mounted).collect()
 }
 
 /// Whether there is a path below a directory, so that it can be said before anything is begun; the runtime looks once more.
@@ -304,6 +339,8 @@ fn bind(source: &str, destination: &str, mode: &str, writable: bool, propagation
         copy_up: false,
         create_source: create,
         content: None,
+        match_owner: None,
+        device: None,
         subpath: None,
     }
 }
@@ -333,6 +370,8 @@ fn image(name: &str, layers: &[PathBuf], destination: &str, subpath: Option<Stri
         copy_up: false,
         create_source: false,
         content: None,
+        match_owner: None,
+        device: None,
         subpath,
     }
 }
@@ -375,8 +414,20 @@ fn tmpfs(path: &str, words: &str) -> Result<MountRecord> {
         copy_up: false,
         create_source: false,
         content: None,
+        match_owner: None,
+        device: None,
         subpath: None,
     })
+}
+
+fn match_owner(mapping: &IdMapping, destination: &str) -> Result<MatchOwner, String> {
+    let user = Some(mapping.user.clone()).filter(|user| !user.is_empty());
+    match mapping.source.as_str() {
+        "match-user" => Ok(MatchOwner { destination: destination.to_owned(), user, required: true }),
+        "userns" if user.is_some() => Err("IDMapping.User must not be set with IDMapping.Source \"userns\"".to_owned()),
+        "userns" => Err("IDMapping.Source \"userns\": the container has no user namespace of its own".to_owned()),
+        other => Err(format!("invalid IDMapping.Source: \"{other}\" (must be \"match-user\" or \"userns\")")),
+    }
 }
 
 /// Whether a path is relative and does not lead out of where it begins.

@@ -107,6 +107,11 @@ impl Engine {
                 state::save(&directory, &last).context(|| format!("record the end of container {}", container.id))?;
             }
         }
+        for mount in container.record.mounts.iter().filter(|mount| mount.device.is_some()) {
+            let directory = self.paths().volumes().join(&mount.point.name);
+            let unmounted = dhow_monitor::volumes::unmount_unused(&directory);
+            unmounted.context(|| format!("unmount volume {}", mount.point.name))?;
+        }
         if ran {
             self.container_event(container, "die", &[("exitCode", UNKNOWN_EXIT.to_string())]);
         }

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use dhow_api::volume::{CreateVolume, PrunedVolumes, Volume};
+use dhow_monitor::volumes::unmount_unused;
 use dhow_oci::time::now;
 use dhow_store::Durability;
 use dhow_store::rusqlite::{Connection, OptionalExtension};
@@ -34,17 +35,82 @@ struct Record {
     options: BTreeMap<String, String>,
 }
 
-impl Record {
-    /// The directory of the host that the volume is a name for.
-    fn elsewhere(&self) -> Option<PathBuf> {
-        self.options.get("device").map(PathBuf::from)
+/// What a volume's options say that it is.
+#[derive(Debug, PartialEq)]
+enum Place {
+    /// A directory below the data root.
+    Own,
+    /// A directory of the host that the volume is a name for.
+    Elsewhere(PathBuf),
+    /// What is mounted on its directory.
+    Mounted(Device),
+}
+
+/// What mount(8) would be given.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Device {
+    pub kind: String,
+    pub device: String,
+    pub options: Vec<String>,
+}
+
+impl Device {
+    /// The options, with a server's name replaced by its address: the kernel knows no names.
+    ///
+    /// # Errors
+    /// There is no such host.
+    pub fn resolved(&self) -> Result<Vec<String>> {
+        let mut options = self.options.clone();
+        if !matches!(self.kind.as_str(), "nfs" | "nfs4" | "cifs" | "smb3") {
+            return Ok(options);
+        }
+        let address = |host: &str| {
+            let unknown = |why: &str| Error::internal(format!("error resolving passed in network volume address: {why}"));
+            let addresses = dhow_sys::names::addresses_of(host).map_err(|error| unknown(&error.to_string()))?;
+            addresses.into_iter().next().ok_or_else(|| unknown(&format!("lookup {host}: no such host")))
+        };
+        match options.iter_mut().find_map(|option| option.strip_prefix("addr=").map(str::to_owned).map(|host| (option, host))) {
+            Some((option, host)) => *option = format!("addr={}", address(&host)?),
+            None if !self.kind.starts_with("nfs") => {
+                let host = self.device.trim_start_matches('/').split(['/', ':']).next().unwrap_or_default();
+                options.push(format!("addr={}", address(host)?));
+            }
+            None => {}
+        }
+        Ok(options)
     }
+}
+
+impl Record {
+    fn place(&self) -> Place {
+        let Some(device) = self.options.get("device") else { return Place::Own };
+        let words: Vec<&str> = self.words().collect();
+        // For a bind without more than that nothing needs to be mounted on the host.
+        if words.iter().any(|word| is_bind(word)) && words.iter().all(|word| is_bind(word) || matches!(*word, "rw" | "ro")) {
+            return Place::Elsewhere(PathBuf::from(device));
+        }
+        Place::Mounted(Device {
+            kind: self.options.get("type").cloned().unwrap_or_default(),
+            device: device.clone(),
+            options: words.into_iter().map(str::to_owned).collect(),
+        })
+    }
+
+    fn words(&self) -> impl Iterator<Item = &str> {
+        self.options.get("o").into_iter().flat_map(|words| words.split(',')).filter(|word| !word.is_empty())
+    }
+}
+
+fn is_bind(word: &str) -> bool {
+    matches!(word, "bind" | "rbind")
 }
 
 /// A volume as containers use it.
 pub(crate) struct Found {
     /// Where its content is.
     pub content: PathBuf,
+    /// Mounted there first.
+    pub device: Option<Device>,
     pub writable: bool,
 }
 
@@ -89,8 +155,13 @@ impl Engine {
                 made.ok_or_else(|| Error::not_found(format!("get {name}: the volume was removed meanwhile")))?
             }
         };
-        let read_only = record.options.get("o").is_some_and(|options| options.split(',').any(|option| option == "ro"));
-        Ok(Found { content: record.elsewhere().unwrap_or_else(|| self.paths().volume(name)), writable: !read_only })
+        let writable = !record.words().any(|option| option == "ro");
+        let own = self.paths().volume(name);
+        Ok(match record.place() {
+            Place::Own => Found { content: own, device: None, writable },
+            Place::Elsewhere(content) => Found { content, device: None, writable },
+            Place::Mounted(device) => Found { content: own, device: Some(device), writable },
+        })
     }
 
     fn make_volume(&self, name: &str, record: Record) -> Result<()> {
@@ -135,6 +206,10 @@ impl Engine {
     fn remove_volume_durably(&self, name: &str, force: bool, durability: Durability) -> Result<()> {
         let retired = self.paths().volumes().join(format!("{RETIRED}{}", names::random_id()?));
         let directory = self.paths().volumes().join(name);
+        // What is mounted there is no content of the volume. A monitor that was killed has left it.
+        if !unmount_unused(&directory).context(|| format!("unmount volume {name}"))? {
+            return Err(Error::conflict(format!("remove {name}: volume is in use by a container that runs")));
+        }
         let removed = self.store.database.write::<bool, Error>(durability, |tx| {
             let users = users(tx, name)?;
             if !users.is_empty() {
@@ -250,6 +325,9 @@ impl Engine {
 }
 
 fn remove_retired(directory: &Path) -> Result<()> {
+    if !unmount_unused(directory).context(|| format!("unmount {}", directory.display()))? {
+        return Ok(());
+    }
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(Error::internal(format!("remove {}: {error}", directory.display())))
@@ -294,10 +372,14 @@ pub(crate) fn check_name(name: &str) -> Result<()> {
     )))
 }
 
-/// The options of the local driver. Of what mount(8) could mount, a directory of the host is mounted.
+/// The options of the local driver: what mount(8) takes.
 fn check_options(options: &BTreeMap<String, String>) -> Result<(), String> {
     if options.is_empty() {
         return Ok(());
+    }
+    if options.contains_key("size") {
+        // Of a directory the local driver's `size` is a quota of its file system.
+        return Err("quota size requested but no quota support".to_owned());
     }
     if let Some(unknown) = options.keys().find(|key| !matches!(key.as_str(), "type" | "o" | "device")) {
         return Err(format!("invalid option: \"{unknown}\""));
@@ -307,18 +389,8 @@ fn check_options(options: &BTreeMap<String, String>) -> Result<(), String> {
             return Err(format!("missing required option: \"{required}\""));
         }
     }
-    let words: Vec<&str> = options.get("o").map(|words| words.split(',').collect()).unwrap_or_default();
-    let kind = options["type"].as_str();
-    let is_bind = matches!(kind, "none" | "bind" | "") && words.iter().any(|word| matches!(*word, "bind" | "rbind"));
-    if !is_bind {
-        return Err(format!(
-            "volumes of type \"{kind}\" are not supported by this version: use type=none, o=bind and a device that is a directory"
-        ));
-    }
-    if let Some(unknown) = words.iter().find(|word| !matches!(**word, "bind" | "rbind" | "rw" | "ro" | "")) {
-        return Err(format!("mount option \"{unknown}\" is not supported by this version"));
-    }
-    if !options["device"].starts_with('/') {
+    let is_bind = options.get("o").is_some_and(|words| words.split(',').any(is_bind));
+    if is_bind && !options["device"].starts_with('/') {
         return Err(format!("device \"{}\" is no absolute path", options["device"]));
     }
     Ok(())
@@ -328,22 +400,46 @@ fn check_options(options: &BTreeMap<String, String>) -> Result<(), String> {
 mod tests {
     use super::*;
 
+    fn options(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
     #[test]
-    fn options_are_those_of_a_bind() {
-        let check = |pairs: &[(&str, &str)]| {
-            check_options(&pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
-        };
+    fn options_are_those_of_mount() {
+        let check = |pairs: &[(&str, &str)]| check_options(&options(pairs));
         assert_eq!(check(&[]), Ok(()));
         assert_eq!(check(&[("type", "none"), ("o", "bind,ro"), ("device", "/srv")]), Ok(()));
+        assert_eq!(check(&[("type", "nfs"), ("o", "addr=x"), ("device", ":/x")]), Ok(()));
         for (pairs, why) in [
             (&[("foo", "bar")][..], "invalid option: \"foo\""),
             (&[("type", "none")], "missing required option: \"device\""),
-            (&[("type", "nfs"), ("o", "addr=x"), ("device", ":/x")], "not supported by this version"),
-            (&[("type", "none"), ("o", "bind,noexec"), ("device", "/x")], "mount option \"noexec\""),
+            (&[("size", "1m")], "no quota support"),
             (&[("type", "none"), ("o", "bind"), ("device", "x")], "no absolute path"),
         ] {
             assert!(check(pairs).unwrap_err().contains(why), "{pairs:?}");
         }
+    }
+
+    #[test]
+    fn only_what_is_more_than_a_bind_is_mounted() {
+        let place = |pairs| Record { options: options(pairs), ..Record::default() }.place();
+        assert_eq!(place(&[]), Place::Own);
+        assert_eq!(place(&[("type", "none"), ("o", "bind,ro"), ("device", "/srv")]), Place::Elsewhere("/srv".into()));
+        let tmpfs =
+            Device { kind: "tmpfs".to_owned(), device: "x".to_owned(), options: vec!["size=1m".to_owned(), "uid=1".to_owned()] };
+        assert_eq!(place(&[("type", "tmpfs"), ("o", "size=1m,uid=1"), ("device", "x")]), Place::Mounted(tmpfs));
+        assert!(matches!(place(&[("type", ""), ("o", "bind,noexec"), ("device", "/srv")]), Place::Mounted(_)));
+    }
+
+    #[test]
+    fn servers_have_addresses() {
+        let device = |options: &[&str]| Device {
+            kind: "nfs".to_owned(),
+            device: ":/x".to_owned(),
+            options: options.iter().map(|option| (*option).to_owned()).collect(),
+        };
+        assert_eq!(device(&["ro", "addr=localhost"]).resolved().unwrap(), ["ro", "addr=127.0.0.1"]);
+        assert_eq!(device(&["soft"]).resolved().unwrap(), ["soft"]);
     }
 
     #[test]

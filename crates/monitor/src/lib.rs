@@ -12,6 +12,7 @@ pub mod forward;
 pub mod health;
 mod local_names;
 pub mod log;
+mod matched;
 mod monitor;
 mod overlay;
 mod process;
@@ -22,6 +23,7 @@ mod resolver;
 mod services;
 mod start;
 pub mod state;
+pub mod volumes;
 
 pub use client::detach;
 pub use monitor::{Setup, main};

@@ -32,6 +32,7 @@ use crate::protocol::{ExecState, FailureKind, LogConfig, Reply, Restart, Start, 
 use crate::services::Services;
 use crate::start::{MountedRoot, Running};
 use crate::state::{self, State};
+use crate::volumes::InUse;
 
 /// Everything a monitor needs to know about its container.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -126,6 +127,8 @@ struct Monitor {
     services: Option<Services>,
     guard: Option<Guard>,
     start: Start,
+    /// Mounted for this container; they stay over restarts.
+    volumes: Vec<InUse>,
     root: Option<MountedRoot>,
     /// The container has run on it.
     root_used: bool,
@@ -288,6 +291,7 @@ impl Monitor {
             guard: None,
             start: Start::default(),
             root: None,
+            volumes: Vec::new(),
             root_used: false,
             running: None,
             processes: vec![None],

@@ -120,7 +120,13 @@ impl Reply {
 pub struct Start {
     /// Without the numeric user, which is resolved in the root.
     pub spec: Spec,
+    /// Volumes that must be mounted first.
+    #[serde(default)]
+    pub volumes: Vec<MountedVolume>,
     pub copy_up: Vec<CopyUp>,
+    /// Bind mounts whose files' owner the container sees as one of its users.
+    #[serde(default)]
+    pub match_owner: Vec<MatchOwner>,
     /// The networks, whose addresses the engine has assigned.
     pub plan: Option<Plan>,
     /// Who else than the file gets the lines of the log.
@@ -180,6 +186,28 @@ pub struct ExecState {
     pub running: bool,
     pub exit_code: Option<i32>,
     pub pid: i32,
+}
+
+/// A volume that is a file system of its own, to be mounted on its directory.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MountedVolume {
+    /// Its directory below the data root, in which `_data` is mounted on.
+    pub directory: PathBuf,
+    /// As mount(8) takes them.
+    pub kind: String,
+    pub device: String,
+    pub options: Vec<String>,
+}
+
+/// A bind mount whose source's owner is one of the container's users for the container, and the other way round.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MatchOwner {
+    /// In the container.
+    pub destination: String,
+    /// As for `User`; `None` for the container's user.
+    pub user: Option<String>,
+    /// Without it files of root keep their owner, and so do those of a file system whose owners cannot be mapped.
+    pub required: bool,
 }
 
 /// A volume that gets the image's content if it is empty.

@@ -14,7 +14,7 @@ use crate::copy_up::copy_up;
 use crate::monitor::Setup;
 use crate::process::{self, Process};
 use crate::protocol::Start as Request;
-use crate::state;
+use crate::{matched, state};
 
 /// Why a container did not start.
 pub(crate) struct Failed {
@@ -88,7 +88,7 @@ pub(crate) fn start(
     for item in &request.copy_up {
         copy_up(&tree, &item.path, &item.volume).map_err(|error| cannot("copy the image's content into a volume", &error))?;
     }
-    let spec = &request.spec;
+    let spec = &matched::owners(&request.spec, &request.match_owner, &tree, &identity).map_err(Failed::new)?;
     let mut process = spec.process.clone().unwrap_or_default();
     set_identity(&mut process, &identity);
     if request.rows > 0 && request.columns > 0 {

@@ -11,7 +11,7 @@ use dhow_sys::{process, socket};
 use rustix::fs::{Mode, OFlags};
 
 use crate::finish::{Finish, ProcessFiles};
-use crate::launch::{Join, Launch, Start, Stdio, libc_flags};
+use crate::launch::{IdMap, Join, Launch, Start, Stdio, libc_flags};
 use crate::rootfs::{Tree, c_string};
 use crate::seccomp;
 use crate::{Context, Result, RuntimeError, hooks};
@@ -20,6 +20,7 @@ pub(crate) struct Child<'a> {
     pub launch: &'a Launch<'a>,
     pub flags: u64,
     pub joins: &'a [Join],
+    pub id_maps: &'a [IdMap],
     pub socket: &'a OwnedFd,
 }
 
@@ -70,7 +71,7 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
     let before_cgroup = if hooked { 0 } else { spec.mounts.iter().take_while(|mount| mount.kind != "cgroup").count() };
     let (first, others) = spec.mounts.split_at(before_cgroup);
     rustix::process::umask(Mode::empty());
-    tree.mount_all(first, spec, launch.cgroup)?;
+    tree.mount_all(first, spec, launch.cgroup, child.id_maps)?;
     enter_cgroup(child)?;
     let mut filter = None;
     if hooked {
@@ -83,7 +84,7 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
     if let Some(score) = launch.process.oom_score_adj {
         files.write_oom_score(score)?;
     }
-    tree.mount_all(others, spec, launch.cgroup)?;
+    tree.mount_all(others, spec, launch.cgroup, child.id_maps)?;
     let user_namespaced = linux.namespaces.iter().any(|namespace| namespace.kind == "user");
     let has_dev = spec.mounts.iter().any(|mount| mount.destination == "/dev" && mount.kind == "bind");
     if !has_dev {

@@ -16,7 +16,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use crate::cgroup::Cgroup;
 pub use crate::rootfs::Rootfs;
 use crate::seccomp;
-use crate::spec::{IdMapping, Namespace, Process, Resources, Spec};
+use crate::spec::{IdMapping, Mount, Namespace, Process, Resources, Spec};
 use crate::{Context, Result, RuntimeError, hooks, init};
 
 /// Where the container's standard streams lead.
@@ -116,6 +116,8 @@ pub fn launch(launch: Launch<'_>) -> Result<Launched> {
     let linux = launch.spec.linux();
     let (flags, joins, pid_join) = namespaces(&linux.namespaces, launch.network.as_ref())?;
     let (ours, theirs) = socket::packet_pair().context(|| "create the socket to the container's init".to_owned())?;
+    // Here, where a child's number is one of the mounted procfs.
+    let id_maps = id_maps(&launch.spec.mounts)?;
     let time_offsets = (!linux.time_offsets.is_empty()).then_some(&linux.time_offsets);
 
     let own_pid_namespace = match &pid_join {
@@ -131,7 +133,7 @@ pub fn launch(launch: Launch<'_>) -> Result<Launched> {
         return Err(RuntimeError::Spec("timeOffsets are not supported".to_owned()));
     }
     let args = CloneArgs { flags, cgroup: launch.cgroup.clone_into() };
-    let child = init::Child { launch: &launch, flags, joins: &joins, socket: &theirs };
+    let child = init::Child { launch: &launch, flags, joins: &joins, id_maps: &id_maps, socket: &theirs };
     let cloned = clone::clone3(&args, || init::run(&child));
     if let Some(own) = own_pid_namespace {
         process::set_namespace(own.as_fd(), libc_flags::NEW_PID as i32)
@@ -225,6 +227,21 @@ fn namespaces(list: &[Namespace], network: Option<&OwnedFd>) -> Result<(u64, Vec
 fn write_id_map(pid: i32, file: &str, mappings: &[IdMapping]) -> Result<()> {
     let text: String = mappings.iter().map(|map| format!("{} {} {}\n", map.container_id, map.host_id, map.size)).collect();
     std::fs::write(format!("/proc/{pid}/{file}"), text).context(|| format!("write {file}"))
+}
+
+/// The maps of an id-mapped mount, as a user namespace.
+pub(crate) struct IdMap {
+    pub destination: String,
+    pub namespace: OwnedFd,
+}
+
+fn id_maps(mounts: &[Mount]) -> Result<Vec<IdMap>> {
+    let mapped = mounts.iter().filter(|mount| !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty());
+    let map = |mount: &Mount| {
+        let namespace = idmap_namespace(&mount.uid_mappings, &mount.gid_mappings)?;
+        Ok(IdMap { destination: mount.destination.clone(), namespace })
+    };
+    mapped.map(map).collect()
 }
 
 /// A user namespace with these maps and nobody in it, to id-map a mount with.

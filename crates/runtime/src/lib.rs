@@ -13,6 +13,7 @@ pub mod defaults;
 pub mod exec;
 mod finish;
 pub mod hooks;
+pub mod host_mount;
 mod init;
 pub mod launch;
 mod mount_options;

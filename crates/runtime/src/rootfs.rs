@@ -17,6 +17,7 @@ use rustix::mount::{
 };
 
 use crate::cgroup::Cgroup;
+use crate::launch::IdMap;
 use crate::mount_options::{self, MountOptions};
 use crate::spec::{Device, Mount, Spec};
 use crate::{Context, Result, RuntimeError};
@@ -89,10 +90,11 @@ impl Tree {
     }
 
     /// Makes some of the spec's mounts, in order.
-    pub fn mount_all(&self, mounts: &[Mount], spec: &Spec, cgroup: &Cgroup) -> Result<()> {
+    pub fn mount_all(&self, mounts: &[Mount], spec: &Spec, cgroup: &Cgroup, id_maps: &[IdMap]) -> Result<()> {
         let cgroup_namespace = spec.linux().namespaces.iter().any(|namespace| namespace.kind == "cgroup");
         for mount in mounts {
-            self.mount(mount, cgroup, cgroup_namespace).map_err(|error| {
+            let id_map = id_maps.iter().find(|map| map.destination == mount.destination);
+            self.mount(mount, cgroup, cgroup_namespace, id_map).map_err(|error| {
                 let source = mount.source.as_deref().unwrap_or(&mount.kind);
                 RuntimeError::Init(format!("error mounting \"{source}\" to rootfs at \"{}\": {error}", mount.destination))
             })?;
@@ -100,14 +102,14 @@ impl Tree {
         Ok(())
     }
 
-    fn mount(&self, mount: &Mount, cgroup: &Cgroup, cgroup_namespace: bool) -> Result<()> {
+    fn mount(&self, mount: &Mount, cgroup: &Cgroup, cgroup_namespace: bool, id_map: Option<&IdMap>) -> Result<()> {
         let options = MountOptions::parse(&mount.options);
         let destination = Path::new(&mount.destination);
         if mount.kind == "cgroup" {
             return self.mount_cgroup(destination, &options, cgroup, cgroup_namespace);
         }
         let (tree, directory) = if options.bind || mount.kind == "bind" {
-            bind_source(mount, &options)?
+            bind_source(mount, &options, id_map)?
         } else {
             part_of(new_file_system(&mount.kind, mount.source.as_deref(), &options)?, mount.subpath.as_deref())?
         };
@@ -365,7 +367,7 @@ fn attach(tree: impl AsFd, target: impl AsFd) -> Result<()> {
 }
 
 /// A detached mount of a new file system.
-fn new_file_system(kind: &str, source: Option<&str>, options: &MountOptions) -> Result<OwnedFd> {
+pub(crate) fn new_file_system(kind: &str, source: Option<&str>, options: &MountOptions) -> Result<OwnedFd> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).context(|| format!("file system type {kind}"))?;
     if let Some(source) = source.filter(|source| !source.is_empty()) {
         fsconfig_set_string(&context, "source", source).context(|| format!("source {source}"))?;
@@ -373,7 +375,9 @@ fn new_file_system(kind: &str, source: Option<&str>, options: &MountOptions) -> 
     for (key, value) in &options.data {
         match value {
             Some(value) => {
-                fsconfig_set_string(&context, key.as_str(), value.as_str()).context(|| format!("option {key}={value}"))?
+                // A password is not for logs and clients.
+                let shown = if key.contains("pass") { "***" } else { value };
+                fsconfig_set_string(&context, key.as_str(), value.as_str()).context(|| format!("option {key}={shown}"))?
             }
             None => fsconfig_set_flag(&context, key.as_str()).context(|| format!("option {key}"))?,
         }
@@ -395,7 +399,7 @@ fn part_of(tree: OwnedFd, subpath: Option<&str>) -> Result<(OwnedFd, bool)> {
 }
 
 /// A detached copy of a bind mount's source with its options, and whether it is a directory.
-fn bind_source(mount: &Mount, options: &MountOptions) -> Result<(OwnedFd, bool)> {
+fn bind_source(mount: &Mount, options: &MountOptions, id_map: Option<&IdMap>) -> Result<(OwnedFd, bool)> {
     let source = mount.source.as_deref().ok_or_else(|| RuntimeError::Spec("a bind mount needs a source".to_owned()))?;
     let tree = match (in_other_namespace(source), &mount.subpath) {
         (Some((pid, path)), _) => clone_foreign_tree(pid, path, options.recursive),
@@ -408,9 +412,8 @@ fn bind_source(mount: &Mount, options: &MountOptions) -> Result<(OwnedFd, bool)>
     };
     let tree = tree.context(|| format!("open {source}"))?;
     let stat = rustix::fs::fstat(&tree).context(|| format!("stat {source}"))?;
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        let namespace = crate::launch::idmap_namespace(&mount.uid_mappings, &mount.gid_mappings)?;
-        mount_setattr(tree.as_fd(), options.recursive, &MountAttr::idmapped(namespace.as_fd()))
+    if let Some(map) = id_map {
+        mount_setattr(tree.as_fd(), options.recursive, &MountAttr::idmapped(map.namespace.as_fd()))
             .context(|| "map the ids of the mount".to_owned())?;
     }
     if options.attr != MountAttr::default() {
@@ -445,7 +448,7 @@ fn clone_foreign_tree(pid: &str, path: &Path, recursive: bool) -> io::Result<Own
 }
 
 /// Options that can only be set, or only mean something, on an attached mount.
-fn apply(tree: &OwnedFd, options: &MountOptions) -> Result<()> {
+pub(crate) fn apply(tree: &OwnedFd, options: &MountOptions) -> Result<()> {
     for (propagation, recursive) in &options.propagation {
         mount_setattr(tree.as_fd(), *recursive, &MountAttr::propagation(*propagation))
             .context(|| "set the propagation".to_owned())?;

@@ -71,7 +71,8 @@ pub struct Daemon {
 
 const DEFAULT_CONFIG: &str = "/etc/dhow/daemon.json";
 /// Keys of the configuration file that this version acts on.
-const KNOWN: [&str; 20] = [
+const KNOWN: [&str; 21] = [
+    "bind-ownership",
     "hosts",
     "group",
     "pidfile",
@@ -167,6 +168,12 @@ impl Daemon {
                 .or(file.get("default-stop-timeout").and_then(Value::as_i64))
                 .unwrap_or(defaults.stop_timeout),
             log,
+            bind_ownership: file
+                .get("bind-ownership")
+                .map(|value| serde_json::from_value(value.clone()))
+                .transpose()
+                .map_err(|error| Failure::new(format!("unable to configure the daemon: bind-ownership: {error}")))?
+                .unwrap_or_default(),
             debug,
         };
         let level = if debug { "debug".to_owned() } else { text("log-level").unwrap_or_else(|| level.to_owned()) };

@@ -14,6 +14,7 @@ use crate::forward::Forwarder;
 use crate::protocol::{FailureKind, Policy, Reply, Start};
 use crate::start;
 use crate::state::{self, State, Status};
+use crate::volumes::InUse;
 
 impl Monitor {
     /// Running, paused or about to be restarted.
@@ -39,6 +40,7 @@ impl Monitor {
                 self.state.exit_code = failed.code;
                 self.state.finished = if self.state.started > 0 { now() } else { 0 };
                 self.detach_network();
+                self.volumes.clear();
                 let _ = state::save(&self.setup.directory, &self.state);
                 self.fail(index, FailureKind::Start, failed.message);
                 // Whoever attached before the start learns that nothing comes.
@@ -81,6 +83,10 @@ impl Monitor {
             self.mount_root()?;
         }
         self.root_used = true;
+        if self.volumes.is_empty() {
+            let volumes: Result<_, _> = self.start.volumes.iter().map(InUse::begin).collect();
+            self.volumes = volumes.map_err(start::Failed::new)?;
+        }
         let root = self.root.as_ref().ok_or_else(|| start::Failed::new("the root is not mounted".to_owned()))?;
         let (process, running) = start::start(&self.setup, &self.start, &root.fd, network)?;
         let network = self.network_state();
@@ -267,6 +273,7 @@ impl Monitor {
     pub(super) fn end(&mut self) {
         let stopped = self.stopping.take().is_some();
         self.detach_network();
+        self.volumes.clear();
         self.state.status = Status::Exited;
         self.state.network = None;
         self.state.pid = 0;

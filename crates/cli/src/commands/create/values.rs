@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use dhow_api::config::{
-    BindOptions, DeviceMapping, EndpointSettings, ImageOptions, Mount, PortBinding, RestartPolicy, ThrottleDevice, TmpfsOptions,
-    Ulimit, VolumeOptions, WeightDevice,
+    BindOptions, DeviceMapping, EndpointSettings, IdMapping, ImageOptions, Mount, PortBinding, RestartPolicy, ThrottleDevice,
+    TmpfsOptions, Ulimit, VolumeOptions, WeightDevice,
 };
 use dhow_engine::units::parse_bytes;
 use serde_json::json;
@@ -384,6 +384,16 @@ pub(super) fn parse_network(text: &str) -> Result<(String, EndpointSettings)> {
     Ok((name, settings))
 }
 
+/// The value of `bind-idmap`.
+fn id_mapping(text: &str) -> std::result::Result<IdMapping, String> {
+    let (source, user) = text.split_once(':').unwrap_or((text, ""));
+    match (source, user) {
+        ("" | "match-user", user) => Ok(IdMapping { source: "match-user".to_owned(), user: user.to_owned() }),
+        ("userns", "") => Ok(IdMapping { source: "userns".to_owned(), user: String::new() }),
+        _ => Err(format!("invalid value for bind-idmap: {text} (must be \"match-user\", \"match-user:USER\", or \"userns\")")),
+    }
+}
+
 /// `type=bind,source=/a,target=/b,readonly`
 pub(super) fn mount(text: &str) -> Result<Mount> {
     let wrong = |why: String| flag(text, "--mount", &why);
@@ -403,7 +413,10 @@ pub(super) fn mount(text: &str) -> Result<Mount> {
             other => Err(wrong(format!("invalid value for {key}: {other}"))),
         };
         if !field.contains('=')
-            && !matches!(key.as_str(), "readonly" | "ro" | "volume-nocopy" | "bind-nonrecursive" | "bind-create-src")
+            && !matches!(
+                key.as_str(),
+                "readonly" | "ro" | "volume-nocopy" | "bind-nonrecursive" | "bind-create-src" | "bind-idmap"
+            )
         {
             return Err(wrong(format!("invalid field '{field}' must be a key=value pair")));
         }
@@ -422,6 +435,7 @@ pub(super) fn mount(text: &str) -> Result<Mount> {
             "bind-propagation" => (bind.propagation, has_bind) = (value.to_owned(), true),
             "bind-nonrecursive" => (bind.non_recursive, has_bind) = (boolean()?, true),
             "bind-create-src" => (bind.create_mountpoint, has_bind) = (boolean()?, true),
+            "bind-idmap" => (bind.id_mapping, has_bind) = (Some(id_mapping(value).map_err(&wrong)?), true),
             "bind-recursive" => {
                 has_bind = true;
                 match value {
@@ -504,6 +518,16 @@ mod tests {
         );
         assert!(mount("type=bind,src=/a").unwrap_err().message.contains("target is required"));
         assert!(mount("type=tmpfs,dst=/a,bind-propagation=x").is_err());
+        for (text, source, user) in [
+            ("bind-idmap", "match-user", ""),
+            ("bind-idmap=match-user:33:33", "match-user", "33:33"),
+            ("bind-idmap=userns", "userns", ""),
+        ] {
+            let parsed = mount(&format!("type=bind,src=/a,dst=/b,{text}")).unwrap().bind_options.unwrap().id_mapping.unwrap();
+            assert_eq!((parsed.source.as_str(), parsed.user.as_str()), (source, user), "{text}");
+        }
+        assert!(mount("type=bind,src=/a,dst=/b,bind-idmap=other").is_err());
+        assert!(mount("type=volume,src=a,dst=/b,bind-idmap").is_err());
         assert!(mount("type=bind,nosuch=1,dst=/a").unwrap_err().message.contains("unexpected key 'nosuch'"));
         assert_eq!(ulimit("nofile=1:2").unwrap().hard, 2);
         assert!(ulimit("nofile=3:2").is_err());
