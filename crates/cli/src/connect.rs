@@ -11,10 +11,11 @@ use std::sync::Arc;
 
 use clap::Args;
 use dhow_api::client::{BoxedStream, Client, Connector};
-use dhow_engine::{Engine, Settings, Spare};
+use dhow_engine::{DefaultNetwork, Engine, Settings, Spare};
 
 use self::contexts::Folder;
 pub use self::tls::{TlsOptions, certificate_directory};
+use crate::configuration::Configuration;
 use crate::failure::{Failure, Result};
 
 /// The daemon's socket when nothing else is said.
@@ -84,10 +85,22 @@ impl Target {
         if !own_roots && std::os::unix::net::UnixStream::connect(DEFAULT_SOCKET).is_ok() {
             return Ok(Client::unix(PathBuf::from(DEFAULT_SOCKET)));
         }
-        embedded(self.settings(), self.starts)
+        let file = self.configuration()?;
+        embedded(self.settings(&file)?, file.network()?, self.starts)
     }
 
-    pub fn settings(&self) -> Settings {
+    /// The configuration of an engine in this process. Roots that are named on the command line have none.
+    fn configuration(&self) -> Result<Configuration> {
+        if self.roots.are_given() { Ok(Configuration::default()) } else { Configuration::read(None) }
+    }
+
+    /// Opens the engine of this process.
+    pub fn engine(&self) -> Result<Engine> {
+        let settings = self.settings(&self.configuration()?)?;
+        Engine::open(settings).map_err(|error| Failure::new(error.to_string()))
+    }
+
+    fn settings(&self, file: &Configuration) -> Result<Settings> {
         let path = |path: &Option<PathBuf>, default: &str| path.clone().unwrap_or_else(|| PathBuf::from(default));
         let data_root = path(&self.roots.data_root, DEFAULT_DATA);
         // Another data root has containers of its own: they must not share the run directories of the default one.
@@ -95,7 +108,7 @@ impl Target {
             (None, Some(data)) if data != Path::new(DEFAULT_DATA) => data.join("run"),
             (exec, _) => path(exec, DEFAULT_EXEC),
         };
-        Settings { data_root, exec_root, ..Settings::default() }
+        file.settings(Settings { data_root, exec_root, ..Settings::default() })
     }
 }
 
@@ -124,10 +137,14 @@ fn in_context(folder: &Folder, name: &str) -> Result<Client> {
 }
 
 /// A client of an engine in this process: the same server, over a pipe in memory.
-fn embedded(settings: Settings, starts: Option<Starts>) -> Result<Client> {
+fn embedded(settings: Settings, network: Option<DefaultNetwork>, starts: Option<Starts>) -> Result<Client> {
     // Should that fail, the monitor is started later, and then says what is wrong.
     let spare = starts.and_then(|starts| Spare::start(starts.network).ok());
-    let engine = Engine::open(settings).map_err(|error| Failure::new(format!("Error response from daemon: {error}")))?;
+    let failed = |error: dhow_engine::Error| Failure::new(format!("Error response from daemon: {error}"));
+    let engine = Engine::open(settings).map_err(failed)?;
+    if let Some(network) = network {
+        engine.set_default_network(&network).map_err(failed)?;
+    }
     if let Some(spare) = spare {
         engine.offer(spare);
     }

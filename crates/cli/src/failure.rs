@@ -11,7 +11,7 @@ pub struct Failure {
     pub code: i32,
 }
 
-pub type Result<T = ()> = std::result::Result<T, Failure>;
+pub type Result<T = (), E = Failure> = std::result::Result<T, E>;
 
 impl Failure {
     pub fn new(message: impl Into<String>) -> Failure {

@@ -5,6 +5,7 @@
 
 mod app;
 mod commands;
+mod configuration;
 mod connect;
 mod failure;
 mod init;

@@ -240,19 +240,27 @@ impl Engine {
         if host.restart_policy.name.is_empty() {
             host.restart_policy.name = "no".to_owned();
         }
-        crate::logs::drivers::with_defaults(&mut host.log_config, &self.settings.log);
+        let settings = self.settings();
+        let defaults = &settings.containers;
+        let missing = defaults.ulimits.iter().filter(|limit| !host.ulimits.iter().flatten().any(|own| own.name == limit.name));
+        let missing: Vec<_> = missing.cloned().collect();
+        if !missing.is_empty() {
+            host.ulimits.get_or_insert_default().extend(missing);
+        }
+        crate::logs::drivers::with_defaults(&mut host.log_config, &defaults.log);
         crate::logs::drivers::check(&host.log_config)?;
         if host.shm_size < 0 {
             return Err(Error::invalid("SHM size can not be less than 0"));
         }
         if host.shm_size == 0 {
-            host.shm_size = 64 << 20;
+            host.shm_size = defaults.shm_size;
         }
         if host.cgroupns_mode.is_empty() {
-            host.cgroupns_mode = if dhow_runtime::cgroup::is_unified() { "private" } else { "host" }.to_owned();
+            let usual = || if dhow_runtime::cgroup::is_unified() { "private" } else { "host" }.to_owned();
+            host.cgroupns_mode = defaults.cgroupns_mode.clone().unwrap_or_else(usual);
         }
         if host.ipc_mode.is_empty() {
-            host.ipc_mode = "private".to_owned();
+            host.ipc_mode.clone_from(&defaults.ipc_mode);
         }
         let valid_ipc = matches!(host.ipc_mode.as_str(), "none" | "private" | "shareable" | "host")
             || host.ipc_mode.starts_with("container:");

@@ -35,6 +35,7 @@ mod prune;
 mod reconcile;
 mod remove;
 mod security;
+mod settings;
 mod signal;
 mod spec;
 mod stats;
@@ -69,58 +70,22 @@ pub use logs::drivers::check as check_log;
 pub use logs::{LogQuery, LogSink};
 pub use names::random_id;
 pub use prune::{DiskQuery, PruneQuery};
+pub use security::check_profile;
+pub use settings::{BindOwnership, ContainerDefaults, DefaultNetwork, Pool, Settings};
 pub use signal::parse_signal;
 pub use system::Figures;
 pub use wait::{Condition, Waiting};
 
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use dhow_api::config::LogConfig;
 use dhow_store::{Paths, Store};
-
-/// What an engine is told once, by flags or by its configuration file.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    pub data_root: PathBuf,
-    pub exec_root: PathBuf,
-    /// Seconds a container has to stop before it is killed.
-    pub stop_timeout: i64,
-    /// Of containers that say nothing of it.
-    pub log: LogConfig,
-    pub bind_ownership: BindOwnership,
-    pub debug: bool,
-}
-
-/// Whose the files of bind mounts are for containers that say nothing of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum BindOwnership {
-    /// Their owner's on the host: Docker's way.
-    #[default]
-    Keep,
-    /// The container's user's, where they belong to another user than root on the host. The host's owner keeps them.
-    Match,
-}
-
-impl Default for Settings {
-    fn default() -> Settings {
-        Settings {
-            data_root: PathBuf::from("/var/lib/dhow"),
-            exec_root: PathBuf::from("/run/dhow"),
-            stop_timeout: 10,
-            log: LogConfig { kind: "json-file".to_owned(), ..LogConfig::default() },
-            bind_ownership: BindOwnership::default(),
-            debug: false,
-        }
-    }
-}
 
 /// The version of this engine.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 pub struct Engine {
-    pub settings: Settings,
+    settings: RwLock<Arc<Settings>>,
     pub(crate) store: Store,
     /// Not state: whatever is in it, nothing is lost with it.
     spare: Mutex<Option<Spare>>,
@@ -140,7 +105,20 @@ impl Engine {
         let paths = Paths::new(&absolute(&settings.data_root)?, &absolute(&settings.exec_root)?);
         let store = Store::open(paths)?;
         store.paths.create_exec()?;
-        Ok(Engine { settings, store, spare: Mutex::default() })
+        Ok(Engine { settings: RwLock::new(Arc::new(settings)), store, spare: Mutex::default() })
+    }
+
+    pub fn settings(&self) -> Arc<Settings> {
+        // A thread that panicked holding it has left it as it was.
+        self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes new settings, for what is done from now on. The roots stay.
+    pub fn reload(&self, settings: Settings) {
+        let (data_root, exec_root) = (self.settings().data_root.clone(), self.settings().exec_root.clone());
+        let new = Arc::new(Settings { data_root, exec_root, ..settings });
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = new;
+        self.reloaded();
     }
 
     pub(crate) fn paths(&self) -> &Paths {

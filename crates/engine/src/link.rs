@@ -149,7 +149,7 @@ impl Engine {
             restart: container.restart(),
             auto_remove: host.auto_remove,
             stop_signal: crate::lifecycle::stop_signal(container),
-            stop_timeout: record.config.stop_timeout.unwrap_or(self.settings.stop_timeout),
+            stop_timeout: record.config.stop_timeout.unwrap_or(self.settings().containers.stop_timeout),
             health: crate::health::of(container),
             events: paths.events(),
             attributes: container.event_attributes(),

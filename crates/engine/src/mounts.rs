@@ -57,7 +57,7 @@ impl Engine {
                 records.push(self.volume_mount(None, &destination, "", true, true)?);
             }
         }
-        if self.settings.bind_ownership == BindOwnership::Match {
+        if self.settings().containers.bind_ownership == BindOwnership::Match {
             for record in records.iter_mut().filter(|record| record.point.kind == "bind" && record.match_owner.is_none()) {
                 let destination = record.point.destination.clone();
                 record.match_owner = Some(MatchOwner { destination, user: None, required: false });

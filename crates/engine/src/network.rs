@@ -24,10 +24,10 @@ use dhow_store::rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Context;
-use crate::{Engine, Error, Result, names};
+use crate::{DefaultNetwork, Engine, Error, Result, names};
 
 /// A network as the database has it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct NetworkRecord {
     /// How the kernel has it.
     pub network: dhow_network::Network,
@@ -60,6 +60,48 @@ pub(crate) struct NetworkRecord {
 }
 
 impl NetworkRecord {
+    /// Takes over what is wanted of the default network; `used` are subnets of others.
+    fn become_default(&mut self, wanted: &DefaultNetwork, seed: &str, used: &[Subnet]) -> Result<()> {
+        let before = self.network.ipv6.as_ref().map(|range| range.subnet);
+        let ipv6 = match (wanted.ipv6, wanted.ipv6_subnet.or(before)) {
+            (false, _) => None,
+            (true, Some(subnet)) => Some(subnet),
+            (true, None) => Some(create::free_unique_local(seed, used)?),
+        };
+        let subnets = [("fixed-cidr-v6", ipv6), ("bip", wanted.ipv4.map(|(_, subnet)| subnet))];
+        for (key, subnet) in subnets.into_iter().filter_map(|(key, subnet)| Some((key, subnet?))) {
+            if let Some(other) = used.iter().find(|other| other.overlaps(&subnet)) {
+                return Err(Error::invalid(format!("{key}: {subnet} overlaps {other} of another network")));
+            }
+        }
+        if let Some((address, subnet)) = wanted.ipv4 {
+            self.network.ipv4 = Some(Range { subnet, gateway: Some(address) });
+        }
+        self.network.ipv6 = ipv6.map(|subnet| Range { subnet, gateway: Some(subnet.first_host()) });
+        let range = wanted.ipv4_range;
+        let whole = self.network.ipv4.as_ref().map(|own| own.subnet);
+        if let (Some(range), Some(whole)) = (range, whole)
+            && !(whole.contains(range.first_host()) && whole.contains(range.last()))
+        {
+            return Err(Error::invalid(format!(
+                "fixed-cidr: {range} is no part of {whole}, the subnet of the default network (bip)"
+            )));
+        }
+        self.ranges[0] = range;
+        self.reserved = self.families().into_iter().flatten().filter_map(|range| range.gateway).collect();
+        self.network.mtu = wanted.mtu;
+        if let Driver::Bridge(bridge) = &mut self.network.driver {
+            bridge.inter_container = wanted.inter_container;
+            bridge.masquerade = wanted.masquerade;
+        }
+        self.host_binding = wanted.host_binding;
+        let publish = wanted.publish;
+        if publish != self.publish.unwrap_or_default() {
+            self.publish = Some(publish);
+        }
+        Ok(())
+    }
+
     /// The pair of families, IPv4 first.
     fn families(&self) -> [Option<&Range>; 2] {
         [self.network.ipv4.as_ref(), self.network.ipv6.as_ref()]
@@ -164,67 +206,52 @@ impl Engine {
     fn free_subnet(&self, used: &[Subnet]) -> Result<Subnet> {
         let mut all = host_networks().context(|| "choose a subnet".to_owned())?;
         all.extend_from_slice(used);
-        default_pools()
+        let settings = self.settings();
+        let own = settings.pools.iter().filter(|pool| pool.base.is_ipv4()).flat_map(|pool| pool.base.pieces(pool.size));
+        let mut pools = own.chain(default_pools().filter(|_| !settings.pools.iter().any(|pool| pool.base.is_ipv4())));
+        pools
             .find(|pool| !all.iter().any(|network| network.overlaps(pool)))
             .ok_or_else(|| Error::internal("all predefined address pools have been fully subnetted"))
     }
 
-    /// Gives the default network IPv6, or takes it away, for the containers that start from now on. Without a subnet it keeps
-    /// the one it has, or gets one of unique local addresses (RFC 4193).
+    /// Makes the default network what it is to be, for the containers that start from now on. Subnets that are not named stay
+    /// what they are.
     ///
     /// # Errors
-    /// A subnet that is none.
-    pub fn set_default_ipv6(&self, enabled: bool, subnet: Option<&str>) -> Result<()> {
-        let given = subnet.map(|text| text.parse::<Subnet>().map_err(|error| Error::invalid(format!("fixed-cidr-v6: {error}"))));
-        let given = given.transpose()?;
-        if let Some(subnet) = given.filter(|subnet| subnet.is_ipv4() || subnet.prefix > 124) {
-            return Err(Error::invalid(format!("fixed-cidr-v6: {subnet} is no subnet of IPv6 with room for containers")));
-        }
-        if !enabled && self.store.database.read(|db| by_name(db, DEFAULT))?.is_none() {
+    /// A subnet that another network has; another IPv4 subnet while containers run in it.
+    pub fn set_default_network(&self, wanted: &DefaultNetwork) -> Result<()> {
+        if *wanted == DefaultNetwork::default() && self.store.database.read(|db| by_name(db, DEFAULT))?.is_none() {
             return Ok(());
         }
         let network = self.default_network()?;
         let seed = self.engine_id()?;
-        self.store.database.write(Durability::Power, |tx| {
+        let old = self.store.database.write(Durability::Power, |tx| {
             let mut record = by_id(tx, network.id())?.ok_or_else(|| Error::internal("the default network vanished"))?;
-            let before = record.network.ipv6.as_ref().map(|range| range.subnet);
+            let before = record.clone();
             let mut others = all(tx)?;
             others.retain(|other| other.id() != record.id());
-            let used = used_subnets(&others);
-            let after = match (enabled, given.or(before)) {
-                (false, _) => None,
-                (true, Some(subnet)) => Some(subnet),
-                (true, None) => Some(create::free_unique_local(&seed, &used)?),
-            };
-            if let Some((subnet, other)) =
-                after.and_then(|subnet| Some((subnet, used.iter().find(|other| other.overlaps(&subnet))?)))
-            {
-                return Err(Error::invalid(format!("fixed-cidr-v6: {subnet} overlaps {other} of another network")));
+            record.become_default(wanted, &seed, &used_subnets(&others))?;
+            if record == before {
+                return Ok(None);
             }
-            if after != before {
-                record.network.ipv6 = after.map(|subnet| Range { subnet, gateway: Some(subnet.first_host()) });
-                record.reserved.retain(IpAddr::is_ipv4);
-                record.reserved.extend(after.map(|subnet| subnet.first_host()));
-                save(tx, &record)?;
+            let moved = record.network.ipv4 != before.network.ipv4;
+            if moved {
+                self.release_if_idle(tx, record.id(), None)?;
+                let query = "SELECT EXISTS (SELECT 1 FROM endpoints WHERE network_id = ?1)";
+                if tx.query_row(query, [record.id()], |row| row.get(0))? {
+                    return Err(Error::conflict(
+                        "bip: the default network cannot have another subnet while containers run in it: stop them first",
+                    ));
+                }
             }
-            Ok(())
-        })
-    }
-
-    /// Who may reach the published ports of networks that do not say so themselves, for the containers that start from now on.
-    pub fn set_default_publish(&self, policy: Policy) -> Result<()> {
-        if policy == Policy::default() && self.store.database.read(|db| by_name(db, DEFAULT))?.is_none() {
-            return Ok(());
+            save(tx, &record)?;
+            Ok(Some(before).filter(|_| moved))
+        })?;
+        match old {
+            // Nobody is in it: it is made anew, with its address, for the next container.
+            Some(old) => old.network.remove().context(|| "move the default network".to_owned()),
+            None => Ok(()),
         }
-        let network = self.default_network()?;
-        if network.publish.unwrap_or_default() == policy {
-            return Ok(());
-        }
-        self.store.database.write(Durability::Power, |tx| {
-            let mut record = by_id(tx, network.id())?.ok_or_else(|| Error::internal("the default network vanished"))?;
-            record.publish = Some(policy);
-            save(tx, &record)
-        })
     }
 
     /// Finds a network with a record.

@@ -6,7 +6,7 @@ use dhow_runtime::seccomp;
 use dhow_runtime::spec::{Capabilities, Seccomp, SeccompArgument, SeccompRule};
 use serde::Deserialize;
 
-use crate::{Error, Result};
+use crate::{ContainerDefaults, Error, Result};
 
 /// `--security-opt`, parsed.
 #[derive(Default, Debug)]
@@ -27,8 +27,22 @@ pub(crate) enum SeccompOption {
     Profile(String),
 }
 
+/// What a container says, and where it says nothing what the engine was told.
+pub(crate) fn parse_with(host: &HostConfig, defaults: &ContainerDefaults) -> Result<SecurityOptions> {
+    let seccomp = match defaults.seccomp_profile.as_str() {
+        "builtin" => SeccompOption::Default,
+        "unconfined" => SeccompOption::Unconfined,
+        profile => SeccompOption::Profile(profile.to_owned()),
+    };
+    let base = SecurityOptions { no_new_privileges: defaults.no_new_privileges, seccomp, ..SecurityOptions::default() };
+    parse_onto(host, base)
+}
+
 pub(crate) fn parse(host: &HostConfig) -> Result<SecurityOptions> {
-    let mut options = SecurityOptions::default();
+    parse_onto(host, SecurityOptions::default())
+}
+
+fn parse_onto(host: &HostConfig, mut options: SecurityOptions) -> Result<SecurityOptions> {
     for text in host.security_opt.iter().flatten() {
         let invalid = || Error::invalid(format!("invalid --security-opt 1: \"{text}\""));
         if text == "no-new-privileges" {
@@ -120,6 +134,14 @@ pub(crate) fn spec_seccomp(host: &HostConfig, options: &SecurityOptions, set: &[
         SeccompOption::Default => Ok(Some(seccomp::default_profile(set, kernel()))),
         SeccompOption::Profile(text) => profile(text, set),
     }
+}
+
+/// Checks the text of a seccomp profile.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_profile(text: &str) -> Result<()> {
+    profile(text, &[]).map(drop)
 }
 
 /// Major and minor version of the kernel.

@@ -25,11 +25,14 @@ impl Engine {
     pub(crate) fn spec(&self, container: &Container, links: &[String]) -> Result<Spec> {
         let record = &container.record;
         let (config, host) = (&record.config, &record.host_config);
-        let options = security::parse(host)?;
+        let settings = self.settings();
+        let defaults = &settings.containers;
+        let init = host.init.unwrap_or(defaults.init);
+        let options = security::parse_with(host, defaults)?;
         let set = security::capability_set(host)?;
         let seccomp = security::spec_seccomp(host, &options, &set)?;
         let mut args: Vec<String> = std::iter::once(record.path.clone()).chain(record.args.iter().cloned()).collect();
-        if host.init == Some(true) {
+        if init {
             args.splice(0..0, [INIT.to_owned(), "--".to_owned()]);
         }
         let process = Process {
@@ -51,7 +54,7 @@ impl Engine {
         mounts.retain(|mount| !own.iter().any(|other| other.destination == mount.destination));
         self.add_files(container, &own, &mut mounts);
         mounts.extend(own);
-        if host.init == Some(true) {
+        if init {
             mounts.push(Mount {
                 destination: INIT.to_owned(),
                 kind: "bind".to_owned(),
@@ -76,7 +79,7 @@ impl Engine {
                 sysctl: sysctls(host, &namespaces)?,
                 namespaces,
                 resources: Some(resources),
-                cgroups_path: Some(cgroup_path(container)?),
+                cgroups_path: Some(cgroup_path(container, defaults.cgroup_parent.as_deref())?),
                 devices,
                 seccomp,
                 rootfs_propagation: rootfs_propagation(container),
@@ -292,12 +295,14 @@ fn sysctls(host: &HostConfig, namespaces: &[Namespace]) -> Result<BTreeMap<Strin
 }
 
 /// The container's place below the hierarchy's root; the parent is anchored there by the runtime.
-fn cgroup_path(container: &Container) -> Result<String> {
-    let parent = container.record.host_config.cgroup_parent.as_str();
+fn cgroup_path(container: &Container, default: Option<&str>) -> Result<String> {
+    let parent = match container.record.host_config.cgroup_parent.as_str() {
+        "" => default.unwrap_or(CGROUP_PARENT),
+        parent => parent,
+    };
     if parent.split('/').any(|part| part == "..") {
         return Err(Error::invalid(format!("invalid cgroup parent {parent}: it leads upwards")));
     }
-    let parent = if parent.is_empty() { CGROUP_PARENT } else { parent };
     Ok(format!("/{}/{}", parent.trim_matches('/'), container.id))
 }
 

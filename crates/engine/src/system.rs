@@ -116,6 +116,7 @@ impl Engine {
     }
 
     pub fn info(&self) -> Result<Value> {
+        let settings = self.settings();
         let containers = self.containers()?;
         let unified = dhow_runtime::cgroup::is_unified();
         let uname = rustix::system::uname();
@@ -123,7 +124,10 @@ impl Engine {
         let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
         let os_value =
             |key: &str| release.lines().find_map(|line| line.strip_prefix(key)).map(|value| value.trim_matches('"').to_owned());
-        let mut security = vec!["name=seccomp,profile=builtin".to_owned()];
+        let mut security = vec![match settings.containers.seccomp_profile.as_str() {
+            profile @ ("builtin" | "unconfined") => format!("name=seccomp,profile={profile}"),
+            _ => "name=seccomp,profile=custom".to_owned(),
+        }];
         if std::path::Path::new("/sys/kernel/security/apparmor").exists() {
             security.insert(0, "name=apparmor".to_owned());
         }
@@ -132,6 +136,11 @@ impl Engine {
         }
         let forwarding = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").is_ok_and(|value| value.trim() == "1");
         let runtime = json!({ "path": "dhow", "runtimeArgs": ["runtime"] });
+        if settings.containers.no_new_privileges {
+            security.push("name=no-new-privileges".to_owned());
+        }
+        let pools: Vec<Value> =
+            settings.pools.iter().map(|pool| json!({ "Base": pool.base.to_string(), "Size": pool.size })).collect();
         Ok(json!({
             "ID": self.engine_id()?,
             "Containers": containers.len(),
@@ -144,9 +153,9 @@ impl Engine {
                 ["Native Overlay Diff", "true"], ["userxattr", "false"]],
             "Plugins": { "Volume": ["local"], "Network": ["bridge", "host", "ipvlan", "macvlan", "null"], "Authorization": null, "Log": crate::logs::drivers::names() },
             "MemoryLimit": true, "SwapLimit": true, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true, "CPUSet": true,
-            "PidsLimit": true, "IPv4Forwarding": forwarding, "Debug": self.settings.debug, "NFd": 0, "OomKillDisable": !unified, "NGoroutines": 0,
+            "PidsLimit": true, "IPv4Forwarding": forwarding, "Debug": settings.debug, "NFd": 0, "OomKillDisable": !unified, "NGoroutines": 0,
             "SystemTime": format(now()),
-            "LoggingDriver": self.settings.log.kind,
+            "LoggingDriver": settings.containers.log.kind,
             "CgroupDriver": "cgroupfs",
             "CgroupVersion": if unified { "2" } else { "1" },
             "NEventsListener": 0,
@@ -164,7 +173,8 @@ impl Engine {
             "DockerRootDir": self.paths().data.to_string_lossy(),
             "HttpProxy": "", "HttpsProxy": "", "NoProxy": "",
             "Name": text(uname.nodename()),
-            "Labels": [],
+            "Labels": settings.labels,
+            "CDISpecDirs": settings.cdi_directories,
             "ExperimentalBuild": false,
             "ServerVersion": VERSION,
             "Runtimes": { "runc": runtime },
@@ -176,8 +186,25 @@ impl Engine {
             "ContainerdCommit": { "ID": "" }, "RuncCommit": { "ID": "" }, "InitCommit": { "ID": "" },
             "SecurityOptions": security,
             "FirewallBackend": { "Driver": "nftables" },
+            "DefaultAddressPools": pools,
             "Warnings": null,
         }))
+    }
+
+    /// Tells that the engine has taken new settings.
+    pub(crate) fn reloaded(&self) {
+        let settings = self.settings();
+        let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let attributes = [
+            ("name", name),
+            ("debug", settings.debug.to_string()),
+            ("labels", json!(settings.labels).to_string()),
+            ("log-driver", settings.containers.log.kind.clone()),
+            ("default-stop-timeout", settings.containers.stop_timeout.to_string()),
+        ];
+        let attributes = attributes.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        let id = self.engine_id().unwrap_or_default();
+        self.event("daemon", "reload", &id, attributes);
     }
 
     /// The name of the file system under the data root, as `info` shows it.

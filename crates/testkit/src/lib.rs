@@ -166,6 +166,11 @@ impl Sandbox {
         daemon.wait().expect("the daemon can be waited for");
     }
 
+    /// The process id of the daemon.
+    pub fn daemon_id(&self) -> u32 {
+        self.running.as_ref().expect("a daemon runs").id()
+    }
+
     /// The process that holds a container.
     pub fn monitor_of(&self, id: &str) -> Option<i32> {
         processes().into_iter().find(|(_, command)| command.contains("monitor") && command.contains(id)).map(|(pid, _)| pid)

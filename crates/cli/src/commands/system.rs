@@ -217,7 +217,7 @@ fn event_line(event: &Value) -> String {
 
 /// Removes a container that ran with `--rm`; its monitor becomes this command.
 pub fn reap(target: &Target, id: &str) -> Result {
-    let engine = dhow_engine::Engine::open(target.settings()).map_err(|error| Failure::new(error.to_string()))?;
+    let engine = target.engine()?;
     engine.reap(id).map_err(|error| Failure::new(error.to_string()))
 }
 

@@ -37,7 +37,8 @@ impl Engine {
         if PREDEFINED.contains(&request.name.as_str()) {
             return forbidden(format!("operation is not permitted on predefined {} network", request.name));
         }
-        let request = self.with_template(request)?;
+        let mut request = self.with_template(request)?;
+        self.add_default_options(&mut request);
         match request.driver.as_str() {
             "host" | "null" => {
                 return forbidden(format!("only one instance of \"{}\" network is allowed", request.driver));
@@ -91,6 +92,17 @@ impl Engine {
         }
         self.network_event("create", &record);
         Ok(id)
+    }
+
+    /// Options that the engine was told for all new networks of a driver.
+    fn add_default_options(&self, request: &mut CreateNetwork) {
+        let driver = if request.driver.is_empty() { "bridge" } else { &request.driver };
+        let settings = self.settings();
+        let Some(defaults) = settings.network_options.get(driver).filter(|_| !request.config_only) else { return };
+        let options = request.options.get_or_insert_default();
+        for (key, value) in defaults {
+            options.entry(key.clone()).or_insert_with(|| value.clone());
+        }
     }
 
     /// What a network takes from the one that holds its configuration.

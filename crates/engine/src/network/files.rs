@@ -8,7 +8,7 @@ use dhow_network::{Endpoint, Plan};
 
 use crate::container::Container;
 use crate::error::Context;
-use crate::{Engine, Error, Result};
+use crate::{ContainerDefaults, Engine, Error, Result};
 
 /// Loopback is of no use to a container, and a container without any resolver asks these, as Docker's do.
 const FALLBACK_RESOLVERS: [&str; 2] = ["8.8.8.8", "8.8.4.4"];
@@ -34,7 +34,10 @@ impl Engine {
         };
         let named = plan.is_some_and(|plan| plan.endpoints.iter().any(|endpoint| !endpoint.names.is_empty()));
         write("hostname", &format!("{}\n", config.hostname))?;
-        write("resolv.conf", &resolv_conf(host, plan.is_some_and(|plan| plan.resolver.is_some()), named))?;
+        write(
+            "resolv.conf",
+            &resolv_conf(host, &self.settings().containers, plan.is_some_and(|plan| plan.resolver.is_some()), named),
+        )?;
         let mut hosts = if host.network_mode == "host" {
             fs::read_to_string("/etc/hosts").unwrap_or_default()
         } else {
@@ -61,6 +64,9 @@ impl Engine {
 
     /// What `host-gateway` stands for: an address of the host that every container reaches.
     fn host_gateway(&self) -> Result<String> {
+        if let Some(address) = self.settings().containers.host_gateways.first() {
+            return Ok(address.to_string());
+        }
         let gateway = self.default_network()?.network.ipv4.and_then(|range| range.gateway);
         Ok(gateway.map(|gateway| gateway.to_string()).unwrap_or_default())
     }
@@ -105,7 +111,7 @@ fn own_lines(container: &Container, endpoint: &Endpoint) -> String {
 /// A container's `resolv.conf`: the user's settings, otherwise the host's. With the embedded resolver that is the server;
 /// without it, it is the host's servers but those on loopback. Where other containers are `named`, a name without a dot is
 /// tried as it is first.
-fn resolv_conf(host: &HostConfig, embedded: bool, named: bool) -> String {
+fn resolv_conf(host: &HostConfig, defaults: &ContainerDefaults, embedded: bool, named: bool) -> String {
     let shared = host.network_mode == "host";
     let main = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     // systemd-resolved's stub is of use on the host alone; it writes the real servers beside it.
@@ -118,18 +124,21 @@ fn resolv_conf(host: &HostConfig, embedded: bool, named: bool) -> String {
         };
         text.lines().filter_map(line).collect()
     };
-    let given = |list: &Option<Vec<String>>| list.clone().filter(|list| !list.is_empty());
+    let given = |list: &Option<Vec<String>>, default: &[String]| {
+        let own = list.clone().filter(|list| !list.is_empty());
+        own.or_else(|| Some(default.to_vec()).filter(|list| !list.is_empty()))
+    };
     let own = embedded.then(|| vec![dhow_network::resolver::ADDRESS.to_string()]);
-    let servers = own.or_else(|| given(&host.dns)).unwrap_or_else(|| {
+    let servers = own.or_else(|| given(&host.dns, &defaults.dns)).unwrap_or_else(|| {
         let loopback = |server: &String| server.starts_with("127.") || server == "::1";
         let mut servers = of("nameserver");
         servers.retain(|server| shared || !loopback(server));
         if servers.is_empty() { FALLBACK_RESOLVERS.map(str::to_owned).to_vec() } else { servers }
     });
-    let search = given(&host.dns_search).unwrap_or_else(|| {
+    let search = given(&host.dns_search, &defaults.dns_search).unwrap_or_else(|| {
         of("search").pop().map(|line| line.split_whitespace().map(str::to_owned).collect()).unwrap_or_default()
     });
-    let mut options = given(&host.dns_options).unwrap_or_else(|| of("options"));
+    let mut options = given(&host.dns_options, &defaults.dns_options).unwrap_or_else(|| of("options"));
     if named && !options.iter().any(|option| option.starts_with("ndots:")) {
         options.push("ndots:0".to_owned());
     }

@@ -37,7 +37,9 @@ impl Engine {
         }
         let ports = self.published(container, &mut endpoints, &assigned)?;
         let named = networks.iter().any(|(name, _)| *name != DEFAULT);
-        let given = host.dns.iter().flatten().map(|server| server.parse()).collect::<Result<Vec<IpAddr>, _>>();
+        let settings = self.settings();
+        let servers = host.dns.as_ref().filter(|servers| !servers.is_empty()).unwrap_or(&settings.containers.dns);
+        let given = servers.iter().map(|server| server.parse()).collect::<Result<Vec<IpAddr>, _>>();
         let given = given.map_err(|_| Error::invalid("bad parameter: a DNS server is no IP address"))?;
         // In the default network servers that the user names are written down as they are, as Docker does.
         let resolver = (named || given.is_empty()).then(|| Names { servers: given, neighbours: self.paths().neighbours() });

@@ -385,7 +385,7 @@ pub(super) fn parse_network(text: &str) -> Result<(String, EndpointSettings)> {
 }
 
 /// The value of `bind-idmap`.
-fn id_mapping(text: &str) -> std::result::Result<IdMapping, String> {
+fn id_mapping(text: &str) -> Result<IdMapping, String> {
     let (source, user) = text.split_once(':').unwrap_or((text, ""));
     match (source, user) {
         ("" | "match-user", user) => Ok(IdMapping { source: "match-user".to_owned(), user: user.to_owned() }),
