@@ -558,6 +558,42 @@ fn bind_mounts_can_belong_to_the_containers_user() {
 }
 
 #[test]
+fn devices_are_described_by_files_of_their_vendors() {
+    let mut sandbox = sandboxed!();
+    let described = sandbox.path("cdi");
+    let marks = sandbox.path("marks");
+    for directory in [&described, &marks] {
+        std::fs::create_dir(directory).unwrap();
+    }
+    let hook = |name: &str| format!("{{hookName: {name}, path: /bin/sh, args: [sh, -c, 'cat >{}/{name}']}}", marks.display());
+    let hooks = ["createRuntime", "createContainer", "poststart", "poststop"].map(hook).join(", ");
+    let spec = format!(
+        "cdiVersion: '0.6.0'\nkind: vendor.com/device\ndevices:\n- name: one\n  containerEdits:\n    env: [ONE=1]\n    \
+         deviceNodes: [{{path: /dev/one, hostPath: /dev/zero}}]\n    additionalGids: [4711]\n    \
+         mounts: [{{hostPath: /etc/passwd, containerPath: /vendor, options: [ro, bind]}}]\n    hooks: [{hooks}]\n"
+    );
+    std::fs::write(described.join("vendor.yaml"), spec).unwrap();
+    let configuration = sandbox.path("daemon.json");
+    std::fs::write(&configuration, json!({ "cdi-spec-dirs": [described] }).to_string()).unwrap();
+    sandbox.start_daemon_with(&["--config-file", &configuration.to_string_lossy()]);
+    let run = |args: &[&str]| {
+        let output = sandbox.client("dhow", &[&["run", "--rm", "--network", "none"], args].concat()).output().unwrap();
+        text(&output.stdout) + &text(&output.stderr)
+    };
+    let look = "echo $ONE; id -G; head -c 3 /dev/one | wc -c; test -s /vendor && ! touch /vendor 2>/dev/null && echo bound";
+    assert_eq!(run(&["-u", "5:6", "--device", "vendor.com/device=one", "busybox", "sh", "-c", look]), "1\n6 4711\n3\nbound\n");
+    for hook in ["createRuntime", "createContainer", "poststart", "poststop"] {
+        let path = marks.join(hook);
+        wait_until(hook, || std::fs::read_to_string(&path).is_ok_and(|state| state.contains("ociVersion")));
+    }
+    let refused = run(&["--device", "vendor.com/device=two", "busybox", "true"]);
+    assert!(refused.contains("CDI device injection failed: unresolvable CDI devices vendor.com/device=two"), "{refused}");
+    let info = sandbox.client("dhow", &["info", "-f", "{{json .DiscoveredDevices}}"]).output().unwrap();
+    assert_eq!(text(&info.stdout), "[{\"ID\":\"vendor.com/device=one\",\"Source\":\"cdi\"}]\n");
+    sandbox.finish();
+}
+
+#[test]
 fn a_namespace_of_users_a_hook_and_a_filter_go_together() {
     use std::os::unix::fs::PermissionsExt;
     let sandbox = sandboxed!();

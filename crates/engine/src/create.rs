@@ -280,18 +280,6 @@ impl Engine {
             return Err(Error::invalid(format!("unknown or invalid runtime name: {}", host.runtime)));
         }
         host.runtime = "runc".to_owned();
-        if let Some(request) = host.device_requests.iter().flatten().next() {
-            let words = |list: &serde_json::Value| {
-                let words = list.as_array().into_iter().flatten().filter_map(|word| word.as_str());
-                format!("[{}]", words.collect::<Vec<_>>().join(" "))
-            };
-            let capabilities: Vec<String> = request["Capabilities"].as_array().into_iter().flatten().map(words).collect();
-            return Err(Error::internal(format!(
-                "could not select device driver \"{}\" with capabilities: [{}]",
-                request["Driver"].as_str().unwrap_or_default(),
-                capabilities.join(" ")
-            )));
-        }
         crate::security::check(host)?;
         check_resources(host, warnings)?;
         Ok(())

@@ -11,6 +11,7 @@
 
 mod archive;
 mod bundled;
+mod cdi;
 mod changes;
 mod commit;
 mod container;

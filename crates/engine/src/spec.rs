@@ -11,6 +11,7 @@ use dhow_runtime::spec::{
     ThrottleDevice as SpecThrottle, WeightDevice as SpecWeight,
 };
 
+use crate::cdi::Registry;
 use crate::container::Container;
 use crate::error::Context;
 use crate::mounts::spec_mounts;
@@ -66,7 +67,7 @@ impl Engine {
         let (devices, rules) = devices(host)?;
         let mut resources = resources(host)?;
         resources.devices = rules;
-        Ok(Spec {
+        let mut spec = Spec {
             oci_version: "1.2.1".to_owned(),
             process: Some(process),
             root: Some(RootPath { path: "rootfs".to_owned(), readonly: host.readonly_rootfs }),
@@ -87,7 +88,11 @@ impl Engine {
                 readonly_paths: record.readonly_paths(),
                 ..Linux::default()
             }),
-        })
+        };
+        if let Some(requests) = host.device_requests.as_deref().filter(|requests| !requests.is_empty()) {
+            Registry::read(&settings.cdi_directories).apply(requests, &mut spec)?;
+        }
+        Ok(spec)
     }
 
     fn namespaces(&self, host: &HostConfig) -> Result<Vec<Namespace>> {

@@ -139,6 +139,8 @@ impl Engine {
         if settings.containers.no_new_privileges {
             security.push("name=no-new-privileges".to_owned());
         }
+        let devices = crate::cdi::Registry::read(&settings.cdi_directories);
+        let devices: Vec<Value> = devices.names().map(|name| json!({ "Source": "cdi", "ID": name })).collect();
         let pools: Vec<Value> =
             settings.pools.iter().map(|pool| json!({ "Base": pool.base.to_string(), "Size": pool.size })).collect();
         Ok(json!({
@@ -175,6 +177,7 @@ impl Engine {
             "Name": text(uname.nodename()),
             "Labels": settings.labels,
             "CDISpecDirs": settings.cdi_directories,
+            "DiscoveredDevices": devices,
             "ExperimentalBuild": false,
             "ServerVersion": VERSION,
             "Runtimes": { "runc": runtime },

@@ -150,7 +150,10 @@ fn launch_in(
 pub(crate) fn set_identity(process: &mut SpecProcess, identity: &user::Identity) {
     process.user.uid = identity.uid;
     process.user.gid = identity.gid;
-    process.user.additional_gids = identity.groups.clone();
+    // Beside those that devices need.
+    let groups = &mut process.user.additional_gids;
+    groups.retain(|gid| !identity.groups.contains(gid));
+    groups.splice(0..0, identity.groups.iter().copied());
     if !process.env.iter().any(|variable| variable.starts_with("HOME=")) {
         process.env.push(format!("HOME={}", identity.home));
     }

@@ -116,6 +116,18 @@ impl Info {
             list(&info["Plugins"]["Network"]),
             list(&info["Plugins"]["Log"])
         );
+        for (title, entries) in
+            [("CDI spec directories", &info["CDISpecDirs"]), ("Discovered Devices", &info["DiscoveredDevices"])]
+        {
+            let line = |entry: &Value| match entry["ID"].as_str() {
+                Some(id) => format!("  {}: {id}\n", entry["Source"].as_str().unwrap_or_default()),
+                None => format!("  {}\n", entry.as_str().unwrap_or_default()),
+            };
+            let lines: String = entries.as_array().into_iter().flatten().map(line).collect();
+            if !lines.is_empty() {
+                out += &format!(" {title}:\n{lines}");
+            }
+        }
         out += &format!(
             " Runtimes: runc\n Default Runtime: {}\n Init Binary: {}\n Security Options:\n",
             text("DefaultRuntime"),

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use dhow_oci::time::now;
 
-use dhow_runtime::spec::Rlimit;
+use dhow_runtime::hooks;
+use dhow_runtime::spec::{Hook, Hooks, Rlimit};
 
 use super::{FIRST_BACKOFF, INIT, MAX_BACKOFF, Monitor, SIGKILL, STABLE, Stopping};
 use crate::client::Role;
@@ -116,9 +117,16 @@ impl Monitor {
         // After a reboot this is all that tells of the run.
         let _ = state::save(&self.setup.directory, &self.state);
         self.event("start", &[]);
+        // As runc does it: one that fails ends nothing that runs.
+        let _ = self.run_hooks(|hooks| &hooks.poststart, self.state.pid);
         // What the set-up took is not needed while the container runs.
         dhow_sys::process::trim_heap();
         Ok(())
+    }
+
+    fn run_hooks(&self, which: impl Fn(&Hooks) -> &Vec<Hook>, pid: i32) -> dhow_runtime::Result<()> {
+        let hooks = self.start.spec.hooks.as_ref().map(|hooks| which(hooks).as_slice());
+        hooks::run(hooks, &self.start.spec, &self.setup.id, pid, &self.setup.directory)
     }
 
     pub(super) fn mount_root(&mut self) -> Result<(), start::Failed> {
@@ -230,6 +238,7 @@ impl Monitor {
         self.state.pid = 0;
         self.state.exit_code = code;
         self.state.finished = now();
+        let _ = self.run_hooks(|hooks| &hooks.poststop, 0);
         self.stop_probing();
         self.prober = None;
         if self.state.oom_killed {

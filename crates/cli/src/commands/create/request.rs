@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use dhow_api::config::{Config, CreateRequest, EndpointSettings, HealthConfig, HostConfig, LogConfig, NetworkingConfig};
+use dhow_api::config::{
+    Config, CreateRequest, DeviceRequest, EndpointSettings, HealthConfig, HostConfig, LogConfig, NetworkingConfig,
+};
 use dhow_oci::Reference;
 use dhow_oci::reference::InvalidReference;
 use serde_json::json;
 
 use super::Options;
 use super::values::{
-    Bindings, bad, bytes, check_sysctl, device, extra_host, flag, gpus, host_or_nothing, mount, name_server, nano_cpus, pairs,
-    parse_network, port_range, publish, restart_policy, security_options, split_volumes, throttles, tmpfs, ulimit, weights,
-    with_value,
+    Bindings, bad, bytes, check_sysctl, device, extra_host, flag, gpus, host_or_nothing, is_described, mount, name_server,
+    nano_cpus, pairs, parse_network, port_range, publish, restart_policy, security_options, split_volumes, throttles, tmpfs,
+    ulimit, weights, with_value,
 };
 use crate::failure::Result;
 
@@ -117,8 +119,7 @@ impl Options {
             cgroup_parent: self.cgroup_parent.clone(),
             blkio_weight: self.blkio_weight,
             blkio_weight_device: Some(weights(&self.blkio_weight_device)?).filter(|weights| !weights.is_empty()),
-            device_requests: Some(self.gpus.iter().map(|text| gpus(text)).collect::<Result<Vec<_>>>()?)
-                .filter(|requests| !requests.is_empty()),
+            device_requests: self.device_requests()?,
             isolation: self.isolation.clone(),
             storage_opt: Some(pairs(&self.storage_opt, "--storage-opt")?).filter(|pairs| !pairs.is_empty()),
             volume_driver: self.volume_driver.clone(),
@@ -132,7 +133,9 @@ impl Options {
             cpu_realtime_runtime: self.cpu_rt_runtime,
             cpuset_cpus: self.cpuset_cpus.clone(),
             cpuset_mems: self.cpuset_mems.clone(),
-            devices: Some(self.device.iter().map(|text| device(text)).collect::<Result<Vec<_>>>()?),
+            devices: Some(
+                self.device.iter().filter(|text| !is_described(text)).map(|text| device(text)).collect::<Result<Vec<_>>>()?,
+            ),
             device_cgroup_rules: text(&self.device_cgroup_rule),
             memory_reservation: bytes(&self.memory_reservation, "--memory-reservation")?,
             memory_swap: if self.memory_swap == "-1" { -1 } else { bytes(&self.memory_swap, "--memory-swap")? },
@@ -149,6 +152,15 @@ impl Options {
         };
         let endpoints_config = Some(endpoints).filter(|endpoints| !endpoints.is_empty());
         Ok(CreateRequest { config, host_config, networking_config: NetworkingConfig { endpoints_config } })
+    }
+
+    fn device_requests(&self) -> Result<Option<Vec<DeviceRequest>>> {
+        let mut requests = self.gpus.iter().map(|text| gpus(text)).collect::<Result<Vec<_>>>()?;
+        let described: Vec<String> = self.device.iter().filter(|text| is_described(text)).cloned().collect();
+        if !described.is_empty() {
+            requests.push(DeviceRequest { driver: "cdi".to_owned(), device_ids: Some(described), ..DeviceRequest::default() });
+        }
+        Ok(Some(requests).filter(|requests| !requests.is_empty()))
     }
 
     fn annotations(&self) -> Result<Option<BTreeMap<String, String>>> {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use dhow_api::config::{
-    BindOptions, DeviceMapping, EndpointSettings, IdMapping, ImageOptions, Mount, PortBinding, RestartPolicy, ThrottleDevice,
-    TmpfsOptions, Ulimit, VolumeOptions, WeightDevice,
+    BindOptions, DeviceMapping, DeviceRequest, EndpointSettings, IdMapping, ImageOptions, Mount, PortBinding, RestartPolicy,
+    ThrottleDevice, TmpfsOptions, Ulimit, VolumeOptions, WeightDevice,
 };
 use dhow_engine::units::parse_bytes;
 use serde_json::json;
@@ -220,8 +220,19 @@ pub(super) fn weights(given: &[String]) -> Result<Vec<WeightDevice>> {
     given.iter().map(one).collect()
 }
 
+/// Whether the value of `--device` names one that a file of the Container Device Interface describes: `vendor/class=name`.
+pub(super) fn is_described(text: &str) -> bool {
+    let is_part = |part: &str| {
+        part.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "_-.:".contains(c))
+    };
+    text.split_once('=').is_some_and(|(kind, name)| {
+        is_part(name) && kind.split_once('/').is_some_and(|(vendor, class)| is_part(vendor) && is_part(class))
+    })
+}
+
 /// `all`, a number, or `driver=…,count=…,"device=…","capabilities=…","options=…"` (docker/cli, `GpuOpts`).
-pub(super) fn gpus(text: &str) -> Result<serde_json::Value> {
+pub(super) fn gpus(text: &str) -> Result<DeviceRequest> {
     let wrong = |why: String| flag(text, "--gpus", &why);
     let count = |text: &str| match text {
         "all" => Ok(-1),
@@ -231,7 +242,7 @@ pub(super) fn gpus(text: &str) -> Result<serde_json::Value> {
     };
     let list = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
     let (mut number, mut devices, mut capabilities) = (None, None, vec![vec!["gpu".to_owned()]]);
-    let (mut driver, mut options) = (String::new(), serde_json::Map::new());
+    let (mut driver, mut options) = (String::new(), BTreeMap::new());
     let mut seen: Vec<String> = Vec::new();
     for field in fields(text) {
         let (key, value) = match field.split_once('=') {
@@ -249,7 +260,7 @@ pub(super) fn gpus(text: &str) -> Result<serde_json::Value> {
             "options" => {
                 for option in fields(&value) {
                     let (key, value) = option.split_once('=').unwrap_or((&option, ""));
-                    options.insert(key.to_owned(), value.into());
+                    options.insert(key.to_owned(), value.to_owned());
                 }
             }
             other => return Err(wrong(format!("unexpected key '{other}' in '{field}'"))),
@@ -257,7 +268,7 @@ pub(super) fn gpus(text: &str) -> Result<serde_json::Value> {
         seen.push(key);
     }
     let number = number.unwrap_or(if devices.is_none() { 1 } else { 0 });
-    Ok(json!({"Driver": driver, "Count": number, "DeviceIDs": devices, "Capabilities": capabilities, "Options": options}))
+    Ok(DeviceRequest { driver, count: number, device_ids: devices, capabilities: Some(capabilities), options: Some(options) })
 }
 
 /// The fields of one line of comma-separated values, those with commas in quotes.
