@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 missing=()
-for package in busybox-static iproute2 iptables nftables docker.io openssl gcc; do
+for package in busybox-static crun iproute2 iptables nftables docker.io openssl gcc runc; do
   dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")
 done
 # Debian splits docker's client from its engine; where the client is there, the engine is not needed.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use dhow_api::config::{LogConfig, Ulimit};
 use dhow_engine::units::parse_bytes;
-use dhow_engine::{ContainerDefaults, DefaultNetwork, Pool, Settings, Subnet};
+use dhow_engine::{ContainerDefaults, DefaultNetwork, OWN_RUNTIMES, Pool, Runtime, Settings, Subnet};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -65,7 +65,7 @@ const KEYS: &[(&str, Key)] = &[
     ("default-init", Without("the init process of --init is this program")),
     ("default-ipc-mode", Known),
     ("default-network-opts", Known),
-    ("default-runtime", Only(Text("runc"), "containers run in Dhow's own runtime, which goes by the name of runc")),
+    ("default-runtime", Known),
     ("default-shm-size", Known),
     ("default-stop-timeout", Known),
     ("default-ulimits", Known),
@@ -116,6 +116,7 @@ const KEYS: &[(&str, Key)] = &[
     ("proxies", Without(NOT_YET)),
     ("raw-logs", Without("the log has no colours")),
     ("registry-mirrors", Without(NOT_YET)),
+    ("runtimes", Known),
     ("seccomp-profile", Known),
     ("selinux-enabled", Only(False, "SELinux labels are not supported")),
     ("shutdown-timeout", Without("containers go on when the daemon ends")),
@@ -222,16 +223,53 @@ impl Configuration {
         if let Some(bad) = labels.iter().find(|label| label.split_once('=').is_none_or(|(key, _)| key.is_empty())) {
             return Err(self.wrong("labels", &format!("bad attribute format: {bad}")));
         }
+        let runtimes = self.runtimes()?;
         Ok(Settings {
             data_root: path("data-root")?.unwrap_or(defaults.data_root),
             exec_root: path("exec-root")?.unwrap_or(defaults.exec_root),
             debug: self.get("debug")?.unwrap_or(defaults.debug),
             labels,
+            default_runtime: {
+                let name = self.text("default-runtime")?.unwrap_or(defaults.default_runtime);
+                if !runtimes.contains_key(&name) && !OWN_RUNTIMES.contains(&name.as_str()) {
+                    return Err(self.wrong("default-runtime", &format!("specified default runtime '{name}' does not exist")));
+                }
+                name
+            },
+            runtimes,
             cdi_directories: self.get("cdi-spec-dirs")?.unwrap_or(defaults.cdi_directories),
             pools: pools.collect::<Result<_>>()?,
             network_options: self.get("default-network-opts")?.unwrap_or_default(),
             containers: self.containers(defaults.containers)?,
         })
+    }
+
+    /// Other OCI runtimes. A program without a slash is looked for in `PATH`.
+    fn runtimes(&self) -> Result<BTreeMap<String, Runtime>> {
+        const KEY: &str = "runtimes";
+        let mut runtimes = BTreeMap::new();
+        for (name, given) in self.get::<BTreeMap<String, RuntimeText>>(KEY)?.unwrap_or_default() {
+            let wrong = |why: &str| self.wrong(KEY, &format!("{name}: {why}"));
+            if OWN_RUNTIMES.contains(&name.as_str()) {
+                return Err(wrong(&format!("runtime name '{name}' is reserved")));
+            }
+            let path = match (given.path.as_str(), given.kind.as_str()) {
+                ("", "io.containerd.runc.v2") => given.options.get("BinaryName").and_then(Value::as_str).unwrap_or_default(),
+                (path, "") => path,
+                _ => {
+                    return Err(wrong(
+                        "runtimes that are shims of containerd are not supported: name a program with runc's command line as its path",
+                    ));
+                }
+            };
+            if path.is_empty() {
+                return Err(wrong("either path or runtimeType is required"));
+            }
+            let found = find_program(path).ok_or_else(|| wrong(&format!("{path}: there is no such program")))?;
+            let path = found.to_string_lossy().into_owned();
+            runtimes.insert(name, Runtime { path, args: given.args });
+        }
+        Ok(runtimes)
     }
 
     fn containers(&self, defaults: ContainerDefaults) -> Result<ContainerDefaults> {
@@ -337,6 +375,27 @@ impl Configuration {
             publish: self.parsed("publish")?.unwrap_or(defaults.publish),
         }))
     }
+}
+
+/// As the file has it.
+#[derive(serde::Deserialize, Default)]
+#[serde(default, deny_unknown_fields)]
+struct RuntimeText {
+    path: String,
+    #[serde(rename = "runtimeArgs")]
+    args: Vec<String>,
+    #[serde(rename = "runtimeType")]
+    kind: String,
+    options: Map<String, Value>,
+}
+
+fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let candidates: Vec<PathBuf> = match name.contains('/') {
+        true => vec![PathBuf::from(name)],
+        false => std::env::split_paths(&path).map(|directory| directory.join(name)).collect(),
+    };
+    candidates.into_iter().find(|path| path.is_file())
 }
 
 /// An address with the length of its subnet's prefix: `172.20.0.1/16`.
@@ -446,6 +505,9 @@ mod tests {
             (r#"{"default-address-pools": [{"base": "10.0.0.0/16", "size": 8}]}"#, "size 8"),
             (r#"{"default-ipc-mode": "host"}"#, "none of private, shareable"),
             (r#"{"seccomp-profile": "/does/not/exist"}"#, "seccomp-profile: /does/not/exist"),
+            (r#"{"runtimes": {"runc": {"path": "/bin/true"}}}"#, "runtime name 'runc' is reserved"),
+            (r#"{"runtimes": {"x": {"path": "/does/not/exist"}}}"#, "x: /does/not/exist: there is no such program"),
+            (r#"{"default-runtime": "x"}"#, "specified default runtime 'x' does not exist"),
             (r#"{"labels": ["nope"]}"#, "bad attribute format: nope"),
             (r#"{"log-driver": "nope"}"#, "failed to set log opts"),
             ("[]", "invalid type"),

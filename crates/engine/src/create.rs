@@ -276,10 +276,10 @@ impl Engine {
         if !matches!(host.userns_mode.as_str(), "" | "host") {
             return Err(Error::invalid(format!("invalid user namespace mode: {}", host.userns_mode)));
         }
-        if !matches!(host.runtime.as_str(), "" | "runc" | "dhow") {
-            return Err(Error::invalid(format!("unknown or invalid runtime name: {}", host.runtime)));
+        if host.runtime.is_empty() {
+            host.runtime.clone_from(&settings.default_runtime);
         }
-        host.runtime = "runc".to_owned();
+        settings.runtime(&host.runtime)?;
         crate::security::check(host)?;
         check_resources(host, warnings)?;
         Ok(())

@@ -81,8 +81,10 @@ impl Engine {
         let match_owner = container.record.mounts.iter().filter_map(|mount| mount.match_owner.clone()).collect();
         let volumes = crate::mounts::mounted_volumes(container)?;
         let forward = self.forward(container)?;
+        let runtime = self.settings().runtime(&container.record.host_config.runtime)?.cloned();
         self.set_wanted(container, true)?;
-        let start = Request::Start(Box::new(Start { spec, volumes, copy_up, match_owner, plan, forward, rows, columns }));
+        let start =
+            Request::Start(Box::new(Start { spec, runtime, volumes, copy_up, match_owner, plan, forward, rows, columns }));
         self.ask_living_monitor(container, monitor, &start).map(drop).map_err(|error| {
             // Programs look for dockerd's words, with the layers that it has.
             let message = match error.message.strip_prefix("unable to start container process: ") {

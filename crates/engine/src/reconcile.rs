@@ -82,6 +82,8 @@ impl Engine {
                 let _ = cgroup.freeze(false);
                 cgroup.kill().context(|| format!("end the processes of container {}", container.id))?;
                 cgroup.remove().context(|| format!("remove the cgroup of container {}", container.id))?;
+                // Where another runtime has made one as well.
+                let _ = dhow_runtime::cgroup::remove_unused(&left.cgroup);
                 state::leave_cgroup(&left.cgroup);
             }
             if let Some(network) = &left.network {

@@ -5,9 +5,15 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use dhow_api::config::{LogConfig, Ulimit};
+use dhow_monitor::protocol::Runtime;
 use dhow_network::address::Subnet;
 use dhow_network::ports::Policy;
 use serde::Deserialize;
+
+use crate::{Error, Result};
+
+/// The names of our own runtime: Docker's clients know the first.
+pub const OWN_RUNTIMES: [&str; 2] = ["runc", "dhow"];
 
 /// Everything but what is kept in the record of the default network ([`DefaultNetwork`]).
 #[derive(Clone, Debug)]
@@ -17,6 +23,10 @@ pub struct Settings {
     pub debug: bool,
     /// Shown by `info`: `KEY=VALUE`.
     pub labels: Vec<String>,
+    /// Other OCI runtimes by name. Our own goes by the names of [`OWN_RUNTIMES`].
+    pub runtimes: BTreeMap<String, Runtime>,
+    /// Of containers that name none.
+    pub default_runtime: String,
     /// Directories with CDI specs; what a later one says counts.
     pub cdi_directories: Vec<PathBuf>,
     /// Subnets of networks come from these, in order; Docker's own pools if there are none.
@@ -106,6 +116,20 @@ impl Default for DefaultNetwork {
     }
 }
 
+impl Settings {
+    /// The runtime of a name; `None` for our own.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn runtime(&self, name: &str) -> Result<Option<&Runtime>> {
+        match self.runtimes.get(name) {
+            Some(runtime) => Ok(Some(runtime)),
+            None if OWN_RUNTIMES.contains(&name) => Ok(None),
+            None => Err(Error::invalid(format!("unknown or invalid runtime name: {name}"))),
+        }
+    }
+}
+
 impl Default for Settings {
     fn default() -> Settings {
         Settings {
@@ -113,6 +137,8 @@ impl Default for Settings {
             exec_root: PathBuf::from("/run/dhow"),
             debug: false,
             labels: Vec::new(),
+            runtimes: BTreeMap::new(),
+            default_runtime: OWN_RUNTIMES[0].to_owned(),
             cdi_directories: vec![PathBuf::from("/etc/cdi"), PathBuf::from("/var/run/cdi")],
             pools: Vec::new(),
             network_options: BTreeMap::new(),

@@ -135,7 +135,11 @@ impl Engine {
             security.push("name=cgroupns".to_owned());
         }
         let forwarding = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").is_ok_and(|value| value.trim() == "1");
-        let runtime = json!({ "path": "dhow", "runtimeArgs": ["runtime"] });
+        let own = json!({ "path": "dhow", "runtimeArgs": ["runtime"] });
+        let mut runtimes = serde_json::Map::from_iter([(crate::OWN_RUNTIMES[0].to_owned(), own)]);
+        for (name, runtime) in &settings.runtimes {
+            runtimes.insert(name.clone(), json!({ "path": runtime.path, "runtimeArgs": runtime.args }));
+        }
         if settings.containers.no_new_privileges {
             security.push("name=no-new-privileges".to_owned());
         }
@@ -180,8 +184,8 @@ impl Engine {
             "DiscoveredDevices": devices,
             "ExperimentalBuild": false,
             "ServerVersion": VERSION,
-            "Runtimes": { "runc": runtime },
-            "DefaultRuntime": "runc",
+            "Runtimes": runtimes,
+            "DefaultRuntime": settings.default_runtime,
             "Swarm": { "NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive", "ControlAvailable": false, "Error": "", "RemoteManagers": null },
             "LiveRestoreEnabled": true,
             "Isolation": "",

@@ -8,6 +8,7 @@
 mod client;
 mod copy_up;
 pub mod events;
+mod foreign;
 pub mod forward;
 pub mod health;
 mod local_names;

@@ -120,6 +120,9 @@ impl Reply {
 pub struct Start {
     /// Without the numeric user, which is resolved in the root.
     pub spec: Spec,
+    /// Another runtime than our own.
+    #[serde(default)]
+    pub runtime: Option<Runtime>,
     /// Volumes that must be mounted first.
     #[serde(default)]
     pub volumes: Vec<MountedVolume>,
@@ -186,6 +189,14 @@ pub struct ExecState {
     pub running: bool,
     pub exit_code: Option<i32>,
     pub pid: i32,
+}
+
+/// A program with runc's command line.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Runtime {
+    pub path: String,
+    /// Before all others.
+    pub args: Vec<String>,
 }
 
 /// A volume that is a file system of its own, to be mounted on its directory.

@@ -11,6 +11,7 @@ use dhow_runtime::{RuntimeError, user};
 use dhow_sys::root::Root;
 
 use crate::copy_up::copy_up;
+use crate::foreign::Foreign;
 use crate::monitor::Setup;
 use crate::process::{self, Process};
 use crate::protocol::Start as Request;
@@ -95,6 +96,15 @@ pub(crate) fn start(
         process.console_size = Some(ConsoleSize { height: request.rows, width: request.columns });
     }
     let path = spec.linux().cgroups_path.as_deref().unwrap_or_default();
+    if let Some(runtime) = &request.runtime {
+        let foreign = Foreign { runtime, setup };
+        let process = start_elsewhere(&foreign, (spec, &process), root, &identity, network.as_ref())?;
+        let cgroup = Cgroup::open(path).map_err(|error| {
+            foreign.delete();
+            cannot("find the cgroup that the runtime made", &error)
+        })?;
+        return Ok((process, Running { cgroup, identity }));
+    }
     let none = Resources::default();
     let cgroup = Cgroup::prepare(path, spec.linux().resources.as_ref().unwrap_or(&none))
         .map_err(|error| cannot("unable to apply cgroup configuration", &error))?;
@@ -106,6 +116,32 @@ pub(crate) fn start(
     Ok((started?, Running { cgroup, identity }))
 }
 
+fn start_elsewhere(
+    foreign: &Foreign<'_>,
+    (spec, process): (&Spec, &SpecProcess),
+    root: &OwnedFd,
+    identity: &user::Identity,
+    network: Option<&OwnedFd>,
+) -> Result<Process, Failed> {
+    let setup = foreign.setup;
+    let io = |error: io::Error| Failed::new(format!("prepare the container's streams: {error}"));
+    let (stdio, streams) = streams_for(setup, identity).map_err(io)?;
+    let launched = foreign.start(spec, process, root, network, stdio).map_err(Failed::new)?;
+    let streams = match launched.terminal {
+        Some(master) => process::terminal(master, setup.open_stdin).map_err(io)?,
+        None => streams,
+    };
+    Ok(Process::new(launched.pid, launched.pidfd, setup.tty, streams, None))
+}
+
+/// The streams of the container's program: its ends, and ours.
+fn streams_for(setup: &Setup, identity: &user::Identity) -> io::Result<(Stdio, process::Streams)> {
+    if setup.tty {
+        return Ok((Stdio::Terminal, process::Streams::default()));
+    }
+    process::pipes(setup.open_stdin, true, true, identity.uid, identity.gid)
+}
+
 fn launch_in(
     setup: &Setup,
     (spec, process): (&Spec, &SpecProcess),
@@ -115,11 +151,7 @@ fn launch_in(
     network: Option<OwnedFd>,
 ) -> Result<Process, Failed> {
     let io = |error: io::Error| Failed::new(format!("prepare the container's streams: {error}"));
-    let (stdio, streams) = if setup.tty {
-        (Stdio::Terminal, process::Streams::default())
-    } else {
-        process::pipes(setup.open_stdin, true, true, identity.uid, identity.gid).map_err(io)?
-    };
+    let (stdio, streams) = streams_for(setup, identity).map_err(io)?;
     let none = Resources::default();
     let launched = launch(Launch {
         id: &setup.id,

@@ -78,6 +78,9 @@ pub fn leave_cgroup(container: &str) {
     }
 }
 
+/// What another runtime keeps of a container, below the run directory.
+pub const FOREIGN: &str = "runtime";
+
 /// The directory on which a container's root is attached, in its own mount namespace.
 pub fn staging(run: &Path) -> std::path::PathBuf {
     run.join("rootfs")
@@ -92,6 +95,7 @@ pub fn discard(run: &Path) -> io::Result<()> {
     for name in [SOCKET, FILE, "state.json.new", LOCK] {
         missing_is_fine(fs::remove_file(run.join(name)))?;
     }
+    missing_is_fine(fs::remove_dir_all(run.join(FOREIGN)))?;
     missing_is_fine(fs::remove_dir(staging(run)))?;
     missing_is_fine(fs::remove_dir(run))
 }

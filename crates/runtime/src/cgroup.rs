@@ -37,7 +37,7 @@ impl Cgroup {
         let path = anchored(path)?;
         match layout()? {
             Layout::Unified(mount) => made(|| Unified::create(&mount, &path, resources)).map(Cgroup::V2),
-            Layout::Hierarchies(mounts) => Ok(Cgroup::V1(Hierarchies::open(mounts, &path))),
+            Layout::Hierarchies(mounts, _) => Ok(Cgroup::V1(Hierarchies::open(mounts, &path))),
         }
     }
 
@@ -54,7 +54,7 @@ impl Cgroup {
         let path = anchored(path)?;
         Ok(match layout()? {
             Layout::Unified(mount) => Cgroup::V2(Unified::open(&mount, &path)?),
-            Layout::Hierarchies(mounts) => Cgroup::V1(Hierarchies::open(mounts, &path)),
+            Layout::Hierarchies(mounts, _) => Cgroup::V1(Hierarchies::open(mounts, &path)),
         })
     }
 
@@ -175,7 +175,7 @@ pub fn remove_unused(path: &str) -> Result<()> {
     let path = anchored(path)?;
     let mounts = match layout()? {
         Layout::Unified(mount) => vec![mount],
-        Layout::Hierarchies(mounts) => mounts.into_iter().map(|(_, mount)| mount).collect(),
+        Layout::Hierarchies(mounts, unified) => mounts.into_iter().map(|(_, mount)| mount).chain(unified).collect(),
     };
     for mount in mounts {
         // The kernel refuses it for one that is in use.
@@ -237,8 +237,9 @@ fn anchored(path: &str) -> Result<PathBuf> {
 /// What the host mounts.
 pub(crate) enum Layout {
     Unified(PathBuf),
-    /// Controllers of each v1 hierarchy, comma-separated as mounted, and its mount point.
-    Hierarchies(Vec<(String, PathBuf)>),
+    /// Controllers of each v1 hierarchy, comma-separated as mounted, and its mount point; and where the v2 hierarchy is beside
+    /// them, in which other runtimes make cgroups.
+    Hierarchies(Vec<(String, PathBuf)>, Option<PathBuf>),
 }
 
 /// Whether the host's controllers are on the one hierarchy of cgroup v2.
@@ -259,7 +260,7 @@ pub fn has_io_weight_of_devices() -> bool {
 /// `name` is that of cgroup v1.
 fn has_weight_file(name: &str) -> bool {
     match layout() {
-        Ok(Layout::Hierarchies(mounts)) => mounts.iter().any(|(controllers, mount)| {
+        Ok(Layout::Hierarchies(mounts, _)) => mounts.iter().any(|(controllers, mount)| {
             controllers.split(',').any(|controller| controller == "blkio") && mount.join(name).exists()
         }),
         // The root of the hierarchy has no such file: the caller's own cgroup tells, unless that is the root.
@@ -301,7 +302,7 @@ fn layout() -> Result<Layout> {
         }
     }
     match (hierarchies.is_empty(), unified) {
-        (false, _) => Ok(Layout::Hierarchies(hierarchies)),
+        (false, unified) => Ok(Layout::Hierarchies(hierarchies, unified)),
         (true, Some(mount)) => Ok(Layout::Unified(mount)),
         (true, None) => {
             Err(RuntimeError::State("no cgroup hierarchy is mounted: mount -t cgroup2 cgroup2 /sys/fs/cgroup".to_owned()))

@@ -1,17 +1,43 @@
 //! Mounts for the host: what a volume is a name for.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use dhow_sys::mount::{ATTR_RDONLY, MountAttr, mount_setattr};
-use rustix::fs::CWD;
+use dhow_sys::root::Root;
+use rustix::fs::{CWD, FileType};
 use rustix::mount::{MoveMountFlags, move_mount};
 
 use crate::launch::idmap_namespace;
 use crate::mount_options::MountOptions;
-use crate::rootfs::{apply, clone_tree, new_file_system};
+use crate::rootfs::{apply, clone_tree, leave_peer_groups, new_file_system};
 use crate::spec::IdMapping;
 use crate::{Context, Result};
+
+/// Attaches a detached mount, so that the calling process, which has a mount namespace of its own, and its children find it
+/// there, and the host does not. Mounts elsewhere stay in their peer groups.
+pub fn attach_for_children(tree: &OwnedFd, directory: &Path) -> Result<()> {
+    leave_peer_groups(directory)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(tree, c"", CWD, directory, flags).context(|| format!("attach the root at {}", directory.display()))
+}
+
+/// Attaches what is at `subpath` below `source`, and does not lead out of it, on `target`, which is made. As
+/// [`attach_for_children`], for a process with a mount namespace of its own.
+pub fn attach_part(source: &Path, subpath: &Path, target: &Path) -> Result<()> {
+    let part = Root::open_path(source).and_then(|root| root.handle_beneath(subpath));
+    let part = part.context(|| format!("cannot access path {}/{}", source.display(), subpath.display()))?;
+    let stat = rustix::fs::fstat(&part).context(|| format!("stat {}", subpath.display()))?;
+    let made = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        std::fs::create_dir_all(target)
+    } else {
+        std::fs::File::create(target).map(drop)
+    };
+    made.context(|| format!("create {}", target.display()))?;
+    let tree = clone_tree(part.as_fd(), Path::new(""), true).context(|| format!("open {}", subpath.display()))?;
+    move_mount(&tree, c"", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .context(|| format!("attach {}", target.display()))
+}
 
 /// Tries whether the owners of what is at `source` can be mapped: the kernel or the file system may be unable to.
 ///

@@ -74,15 +74,8 @@ impl Tree {
         };
         if propagation == mount_options::SHARED {
             // pivot_root wants the parent of the new root private, and what is mounted below a shared one would appear on
-            // the host: every mount on the way to the staging directory is taken out of its group.
-            for directory in staging.ancestors() {
-                let path = c_string(directory.as_os_str().as_encoded_bytes())?;
-                match mount_setattr_at(CWD, &path, 0, &MountAttr::propagation(mount_options::PRIVATE)) {
-                    // No mount point.
-                    Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {}
-                    other => other.context(|| format!("make {} private", directory.display()))?,
-                }
-            }
+            // the host.
+            leave_peer_groups(staging)?;
         }
         move_mount(&tree, c"", CWD, staging, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
             .context(|| format!("attach the root file system at {}", staging.display()))?;
@@ -348,6 +341,19 @@ const STANDARD_DEVICES: [(&str, i64, i64); 6] = [
     ("/dev/zero", 1, 5),
     ("/dev/urandom", 1, 9),
 ];
+
+/// Takes every mount on the way to a directory out of its peer group.
+pub(crate) fn leave_peer_groups(directory: &Path) -> Result<()> {
+    for directory in directory.ancestors() {
+        let path = c_string(directory.as_os_str().as_encoded_bytes())?;
+        match mount_setattr_at(CWD, &path, 0, &MountAttr::propagation(mount_options::PRIVATE)) {
+            // No mount point.
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {}
+            other => other.context(|| format!("make {} private", directory.display()))?,
+        }
+    }
+    Ok(())
+}
 
 /// A detached copy of the mount (or of the tree of mounts) at `path`.
 pub(crate) fn clone_tree(dir: BorrowedFd<'_>, path: &Path, recursive: bool) -> io::Result<OwnedFd> {

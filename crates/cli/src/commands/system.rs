@@ -129,7 +129,8 @@ impl Info {
             }
         }
         out += &format!(
-            " Runtimes: runc\n Default Runtime: {}\n Init Binary: {}\n Security Options:\n",
+            " Runtimes: {}\n Default Runtime: {}\n Init Binary: {}\n Security Options:\n",
+            info["Runtimes"].as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(" "),
             text("DefaultRuntime"),
             text("InitBinary")
         );

@@ -147,6 +147,19 @@ impl Monitor {
             process::pipes(wanted(config.stdin), wanted(config.stdout), wanted(config.stderr), identity.uid, identity.gid)
                 .map_err(io)?
         };
+        let failed = |error: &dyn std::fmt::Display| {
+            let message = format!("{prefix}: {error}");
+            let is_missing = message.contains("executable file not found") || message.contains("no such file or directory");
+            (FailureKind::Start, message, if is_missing { 127 } else { 126 })
+        };
+        if let Some(foreign) = self.foreign() {
+            let launched = foreign.exec(&process, stdio).map_err(|error| failed(&error))?;
+            let streams = match launched.terminal {
+                Some(master) => process::terminal(master, config.stdin).map_err(io)?,
+                None => streams,
+            };
+            return Ok(Process::new(launched.pid, launched.pidfd, config.tty, streams, Some(config.clone())));
+        }
         let seccomp = self.start.spec.linux().seccomp.as_ref();
         let launched = dhow_runtime::exec::exec(dhow_runtime::exec::Exec {
             init: &init.pidfd,
@@ -157,15 +170,7 @@ impl Monitor {
             stdio,
             preserve_fds: 0,
         });
-        let launched = launched.map_err(|error| {
-            let message = format!("{prefix}: {error}");
-            let code = if message.contains("executable file not found") || message.contains("no such file or directory") {
-                127
-            } else {
-                126
-            };
-            (FailureKind::Start, message, code)
-        })?;
+        let launched = launched.map_err(|error| failed(&error))?;
         let streams = match launched.terminal {
             Some(master) => process::terminal(master, config.stdin).map_err(io)?,
             None => streams,

@@ -11,6 +11,7 @@ use dhow_runtime::spec::{Hook, Hooks, Rlimit};
 
 use super::{FIRST_BACKOFF, INIT, MAX_BACKOFF, Monitor, SIGKILL, STABLE, Stopping};
 use crate::client::Role;
+use crate::foreign::Foreign;
 use crate::forward::Forwarder;
 use crate::protocol::{FailureKind, Policy, Reply, Start};
 use crate::start;
@@ -125,6 +126,10 @@ impl Monitor {
     }
 
     fn run_hooks(&self, which: impl Fn(&Hooks) -> &Vec<Hook>, pid: i32) -> dhow_runtime::Result<()> {
+        if self.start.runtime.is_some() {
+            // Its runtime runs them.
+            return Ok(());
+        }
         let hooks = self.start.spec.hooks.as_ref().map(|hooks| which(hooks).as_slice());
         hooks::run(hooks, &self.start.spec, &self.setup.id, pid, &self.setup.directory)
     }
@@ -135,7 +140,18 @@ impl Monitor {
         Ok(())
     }
 
+    /// The runtime that the container is in, where that is not our own.
+    pub(super) fn foreign(&self) -> Option<Foreign<'_>> {
+        self.start.runtime.as_ref().map(|runtime| Foreign { runtime, setup: &self.setup })
+    }
+
     pub(super) fn signal(&self, signal: i32) -> io::Result<()> {
+        // The init of one in a virtual machine is not the process that is seen here. One that ignores SIGKILL is no runtime's.
+        if let Some(foreign) = self.foreign().filter(|_| self.processes[INIT].is_some())
+            && foreign.kill(signal).is_ok()
+        {
+            return Ok(());
+        }
         match &self.processes[INIT] {
             Some(process) => dhow_sys::signal::kill_descriptor(process.pidfd.as_fd(), signal),
             None => Err(io::ErrorKind::NotFound.into()),
@@ -192,7 +208,10 @@ impl Monitor {
             (Status::Running, false) => return Err((FailureKind::Internal, format!("Container {id} is not paused"))),
             _ => {}
         }
-        let done = running.cgroup.freeze(frozen);
+        let done = match self.foreign() {
+            Some(foreign) => foreign.freeze(frozen),
+            None => running.cgroup.freeze(frozen).map_err(|error| error.to_string()),
+        };
         done.map_err(|error| (FailureKind::Internal, format!("freeze container {id}: {error}")))?;
         self.state.status = if frozen { Status::Paused } else { Status::Running };
         if frozen {
@@ -231,6 +250,9 @@ impl Monitor {
             self.state.oom_killed = cgroup.events().oom_kills > 0;
             let _ = cgroup.kill();
         }
+        if let Some(foreign) = self.foreign() {
+            foreign.delete();
+        }
         let ran = Duration::from_nanos((now() - self.state.started).max(0) as u64);
         if ran >= STABLE {
             self.backoff = FIRST_BACKOFF;
@@ -249,6 +271,10 @@ impl Monitor {
         if let Some(cgroup) = cgroup {
             // Nobody waits for that. One that cannot be removed now is found by whoever looks for leftovers.
             let _ = cgroup.remove();
+            if self.start.runtime.is_some() {
+                // The runtime may have made one where its own host has none.
+                let _ = dhow_runtime::cgroup::remove_unused(self.start.spec.linux().cgroups_path.as_deref().unwrap_or_default());
+            }
         }
     }
 
