@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -18,7 +19,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
-use crate::version::NEWEST;
+use crate::version::{SPOKEN, Version};
 
 /// A byte stream to a server.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -81,6 +82,8 @@ type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 pub struct Client {
     connector: Connector,
     address: String,
+    /// The minor version to speak: less than [`SPOKEN`] where the server is older.
+    minor: Arc<AtomicU32>,
 }
 
 /// What may stand in a query value or path segment as it is.
@@ -104,7 +107,7 @@ pub fn segment(name: &str) -> String {
 
 impl Client {
     pub fn new(connector: Connector, address: &str) -> Client {
-        Client { connector, address: address.to_owned() }
+        Client { connector, address: address.to_owned(), minor: Arc::new(AtomicU32::new(SPOKEN.1)) }
     }
 
     /// A client of the server on a Unix socket.
@@ -114,7 +117,7 @@ impl Client {
             let path = path.clone();
             Box::pin(async move { Ok(Box::new(tokio::net::UnixStream::connect(path).await?) as BoxedStream) })
         });
-        Client { connector, address }
+        Client::new(connector, &address)
     }
 
     /// Where the server is, for messages.
@@ -144,10 +147,11 @@ impl Client {
         Ok(sender.send_request(request).await?)
     }
 
-    fn request(method: Method, path: &str, body: Body, json: bool) -> Result<Request<Body>> {
+    fn request(&self, method: Method, path: &str, body: Body, json: bool) -> Result<Request<Body>> {
+        let version = Version(SPOKEN.0, self.minor.load(Ordering::Relaxed));
         let mut builder = Request::builder()
             .method(method)
-            .uri(format!("/v{NEWEST}{path}"))
+            .uri(format!("/v{version}{path}"))
             .header("Host", "api.moby.localhost")
             .header("User-Agent", concat!("Dhow-Client/", env!("CARGO_PKG_VERSION"), " (linux)"));
         if json {
@@ -159,13 +163,30 @@ impl Client {
     /// Sends a request; an error status becomes an error.
     pub async fn call(&self, method: Method, path: &str, body: Option<&(impl Serialize + Sync)>) -> Result<Response<Incoming>> {
         let bytes = body.map(serde_json::to_vec).transpose()?;
-        let json = bytes.is_some();
-        let body = match bytes {
-            Some(bytes) => Full::new(Bytes::from(bytes)).map_err(|never| match never {}).boxed_unsync(),
-            None => Empty::new().map_err(|never| match never {}).boxed_unsync(),
+        let bytes = bytes.map(Bytes::from);
+        let send = || {
+            let body = match &bytes {
+                Some(bytes) => Full::new(bytes.clone()).map_err(|never| match never {}).boxed_unsync(),
+                None => Empty::new().map_err(|never| match never {}).boxed_unsync(),
+            };
+            self.request(method.clone(), path, body, bytes.is_some())
         };
-        let response = self.send(Client::request(method, path, body, json)?).await?;
-        checked(response).await
+        match checked(self.send(send()?).await?).await {
+            Err(ClientError::Api { status: 400, message }) if self.speaks_less(&message) => {
+                checked(self.send(send()?).await?).await
+            }
+            answer => answer,
+        }
+    }
+
+    /// Whether a server that refused a request is older, and how old it is is known now. Commands begin with requests of this kind,
+    /// so that others are not refused.
+    fn speaks_less(&self, message: &str) -> bool {
+        let newest = message.split_once("is too new. Maximum supported API version is ").map(|(_, version)| version.trim());
+        match newest.and_then(|version| version.parse::<Version>().ok()) {
+            Some(Version(major, minor)) if major == SPOKEN.0 => self.minor.swap(minor, Ordering::Relaxed) != minor,
+            _ => false,
+        }
     }
 
     pub async fn get(&self, path: &str) -> Result<Response<Incoming>> {
@@ -232,7 +253,7 @@ impl Client {
         let stream =
             futures_stream(move |context| receiver.poll_recv(context).map(|item| item.map(|item| item.map(Frame::data))));
         let body = StreamBody::new(stream).boxed_unsync();
-        let mut request = Client::request(method, path, body, false)?;
+        let mut request = self.request(method, path, body, false)?;
         request.headers_mut().insert("Content-Type", hyper::header::HeaderValue::from_static("application/x-tar"));
         let response = self.send(request).await?;
         checked(response).await
@@ -241,12 +262,8 @@ impl Client {
     /// Sends a request that takes the connection over; the stream is what follows.
     pub async fn hijack(&self, path: &str, body: Option<&(impl Serialize + Sync)>) -> Result<Upgraded> {
         let bytes = body.map(serde_json::to_vec).transpose()?.unwrap_or_default();
-        let mut request = Client::request(
-            Method::POST,
-            path,
-            Full::new(Bytes::from(bytes)).map_err(|never| match never {}).boxed_unsync(),
-            true,
-        )?;
+        let mut request =
+            self.request(Method::POST, path, Full::new(Bytes::from(bytes)).map_err(|never| match never {}).boxed_unsync(), true)?;
         request.headers_mut().insert("Connection", hyper::header::HeaderValue::from_static("Upgrade"));
         request.headers_mut().insert("Upgrade", hyper::header::HeaderValue::from_static("tcp"));
         let response = self.send(request).await?;

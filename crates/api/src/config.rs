@@ -137,6 +137,9 @@ pub struct HostConfig {
     pub devices: Option<Vec<DeviceMapping>>,
     pub device_cgroup_rules: Option<Vec<String>>,
     pub device_requests: Option<Vec<DeviceRequest>>,
+    /// Since 1.56.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub umask: Option<u32>,
     pub memory_reservation: i64,
     pub memory_swap: i64,
     pub memory_swappiness: Option<i64>,

@@ -164,6 +164,17 @@ pub struct Summary {
     pub host_config: SummaryHostConfig,
     pub network_settings: SummaryNetworks,
     pub mounts: Vec<MountPoint>,
+    /// Since 1.52, of a container with a health check.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<SummaryHealth>,
+}
+
+/// What the list shows of the health.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct SummaryHealth {
+    pub status: String,
+    pub failing_streak: u32,
 }
 
 /// What the list shows of the host config.

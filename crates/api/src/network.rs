@@ -33,6 +33,34 @@ pub struct Network {
     pub containers: BTreeMap<String, NetworkContainer>,
     pub options: Option<Map>,
     pub labels: Option<Map>,
+    /// Since 1.52.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<NetworkStatus>,
+}
+
+/// What becomes of a network's addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct NetworkStatus {
+    #[serde(rename = "IPAM")]
+    pub ipam: IpamStatus,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct IpamStatus {
+    pub subnets: BTreeMap<String, SubnetStatus>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SubnetStatus {
+    /// Containers', and those that no container can have.
+    #[serde(rename = "IPsInUse")]
+    pub in_use: u64,
+    /// Left for containers that ask for none.
+    #[serde(rename = "DynamicIPsAvailable")]
+    pub available: u64,
 }
 
 /// Where a network's addresses come from.

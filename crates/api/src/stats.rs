@@ -12,6 +12,9 @@ pub struct Stats {
     pub name: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub id: String,
+    /// Since 1.52.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub os_type: String,
     /// RFC 3339.
     pub read: String,
     pub preread: String,

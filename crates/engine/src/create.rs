@@ -249,6 +249,9 @@ impl Engine {
         }
         crate::logs::drivers::with_defaults(&mut host.log_config, &defaults.log);
         crate::logs::drivers::check(&host.log_config)?;
+        if let Some(umask) = host.umask.filter(|umask| *umask > 0o777) {
+            return Err(Error::invalid(format!("invalid umask {umask:04o}: must be between 0000 and 0777")));
+        }
         if host.shm_size < 0 {
             return Err(Error::invalid("SHM size can not be less than 0"));
         }

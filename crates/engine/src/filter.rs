@@ -47,11 +47,12 @@ impl Filters {
 
     /// Labels of `label` must all be there, and none of `label!`: `key` or `key=value`.
     pub fn labels(&self, labels: &BTreeMap<String, String>) -> bool {
-        let has = |wanted: &String| match wanted.split_once('=') {
-            Some((key, value)) => labels.get(key).is_some_and(|found| found == value),
-            None => labels.contains_key(wanted),
-        };
-        self.get("label").iter().all(has) && !self.get("label!").iter().any(has)
+        self.pairs("label", labels) && !self.get("label!").iter().any(|wanted| has(labels, wanted))
+    }
+
+    /// The values of a filter, `key` or `key=value`, must all be among the pairs.
+    pub fn pairs(&self, filter: &str, pairs: &BTreeMap<String, String>) -> bool {
+        self.get(filter).iter().all(|wanted| has(pairs, wanted))
     }
 
     /// A yes-or-no filter: `None` when absent.
@@ -62,6 +63,14 @@ impl Filters {
             [value] if matches!(value.as_str(), "0" | "false" | "False" | "f") => Ok(Some(false)),
             values => Err(Error::invalid(format!("invalid filter '{key}=[{}]'", values.join(" ")))),
         }
+    }
+}
+
+/// Whether a pair is there: `key` or `key=value`.
+fn has(pairs: &BTreeMap<String, String>, wanted: &str) -> bool {
+    match wanted.split_once('=') {
+        Some((key, value)) => pairs.get(key).is_some_and(|found| found == value),
+        None => pairs.contains_key(wanted),
     }
 }
 

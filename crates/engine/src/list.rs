@@ -1,8 +1,8 @@
 //! The list of containers, with its filters.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use dhow_api::container::{Port, Summary, SummaryHostConfig, SummaryNetworks};
+use dhow_api::container::{Port, Summary, SummaryHealth, SummaryHostConfig, SummaryNetworks};
 use dhow_monitor::health::HealthStatus;
 use dhow_monitor::state::Status;
 use regex_lite::Regex;
@@ -21,8 +21,9 @@ pub struct ListQuery {
     pub filters: Filters,
 }
 
-const FILTERS: [&str; 15] = [
+const FILTERS: [&str; 16] = [
     "ancestor",
+    "annotation",
     "before",
     "exited",
     "expose",
@@ -83,6 +84,7 @@ impl Engine {
             || before.is_some()
             || since.is_some();
         let known = self.endpoints()?;
+        let none = BTreeMap::new();
         let matches = |container: &Container| {
             let (id, name) = (container.id.0.as_str(), container.name.as_str());
             (all || container.is_running())
@@ -91,6 +93,7 @@ impl Engine {
                 && filters.any("status", |state| state == container.state.status.as_str())
                 && (codes.is_empty() || (container.state.status == Status::Exited && codes.contains(&container.state.exit_code)))
                 && filters.labels(&container.labels())
+                && filters.pairs("annotation", container.record.host_config.annotations.as_ref().unwrap_or(&none))
                 && before.is_none_or(|time| container.created < time)
                 && since.is_none_or(|time| container.created > time)
                 && (ancestors.is_empty()
@@ -179,6 +182,11 @@ impl Engine {
             host_config: SummaryHostConfig { network_mode: record.host_config.network_mode.clone(), annotations: None },
             network_settings: SummaryNetworks { networks: endpoints(container, known) },
             mounts: mount_points(container),
+            health: container
+                .state
+                .health
+                .as_ref()
+                .map(|health| SummaryHealth { status: health.status.as_str().to_owned(), failing_streak: health.streak }),
         })
     }
 

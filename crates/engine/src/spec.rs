@@ -8,7 +8,7 @@ use dhow_monitor::state::CGROUP_PARENT;
 use dhow_runtime::defaults;
 use dhow_runtime::spec::{
     BlockIo, Cpu, Device, DeviceRule, Linux, Memory, Mount, Namespace, Pids, Process, Resources, Rlimit, RootPath, Spec,
-    ThrottleDevice as SpecThrottle, WeightDevice as SpecWeight,
+    ThrottleDevice as SpecThrottle, User, WeightDevice as SpecWeight,
 };
 
 use crate::cdi::Registry;
@@ -45,6 +45,7 @@ impl Engine {
             rlimits: rlimits(host)?,
             no_new_privileges: options.no_new_privileges,
             apparmor_profile: apparmor(host, options.apparmor.as_deref()),
+            user: User { umask: host.umask, ..User::default() },
             oom_score_adj: Some(host.oom_score_adj),
             ..Process::default()
         };

@@ -16,7 +16,12 @@ const TICK: u64 = 10_000_000;
 impl Engine {
     /// One sample of what a container uses, without name and id; all zero for one that does not run.
     pub fn stats(&self, container: &Container) -> Result<Stats> {
-        let mut stats = Stats { read: time::ZERO.to_owned(), preread: time::ZERO.to_owned(), ..Stats::default() };
+        let mut stats = Stats {
+            os_type: "linux".to_owned(),
+            read: time::ZERO.to_owned(),
+            preread: time::ZERO.to_owned(),
+            ..Stats::default()
+        };
         if !container.is_running() || container.state.cgroup.is_empty() {
             return Ok(stats);
         }

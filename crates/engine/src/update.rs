@@ -3,6 +3,7 @@
 use dhow_api::config::HostConfig;
 use dhow_monitor::protocol::Request;
 use dhow_runtime::cgroup::Cgroup;
+use dhow_runtime::spec::{BlockIo, ThrottleDevice};
 
 use crate::container::Container;
 use crate::link::ask;
@@ -74,11 +75,31 @@ impl Engine {
             ))
         };
         let cgroup = Cgroup::open(&container.state.cgroup).map_err(|error| failed(&error))?;
-        if let Err(error) = cgroup.update(&crate::spec::resources(after)?) {
+        let mut wanted = crate::spec::resources(after)?;
+        if let (Some(wanted), Some(had)) = (&mut wanted.block_io, crate::spec::resources(before)?.block_io) {
+            lift(wanted, &had);
+        }
+        if let Err(error) = cgroup.update(&wanted) {
             let _ = cgroup.update(&crate::spec::resources(before)?);
             return Err(failed(&error));
         }
         Ok(())
+    }
+}
+
+/// A limit that is no longer wanted must be taken back: 0 is none.
+fn lift(wanted: &mut BlockIo, had: &BlockIo) {
+    for (wanted, had) in [
+        (&mut wanted.throttle_read_bps_device, &had.throttle_read_bps_device),
+        (&mut wanted.throttle_write_bps_device, &had.throttle_write_bps_device),
+        (&mut wanted.throttle_read_iops_device, &had.throttle_read_iops_device),
+        (&mut wanted.throttle_write_iops_device, &had.throttle_write_iops_device),
+    ] {
+        for device in had {
+            if !wanted.iter().any(|other| (other.major, other.minor) == (device.major, device.minor)) {
+                wanted.push(ThrottleDevice { rate: 0, ..device.clone() });
+            }
+        }
     }
 }
 
@@ -110,9 +131,12 @@ fn merge(host: &mut HostConfig, update: &HostConfig) {
         (&mut host.blkio_device_read_iops, &update.blkio_device_read_iops),
         (&mut host.blkio_device_write_iops, &update.blkio_device_write_iops),
     ] {
-        if given.as_ref().is_some_and(|given| !given.is_empty()) {
+        if given.is_some() {
             own.clone_from(given);
         }
+    }
+    if update.blkio_weight_device.is_some() {
+        host.blkio_weight_device.clone_from(&update.blkio_weight_device);
     }
     if let Some(limit) = update.pids_limit {
         host.pids_limit = Some(limit.max(0));

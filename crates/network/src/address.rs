@@ -82,6 +82,11 @@ impl Subnet {
         (0..count).map(move |number| Subnet { address: of_bits(bits(self.address) + number * step, self.address), prefix })
     }
 
+    /// How many addresses it has; of `::/0` one less.
+    pub fn size(self) -> u128 {
+        1u128.checked_shl(u32::from(width(self.address) - self.prefix)).unwrap_or(u128::MAX)
+    }
+
     /// A subnet of /64 among the unique local addresses, whose 40 random bits are derived from a seed (RFC 4193, 3.2). Its
     /// /48 has 65,536 of them.
     pub fn unique_local(seed: &[u8], number: u16) -> Subnet {

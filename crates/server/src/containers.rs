@@ -16,6 +16,7 @@ use serde_json::json;
 use crate::answer::{self, Answer};
 use crate::request::Call;
 use crate::route::{Bare, blocking, quick};
+use crate::shape::{self, V52};
 use crate::{stream, websocket};
 
 pub(crate) async fn list(engine: Arc<Engine>, call: Call) -> Result<Answer> {
@@ -32,7 +33,10 @@ pub(crate) async fn list(engine: Arc<Engine>, call: Call) -> Result<Answer> {
         size: parameters.is("size"),
         filters: Filters::parse(parameters.get("filters"))?,
     };
-    let list = quick(move || engine.list(&query)).await?;
+    let mut list = quick(move || engine.list(&query)).await?;
+    if call.version < V52 {
+        list.iter_mut().for_each(|container| container.health = None);
+    }
     Ok(answer::json(StatusCode::OK, &list))
 }
 
@@ -40,7 +44,25 @@ pub(crate) async fn create(engine: Arc<Engine>, mut call: Call) -> Result<Answer
     let request: CreateRequest = call.json(false).await?;
     let name = call.parameters.optional("name").map(str::to_owned);
     let platform = crate::images::platform(call.parameters.get("platform"))?;
-    let created = quick(move || engine.create(NewContainer { name, request, platform })).await?;
+    let mut warnings = Vec::new();
+    if call.version >= V52 {
+        if !request.config.mac_address.is_empty() {
+            return Err(Error::invalid(
+                "container-wide MAC address no longer supported; use endpoint-specific MAC address instead",
+            ));
+        }
+        let bindings = request.host_config.port_bindings.iter().flatten();
+        let empty = bindings.filter(|(_, bindings)| bindings.as_ref().is_none_or(Vec::is_empty));
+        let empty: Vec<&str> = empty.map(|(port, _)| port.as_str()).collect();
+        if !empty.is_empty() {
+            warnings.push(format!(
+                "Following container port(s) have an empty list of port-bindings: {}. Such bindings will be discarded in a future version.",
+                empty.join(", ")
+            ));
+        }
+    }
+    let mut created = quick(move || engine.create(NewContainer { name, request, platform })).await?;
+    created.warnings.append(&mut warnings);
     Ok(answer::json(StatusCode::CREATED, &json!({ "Id": created.id, "Warnings": created.warnings })))
 }
 
@@ -55,7 +77,12 @@ pub(crate) async fn inspect(engine: Arc<Engine>, id: &str, call: Call) -> Result
         }
         Ok(inspected)
     });
-    Ok(answer::json(StatusCode::OK, &container.await?))
+    let container = container.await?;
+    if call.version < V52 {
+        Ok(answer::json(StatusCode::OK, &container))
+    } else {
+        Ok(answer::json(StatusCode::OK, &shape::container(&container)?))
+    }
 }
 
 pub(crate) async fn start(engine: Arc<Engine>, id: &str, _call: Call) -> Result<Answer> {
@@ -279,11 +306,15 @@ pub(crate) async fn stats(engine: Arc<Engine>, id: &str, call: Call) -> Result<A
         return Err(Error::invalid("cannot have stream=true and one-shot=true"));
     }
     let id = id.to_owned();
+    let legacy = call.version < V52;
     let sample = move |engine: Arc<Engine>| {
         let id = id.clone();
         quick(move || {
             let container = engine.container(&id)?;
-            let stats = engine.stats(&container)?;
+            let mut stats = engine.stats(&container)?;
+            if legacy {
+                stats.os_type = String::new();
+            }
             Ok((container, stats))
         })
     };
@@ -333,7 +364,18 @@ fn after(before: &Stats, now: Stats) -> Stats {
 }
 
 pub(crate) async fn update(engine: Arc<Engine>, id: &str, mut call: Call) -> Result<Answer> {
-    let request: HostConfig = call.json(true).await?;
+    let mut request: HostConfig = call.json(true).await?;
+    if call.version < Version(1, 55) {
+        request.blkio_weight_device = None;
+        for limits in [
+            &mut request.blkio_device_read_bps,
+            &mut request.blkio_device_write_bps,
+            &mut request.blkio_device_read_iops,
+            &mut request.blkio_device_write_iops,
+        ] {
+            *limits = None;
+        }
+    }
     let id = id.to_owned();
     let warnings = quick(move || engine.update(&id, &request)).await?;
     Ok(answer::json(StatusCode::OK, &Updated { warnings: Some(warnings).filter(|warnings| !warnings.is_empty()) }))

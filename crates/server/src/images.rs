@@ -14,6 +14,7 @@ use serde_json::json;
 use crate::answer::{self, Answer, Sender};
 use crate::request::{Call, blocking_body};
 use crate::route::{blocking, quick};
+use crate::shape::{self, V52};
 
 pub(crate) async fn list(engine: Arc<Engine>, call: Call) -> Result<Answer> {
     let filters = Filters::parse(call.parameters.get("filters"))?;
@@ -36,7 +37,16 @@ pub(crate) async fn inspect(engine: Arc<Engine>, name: String, call: &Call) -> R
     if call.version < Version(1, 44) {
         image.virtual_size = Some(image.size);
     }
-    Ok(answer::json(StatusCode::OK, &image))
+    if call.version < V52 {
+        return Ok(answer::json(StatusCode::OK, &image));
+    }
+    Ok(answer::json(StatusCode::OK, &shape::image(&image)?))
+}
+
+/// Nothing is attested of images that are not kept as they were signed.
+pub(crate) async fn attestations(engine: Arc<Engine>, name: String) -> Result<Answer> {
+    quick(move || engine.inspect_image(&name)).await?;
+    Ok(answer::json(StatusCode::OK, &json!([])))
 }
 
 pub(crate) async fn history(engine: Arc<Engine>, name: String) -> Result<Answer> {

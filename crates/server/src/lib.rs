@@ -14,6 +14,7 @@ mod networks;
 pub mod pem;
 mod request;
 mod route;
+mod shape;
 mod stream;
 mod system;
 mod tls;

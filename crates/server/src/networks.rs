@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use dhow_api::Version;
 use dhow_api::network::{ConnectNetwork, CreateNetwork, CreatedNetwork, DisconnectNetwork};
 use dhow_engine::{Engine, Filters, Result};
 use hyper::StatusCode;
@@ -9,6 +10,7 @@ use hyper::StatusCode;
 use crate::answer::{self, Answer};
 use crate::request::Call;
 use crate::route::{blocking, quick};
+use crate::shape::V52;
 
 pub(crate) async fn list(engine: Arc<Engine>, call: Call) -> Result<Answer> {
     let filters = Filters::parse(call.parameters.get("filters"))?;
@@ -22,9 +24,12 @@ pub(crate) async fn create(engine: Arc<Engine>, mut call: Call) -> Result<Answer
     Ok(answer::json(StatusCode::CREATED, &CreatedNetwork { id, warning: String::new() }))
 }
 
-pub(crate) async fn inspect(engine: Arc<Engine>, name: &str) -> Result<Answer> {
+pub(crate) async fn inspect(engine: Arc<Engine>, name: &str, call: &Call) -> Result<Answer> {
     let name = name.to_owned();
-    let network = quick(move || engine.network(&name)).await?;
+    let mut network = quick(move || engine.network(&name)).await?;
+    if call.version < V52 {
+        network.status = None;
+    }
     Ok(answer::json(StatusCode::OK, &network))
 }
 
@@ -37,7 +42,11 @@ pub(crate) async fn remove(engine: Arc<Engine>, name: &str) -> Result<Answer> {
 pub(crate) async fn connect(engine: Arc<Engine>, name: &str, mut call: Call) -> Result<Answer> {
     let name = name.to_owned();
     let request: ConnectNetwork = call.json(false).await?;
-    let settings = request.endpoint_config.unwrap_or_default();
+    let mut settings = request.endpoint_config.unwrap_or_default();
+    if call.version < Version(1, 54) {
+        // Passed over before.
+        settings.mac_address = String::new();
+    }
     quick(move || engine.connect(&name, &request.container, settings)).await?;
     Ok(answer::empty(StatusCode::OK))
 }
@@ -52,5 +61,6 @@ pub(crate) async fn disconnect(engine: Arc<Engine>, name: &str, mut call: Call) 
 pub(crate) async fn prune(engine: Arc<Engine>, call: Call) -> Result<Answer> {
     let query = crate::system::prune_query(&call)?;
     let pruned = blocking(move || engine.prune_networks(&query)).await?;
-    Ok(answer::json(StatusCode::OK, &pruned))
+    let names = pruned.networks_deleted.clone().unwrap_or_default();
+    crate::system::pruned(&call, names, &pruned)
 }

@@ -124,7 +124,7 @@ async fn dispatch(engine: Arc<Engine>, path: &str, call: Call) -> Option<Result<
         ["networks", "prune"] if method == post => networks::prune(engine, call).await,
         ["networks", ref name @ .., "connect"] if method == post => networks::connect(engine, &name.join("/"), call).await,
         ["networks", ref name @ .., "disconnect"] if method == post => networks::disconnect(engine, &name.join("/"), call).await,
-        ["networks", ref name @ ..] if method == get => networks::inspect(engine, &name.join("/")).await,
+        ["networks", ref name @ ..] if method == get => networks::inspect(engine, &name.join("/"), &call).await,
         ["networks", ref name @ ..] if method == delete => networks::remove(engine, &name.join("/")).await,
         ["volumes"] if method == get => volumes::list(engine, call).await,
         ["volumes", "create"] if method == post => volumes::create(engine, call).await,
@@ -133,7 +133,7 @@ async fn dispatch(engine: Arc<Engine>, path: &str, call: Call) -> Option<Result<
         ["volumes", name] if method == delete => volumes::remove(engine, name, call).await,
         ["containers", "prune"] if method == post => system::prune_containers(engine, call).await,
         ["images", "prune"] if method == post => system::prune_images(engine, call).await,
-        ["build", "prune"] if method == post => system::prune_build(),
+        ["build", "prune"] if method == post => system::prune_build(&call),
         ["system", "df"] if method == get => system::disk_usage(engine, call).await,
         ["containers", "json"] if method == get => containers::list(engine, call).await,
         ["containers", "create"] if method == post => containers::create(engine, call).await,
@@ -174,6 +174,9 @@ async fn dispatch(engine: Arc<Engine>, path: &str, call: Call) -> Option<Result<
         ["images", "load"] if method == post => images::load(engine, call).await,
         ["images", ref name @ .., "json"] if method == get && !name.is_empty() => {
             images::inspect(engine, name.join("/"), &call).await
+        }
+        ["images", ref name @ .., "attestations"] if method == get && !name.is_empty() => {
+            images::attestations(engine, name.join("/")).await
         }
         ["images", ref name @ .., "history"] if method == get && !name.is_empty() => {
             images::history(engine, name.join("/")).await

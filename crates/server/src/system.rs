@@ -8,10 +8,12 @@ use dhow_api::system::PrunedBuildCache;
 use dhow_engine::{DiskQuery, Engine, Error, EventQuery, Filters, Kind, PruneQuery, Result};
 use hyper::header::HeaderValue;
 use hyper::{Method, Response, StatusCode};
+use serde_json::json;
 
 use crate::answer::{self, Answer};
 use crate::request::Call;
 use crate::route::blocking;
+use crate::shape::{self, Lines, V52};
 
 pub(crate) fn ping(method: &Method) -> Result<Answer> {
     let mut answer =
@@ -40,12 +42,14 @@ pub(crate) fn events(engine: Arc<Engine>, call: &Call) -> Result<Answer> {
         until: call.parameters.time("until")?,
         filters: Filters::parse(call.parameters.get("filters"))?,
     };
-    let legacy = call.version < Version(1, 52);
-    let (answer, sender) = answer::stream("application/json");
+    let legacy = call.version < V52;
+    let accept = call.request.headers().get("Accept").and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    let lines = Lines::choose(accept, call.version);
+    let (answer, sender) = answer::stream(lines.media_type());
     tokio::task::spawn_blocking(move || {
         let alive = || !sender.is_closed();
         let send = |event: &dhow_engine::Event| {
-            let line = event_line(event, legacy);
+            let line = lines.frame(event_line(event, legacy));
             sender.blocking_send(Bytes::from(line)).is_ok()
         };
         if let Err(error) = engine.events(&query, send, alive) {
@@ -89,19 +93,34 @@ pub(crate) fn prune_query(call: &Call) -> Result<PruneQuery> {
 
 pub(crate) async fn prune_containers(engine: Arc<Engine>, call: Call) -> Result<Answer> {
     let query = prune_query(&call)?;
-    let pruned = blocking(move || engine.prune_containers(&query)).await?;
-    Ok(answer::json(StatusCode::OK, &pruned))
+    let report = blocking(move || engine.prune_containers(&query)).await?;
+    pruned(&call, report.containers_deleted.clone().unwrap_or_default(), &report)
 }
 
 pub(crate) async fn prune_images(engine: Arc<Engine>, call: Call) -> Result<Answer> {
     let query = prune_query(&call)?;
-    let pruned = blocking(move || engine.prune_images(&query)).await?;
-    Ok(answer::json(StatusCode::OK, &pruned))
+    let report = blocking(move || engine.prune_images(&query)).await?;
+    let gone =
+        report.images_deleted.iter().flatten().filter_map(|image| image.deleted.clone().or_else(|| image.untagged.clone()));
+    pruned(&call, gone.collect(), &report)
 }
 
 /// There is no builder yet, and nothing that it keeps.
-pub(crate) fn prune_build() -> Result<Answer> {
-    Ok(answer::json(StatusCode::OK, &PrunedBuildCache::default()))
+pub(crate) fn prune_build(call: &Call) -> Result<Answer> {
+    pruned(call, Vec::new(), &PrunedBuildCache::default())
+}
+
+/// The report of a prune; with `stream` a line for each thing that is gone, and the report last (since 1.56).
+pub(crate) fn pruned(call: &Call, ids: Vec<String>, report: &impl serde::Serialize) -> Result<Answer> {
+    if call.version < Version(1, 56) || !call.parameters.is("stream") {
+        return Ok(answer::json(StatusCode::OK, report));
+    }
+    let lines = Lines::Plain("application/jsonl");
+    let gone = ids.iter().map(|id| json!({ "id": id, "status": "Deleted" }));
+    let text: String = gone.chain([json!({ "aux": report })]).map(|line| format!("{line}\n")).collect();
+    let (answer, sender) = answer::stream(lines.media_type());
+    tokio::spawn(async move { sender.send(Bytes::from(text)).await });
+    Ok(answer)
 }
 
 pub(crate) async fn disk_usage(engine: Arc<Engine>, call: Call) -> Result<Answer> {
@@ -124,7 +143,10 @@ pub(crate) async fn disk_usage(engine: Arc<Engine>, call: Call) -> Result<Answer
     if call.version < Version(1, 44) {
         usage.images.iter_mut().flatten().for_each(|image| image.virtual_size = Some(image.size));
     }
-    Ok(answer::json(StatusCode::OK, &usage))
+    if call.version < V52 {
+        return Ok(answer::json(StatusCode::OK, &usage));
+    }
+    Ok(answer::json(StatusCode::OK, &shape::disk_usage(&usage, call.parameters.is("verbose"))?))
 }
 
 /// The answer of a dockerd that is in no swarm.

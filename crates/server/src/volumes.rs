@@ -42,5 +42,5 @@ pub(crate) async fn prune(engine: Arc<Engine>, call: Call) -> Result<Answer> {
         query.filters.0.insert("all".to_owned(), vec!["true".to_owned()]);
     }
     let pruned = blocking(move || engine.prune_volumes(&query)).await?;
-    Ok(answer::json(StatusCode::OK, &pruned))
+    crate::system::pruned(&call, pruned.volumes_deleted.clone().unwrap_or_default(), &pruned)
 }

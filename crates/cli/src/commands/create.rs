@@ -293,6 +293,9 @@ pub struct Options {
     /// Ulimit options
     #[arg(long)]
     ulimit: Vec<String>,
+    /// Umask of the container's processes, in octal digits
+    #[arg(long, value_name = "string")]
+    umask: Option<String>,
     /// Username or UID (format: <name|uid>[:<group|gid>])
     #[arg(short, long, default_value = "")]
     user: String,

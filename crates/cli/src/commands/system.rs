@@ -2,7 +2,7 @@
 
 use clap::Args;
 use dhow_api::client::{Client, query};
-use dhow_api::version::{NEWEST, OLDEST};
+use dhow_api::version::{OLDEST, SPOKEN};
 use dhow_engine::units::human_binary_size;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
@@ -23,14 +23,14 @@ pub struct Version {
 }
 
 fn client_version() -> Value {
-    json!({ "Version": VERSION, "ApiVersion": NEWEST.to_string(), "DefaultAPIVersion": NEWEST.to_string(), "Os": "linux",
+    json!({ "Version": VERSION, "ApiVersion": SPOKEN.to_string(), "DefaultAPIVersion": SPOKEN.to_string(), "Os": "linux",
         "Arch": dhow_oci::Platform::host().architecture, "GitCommit": "", "GoVersion": "", "BuildTime": "", "Context": "default" })
 }
 
 fn client_text() -> String {
     let arch = dhow_oci::Platform::host().architecture;
     format!(
-        "Client: Dhow\n Version:           {VERSION}\n API version:       {NEWEST}\n OS/Arch:           linux/{arch}\n Context:           default\n"
+        "Client: Dhow\n Version:           {VERSION}\n API version:       {SPOKEN}\n OS/Arch:           linux/{arch}\n Context:           default\n"
     )
 }
 

@@ -1,8 +1,9 @@
 //! Networks as the API shows them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
-use dhow_api::network::{ConfigReference, Ipam, IpamConfig, Network, NetworkContainer};
+use dhow_api::network::{ConfigReference, Ipam, IpamConfig, IpamStatus, Network, NetworkContainer, NetworkStatus, SubnetStatus};
 use dhow_network::{BRIDGE_MTU, Driver};
 use dhow_oci::time::format;
 
@@ -46,6 +47,7 @@ impl Engine {
         let record = self.network_record(reference)?;
         let mut network = shown(&record);
         network.containers = self.containers_in(record.id())?;
+        network.status = Some(status(&record, network.containers.values()));
         Ok(network)
     }
 
@@ -77,6 +79,28 @@ impl Engine {
         }
         Ok(found)
     }
+}
+
+/// How many addresses of a network are taken, and how many are left.
+fn status<'a>(record: &NetworkRecord, containers: impl Iterator<Item = &'a NetworkContainer> + Clone) -> NetworkStatus {
+    let mut subnets = BTreeMap::new();
+    for (range, part) in record.families().into_iter().zip(record.ranges) {
+        let Some(subnet) = range.map(|range| range.subnet) else { continue };
+        let texts = containers.clone().flat_map(|container| [&container.ipv4_address, &container.ipv6_address]);
+        let mut taken: BTreeSet<IpAddr> = texts.filter_map(|text| text.split('/').next()?.parse().ok()).collect();
+        taken.extend(&record.reserved);
+        // Of IPv6 the first is every router's.
+        taken.insert(subnet.address);
+        if subnet.is_ipv4() {
+            taken.insert(subnet.last());
+        }
+        taken.retain(|address| subnet.contains(*address));
+        let part = part.unwrap_or(subnet);
+        let inside = taken.iter().filter(|address| part.contains(**address)).count() as u128;
+        let available = u64::try_from(part.size().saturating_sub(inside)).unwrap_or(u64::MAX);
+        subnets.insert(subnet.to_string(), SubnetStatus { in_use: taken.len() as u64, available });
+    }
+    NetworkStatus { ipam: IpamStatus { subnets } }
 }
 
 /// `host` or `none`, which are as old as the default network.
@@ -139,5 +163,6 @@ fn shown(record: &NetworkRecord) -> Network {
         containers: BTreeMap::new(),
         options,
         labels: Some(record.labels.clone()),
+        status: None,
     }
 }

@@ -14,7 +14,7 @@ use super::Options;
 use super::values::{
     Bindings, bad, bytes, check_sysctl, device, extra_host, flag, gpus, host_or_nothing, is_described, mount, name_server,
     nano_cpus, pairs, parse_network, port_range, publish, restart_policy, security_options, split_volumes, throttles, tmpfs,
-    ulimit, weights, with_value,
+    ulimit, umask, weights, with_value,
 };
 use crate::failure::Result;
 
@@ -148,6 +148,7 @@ impl Options {
             masked_paths: systempaths.then(Vec::new),
             readonly_paths: systempaths.then(Vec::new),
             init: self.init.then_some(true),
+            umask: self.umask.as_deref().map(umask).transpose()?,
             ..HostConfig::default()
         };
         let endpoints_config = Some(endpoints).filter(|endpoints| !endpoints.is_empty());

@@ -395,6 +395,13 @@ pub(super) fn parse_network(text: &str) -> Result<(String, EndpointSettings)> {
     Ok((name, settings))
 }
 
+/// Up to four octal digits.
+pub(super) fn umask(text: &str) -> Result<u32> {
+    let is_octal = (1..=4).contains(&text.len()) && text.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
+    let mask = u32::from_str_radix(text, 8).ok().filter(|mask| is_octal && *mask <= 0o777);
+    mask.ok_or_else(|| flag(text, "--umask", "must be an octal number between 0000 and 0777"))
+}
+
 /// The value of `bind-idmap`.
 fn id_mapping(text: &str) -> Result<IdMapping, String> {
     let (source, user) = text.split_once(':').unwrap_or((text, ""));
