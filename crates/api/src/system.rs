@@ -22,6 +22,30 @@ pub struct DiskUsage {
     pub builder_size: Option<i64>,
 }
 
+/// The answer of `/system/check`, which is our own.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Checked {
+    /// Images, containers, volumes, networks and directories.
+    pub looked_at: u64,
+    pub findings: Vec<Finding>,
+}
+
+/// Something that is not as it should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Finding {
+    pub object: String,
+    pub problem: String,
+    /// What puts it right.
+    pub remedy: String,
+    /// Only the user can do that.
+    pub by_hand: bool,
+    pub repaired: bool,
+    /// Why the repair failed.
+    pub error: String,
+}
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct PrunedContainers {

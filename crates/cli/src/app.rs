@@ -360,6 +360,8 @@ enum System {
     Same(OnSystem),
     /// Show disk usage
     Df(prune::Df),
+    /// Look whether everything that is kept fits together
+    Check(system::Check),
     /// Remove unused data
     Prune(prune::System),
     /// Remove a container that ran with --rm: what its monitor does in the end
@@ -546,6 +548,7 @@ async fn dispatch(app: App) -> failure::Result {
         Command::Image(Image::Prune(prune)) => prune.run(&client).await,
         Command::System(System::Prune(prune)) => prune.run(&client).await,
         Command::System(System::Df(df)) => df.run(&client).await,
+        Command::System(System::Check(check)) => check.run(&client).await,
         Command::Volume(command) => on_volumes(command, &client).await,
         Command::Network(command) => on_networks(command, &client).await,
         Command::OnImages(command) | Command::Image(Image::Same(command)) => on_images(command, &client).await,

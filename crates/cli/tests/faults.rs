@@ -174,3 +174,59 @@ fn a_blob_that_is_not_what_it_is_called_is_refused() {
     assert_eq!(sandbox.ok(&["images", "-q"]).lines().count(), 1);
     sandbox.finish();
 }
+
+#[test]
+fn what_does_not_fit_together_is_found_and_put_right() {
+    use std::fs;
+    let sandbox = sandboxed!();
+    let check = |args: &[&str]| {
+        let output = sandbox.run(&[&["system", "check"], args].concat());
+        (output.status.code().unwrap(), text(&output.stdout))
+    };
+    sandbox.ok(&["volume", "create", "data"]);
+    sandbox.ok(&["create", "--name", "user", "-v", "data:/d", "busybox", "true"]);
+    sandbox.ok(&["run", "--network", "none", "--name", "maker", "busybox", "sh", "-c", "echo more >/more"]);
+    sandbox.ok(&["commit", "maker", "other"]);
+    sandbox.ok(&["rm", "maker"]);
+    let (code, out) = check(&[]);
+    assert!(code == 0 && out.contains(": 0 problems"), "{out}");
+
+    let data = sandbox.data_root();
+    fs::remove_dir_all(data.join("volumes/data")).unwrap();
+    let strays = ["volumes/stray", "containers/stray", "layers/stray"].map(|path| data.join(path));
+    for stray in &strays {
+        fs::create_dir(stray).unwrap();
+    }
+    fs::write(data.join("blobs/sha256/").join("ab".repeat(32)), "nonsense").unwrap();
+    let top = sandbox.ok(&["image", "inspect", "-f", "{{index .RootFS.Layers 1}}", "other"]);
+    let layers = fs::read_dir(data.join("layers")).unwrap().map(|entry| entry.unwrap().path());
+    let own = layers.into_iter().find(|path| path.join("fs/more").exists()).unwrap_or_else(|| panic!("the layer {top}"));
+    fs::remove_dir_all(own).unwrap();
+    // What is young may be half made.
+    let (code, out) = check(&[]);
+    assert!(code == 1 && !out.contains("stray") && out.contains(": 3 problems"), "{out}");
+    for stray in &strays {
+        let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(7200);
+        fs::File::open(stray).unwrap().set_modified(long_ago).unwrap();
+    }
+    let (code, out) = check(&[]);
+    assert!(code == 1 && out.contains(": 6 problems, 0 repaired, 6 left"), "{out}");
+    let (code, out) = check(&["--repair"]);
+    assert!(code == 0 && out.contains(": 6 problems, 6 repaired, 0 left"), "{out}");
+    assert!(data.join("volumes/data/_data").exists() && !strays[1].exists() && !strays[2].exists());
+    assert_eq!(sandbox.ok(&["volume", "ls", "-q"]), "data\nstray");
+    assert_eq!(sandbox.ok(&["images", "-q", "other"]), "", "no image is listed that cannot run");
+    let (code, out) = check(&["--format", "json"]);
+    assert!(code == 0 && out.contains("\"Findings\":[]"), "{out}");
+
+    // What a container is made from cannot be replaced.
+    let layers = fs::read_dir(data.join("layers")).unwrap().map(|entry| entry.unwrap().path());
+    let base = layers.into_iter().find(|path| path.join("fs/bin").exists()).unwrap();
+    fs::rename(&base, sandbox.path("base")).unwrap();
+    let (code, out) = check(&["--repair"]);
+    assert!(code == 1 && out.contains("by hand: load or pull it again"), "{out}");
+    fs::rename(sandbox.path("base"), &base).unwrap();
+    sandbox.ok(&["rm", "user"]);
+    sandbox.ok(&["volume", "rm", "data", "stray"]);
+    sandbox.finish();
+}

@@ -217,6 +217,12 @@ pub(crate) struct Stored {
     wanted: bool,
 }
 
+impl Stored {
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+}
+
 pub(crate) fn stored(row: &Row<'_>) -> dhow_store::rusqlite::Result<Stored> {
     Ok(Stored {
         id: row.get(0)?,

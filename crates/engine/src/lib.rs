@@ -13,6 +13,7 @@ mod archive;
 mod bundled;
 mod cdi;
 mod changes;
+mod check;
 mod commit;
 mod container;
 mod create;

@@ -125,7 +125,14 @@ impl Engine {
         'all: for ids in ids.chunks(CHUNK) {
             let stored = self.stored_of(ids)?;
             for stored in stored {
-                let mut container = self.complete(stored, runs.as_ref())?;
+                let mut container = match self.complete(stored, runs.as_ref()) {
+                    Ok(container) => container,
+                    // One that cannot be read must not hide the others; `system check` tells of it.
+                    Err(error) => {
+                        tracing::warn!("{error}");
+                        continue;
+                    }
+                };
                 if container.removing && !container.supervised && self.remove_container(&container, true).is_ok() {
                     continue;
                 }

@@ -164,6 +164,12 @@ impl Engine {
         })
     }
 
+    /// Makes a record for content that has none.
+    pub(crate) fn adopt_volume(&self, name: &str) -> Result<()> {
+        check_name(name)?;
+        self.make_volume(name, Record { created: now(), ..Record::default() })
+    }
+
     fn make_volume(&self, name: &str, record: Record) -> Result<()> {
         let text = serde_json::to_string(&record).context(|| "encode the volume's record".to_owned())?;
         let made = self.store.database.write::<bool, Error>(Durability::Power, |tx| {

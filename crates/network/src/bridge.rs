@@ -185,16 +185,24 @@ fn remove(table: &str, link: &str, mark: &str) -> Result<()> {
 /// Removes links that engines with this table made for networks that do not exist: what a removal left that was cut short.
 /// Returns their names.
 pub fn left_bridges(table: &str, exists: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+    let unowned = marked_bridges(table, exists)?;
+    unowned.iter().try_for_each(|(link, alias)| remove(table, link, alias))?;
+    Ok(unowned.into_iter().map(|(link, _)| link).collect())
+}
+
+/// The links that a table's mark is on, and that no network has.
+pub fn unowned_bridges(table: &str, exists: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+    Ok(marked_bridges(table, exists)?.into_iter().map(|(link, _)| link).collect())
+}
+
+fn marked_bridges(table: &str, exists: impl Fn(&str) -> bool) -> Result<Vec<(String, String)>> {
     let route = Socket::route().context(|| "open a netlink socket".to_owned())?;
-    let mut removed = Vec::new();
-    for (link, alias) in route::aliases(&route).context(|| "list the links".to_owned())? {
+    let mut links = route::aliases(&route).context(|| "list the links".to_owned())?;
+    links.retain(|(_, alias)| {
         let network = alias.strip_prefix(MARK).and_then(|rest| rest.strip_prefix(&format!(" {table} ")));
-        if network.is_some_and(|network| !exists(network)) {
-            remove(table, &link, &alias)?;
-            removed.push(link);
-        }
-    }
-    Ok(removed)
+        network.is_some_and(|network| !exists(network))
+    });
+    Ok(links)
 }
 
 /// Writes a sysctl that does not have the value already.

@@ -20,7 +20,7 @@ mod route;
 mod rules;
 
 pub use attach::{Attached, attach, isolated};
-pub use bridge::{has_link, host_networks, is_host, left_bridges};
+pub use bridge::{has_link, host_networks, is_host, left_bridges, unowned_bridges};
 pub use neighbours::Neighbours;
 
 use std::io;

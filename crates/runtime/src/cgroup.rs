@@ -170,6 +170,16 @@ fn made<T>(create: impl Fn() -> Result<T>) -> Result<T> {
     }
 }
 
+/// Whether there is a cgroup `path`, absolute below the hierarchies' roots, in any of them.
+pub fn exists(path: &str) -> bool {
+    let mounts = match layout() {
+        Ok(Layout::Unified(mount)) => vec![mount],
+        Ok(Layout::Hierarchies(mounts, _)) => mounts.into_iter().map(|(_, mount)| mount).collect(),
+        Err(_) => return false,
+    };
+    anchored(path).is_ok_and(|path| mounts.iter().any(|mount| mount.join(&path).is_dir()))
+}
+
 /// Removes the cgroup `path`, absolute below the hierarchies' roots, wherever nothing is in it or below it.
 pub fn remove_unused(path: &str) -> Result<()> {
     let path = anchored(path)?;

@@ -134,6 +134,8 @@ async fn dispatch(engine: Arc<Engine>, path: &str, call: Call) -> Option<Result<
         ["containers", "prune"] if method == post => system::prune_containers(engine, call).await,
         ["images", "prune"] if method == post => system::prune_images(engine, call).await,
         ["build", "prune"] if method == post => system::prune_build(&call),
+        ["system", "check"] if method == get => system::check(engine, false).await,
+        ["system", "check"] if method == post => system::check(engine, true).await,
         ["system", "df"] if method == get => system::disk_usage(engine, call).await,
         ["containers", "json"] if method == get => containers::list(engine, call).await,
         ["containers", "create"] if method == post => containers::create(engine, call).await,

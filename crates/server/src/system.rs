@@ -123,6 +123,12 @@ pub(crate) fn pruned(call: &Call, ids: Vec<String>, report: &impl serde::Seriali
     Ok(answer)
 }
 
+/// Our own: whether everything fits together; a POST puts right what does not.
+pub(crate) async fn check(engine: Arc<Engine>, repair: bool) -> Result<Answer> {
+    let checked = blocking(move || engine.check_all(repair)).await?;
+    Ok(answer::json(StatusCode::OK, &checked))
+}
+
 pub(crate) async fn disk_usage(engine: Arc<Engine>, call: Call) -> Result<Answer> {
     let mut query = DiskQuery { images: false, containers: false, volumes: false, build_cache: false };
     let kinds = if call.version >= Version(1, 42) { call.parameters.all("type") } else { &[] };

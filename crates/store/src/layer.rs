@@ -1,5 +1,6 @@
 //! Layers: unpacked ones, shared and read-only, and the writable layer of each container; how overlayfs mounts them.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -181,6 +182,22 @@ impl Store {
     /// Removes the directories of layers that the database no longer knows.
     pub(crate) fn remove_layer_directory(&self, chain_id: &Digest) -> Result<()> {
         remove_below(&self.paths.layers(), &directory_name(chain_id))
+    }
+
+    /// The names of the directories that images' layers and the init layer have.
+    pub fn layer_directories(&self) -> Result<HashSet<String>> {
+        let mut names: HashSet<String> = self.database.read::<_, StoreError>(|db| {
+            let mut statement = db.prepare("SELECT chain_id FROM layers")?;
+            let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+            Ok(rows.filter_map(|id| Some(directory_name(&id.ok()?.parse().ok()?))).collect())
+        })?;
+        names.insert(INIT.to_owned());
+        Ok(names)
+    }
+
+    /// Removes a directory of layers that nobody has.
+    pub fn remove_directory_of_layer(&self, name: &str) -> Result<()> {
+        remove_below(&self.paths.layers(), name)
     }
 
     /// Removes what crashed processes left while unpacking. Directories in use are locked.

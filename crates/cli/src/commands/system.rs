@@ -2,6 +2,7 @@
 
 use clap::Args;
 use dhow_api::client::{Client, query};
+use dhow_api::system::{Checked, Finding};
 use dhow_api::version::{OLDEST, SPOKEN};
 use dhow_engine::units::human_binary_size;
 use serde_json::{Value, json};
@@ -155,6 +156,48 @@ impl Info {
             text("LiveRestoreEnabled")
         );
         print(&out)
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct Check {
+    /// Put right what can be
+    #[arg(long)]
+    repair: bool,
+    /// Format output as JSON
+    #[arg(long, value_parser = ["json"])]
+    format: Option<String>,
+}
+
+impl Check {
+    /// Ends with status 1 when something is left to be put right.
+    pub async fn run(self, client: &Client) -> Result {
+        let checked: Checked = match self.repair {
+            true => client.post_json("/system/check", &json!({})).await?,
+            false => client.get_json("/system/check").await?,
+        };
+        let left = checked.findings.iter().filter(|finding| !finding.repaired).count();
+        if self.format.is_some() {
+            print(&(serde_json::to_string(&checked).unwrap_or_default() + "\n"))?;
+        } else {
+            for finding in &checked.findings {
+                let Finding { object, problem, remedy, .. } = finding;
+                let state = match (finding.repaired, finding.error.as_str(), finding.by_hand) {
+                    (true, ..) => format!("repaired: {remedy}"),
+                    (false, "", false) => format!("--repair would {remedy}"),
+                    (false, "", true) => format!("by hand: {remedy}"),
+                    (false, error, _) => format!("could not {remedy}: {error}"),
+                };
+                print(&format!("{object}: {problem} ({state})\n"))?;
+            }
+            let found = checked.findings.len();
+            print(&format!(
+                "Looked at {} things: {found} problems, {} repaired, {left} left\n",
+                checked.looked_at,
+                found - left
+            ))?;
+        }
+        if left == 0 { Ok(()) } else { Err(Failure { message: String::new(), code: 1 }) }
     }
 }
 

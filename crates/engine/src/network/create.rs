@@ -332,6 +332,14 @@ impl Engine {
         Ok(())
     }
 
+    /// Networks of bridges by name, and whether the bridge is missing where it should be there.
+    pub(crate) fn networks_without_bridge(&self) -> Result<Vec<(String, bool)>> {
+        let records = self.store.database.read(all)?;
+        let records = records.iter().filter(|record| !record.config_only && record.network.bridge().is_some());
+        let is_missing = |record: &NetworkRecord| record.name() != super::DEFAULT && self.is_network_missing(record);
+        Ok(records.map(|record| (record.name().to_owned(), is_missing(record))).collect())
+    }
+
     /// After a reboot its bridge is gone.
     fn is_network_missing(&self, record: &NetworkRecord) -> bool {
         record.network.bridge().is_some_and(|bridge| dhow_network::has_link(&bridge.name).is_ok_and(|found| !found))

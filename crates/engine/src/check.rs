@@ -1,0 +1,389 @@
+//! `system check`: whether what is on the disk, in the kernel and in the database fits together, and putting right what does not.
+//!
+//! Others may work meanwhile. What could be half made is told of only when it is older than [`SETTLED`], and every repair looks once
+//! more at what it takes away.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use dhow_api::system::{Checked, Finding};
+use dhow_monitor::state;
+use dhow_monitor::volumes::unmount_unused;
+use dhow_oci::Digest;
+use dhow_runtime::cgroup::Cgroup;
+use dhow_store::Durability;
+use dhow_store::rusqlite::OptionalExtension;
+
+use crate::error::Context;
+use crate::{Engine, Error, Result};
+
+/// Nobody takes so long from making a directory to its row.
+const SETTLED: Duration = Duration::from_secs(3600);
+
+/// A check that is under way.
+struct Check<'a> {
+    engine: &'a Engine,
+    repair: bool,
+    done: Checked,
+}
+
+impl Engine {
+    /// Looks at everything; with `repair` puts right what can be.
+    ///
+    /// # Errors
+    /// The database cannot be read at all.
+    pub fn check_all(&self, repair: bool) -> Result<Checked> {
+        let mut check = Check { engine: self, repair, done: Checked::default() };
+        check.database()?;
+        check.images()?;
+        check.blobs()?;
+        check.containers()?;
+        check.runs()?;
+        check.volumes()?;
+        check.networks()?;
+        check.directories()?;
+        if repair {
+            self.store.sweep_temporary()?;
+            self.sweep_volumes();
+        }
+        Ok(check.done)
+    }
+
+    fn row_exists(&self, table: &str, key: &str, value: &str) -> Result<bool> {
+        let query = format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE {key} = ?1)");
+        self.store.database.read::<_, Error>(|db| Ok(db.query_row(&query, [value], |row| row.get(0))?))
+    }
+}
+
+impl Check<'_> {
+    /// Tells of a problem, with what would put it right; does that if it is to be done.
+    fn found(&mut self, object: String, problem: impl Into<String>, remedy: &str, put_right: impl FnOnce() -> Result<()>) {
+        let mut finding = Finding { object, problem: problem.into(), remedy: remedy.to_owned(), ..Finding::default() };
+        if self.repair {
+            match put_right() {
+                Ok(()) => finding.repaired = true,
+                Err(error) => finding.error = error.message,
+            }
+        }
+        self.done.findings.push(finding);
+    }
+
+    /// Tells of a problem that nobody can put right but the user.
+    fn hopeless(&mut self, object: String, problem: impl Into<String>, advice: &str) {
+        let (problem, remedy) = (problem.into(), advice.to_owned());
+        self.done.findings.push(Finding { object, problem, remedy, by_hand: true, ..Finding::default() });
+    }
+
+    fn database(&mut self) -> Result<()> {
+        let (damage, strays) = self.engine.store.database.read::<_, Error>(|db| {
+            let mut statement = db.prepare("PRAGMA integrity_check(20)")?;
+            let lines: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+            let mut statement = db.prepare("PRAGMA foreign_key_check")?;
+            let row = |row: &dhow_store::rusqlite::Row<'_>| Ok((row.get::<_, String>(0)?, row.get::<_, String>(2)?));
+            let strays: Vec<(String, String)> = statement.query_map([], row)?.collect::<Result<_, _>>()?;
+            Ok((lines, strays))
+        })?;
+        self.done.looked_at += 1;
+        for line in damage.into_iter().filter(|line| line != "ok") {
+            self.hopeless("database".to_owned(), line, "restore dhow.db from a copy, or save images and volumes and begin anew");
+        }
+        for (table, parent) in strays {
+            self.hopeless(
+                "database".to_owned(),
+                format!("a row of {table} has none in {parent}"),
+                "remove the object with its command",
+            );
+        }
+        Ok(())
+    }
+
+    /// An image is its config, by its digest, and all its layers.
+    fn images(&mut self) -> Result<()> {
+        let rows: Vec<(String, String)> = self.engine.store.database.read::<_, Error>(|db| {
+            let mut statement = db.prepare("SELECT id, config FROM images ORDER BY id")?;
+            Ok(statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?)
+        })?;
+        self.done.looked_at += rows.len() as u64;
+        for (text, config) in rows {
+            let object = format!("image {text}");
+            let Ok(id) = text.parse::<Digest>() else {
+                self.hopeless(object, "its ID is no digest", "remove it with rmi");
+                continue;
+            };
+            let engine = self.engine;
+            let used = engine.row_exists("containers", "image_id", &text)?;
+            let why = match engine.store.image(&id) {
+                Err(error) => Some(error.to_string()),
+                Ok(_) if Digest::of(config.as_bytes()) != id => Some("its config has another digest".to_owned()),
+                Ok(None) => None,
+                Ok(Some(image)) => {
+                    let missing = engine.store.directories(&image.chain).into_iter().find(|directory| !directory.is_dir());
+                    missing.map(|directory| format!("its layer {} is missing", directory.display()))
+                }
+            };
+            match why {
+                None => {}
+                Some(why) if used => self.hopeless(object, why, "load or pull it again: containers are made from it"),
+                Some(why) => self.found(object, why, "remove the image", || Ok(engine.store.remove_image(&id).map(drop)?)),
+            }
+        }
+        Ok(())
+    }
+
+    fn blobs(&mut self) -> Result<()> {
+        for (name, path) in entries(&self.engine.paths().blobs()) {
+            self.done.looked_at += 1;
+            let right = fs::read(&path).is_ok_and(|content| Digest::of(&content).hex() == name);
+            if !right {
+                self.found(format!("blob {name}"), "its content has another digest", "remove it", || {
+                    fs::remove_file(&path).context(|| format!("remove {}", path.display()))
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn containers(&mut self) -> Result<()> {
+        let engine = self.engine;
+        let ids = engine.container_ids()?;
+        self.done.looked_at += ids.len() as u64;
+        for stored in engine.stored_of(&ids)? {
+            let id = stored.id().to_owned();
+            let object = format!("container {id}");
+            let container = match engine.complete(stored, None) {
+                Ok(container) => container,
+                Err(error) => {
+                    self.found(object, error.message, "remove the container and what it wrote", || engine.forget_container(&id));
+                    continue;
+                }
+            };
+            if container.removing && !container.supervised {
+                self.found(object, "its removal was cut short", "remove it", || engine.remove_container(&container, true));
+                continue;
+            }
+            if container.is_left {
+                self.found(object, "its monitor died", "record its end, and restart it by its policy", || {
+                    engine.put_right(&container).map(drop)
+                });
+                continue;
+            }
+            let directory = engine.paths().container(&id);
+            if !directory.is_dir() {
+                self.found(
+                    object.clone(),
+                    format!("{} is missing", directory.display()),
+                    "make it anew, without its log",
+                    || fs::create_dir(&directory).context(|| format!("create {}", directory.display())),
+                );
+            }
+            let layer = &container.record.layer;
+            let parts = layer.lower.iter().chain([&layer.upper, &layer.work]).map(|name| layer.directory.join(name));
+            if let Some(missing) = parts.into_iter().find(|part| !part.is_dir()) {
+                self.hopeless(object, format!("{} is missing", missing.display()), "remove it with rm, and make it again");
+            }
+        }
+        Ok(())
+    }
+
+    /// Run directories without a container, and cgroups of containers that do not run.
+    fn runs(&mut self) -> Result<()> {
+        let engine = self.engine;
+        for (id, run) in entries(&engine.paths().runs()) {
+            self.done.looked_at += 1;
+            if state::is_locked(&run) || engine.row_exists("containers", "id", &id)? {
+                continue;
+            }
+            self.found(format!("run directory {id}"), "there is no such container", "end its processes and remove it", || {
+                let Some(_lock) = state::try_lock(&run).context(|| format!("lock {}", run.display()))? else { return Ok(()) };
+                if let Some(left) = state::load(&run).filter(|left| !left.cgroup.is_empty()) {
+                    end_cgroup(&left.cgroup)?;
+                }
+                state::discard(&run).context(|| format!("remove {}", run.display()))
+            });
+        }
+        for id in engine.container_ids()? {
+            let cgroup = format!("{}/{id}", state::CGROUP_PARENT);
+            if state::is_locked(&engine.paths().run(&id)) || !dhow_runtime::cgroup::exists(&cgroup) {
+                continue;
+            }
+            self.found(format!("cgroup {cgroup}"), "its container does not run", "end its processes and remove it", || {
+                end_cgroup(&cgroup)
+            });
+        }
+        Ok(())
+    }
+
+    fn volumes(&mut self) -> Result<()> {
+        let engine = self.engine;
+        let names: Vec<String> = engine.store.database.read::<_, Error>(|db| {
+            let mut statement = db.prepare("SELECT name FROM volumes ORDER BY name")?;
+            Ok(statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?)
+        })?;
+        self.done.looked_at += names.len() as u64;
+        for name in &names {
+            let object = format!("volume {name}");
+            if let Err(error) = engine.volume(name) {
+                self.hopeless(object.clone(), error.message, "save its content, and remove it with volume rm");
+            }
+            let content = engine.paths().volume(name);
+            if !content.is_dir() {
+                self.found(object.clone(), format!("{} is missing", content.display()), "make it anew, empty", || {
+                    fs::create_dir_all(&content).context(|| format!("create {}", content.display()))
+                });
+            }
+            let directory = engine.paths().volumes().join(name);
+            if self.repair && directory.join("users").exists() {
+                // What a killed monitor has left mounted.
+                unmount_unused(&directory).context(|| format!("unmount volume {name}"))?;
+            }
+        }
+        let known: HashSet<&str> = names.iter().map(String::as_str).collect();
+        for (name, path) in entries(&engine.paths().volumes()) {
+            if known.contains(name.as_str()) || name.starts_with('.') || !is_settled(&path) {
+                continue;
+            }
+            // It may be somebody's data: it is never removed unasked.
+            self.found(
+                format!("volume {name}"),
+                "there is no record of it",
+                "make a record, so that it can be used or removed",
+                || engine.adopt_volume(&name),
+            );
+        }
+        Ok(())
+    }
+
+    fn networks(&mut self) -> Result<()> {
+        let engine = self.engine;
+        let exists = |id: &str| engine.row_exists("networks", "id", id).unwrap_or(true);
+        let left =
+            dhow_network::unowned_bridges(&engine.table(), exists).context(|| "look for links of removed networks".to_owned())?;
+        for link in left {
+            self.found(format!("link {link}"), "its network was removed", "remove it", || engine.reconcile_networks());
+        }
+        for (name, missing) in engine.networks_without_bridge()? {
+            self.done.looked_at += 1;
+            if missing {
+                self.found(format!("network {name}"), "its bridge is missing", "make it anew", || engine.reconcile_networks());
+            }
+        }
+        Ok(())
+    }
+
+    /// What nothing in the database knows of.
+    fn directories(&mut self) -> Result<()> {
+        let engine = self.engine;
+        let paths = engine.paths();
+        for (id, path) in entries(&paths.data.join("containers")) {
+            let is_known = || engine.row_exists("containers", "id", &id);
+            if is_known()? || !is_settled(&path) || state::is_locked(&paths.run(&id)) {
+                continue;
+            }
+            self.found(path.display().to_string(), "there is no such container", "remove it", || match is_known()? {
+                true => Ok(()),
+                false => fs::remove_dir_all(&path).context(|| format!("remove {}", path.display())),
+            });
+        }
+        let known = engine.store.layer_directories()?;
+        for (name, path) in entries(&paths.layers()) {
+            let is_known = || -> Result<bool> {
+                Ok(known.contains(&name) || name.starts_with("tmp-") || engine.row_exists("containers", "id", &name)?)
+            };
+            self.done.looked_at += 1;
+            if is_known()? || !is_settled(&path) {
+                continue;
+            }
+            self.found(path.display().to_string(), "no image and no container has this layer", "remove it", || {
+                // Somebody may have loaded an image with it since.
+                match is_known()? || engine.store.layer_directories()?.contains(&name) {
+                    true => Ok(()),
+                    false => Ok(engine.store.remove_directory_of_layer(&name)?),
+                }
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// Removes a container that cannot be read: nothing of it can be asked for.
+    fn forget_container(&self, id: &str) -> Result<()> {
+        let run = self.paths().run(id);
+        if state::is_locked(&run) {
+            return Err(Error::conflict("its monitor lives: stop its processes first"));
+        }
+        end_cgroup(&format!("{}/{id}", state::CGROUP_PARENT))?;
+        state::discard(&run).context(|| format!("remove {}", run.display()))?;
+        self.store.remove_writable(id)?;
+        let directory = self.paths().container(id);
+        match fs::remove_dir_all(&directory) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::internal(format!("remove {}: {error}", directory.display())));
+            }
+            _ => {}
+        }
+        self.store.database.write::<_, Error>(Durability::Power, |tx| {
+            tx.query_row("DELETE FROM containers WHERE id = ?1 RETURNING id", [id], |_| Ok(())).optional()?;
+            Ok(())
+        })
+    }
+}
+
+fn end_cgroup(path: &str) -> Result<()> {
+    if let Ok(cgroup) = Cgroup::open(path) {
+        let _ = cgroup.freeze(false);
+        cgroup.kill().context(|| format!("end the processes of cgroup {path}"))?;
+        cgroup.remove().context(|| format!("remove cgroup {path}"))?;
+        state::leave_cgroup(path);
+    }
+    Ok(())
+}
+
+/// The entries of a directory with their names, in order; none where there is no directory.
+fn entries(directory: &Path) -> Vec<(String, PathBuf)> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut all: Vec<_> = entries.map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.path())).collect();
+    all.sort();
+    all
+}
+
+/// Whether nobody can be at making it any more.
+fn is_settled(path: &Path) -> bool {
+    let age = fs::symlink_metadata(path).ok().and_then(|stat| stat.modified().ok()?.elapsed().ok());
+    age.is_some_and(|age| age > SETTLED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Settings;
+
+    #[test]
+    fn a_container_that_cannot_be_read_hides_no_other_and_can_be_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = Settings {
+            data_root: directory.path().join("data"),
+            exec_root: directory.path().join("exec"),
+            ..Settings::default()
+        };
+        let engine = Engine::open(settings).unwrap();
+        let id = "ab".repeat(32);
+        engine
+            .store
+            .database
+            .write::<_, Error>(Durability::Process, |tx| {
+                let query = "INSERT INTO containers (id, name, image_id, created, record) VALUES (?1, 'c', 'sha256:x', 0, '{')";
+                Ok(tx.execute(query, [&id]).map(drop)?)
+            })
+            .unwrap();
+        fs::create_dir_all(engine.paths().container(&id)).unwrap();
+        assert!(engine.list(&crate::ListQuery { all: true, ..Default::default() }).unwrap().is_empty());
+        let found = engine.check_all(false).unwrap().findings;
+        assert!(found.len() == 1 && found[0].problem.contains("damaged") && !found[0].repaired, "{found:?}");
+        let found = engine.check_all(true).unwrap().findings;
+        assert!(found.len() == 1 && found[0].repaired, "{found:?}");
+        assert!(engine.check_all(false).unwrap().findings.is_empty() && !engine.paths().container(&id).exists());
+    }
+}
