@@ -136,6 +136,7 @@ const KEYS: &[(&str, Key)] = &[
     // Our own.
     ("bind-ownership", Known),
     ("publish", Known),
+    ("scoped-sockets", Known),
 ];
 
 /// A configuration file that was read and whose keys are known.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
 
 use dhow_api::config::{Config, CreateRequest, EndpointSettings, HostConfig, NetworkingConfig, RestartPolicy};
 use dhow_oci::Platform;
@@ -23,6 +24,8 @@ pub struct NewContainer {
     pub request: CreateRequest,
     /// What the image must be made for, if it matters.
     pub platform: Option<Platform>,
+    /// Binds of anything else are refused, and of these directories they do not lead out.
+    pub binds_below: Option<Vec<PathBuf>>,
 }
 
 #[derive(Debug)]
@@ -82,7 +85,10 @@ impl Engine {
         for network in networks.keys() {
             warnings.extend(self.stopped_ways(network));
         }
-        let (mounts, volumes) = self.resolve_mounts(&config, &host)?;
+        let (mut mounts, volumes) = self.resolve_mounts(&config, &host)?;
+        if let Some(allowed) = &new.binds_below {
+            crate::mounts::confine(&mut mounts, allowed)?;
+        }
 
         let directory = self.paths().container(&id.0);
         fs::DirBuilder::new().mode(0o710).create(&directory).context(|| format!("create {}", directory.display()))?;

@@ -10,7 +10,7 @@ use dhow_runtime::spec;
 use crate::container::{Container, MountRecord};
 use crate::error::Context;
 use crate::volumes::{DRIVER, Device};
-use crate::{BindOwnership, Engine, Error, Result, names};
+use crate::{BindOwnership, Engine, Error, Kind, Result, names};
 
 const PROPAGATIONS: [&str; 6] = ["private", "rprivate", "shared", "rshared", "slave", "rslave"];
 
@@ -283,6 +283,38 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// Keeps a container's binds below some directories of the host. What is below is resolved by the kernel when it is mounted, and
+/// never leads out: not by a link that is put there later either.
+///
+/// # Errors
+/// A mount of something else of the host, whichever way it was asked for.
+pub(crate) fn confine(mounts: &mut [MountRecord], allowed: &[PathBuf]) -> Result<()> {
+    let refuse = |what: &str| Error::new(Kind::Forbidden, format!("this socket does not allow it: {what}"));
+    for mount in mounts {
+        match mount.point.kind.as_str() {
+            "bind" => {
+                let source = PathBuf::from(&mount.point.source);
+                let below = |base: &PathBuf| source.strip_prefix(base).ok().map(|rest| (base.clone(), rest.to_owned()));
+                let (base, rest) =
+                    allowed.iter().find_map(below).ok_or_else(|| refuse(&format!("a bind of {}", source.display())))?;
+                if !matches!(mount.point.propagation.as_str(), "" | "private" | "rprivate") {
+                    return Err(refuse(&format!("a bind with propagation {}", mount.point.propagation)));
+                }
+                mount.create_source = false;
+                if !rest.as_os_str().is_empty() {
+                    mount.content = Some(base);
+                    mount.subpath = Some(rest.to_string_lossy().into_owned());
+                }
+            }
+            "volume" if mount.content.is_some() || mount.device.is_some() => {
+                return Err(refuse(&format!("volume {}, which is a part of the host", mount.point.name)));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// The volumes of a container that are mounted when it starts.

@@ -9,7 +9,7 @@ use dhow_api::Version;
 use dhow_api::config::{CreateRequest, HostConfig};
 use dhow_api::container::{Updated, Wait};
 use dhow_api::stats::Stats;
-use dhow_engine::{AttachOptions, Condition, Container, Engine, Error, Filters, ListQuery, LogQuery, NewContainer, Result};
+use dhow_engine::{AttachOptions, Condition, Container, Engine, Error, ListQuery, LogQuery, NewContainer, Result};
 use hyper::StatusCode;
 use serde_json::json;
 
@@ -31,7 +31,7 @@ pub(crate) async fn list(engine: Arc<Engine>, call: Call) -> Result<Answer> {
         all: parameters.is("all"),
         limit: limit.filter(|limit| *limit > 0).map(|limit| limit as usize),
         size: parameters.is("size"),
-        filters: Filters::parse(parameters.get("filters"))?,
+        filters: call.filters()?,
     };
     let mut list = quick(move || engine.list(&query)).await?;
     if call.version < V52 {
@@ -41,7 +41,7 @@ pub(crate) async fn list(engine: Arc<Engine>, call: Call) -> Result<Answer> {
 }
 
 pub(crate) async fn create(engine: Arc<Engine>, mut call: Call) -> Result<Answer> {
-    let request: CreateRequest = call.json(false).await?;
+    let mut request: CreateRequest = call.json(false).await?;
     let name = call.parameters.optional("name").map(str::to_owned);
     let platform = crate::images::platform(call.parameters.get("platform"))?;
     let mut warnings = Vec::new();
@@ -61,7 +61,16 @@ pub(crate) async fn create(engine: Arc<Engine>, mut call: Call) -> Result<Answer
             ));
         }
     }
-    let mut created = quick(move || engine.create(NewContainer { name, request, platform })).await?;
+    let scope = call.scope.clone();
+    let created = quick(move || {
+        let mut binds_below = None;
+        if let Some(scope) = scope {
+            scope.limit(&engine, &mut request)?;
+            binds_below = Some(scope.create.binds_below.clone());
+        }
+        engine.create(NewContainer { name, request, platform, binds_below })
+    });
+    let mut created = created.await?;
     created.warnings.append(&mut warnings);
     Ok(answer::json(StatusCode::CREATED, &json!({ "Id": created.id, "Warnings": created.warnings })))
 }
@@ -77,7 +86,10 @@ pub(crate) async fn inspect(engine: Arc<Engine>, id: &str, call: Call) -> Result
         }
         Ok(inspected)
     });
-    let container = container.await?;
+    let mut container = container.await?;
+    if let Some(scope) = &call.scope {
+        scope.redact(&mut container.config.env);
+    }
     if call.version < V52 {
         Ok(answer::json(StatusCode::OK, &container))
     } else {

@@ -15,6 +15,9 @@ use crate::stream;
 
 pub(crate) async fn create(engine: Arc<Engine>, id: &str, mut call: Call) -> Result<Answer> {
     let request: ExecCreate = call.json(false).await?;
+    if let Some(scope) = &call.scope {
+        scope.limit_exec(request.privileged)?;
+    }
     let given = |text: String| Some(text).filter(|text| !text.is_empty());
     let config = ExecConfig {
         args: request.cmd,

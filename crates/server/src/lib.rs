@@ -14,6 +14,7 @@ mod networks;
 pub mod pem;
 mod request;
 mod route;
+mod scope;
 mod shape;
 mod stream;
 mod system;
@@ -23,6 +24,7 @@ mod websocket;
 
 pub use listen::{ListenError, Listener};
 pub use metrics::serve_metrics;
+pub use scope::{Limits, Right, Scope};
 pub use tls::{Certificates, Gate};
 
 use std::sync::Arc;
@@ -33,11 +35,20 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-/// Serves one connection until it ends.
+/// Serves one connection until it ends, to a client who may do everything.
 pub async fn serve(engine: Arc<Engine>, connection: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
+    serve_scoped(engine, None, connection).await;
+}
+
+/// Serves one connection until it ends, within a scope if there is one.
+async fn serve_scoped(
+    engine: Arc<Engine>,
+    scope: Option<Arc<Scope>>,
+    connection: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+) {
     let service = service_fn(move |request| {
-        let engine = engine.clone();
-        async move { Ok::<_, std::convert::Infallible>(route::handle(engine, request).await) }
+        let (engine, scope) = (engine.clone(), scope.clone());
+        async move { Ok::<_, std::convert::Infallible>(route::handle(engine, scope, request).await) }
     });
     let served = http1::Builder::new().serve_connection(TokioIo::new(connection), service).with_upgrades().await;
     if let Err(error) = served {

@@ -10,6 +10,7 @@ use dhow_engine::Engine;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Notify;
 
+use crate::Scope;
 use crate::tls::Gate;
 
 /// Why a daemon does not listen.
@@ -27,7 +28,8 @@ impl std::error::Error for ListenError {}
 /// A socket that accepts connections. A Unix socket that it made is removed with it.
 pub struct Listener {
     socket: Socket,
-    path: Option<PathBuf>,
+    path: Option<SocketFile>,
+    scope: Option<Arc<Scope>>,
 }
 
 enum Socket {
@@ -66,7 +68,7 @@ impl Listener {
         std::os::unix::fs::chown(path, Some(0), gid.or(Some(0))).map_err(|error| failed("set the group of", &error))?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
             .map_err(|error| failed("set the mode of", &error))?;
-        Ok(Listener { socket: Socket::Unix(socket), path: Some(path.to_owned()) })
+        Ok(Listener { socket: Socket::Unix(socket), path: Some(SocketFile(path.to_owned())), scope: None })
     }
 
     /// Listens on an address for clients that the gate lets in.
@@ -76,7 +78,7 @@ impl Listener {
     pub async fn tcp(address: SocketAddr, gate: Gate) -> Result<Listener, ListenError> {
         let socket = TcpListener::bind(address).await;
         let socket = socket.map_err(|error| ListenError(format!("listen on tcp://{address}: {error}")))?;
-        Ok(Listener { socket: Socket::Tcp(socket, gate), path: None })
+        Ok(Listener { socket: Socket::Tcp(socket, gate), path: None, scope: None })
     }
 
     /// Takes a socket that the service manager passed.
@@ -100,7 +102,12 @@ impl Listener {
             }
             (other, _) => return Err(failed(std::io::Error::other(format!("address family {}", other.as_raw())))),
         };
-        Ok(Listener { socket, path: None })
+        Ok(Listener { socket, path: None, scope: None })
+    }
+
+    /// The same socket for clients who may do what a scope allows.
+    pub fn scoped(self, scope: Scope) -> Listener {
+        Listener { scope: Some(Arc::new(scope)), ..self }
     }
 
     /// Serves connections until the future is dropped; says at `ended` that one has ended.
@@ -125,8 +132,9 @@ impl Listener {
         match &self.socket {
             Socket::Unix(socket) => {
                 let (connection, _) = socket.accept().await?;
+                let scope = self.scope.clone();
                 tokio::spawn(async move {
-                    crate::serve(engine, connection).await;
+                    crate::serve_scoped(engine, scope, connection).await;
                     ended.notify_one();
                 });
             }
@@ -135,12 +143,12 @@ impl Listener {
                 let (connection, client) = socket.accept().await?;
                 // Answers are small, and clients wait for each.
                 let _ = connection.set_nodelay(true);
-                let gate = gate.clone();
+                let (gate, scope) = (gate.clone(), self.scope.clone());
                 tokio::spawn(async move {
                     let admitted = gate.admit(connection).await;
                     drop(place);
                     match admitted {
-                        Ok(connection) => crate::serve(engine, connection).await,
+                        Ok(connection) => crate::serve_scoped(engine, scope, connection).await,
                         Err(error) => tracing::info!("turned {client} away: {error}"),
                     }
                     ended.notify_one();
@@ -154,7 +162,8 @@ impl Listener {
 impl std::fmt::Display for Listener {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match (&self.socket, &self.path) {
-            (Socket::Unix(_), Some(path)) => write!(f, "{}", path.display()),
+            (Socket::Unix(_), Some(path)) if self.scope.is_some() => write!(f, "{} within a scope", path.0.display()),
+            (Socket::Unix(_), Some(path)) => write!(f, "{}", path.0.display()),
             (Socket::Unix(_), None) => f.write_str("the service manager's socket"),
             (Socket::Tcp(socket, _), _) => match socket.local_addr() {
                 Ok(address) => write!(f, "{address} for clients with a certificate"),
@@ -164,11 +173,12 @@ impl std::fmt::Display for Listener {
     }
 }
 
-impl Drop for Listener {
+/// The file of a socket, removed with it.
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
     fn drop(&mut self) {
-        if let Some(path) = &self.path {
-            let _ = std::fs::remove_file(path);
-        }
+        let _ = std::fs::remove_file(&self.0);
     }
 }
 

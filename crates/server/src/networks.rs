@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dhow_api::Version;
 use dhow_api::network::{ConnectNetwork, CreateNetwork, CreatedNetwork, DisconnectNetwork};
-use dhow_engine::{Engine, Filters, Result};
+use dhow_engine::{Engine, Result};
 use hyper::StatusCode;
 
 use crate::answer::{self, Answer};
@@ -13,13 +13,16 @@ use crate::route::{blocking, quick};
 use crate::shape::V52;
 
 pub(crate) async fn list(engine: Arc<Engine>, call: Call) -> Result<Answer> {
-    let filters = Filters::parse(call.parameters.get("filters"))?;
+    let filters = call.filters()?;
     let networks = quick(move || engine.networks(&filters)).await?;
     Ok(answer::json(StatusCode::OK, &networks))
 }
 
 pub(crate) async fn create(engine: Arc<Engine>, mut call: Call) -> Result<Answer> {
-    let new: CreateNetwork = call.json(false).await?;
+    let mut new: CreateNetwork = call.json(false).await?;
+    if let Some(scope) = &call.scope {
+        scope.limit_network(&mut new)?;
+    }
     let id = quick(move || engine.create_network(new)).await?;
     Ok(answer::json(StatusCode::CREATED, &CreatedNetwork { id, warning: String::new() }))
 }
@@ -47,14 +50,28 @@ pub(crate) async fn connect(engine: Arc<Engine>, name: &str, mut call: Call) -> 
         // Passed over before.
         settings.mac_address = String::new();
     }
-    quick(move || engine.connect(&name, &request.container, settings)).await?;
+    let scope = call.scope.clone();
+    quick(move || {
+        if let Some(scope) = scope {
+            scope.member(&engine, &request.container)?;
+        }
+        engine.connect(&name, &request.container, settings)
+    })
+    .await?;
     Ok(answer::empty(StatusCode::OK))
 }
 
 pub(crate) async fn disconnect(engine: Arc<Engine>, name: &str, mut call: Call) -> Result<Answer> {
     let name = name.to_owned();
     let request: DisconnectNetwork = call.json(false).await?;
-    quick(move || engine.disconnect(&name, &request.container, request.force)).await?;
+    let scope = call.scope.clone();
+    quick(move || {
+        if let Some(scope) = scope {
+            scope.member(&engine, &request.container)?;
+        }
+        engine.disconnect(&name, &request.container, request.force)
+    })
+    .await?;
     Ok(answer::empty(StatusCode::OK))
 }
 

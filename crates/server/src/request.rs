@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::io::{self, Read};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use dhow_api::Version;
-use dhow_engine::{Error, Result};
+use dhow_engine::{Error, Filters, Result};
 use http_body_util::BodyExt;
 use hyper::Request;
 use hyper::body::Incoming;
@@ -14,11 +15,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
+use crate::Scope;
+
 /// A body of JSON or a form may not be larger.
 const MAX_BODY: usize = 16 << 20;
 
 /// The parameters of a request, from the query and from a form body.
-#[derive(Default, Debug)]
+#[derive(Clone, Default, Debug)]
 pub(crate) struct Parameters(HashMap<String, Vec<String>>);
 
 impl Parameters {
@@ -78,6 +81,8 @@ impl Parameters {
 /// A request as handlers see it.
 pub(crate) struct Call {
     pub version: Version,
+    /// What the client may do; everything if there is none.
+    pub scope: Option<Arc<Scope>>,
     pub parameters: Parameters,
     pub request: Request<Incoming>,
 }
@@ -86,6 +91,15 @@ impl Call {
     /// Whether the client wants to take the connection over.
     pub fn upgrades(&self) -> bool {
         self.request.headers().contains_key("upgrade")
+    }
+
+    /// The filters of the query, narrowed down to what the client may see.
+    pub fn filters(&self) -> Result<Filters> {
+        let mut filters = Filters::parse(self.parameters.get("filters"))?;
+        if let Some(scope) = &self.scope {
+            scope.narrow(&mut filters);
+        }
+        Ok(filters)
     }
 
     /// The client's name; empty without one.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dhow_api::Version;
 use dhow_api::version::{NEWEST, OLDEST};
-use dhow_engine::{Engine, Result};
+use dhow_engine::{Engine, Kind, Result};
 use hyper::body::Incoming;
 use hyper::header::HeaderValue;
 use hyper::{Method, Request, Response, StatusCode};
@@ -12,10 +12,10 @@ use percent_encoding::percent_decode_str;
 
 use crate::answer::{self, Answer};
 use crate::request::{Call, Parameters};
-use crate::{archive, containers, execs, images, networks, system, volumes};
+use crate::{Scope, archive, containers, execs, images, networks, system, volumes};
 
 /// Answers any request.
-pub(crate) async fn handle(engine: Arc<Engine>, request: Request<Incoming>) -> Answer {
+pub(crate) async fn handle(engine: Arc<Engine>, scope: Option<Arc<Scope>>, request: Request<Incoming>) -> Answer {
     if request.method() == Method::OPTIONS {
         return answer::with_common_headers(answer::empty(StatusCode::OK));
     }
@@ -25,7 +25,7 @@ pub(crate) async fn handle(engine: Arc<Engine>, request: Request<Incoming>) -> A
         Err(answer) => return *answer,
     };
     let parameters = Parameters::parse(request.uri().query().unwrap_or_default());
-    let mut call = Call { version, parameters, request };
+    let mut call = Call { version, scope, parameters, request };
     let form = call
         .request
         .headers()
@@ -34,9 +34,15 @@ pub(crate) async fn handle(engine: Arc<Engine>, request: Request<Incoming>) -> A
     if form && let Ok(body) = call.body().await {
         call.parameters.extend(Parameters::parse(&String::from_utf8_lossy(&body)));
     }
+    let scoped = call.scope.is_some();
     match dispatch(engine, &path, call).await {
         Some(Ok(answer)) => finish(answer),
-        Some(Err(error)) => answer::with_common_headers(answer::error(&error)),
+        Some(Err(error)) => {
+            if scoped && error.kind() == Kind::Forbidden {
+                tracing::warn!("refused a client of a scoped socket: {error}");
+            }
+            answer::with_common_headers(answer::error(&error))
+        }
         None => answer::message(StatusCode::NOT_FOUND, "page not found"),
     }
 }
@@ -113,6 +119,17 @@ async fn dispatch(engine: Arc<Engine>, path: &str, call: Call) -> Option<Result<
         .collect();
     let segments = with_link_name(segments);
     let words: Vec<&str> = segments.iter().map(String::as_str).collect();
+    if let Some(scope) = call.scope.clone() {
+        let (engine, method, segments) = (engine.clone(), method.clone(), segments.clone());
+        let parameters = call.parameters.clone();
+        let admitted = quick(move || {
+            let words: Vec<&str> = segments.iter().map(String::as_str).collect();
+            scope.admit(&engine, &method, &words, &parameters)
+        });
+        if let Err(error) = admitted.await {
+            return Some(Err(error));
+        }
+    }
     let (get, post, delete, head) = (Method::GET, Method::POST, Method::DELETE, Method::HEAD);
     Some(match words[..] {
         ["_ping"] if method == get || method == head => system::ping(&method),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use dhow_api::Version;
 use dhow_api::system::PrunedBuildCache;
-use dhow_engine::{DiskQuery, Engine, Error, EventQuery, Filters, Kind, PruneQuery, Result};
+use dhow_engine::{DiskQuery, Engine, Error, EventQuery, Kind, PruneQuery, Result};
 use hyper::header::HeaderValue;
 use hyper::{Method, Response, StatusCode};
 use serde_json::json;
@@ -37,11 +37,8 @@ pub(crate) async fn info(engine: Arc<Engine>) -> Result<Answer> {
 }
 
 pub(crate) fn events(engine: Arc<Engine>, call: &Call) -> Result<Answer> {
-    let query = EventQuery {
-        since: call.parameters.time("since")?,
-        until: call.parameters.time("until")?,
-        filters: Filters::parse(call.parameters.get("filters"))?,
-    };
+    let query =
+        EventQuery { since: call.parameters.time("since")?, until: call.parameters.time("until")?, filters: call.filters()? };
     let legacy = call.version < V52;
     let accept = call.request.headers().get("Accept").and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     let lines = Lines::choose(accept, call.version);
@@ -85,7 +82,7 @@ fn event_line(event: &dhow_engine::Event, legacy: bool) -> String {
 /// What a prune is asked for. `dry-run` and `after` are our own.
 pub(crate) fn prune_query(call: &Call) -> Result<PruneQuery> {
     Ok(PruneQuery {
-        filters: Filters::parse(call.parameters.get("filters"))?,
+        filters: call.filters()?,
         dry_run: call.parameters.is("dry-run"),
         after_containers: call.parameters.get("after") == "containers",
     })

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dhow_api::Version;
 use dhow_api::volume::{CreateVolume, VolumeList};
-use dhow_engine::{Engine, Filters, Result};
+use dhow_engine::{Engine, Result};
 use hyper::StatusCode;
 
 use crate::answer::{self, Answer};
@@ -12,14 +12,21 @@ use crate::request::Call;
 use crate::route::{blocking, quick};
 
 pub(crate) async fn list(engine: Arc<Engine>, call: Call) -> Result<Answer> {
-    let filters = Filters::parse(call.parameters.get("filters"))?;
+    let filters = call.filters()?;
     let volumes = quick(move || engine.volumes(&filters)).await?;
     Ok(answer::json(StatusCode::OK, &VolumeList { volumes, warnings: None }))
 }
 
 pub(crate) async fn create(engine: Arc<Engine>, mut call: Call) -> Result<Answer> {
-    let new: CreateVolume = call.json(true).await?;
-    let volume = quick(move || engine.create_volume(new)).await?;
+    let mut new: CreateVolume = call.json(true).await?;
+    let scope = call.scope.clone();
+    let volume = quick(move || {
+        if let Some(scope) = scope {
+            scope.limit_volume(&engine, &mut new)?;
+        }
+        engine.create_volume(new)
+    })
+    .await?;
     Ok(answer::json(StatusCode::CREATED, &volume))
 }
 

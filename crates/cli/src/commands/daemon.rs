@@ -18,7 +18,6 @@ use tracing_subscriber::{Registry, reload};
 
 use self::sockets::Sockets;
 use crate::configuration::Configuration;
-use crate::connect::address::Address;
 use crate::connect::{DEFAULT_SOCKET, Roots, TlsOptions};
 use crate::failure::{Failure, Result};
 
@@ -104,7 +103,7 @@ impl Daemon {
         if hosts.is_empty() {
             hosts.push(format!("unix://{DEFAULT_SOCKET}"));
         }
-        let sockets = Sockets::new(&hosts, flags.certificates(&file)?.as_ref())?;
+        let sockets = Sockets::new(&hosts, flags.certificates(&file)?.as_ref(), file.get("scoped-sockets")?.unwrap_or_default())?;
         let service = Service {
             group: flags.group.clone().or(file.text("group")?).unwrap_or_else(|| "docker".to_owned()),
             pidfile: flags.pidfile.clone().or(file.text("pidfile")?.map(PathBuf::from)),
@@ -306,10 +305,8 @@ impl Service {
         if let Some(path) = &self.pidfile {
             let _ = std::fs::remove_file(path);
         }
-        for address in &self.sockets.addresses {
-            if let Address::Unix(path) = address {
-                let _ = std::fs::remove_file(path);
-            }
+        for path in self.sockets.files() {
+            let _ = std::fs::remove_file(path);
         }
         Ok(())
     }

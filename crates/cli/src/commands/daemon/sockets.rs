@@ -1,8 +1,10 @@
 //! Where the daemon listens, and what keeps strangers out.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
-use dhow_server::{Certificates, Gate, Listener};
+use dhow_server::{Certificates, Gate, Listener, Scope};
 
 use crate::connect::address::Address;
 use crate::failure::{Failure, Result};
@@ -12,12 +14,14 @@ pub struct Sockets {
     pub addresses: Vec<Address>,
     /// What `--tlsverify` lets in.
     pub gate: Option<Gate>,
+    /// Unix sockets for clients that may do only a part.
+    pub scoped: Vec<(PathBuf, Scope)>,
 }
 
 impl Sockets {
     /// # Errors
     /// An address is none, or would let everybody in; the certificates cannot be used.
-    pub fn new(hosts: &[String], certificates: Option<&Certificates>) -> Result<Sockets> {
+    pub fn new(hosts: &[String], certificates: Option<&Certificates>, scoped: BTreeMap<String, Scope>) -> Result<Sockets> {
         let failed = |error: String| Failure::new(format!("failed to start daemon: {error}"));
         let gate = certificates.map(Gate::new).transpose().map_err(|error| failed(error.to_string()))?;
         let addresses = hosts.iter().map(|host| {
@@ -30,7 +34,23 @@ impl Sockets {
                 address => Ok(address),
             }
         });
-        Ok(Sockets { addresses: addresses.collect::<Result<_>>()?, gate })
+        let scoped = scoped.into_iter().map(|(host, scope)| match Address::parse(&host, false) {
+            Ok(Address::Unix(path)) => {
+                if let Some(bad) = scope.create.binds_below.iter().find(|path| !path.is_absolute()) {
+                    return Err(failed(format!("scoped-sockets: {host}: binds-below: {} is no absolute path", bad.display())));
+                }
+                Ok((path, scope))
+            }
+            Ok(_) => Err(failed(format!("scoped-sockets: {host}: use unix:///path"))),
+            Err(error) => Err(failed(format!("scoped-sockets: {error}"))),
+        });
+        let scoped: Vec<(PathBuf, Scope)> = scoped.collect::<Result<_>>()?;
+        let addresses: Vec<Address> = addresses.collect::<Result<_>>()?;
+        let is_taken = |path: &PathBuf| addresses.iter().any(|address| matches!(address, Address::Unix(other) if other == path));
+        if let Some((path, _)) = scoped.iter().find(|(path, _)| is_taken(path)) {
+            return Err(failed(format!("scoped-sockets: {} is a socket for everything, too", path.display())));
+        }
+        Ok(Sockets { addresses, gate, scoped })
     }
 
     /// Opens them all. `group` may use the Unix sockets.
@@ -61,6 +81,19 @@ impl Sockets {
                 Address::Ssh { .. } => {}
             }
         }
+        for (path, scope) in &self.scoped {
+            let group = scope.group.as_deref().unwrap_or("root");
+            listeners.push(Listener::unix(path, group).map_err(|error| failed(&error))?.scoped(scope.clone()));
+        }
         Ok(listeners)
+    }
+
+    /// The files of all sockets that are made here.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let full = self.addresses.iter().filter_map(|address| match address {
+            Address::Unix(path) => Some(path.as_path()),
+            _ => None,
+        });
+        full.chain(self.scoped.iter().map(|(path, _)| path.as_path()))
     }
 }
