@@ -63,6 +63,36 @@ pub struct SubnetStatus {
     pub available: u64,
 }
 
+/// A published port and who can reach it: an entry of the answer of `/ports/audit`, which is our own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct AuditedPort {
+    /// Its name.
+    pub container: String,
+    /// `80/tcp`
+    pub port: String,
+    pub host_ip: String,
+    pub host_port: u16,
+    /// `obey` or `open`.
+    pub policy: String,
+    pub cases: Vec<AuditCase>,
+}
+
+/// What becomes of packets that come from somewhere.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct AuditCase {
+    /// `10.0.0.0/8`, `anywhere`, `anywhere but 10.0.0.0/8`, `this host`
+    pub from: String,
+    /// Only by this link.
+    pub link: String,
+    pub other_links: Vec<String>,
+    pub conditions: Vec<String>,
+    /// `accepted`, `dropped`, `rejected`, `decided by a program`, `unknown`
+    pub outcome: String,
+    pub rule: String,
+}
+
 /// Where a network's addresses come from.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]

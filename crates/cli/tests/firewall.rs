@@ -300,3 +300,121 @@ fn a_firewall_that_passes_nothing_on_is_named() {
     sandbox.ok(&["network", "rm", "front"]);
     sandbox.finish();
 }
+
+/// What the audit says of the published port by IPv4 and TCP: a line for each case.
+fn audit(sandbox: &Sandbox) -> Vec<String> {
+    let all = sandbox.ok(&["port", "--audit", "server", "5000/tcp"]);
+    let of_ipv4 = all.lines().skip_while(|line| !line.starts_with("server 5000/tcp -> 0.0.0.0:8080")).skip(1);
+    of_ipv4.take_while(|line| line.starts_with("  ")).map(|line| line.trim().to_owned()).collect()
+}
+
+#[test]
+fn the_audit_tells_who_reaches_a_port_and_why() {
+    let mut sandbox = sandboxed!();
+    let host = Host::make();
+    host.adopt(&mut sandbox);
+    create_network(&sandbox, &[]);
+    start(&sandbox, &["--network", "front"]);
+    assert_eq!(audit(&sandbox), ["from anywhere: accepted (no rule stops it)"]);
+    let with = |rules: &str| {
+        host.run("nft", &["-f", "-"], &format!("table inet filter\ndelete table inet filter\ntable inet filter {{\n{rules}\n}}"));
+        audit(&sandbox)
+    };
+    // Each of these is written in several ways by nft.
+    let client = CLIENT[0];
+    let reached = |sandbox: &Sandbox| seen(&host, sandbox, From::Client, "tcp").swap_remove(0).is_some();
+    let input = "type filter hook input priority filter; policy drop; iifname lo accept; ct state vmap { established : accept, related : accept, invalid : drop }";
+    let only = |condition: &str| format!("chain input {{ {input}; {condition} accept; }}");
+    for (condition, expected) in [
+        ("tcp dport 8080".to_owned(), "from anywhere: accepted"),
+        (format!("ip saddr {client} tcp dport 8000-9000"), &*format!("from {client}: accepted")),
+        (
+            format!("ip saddr {{ {client}, 203.0.113.0/24 }} tcp dport {{ 80, 8080 }}"),
+            &*format!("from {client}, 203.0.113.0/24: accepted"),
+        ),
+        ("ip saddr != 203.0.113.0/24 meta l4proto tcp".to_owned(), "from anywhere but 203.0.113.0/24: accepted"),
+        ("ip saddr 203.0.113.0/24 tcp dport 8080".to_owned(), "from 203.0.113.0/24: accepted"),
+        ("tcp dport 8081".to_owned(), "from anywhere: dropped (inet filter input, policy drop)"),
+        ("meta nfproto ipv6 tcp dport 8080".to_owned(), "from anywhere: dropped"),
+        ("fib daddr type local tcp dport 8080 tcp flags & (fin | syn) == syn".to_owned(), "from anywhere: accepted"),
+        ("udp dport 8080".to_owned(), "from anywhere: dropped"),
+    ] {
+        let cases = with(&only(&condition));
+        assert!(cases[0].starts_with(expected), "{condition}: {cases:#?}");
+        // What it says holds.
+        let holds = expected.contains("accepted") && (expected.contains("anywhere") || expected.contains(client));
+        assert_eq!(reached(&sandbox), holds, "{condition}: {cases:#?}");
+    }
+    // Chains, links and what cannot be known.
+    let cases = with(
+        "set banned { type ipv4_addr; flags interval; elements = { 198.51.100.0/24 } }
+         chain trusted { ip saddr 10.0.0.0/8 return; counter accept; }
+         chain services { tcp dport vmap { 22 : accept, 8080 : jump trusted }; limit rate 1/second accept; }
+         chain input { type filter hook input priority filter; policy accept; ip saddr @banned drop; iifname \"wg0\" goto trusted; jump services; reject; }",
+    );
+    let expected = [
+        "from anywhere but 10.0.0.0/8, 198.51.100.0/24 by wg0: accepted (inet filter trusted, rule ",
+        "from anywhere but 10.0.0.0/8, 198.51.100.0/24 by other links than wg0: accepted (inet filter trusted, rule ",
+        "from 10.0.0.0/8 by other links than wg0, if \"limit\" lets it: accepted (inet filter services, rule ",
+        "from 198.51.100.0/24: dropped (inet filter input, rule ",
+        "from 10.0.0.0/8 by other links than wg0, if not \"limit\" lets it: rejected (inet filter input, rule ",
+    ];
+    for expected in expected {
+        assert!(cases.iter().any(|case| case.starts_with(expected)), "{expected}: {cases:#?}");
+    }
+    host.run("nft", &["delete", "table", "inet", "filter"], "");
+
+    Firewall::Iptables("nft").set_up(&host);
+    let cases = audit(&sandbox);
+    assert!(cases.len() == 1 && cases[0].starts_with("from anywhere: rejected (ip filter INPUT, rule "), "{cases:#?}");
+    let rule = [
+        "-A",
+        "user",
+        "-p",
+        "tcp",
+        "-s",
+        "203.0.113.0/24",
+        "-m",
+        "multiport",
+        "--dports",
+        "80,8000:8100",
+        "-m",
+        "comment",
+        "--comment",
+        "x",
+        "-j",
+        "ACCEPT",
+    ];
+    host.run("iptables-nft", &rule, "");
+    let cases = audit(&sandbox);
+    assert!(cases[0].starts_with("from 203.0.113.0/24: accepted (ip filter user, rule "), "{cases:#?}");
+    assert!(cases[1].starts_with("from anywhere but 203.0.113.0/24: rejected"), "{cases:#?}");
+
+    // What cannot be read is told.
+    host.run("iptables-legacy", &["-A", "INPUT", "-p", "tcp", "--dport", "1", "-j", "DROP"], "");
+    let cases = audit(&sandbox);
+    assert!(cases[0].contains("203.0.113.0/24, if the rules of the older iptables let it: accepted"), "{cases:#?}");
+
+    // Others need no rules to be asked.
+    sandbox.ok(&["network", "create", "-o", "dhow.publish=open", "--subnet", "10.231.72.0/24", "wide"]);
+    sandbox.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "other",
+        "--network",
+        "wide",
+        "-p",
+        "8081:80",
+        "-p",
+        "127.0.0.1:8082:80",
+        "busybox",
+        "sleep",
+        "1000",
+    ]);
+    let all = sandbox.ok(&["port", "--audit"]);
+    assert!(all.contains("other 80/tcp -> 0.0.0.0:8081 (open)\n  from anywhere: accepted (policy open"), "{all}");
+    assert!(all.contains("127.0.0.1:8082 (open)\n  from this host: accepted"), "{all}");
+    assert!(sandbox.ok(&["port", "--audit", "--format", "json", "other"]).starts_with("[{\"Container\":\"other\""));
+    sandbox.finish();
+}

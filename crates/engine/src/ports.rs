@@ -4,9 +4,73 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use dhow_api::config::{Config, HostConfig, PortBinding};
-use dhow_network::ports::{Protocol, Publish};
+use dhow_api::network::{AuditCase, AuditedPort};
+use dhow_network::audit::{self, Outcome, Question};
+use dhow_network::ports::{Policy, Protocol, Publish};
 
-use crate::{Error, Result};
+use crate::error::Context;
+use crate::{Engine, Error, Result};
+
+impl Engine {
+    /// The published ports of one container, or of all that run, with who can reach them by the host's rules as they are now.
+    ///
+    /// # Errors
+    /// There is no such container; the packet filter cannot be read.
+    pub fn audit_ports(&self, reference: Option<&str>) -> Result<Vec<AuditedPort>> {
+        let containers = match reference {
+            Some(reference) => vec![self.container(reference)?],
+            None => self.containers()?,
+        };
+        let mut audited = Vec::new();
+        for container in &containers {
+            let Some(network) = container.state.network.as_ref().filter(|_| container.is_running()) else { continue };
+            let target = dhow_network::ports::Target::of(&network.endpoints);
+            for publish in &network.ports {
+                let way = if publish.host_address.is_ipv4() { &target.ipv4 } else { &target.ipv6 };
+                // Without one the monitor accepts the connections, as any program of the host.
+                let policy = way.as_ref().map_or(Policy::Obey, |way| way.policy);
+                audited.push(AuditedPort {
+                    container: container.name.clone(),
+                    port: format!("{}/{}", publish.container_port, publish.protocol.as_str()),
+                    host_ip: publish.host_address.to_string(),
+                    host_port: publish.host_port,
+                    policy: policy.as_str().to_owned(),
+                    cases: self.cases(publish, policy)?,
+                });
+            }
+        }
+        audited.sort_by(|a, b| (&a.container, &a.port, &a.host_ip).cmp(&(&b.container, &b.port, &b.host_ip)));
+        Ok(audited)
+    }
+
+    fn cases(&self, publish: &Publish, policy: Policy) -> Result<Vec<AuditCase>> {
+        let alone = |from: &str, rule: &str| {
+            vec![AuditCase {
+                from: from.to_owned(),
+                outcome: Outcome::Accepted.as_str().to_owned(),
+                rule: rule.to_owned(),
+                ..AuditCase::default()
+            }]
+        };
+        if publish.host_address.is_loopback() {
+            return Ok(alone("this host", "the address is of loopback"));
+        }
+        if policy == Policy::Open {
+            return Ok(alone("anywhere", "policy open: packets go to the container before the host's input rules see them"));
+        }
+        let question = Question { address: publish.host_address, port: publish.host_port, protocol: publish.protocol };
+        let cases = audit::cases(&question, &self.table()).context(|| "audit the published ports".to_owned())?;
+        let shown = |case: audit::Case| AuditCase {
+            from: case.sources.to_string(),
+            link: case.link.unwrap_or_default(),
+            other_links: case.other_links,
+            conditions: case.conditions,
+            outcome: case.outcome.as_str().to_owned(),
+            rule: case.rule,
+        };
+        Ok(cases.into_iter().map(shown).collect())
+    }
+}
 
 /// `80/tcp`, `80`, `53/udp`
 pub(crate) fn parse_port(text: &str) -> Result<(u16, Protocol)> {

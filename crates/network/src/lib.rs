@@ -9,6 +9,7 @@
 
 pub mod address;
 mod attach;
+pub mod audit;
 mod bridge;
 pub mod forward;
 mod neighbours;

@@ -311,6 +311,10 @@ pub(crate) struct BaseChain {
     pub name: String,
     /// Its policy.
     pub drops: bool,
+    /// Lower ones come first.
+    pub priority: i32,
+    /// `filter`, `nat` or `route`.
+    pub kind: String,
 }
 
 /// The chains of all tables on a hook that may drop packets.
@@ -327,6 +331,8 @@ pub(crate) fn base_chains(socket: &Socket, hook: u32) -> io::Result<Vec<BaseChai
             family: Family::of(answer.family())?,
             table: answer.text(1)?,
             name: answer.text(3)?,
+            priority: attributes(answer.attribute(4)?).find(|(kind, _)| *kind == 2).and_then(|(_, value)| number(value))? as i32,
+            kind: answer.text(7).unwrap_or_default(),
             drops: answer.attribute(5).and_then(number) == Some(DROP),
         })
     };
@@ -337,6 +343,13 @@ pub(crate) fn base_chains(socket: &Socket, hook: u32) -> io::Result<Vec<BaseChai
 pub(crate) fn rules(socket: &Socket, family: Family, table: &str) -> io::Result<Vec<Vec<u8>>> {
     let mut batch = Batch::new();
     batch.message(GET_RULE, dhow_sys::netlink::DUMP, &header(family)).string(1, table);
+    Ok(socket.request(batch)?.into_iter().map(|answer| answer.payload).collect())
+}
+
+/// The elements of a set, in messages as the kernel tells them.
+pub(crate) fn elements(socket: &Socket, family: Family, table: &str, set: &str) -> io::Result<Vec<Vec<u8>>> {
+    let mut batch = Batch::new();
+    batch.message(GET_ELEMENT, dhow_sys::netlink::DUMP, &header(family)).string(1, table).string(2, set);
     Ok(socket.request(batch)?.into_iter().map(|answer| answer.payload).collect())
 }
 

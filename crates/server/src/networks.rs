@@ -75,6 +75,13 @@ pub(crate) async fn disconnect(engine: Arc<Engine>, name: &str, mut call: Call) 
     Ok(answer::empty(StatusCode::OK))
 }
 
+/// Our own: who can reach the published ports of a container, or of all.
+pub(crate) async fn audit(engine: Arc<Engine>, call: Call) -> Result<Answer> {
+    let container = call.parameters.optional("container").map(str::to_owned);
+    let audited = blocking(move || engine.audit_ports(container.as_deref())).await?;
+    Ok(answer::json(StatusCode::OK, &audited))
+}
+
 pub(crate) async fn prune(engine: Arc<Engine>, call: Call) -> Result<Answer> {
     let query = crate::system::prune_query(&call)?;
     let pruned = blocking(move || engine.prune_networks(&query)).await?;

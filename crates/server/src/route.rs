@@ -143,6 +143,7 @@ async fn dispatch(engine: Arc<Engine>, path: &str, call: Call) -> Option<Result<
         ["networks", ref name @ .., "disconnect"] if method == post => networks::disconnect(engine, &name.join("/"), call).await,
         ["networks", ref name @ ..] if method == get => networks::inspect(engine, &name.join("/"), &call).await,
         ["networks", ref name @ ..] if method == delete => networks::remove(engine, &name.join("/")).await,
+        ["ports", "audit"] if method == get => networks::audit(engine, call).await,
         ["volumes"] if method == get => volumes::list(engine, call).await,
         ["volumes", "create"] if method == post => volumes::create(engine, call).await,
         ["volumes", "prune"] if method == post => volumes::prune(engine, call).await,

@@ -3,6 +3,7 @@
 use clap::Args;
 use dhow_api::client::{Client, ClientError, query, segment};
 use dhow_api::container::{Container, Top as ApiTop};
+use dhow_api::network::{AuditCase, AuditedPort};
 use serde_json::Value;
 
 use crate::failure::{Failure, Result};
@@ -163,14 +164,46 @@ impl Top {
 
 #[derive(Args, Debug)]
 pub struct Port {
-    container: String,
+    #[arg(required_unless_present = "audit")]
+    container: Option<String>,
     /// PRIVATE_PORT[/PROTO]
     port: Option<String>,
+    /// Tell who can reach the published ports, of all containers if none is named, and which rule of the host's decides
+    #[arg(long)]
+    audit: bool,
+    /// Format the audit as JSON
+    #[arg(long, value_parser = ["json"], requires = "audit")]
+    format: Option<String>,
 }
 
 impl Port {
+    async fn audited(self, client: &Client) -> Result {
+        let path = format!("/ports/audit{}", query(&[("container", self.container.as_deref().unwrap_or_default())]));
+        let mut ports: Vec<AuditedPort> = client.get_json(&path).await?;
+        if let Some(port) = &self.port {
+            let wanted = if port.contains('/') { port.clone() } else { format!("{port}/tcp") };
+            ports.retain(|audited| audited.port == wanted);
+        }
+        if self.format.is_some() {
+            return print(&(serde_json::to_string(&ports).unwrap_or_default() + "\n"));
+        }
+        for audited in &ports {
+            let AuditedPort { container, port, host_ip, host_port, policy, cases } = audited;
+            let host = if host_ip.contains(':') { format!("[{host_ip}]") } else { host_ip.clone() };
+            print(&format!("{container} {port} -> {host}:{host_port} ({policy})\n"))?;
+            for case in cases {
+                print(&format!("  {}\n", line(case)))?;
+            }
+        }
+        Ok(())
+    }
+
     pub async fn run(self, client: &Client) -> Result {
-        let inspected: Container = client.get_json(&format!("/containers/{}/json", segment(&self.container))).await?;
+        if self.audit {
+            return self.audited(client).await;
+        }
+        let container = self.container.unwrap_or_default();
+        let inspected: Container = client.get_json(&format!("/containers/{}/json", segment(&container))).await?;
         let ports = &inspected.network_settings.ports;
         let shown = |ip: &str, port: &str| if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") };
         if let Some(port) = &self.port {
@@ -182,8 +215,8 @@ impl Port {
             }
             let key = if port.contains('/') { port.clone() } else { format!("{port}/tcp") };
             let bindings = ports.get(&key).cloned().flatten().filter(|bindings| !bindings.is_empty());
-            let bindings = bindings
-                .ok_or_else(|| Failure::new(format!("Error: No public port '{port}' published for {}", self.container)))?;
+            let bindings =
+                bindings.ok_or_else(|| Failure::new(format!("Error: No public port '{port}' published for {container}")))?;
             let lines: String = bindings.iter().map(|binding| shown(&binding.host_ip, &binding.host_port) + "\n").collect();
             return print(&lines);
         }
@@ -194,4 +227,18 @@ impl Port {
         }
         Ok(())
     }
+}
+
+/// `from 10.0.0.0/8 by eth0: accepted (inet filter input, rule 12)`
+fn line(case: &AuditCase) -> String {
+    let mut text = format!("from {}", case.from);
+    if !case.link.is_empty() {
+        text += &format!(" by {}", case.link);
+    } else if !case.other_links.is_empty() {
+        text += &format!(" by other links than {}", case.other_links.join(", "));
+    }
+    if !case.conditions.is_empty() {
+        text += &format!(", if {}", case.conditions.join(" and "));
+    }
+    format!("{text}: {} ({})", case.outcome, case.rule)
 }
