@@ -6,9 +6,10 @@ use std::str::FromStr;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Version(pub u32, pub u32);
 
-/// What this server speaks when nothing else is asked for.
+/// The newest that this server speaks, to who asks for it.
 pub const NEWEST: Version = Version(1, 56);
-/// What our own client speaks: that of docker 28, whose output it has.
+/// What is spoken when no version is asked for, and what our own client speaks: that of docker 28, the last with fields that many
+/// programs still read.
 pub const SPOKEN: Version = Version(1, 51);
 /// Below this a client is refused.
 pub const OLDEST: Version = Version(1, 24);

@@ -212,7 +212,8 @@ pub(crate) struct Stored {
     name: String,
     image_id: String,
     created: i64,
-    record: serde_json::Result<Box<Record>>,
+    /// As the database has it: it is decoded when no lock is held.
+    record: String,
     removing: bool,
     wanted: bool,
 }
@@ -229,7 +230,7 @@ pub(crate) fn stored(row: &Row<'_>) -> dhow_store::rusqlite::Result<Stored> {
         name: row.get(1)?,
         image_id: row.get(2)?,
         created: row.get(3)?,
-        record: decode(row.get_ref(4)?.as_str()?),
+        record: row.get(4)?,
         removing: row.get(5)?,
         wanted: row.get(6)?,
     })
@@ -271,8 +272,8 @@ impl Engine {
 
     /// Reads a container's state beside its row.
     pub(crate) fn complete(&self, stored: Stored, runs: Option<&Runs>) -> Result<Container> {
-        let record =
-            stored.record.map_err(|error| Error::internal(format!("record of container {} is damaged: {error}", stored.id)))?;
+        let record = decode(&stored.record)
+            .map_err(|error| Error::internal(format!("record of container {} is damaged: {error}", stored.id)))?;
         let run = self.paths().run(&stored.id);
         // One that was started since has the mark.
         let may_run = stored.wanted || runs.is_none_or(|runs| runs.0.contains(OsStr::new(&stored.id)));
@@ -322,7 +323,9 @@ impl Engine {
     /// Rows of containers, without those that are gone.
     pub(crate) fn stored_of(&self, ids: &[String]) -> Result<Vec<Stored>> {
         self.store.database.read::<_, Error>(|db| {
-            let mut statement = db.prepare_cached(&format!("SELECT {COLUMNS} FROM containers WHERE id = ?1"))?;
+            // One view for all: each query alone would take and release the file's lock.
+            let view = db.unchecked_transaction()?;
+            let mut statement = view.prepare_cached(&format!("SELECT {COLUMNS} FROM containers WHERE id = ?1"))?;
             let rows = ids.iter().map(|id| statement.query_row([id], stored).optional()).collect::<Result<Vec<_>, _>>()?;
             Ok(rows.into_iter().flatten().collect())
         })

@@ -7,7 +7,7 @@ use dhow_monitor::health::HealthStatus;
 use dhow_monitor::state::Status;
 use regex_lite::Regex;
 
-use crate::container::Container;
+use crate::container::{Container, Runs, Stored};
 use crate::inspect::{endpoints, mount_points};
 use crate::network::Endpoints;
 use crate::units::human_duration;
@@ -111,9 +111,7 @@ impl Engine {
                 && filters.any("publish", |port| published(container, port))
                 && filters.any("expose", |port| exposed(container, port))
         };
-        let mut linked = self.linked_names()?;
-        let mut summaries = Vec::new();
-        let mut images = HashMap::new();
+        let linked = self.linked_names()?;
         let mut ids = self.container_ids()?;
         let runs = self.runs();
         if let Some(runs) = runs.as_ref().filter(|_| !all) {
@@ -122,41 +120,48 @@ impl Engine {
             ids.retain(|id| running.contains(id.as_str()));
         }
         // By the dozen: a record takes more room in memory than what is said of it.
-        'all: for ids in ids.chunks(CHUNK) {
-            let stored = self.stored_of(ids)?;
-            for stored in stored {
-                let mut container = match self.complete(stored, runs.as_ref()) {
-                    Ok(container) => container,
-                    // One that cannot be read must not hide the others; `system check` tells of it.
-                    Err(error) => {
-                        tracing::warn!("{error}");
-                        continue;
-                    }
+        let mut images = HashMap::new();
+        let mut of_chunk = |ids: &[String]| -> Result<Vec<Summary>> {
+            let mut summaries = Vec::new();
+            for stored in self.stored_of(ids)? {
+                let Some(container) = self.listed(stored, runs.as_ref())?.filter(|container| matches(container)) else {
+                    continue;
                 };
-                if container.removing && !container.supervised && self.remove_container(&container, true).is_ok() {
-                    continue;
-                }
-                if self.put_right(&container)? {
-                    match self.container(&container.id.0) {
-                        Ok(now) => container = now,
-                        Err(_) => continue,
-                    }
-                }
-                if !matches(&container) {
-                    continue;
-                }
                 let name = (container.image_id, container.record.image.clone());
                 let image = images.entry(name).or_insert_with(|| self.image_name(&container)).clone();
                 let mut summary = self.summary(&container, image, &known, query.size)?;
-                summary.names.extend(linked.remove(&container.id.0).unwrap_or_default());
+                summary.names.extend(linked.get(&container.id.0).cloned().unwrap_or_default());
                 summary.names.sort_unstable();
                 summaries.push(summary);
-                if query.limit.is_some_and(|limit| summaries.len() == limit) {
-                    break 'all;
-                }
+            }
+            Ok(summaries)
+        };
+        let limit = query.limit.unwrap_or(usize::MAX);
+        let mut summaries = Vec::new();
+        for ids in ids.chunks(CHUNK) {
+            summaries.append(&mut of_chunk(ids)?);
+            if summaries.len() >= limit {
+                break;
             }
         }
+        summaries.truncate(limit);
         Ok(summaries)
+    }
+
+    /// A container as the list has it, put right where that was needed; none that cannot be read or is gone.
+    fn listed(&self, stored: Stored, runs: Option<&Runs>) -> Result<Option<Container>> {
+        let container = match self.complete(stored, runs) {
+            Ok(container) => container,
+            // One that cannot be read must not hide the others; `system check` tells of it.
+            Err(error) => {
+                tracing::warn!("{error}");
+                return Ok(None);
+            }
+        };
+        if container.removing && !container.supervised && self.remove_container(&container, true).is_ok() {
+            return Ok(None);
+        }
+        if self.put_right(&container)? { Ok(self.container(&container.id.0).ok()) } else { Ok(Some(container)) }
     }
 
     /// The image as the list shows it: the name it was given, or its ID where that now leads elsewhere.

@@ -46,14 +46,14 @@ pub(crate) async fn connect(engine: Arc<Engine>, name: &str, mut call: Call) -> 
     let name = name.to_owned();
     let request: ConnectNetwork = call.json(false).await?;
     let mut settings = request.endpoint_config.unwrap_or_default();
-    if call.version < Version(1, 54) {
-        // Passed over before.
-        settings.mac_address = String::new();
-    }
-    let scope = call.scope.clone();
+    let (scope, legacy) = (call.scope.clone(), call.version < Version(1, 54));
     quick(move || {
         if let Some(scope) = scope {
             scope.member(&engine, &request.container)?;
+        }
+        // A running container's was passed over before.
+        if legacy && engine.container(&request.container).is_ok_and(|container| container.is_running()) {
+            settings.mac_address = String::new();
         }
         engine.connect(&name, &request.container, settings)
     })

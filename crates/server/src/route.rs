@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use dhow_api::Version;
-use dhow_api::version::{NEWEST, OLDEST};
+use dhow_api::version::{NEWEST, OLDEST, SPOKEN};
 use dhow_engine::{Engine, Kind, Result};
 use hyper::body::Incoming;
 use hyper::header::HeaderValue;
@@ -59,7 +59,7 @@ pub(crate) struct Bare;
 fn split_version(path: &str) -> Result<(Version, String), Box<Answer>> {
     let not_found = || Box::new(answer::message(StatusCode::NOT_FOUND, "page not found"));
     let Some(rest) = path.strip_prefix("/v").filter(|rest| rest.starts_with(|c: char| c.is_ascii_digit())) else {
-        return Ok((NEWEST, path.to_owned()));
+        return Ok((SPOKEN, path.to_owned()));
     };
     let (text, rest) = rest.split_once('/').ok_or_else(not_found)?;
     let version: Version = text.parse().map_err(|()| not_found())?;

@@ -35,9 +35,9 @@ impl Guard {
         let mut message = [0; 64];
         // An overrun also ends this; that something has changed is all there is to know.
         while rustix::net::recv(&self.changes, &mut message, rustix::net::RecvFlags::empty()).is_ok() {}
-        // Not at once: who flushes often writes anew. And not all monitors of a host at the same moment.
-        let spread = Duration::from_millis(u64::from(std::process::id() % 100));
-        self.repair_at.get_or_insert_with(|| Instant::now() + Duration::from_millis(20) + spread);
+        // Soon, for until then networks are not apart; not all monitors of a host at the same moment.
+        let spread = Duration::from_millis(u64::from(std::process::id() % 20));
+        self.repair_at.get_or_insert_with(|| Instant::now() + spread);
     }
 }
 
