@@ -418,3 +418,36 @@ fn the_audit_tells_who_reaches_a_port_and_why() {
     assert!(sandbox.ok(&["port", "--audit", "--format", "json", "other"]).starts_with("[{\"Container\":\"other\""));
     sandbox.finish();
 }
+
+#[test]
+fn what_is_routed_to_containers_is_let_in_where_that_is_wanted() {
+    let mut sandbox = sandboxed!();
+    let host = Host::make();
+    host.adopt(&mut sandbox);
+    let server = Server { container: "server", protocol: "tcp", port: INSIDE, length: 100 };
+    let reached = |address: &str| {
+        let address = SocketAddr::new(address.parse().expect("an address"), INSIDE);
+        host.ask(&sandbox, From::Client, address, server).is_some()
+    };
+    host.route_from_client("10.231.73.0/24");
+    for (mode, expected) in [("nat", false), ("nat-unprotected", true)] {
+        let option = format!("com.docker.network.bridge.gateway_mode_ipv4={mode}");
+        sandbox.ok(&["network", "create", "--subnet", "10.231.73.0/24", "-o", &option, "front"]);
+        sandbox.ok(&["run", "-d", "--name", "server", "--network", "front", "--ip", "10.231.73.9", "busybox", "sleep", "1000"]);
+        assert_eq!(reached("10.231.73.9"), expected, "{mode}");
+        sandbox.ok(&["rm", "-f", "server"]);
+        sandbox.ok(&["network", "rm", "front"]);
+    }
+    // An isolated network has nothing of the host's in it.
+    let isolated =
+        ["network", "create", "--subnet", "10.231.74.0/24", "-o", "com.docker.network.bridge.gateway_mode_ipv4=isolated"];
+    let refused = sandbox.fails(&[&isolated[..], &["alone"]].concat());
+    assert!(refused.1.contains("can only be used for an internal network"), "{}", refused.1);
+    sandbox.ok(&[&isolated[..], &["--internal", "alone"]].concat());
+    let seen = sandbox.ok(&["run", "--rm", "--network", "alone", "busybox", "sh", "-c", "ip -4 -o addr show eth0; ip route"]);
+    assert!(seen.contains("inet 10.231.74.1/24") && !seen.contains("default"), "{seen}");
+    let listing = host.command("ip").args(["-4", "-o", "addr"]).output().expect("ip is there").stdout;
+    assert!(!dhow_testkit::text(&listing).contains("10.231.74."));
+    sandbox.ok(&["network", "rm", "alone"]);
+    sandbox.finish();
+}

@@ -170,7 +170,12 @@ impl Engine {
         let network = dhow_network::Network {
             id,
             name: DEFAULT.to_owned(),
-            driver: Driver::Bridge(Bridge { name: self.default_bridge(), inter_container: true, masquerade: true }),
+            driver: Driver::Bridge(Bridge {
+                name: self.default_bridge(),
+                inter_container: true,
+                masquerade: true,
+                gateways: Default::default(),
+            }),
             table,
             ipv4: Some(Range { subnet, gateway: Some(gateway) }),
             ipv6: None,

@@ -122,6 +122,22 @@ pub struct Bridge {
     pub inter_container: bool,
     /// Whether packets leave with the host's address.
     pub masquerade: bool,
+    /// Of IPv4 and IPv6.
+    #[serde(default)]
+    pub gateways: [GatewayMode; 2],
+}
+
+/// What the host is to the containers of a bridge, for one family (Docker's gateway modes; `routed` is not among them).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GatewayMode {
+    /// It translates addresses, and lets in what is published.
+    #[default]
+    Nat,
+    /// It lets in all that is routed to the containers' own addresses, too.
+    NatUnprotected,
+    /// It has no address on the bridge: containers of an internal network are among themselves.
+    Isolated,
 }
 
 /// `IFLA_MACVLAN_MODE`

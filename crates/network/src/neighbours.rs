@@ -124,7 +124,12 @@ mod tests {
             network: Network {
                 id: "net".into(),
                 name: "net".into(),
-                driver: Driver::Bridge(Bridge { name: "br".into(), inter_container: true, masquerade: true }),
+                driver: Driver::Bridge(Bridge {
+                    name: "br".into(),
+                    inter_container: true,
+                    masquerade: true,
+                    gateways: Default::default(),
+                }),
                 table: "dhow".into(),
                 ipv4: Some(Range { subnet, gateway: Some(subnet.first_host()) }),
                 ipv6: None,

@@ -10,7 +10,7 @@ use dhow_sys::netlink::Socket;
 use crate::address::{Subnet, octets};
 use crate::nft::types::{ADDRESS4, ADDRESS6, PROTOCOL, SERVICE};
 use crate::nft::{self, Expression, Family, REGISTER_32, Transaction};
-use crate::{Bridge, Context, Network, NetworkError, Result};
+use crate::{Bridge, Context, GatewayMode, Network, NetworkError, Result};
 
 /// Published on every local address: protocol and port.
 pub(crate) const ANY4: &str = "publish4";
@@ -322,6 +322,12 @@ fn bridge_rules(transaction: &mut Transaction, network: &Network, bridge: &Bridg
     if bridge.inter_container {
         // enter: iifname BRIDGE accept (containers among themselves)
         transaction.rule(&chains.enter, &all(&[&input(name, true)], Expression::Accept));
+    }
+    for (mode, number) in bridge.gateways.into_iter().zip([IPV4, IPV6]) {
+        if mode == GatewayMode::NatUnprotected && !network.internal {
+            // enter: meta nfproto FAMILY accept (whoever has a route to the containers)
+            transaction.rule(&chains.enter, &all(&[&family(number)], Expression::Accept));
+        }
     }
     // enter: drop (nobody else reaches a port that is not published)
     transaction.rule(&chains.enter, &[Expression::Drop]);

@@ -74,6 +74,11 @@ impl Host {
         assert!(child.wait().expect("it ends").success(), "{program} {args:?} failed:\n{input}");
     }
 
+    /// Has the client send packets for a subnet to the host.
+    pub fn route_from_client(&self, subnet: &str) {
+        run("ip", &["-n", &self.0.client, "route", "add", subnet, "via", HOST[0]]);
+    }
+
     /// Makes a sandbox's commands run on this host.
     pub fn adopt(&self, sandbox: &mut Sandbox) {
         sandbox.namespace = Some(self.0.clone());

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use dhow_api::network::{ConfigReference, CreateNetwork, Ipam, IpamConfig, PrunedNetworks};
 use dhow_network::address::Subnet;
-use dhow_network::{Bridge, Driver, IpvlanMode, MacvlanMode, Range};
+use dhow_network::{Bridge, Driver, GatewayMode, IpvlanMode, MacvlanMode, Range};
 use dhow_oci::time::now;
 use dhow_store::Durability;
 use dhow_store::rusqlite::params;
@@ -176,10 +176,11 @@ impl Engine {
             if !enabled[family] || request.config_only {
                 continue;
             }
+            let has_gateway = !matches!(&driver, Driver::Bridge(bridge) if bridge.gateways[family] == GatewayMode::Isolated);
             let config = match own.as_slice() {
                 [] => {
                     let subnet = if is_ipv4 { self.free_subnet(&used)? } else { free_unique_local(seed, &used)? };
-                    let gateway = subnet.first_host().to_string();
+                    let gateway = if has_gateway { subnet.first_host().to_string() } else { String::new() };
                     let shown_one = IpamConfig { subnet: subnet.to_string(), gateway, ..IpamConfig::default() };
                     shown.push(shown_one.clone());
                     Config { subnet, range: None, gateway: None, auxiliary: Vec::new(), shown: shown_one }
@@ -193,11 +194,11 @@ impl Engine {
                     "invalid pool request: Pool overlaps with other one on this address space",
                 ));
             }
-            let gateway = config.gateway.unwrap_or_else(|| config.subnet.first_host());
-            reserved.push(gateway);
+            let gateway = has_gateway.then(|| config.gateway.unwrap_or_else(|| config.subnet.first_host()));
+            reserved.extend(gateway);
             reserved.extend(config.auxiliary);
             ranges[family] = config.range;
-            families[family] = Some(Range { subnet: config.subnet, gateway: Some(gateway) });
+            families[family] = Some(Range { subnet: config.subnet, gateway });
         }
         let mtu = options.get(MTU).map(|text| number(MTU, text)).transpose()?.filter(|mtu| *mtu > 0);
         let host_binding = HOST_BINDING.iter().find_map(|key| options.get(*key)).map(|text| {
@@ -347,17 +348,20 @@ impl Engine {
 }
 
 fn bridge(options: &BTreeMap<String, String>, id: &str, internal: bool) -> Result<Driver> {
-    for key in GATEWAY_MODES {
-        match options.get(key).map(String::as_str) {
-            None | Some("" | "nat") => {}
-            Some("isolated") if !internal => {
-                return Err(Error::invalid("gateway mode 'isolated' can only be used for an internal network"));
+    let mut gateways = [GatewayMode::Nat; 2];
+    for (key, gateway) in GATEWAY_MODES.into_iter().zip(&mut gateways) {
+        *gateway = match options.get(key).map(String::as_str) {
+            None | Some("" | "nat") => GatewayMode::Nat,
+            Some("nat-unprotected") => GatewayMode::NatUnprotected,
+            Some("isolated") if internal => GatewayMode::Isolated,
+            Some("isolated") => return Err(Error::invalid("gateway mode 'isolated' can only be used for an internal network")),
+            Some("routed") => {
+                return Err(Error::new(Kind::NotImplemented, "gateway mode 'routed' is not supported by this version"));
             }
-            Some(mode @ ("routed" | "nat-unprotected" | "isolated")) => {
-                return Err(Error::new(Kind::NotImplemented, format!("gateway mode '{mode}' is not supported by this version")));
+            Some(mode) => {
+                return Err(Error::invalid(format!("failed to parse {key} value: {mode} (unknown gateway mode {mode})")));
             }
-            Some(mode) => return Err(Error::invalid(format!("unknown gateway mode {mode}"))),
-        }
+        };
     }
     let yes = |key: &str| options.get(key).map_or(Ok(true), |text| boolean(key, text));
     let name = options.get(BRIDGE_NAME).filter(|name| !name.is_empty()).cloned();
@@ -372,6 +376,7 @@ fn bridge(options: &BTreeMap<String, String>, id: &str, internal: bool) -> Resul
         name: name.unwrap_or_else(|| format!("br-{}", &id[..12])),
         inter_container: yes(ICC)?,
         masquerade: yes(MASQUERADE)?,
+        gateways,
     }))
 }
 
