@@ -338,6 +338,8 @@ fn the_audit_tells_who_reaches_a_port_and_why() {
         ("meta nfproto ipv6 tcp dport 8080".to_owned(), "from anywhere: dropped"),
         ("fib daddr type local tcp dport 8080 tcp flags & (fin | syn) == syn".to_owned(), "from anywhere: accepted"),
         ("udp dport 8080".to_owned(), "from anywhere: dropped"),
+        ("meta protocol ip meta pkttype host tcp dport { 0-65535 }".to_owned(), "from anywhere: accepted"),
+        ("iif != lo meta mark 0 tcp dport 8080".to_owned(), "from anywhere: accepted"),
     ] {
         let cases = with(&only(&condition));
         assert!(cases[0].starts_with(expected), "{condition}: {cases:#?}");
@@ -345,6 +347,19 @@ fn the_audit_tells_who_reaches_a_port_and_why() {
         let holds = expected.contains("accepted") && (expected.contains("anywhere") || expected.contains(client));
         assert_eq!(reached(&sandbox), holds, "{condition}: {cases:#?}");
     }
+    // The same thing asked in other ways is asked anew.
+    let cases = with(&format!("chain input {{ {input}; tcp sport < 1024 drop; tcp sport >= 1024 tcp dport 8080 accept; }}"));
+    assert!(cases[0].contains("the port of the sender < 0x0400") && cases[0].contains(": accepted"), "{cases:#?}");
+    assert!(reached(&sandbox));
+    let marks = "chain marking { type filter hook prerouting priority mangle; tcp dport 8080 meta mark set 1; }";
+    let cases = with(&format!("{marks}\nchain input {{ {input}; meta mark 1 accept; }}"));
+    assert!(cases[0].contains("if the mark is 0x01000000: accepted"), "{cases:#?}");
+    assert!(reached(&sandbox));
+    let rates = "set rates { type ipv4_addr; flags dynamic; timeout 1m; }";
+    let cases = with(&format!(
+        "{rates}\nchain input {{ type filter hook input priority 0; tcp dport 8080 add @rates {{ ip saddr limit rate over 100/minute }} drop; }}"
+    ));
+    assert!(cases[0].contains("accepted") && cases[1].contains("if \"dynset\" of rule"), "{cases:#?}");
     // Chains, links and what cannot be known.
     let cases = with(
         "set banned { type ipv4_addr; flags interval; elements = { 198.51.100.0/24 } }
@@ -355,9 +370,9 @@ fn the_audit_tells_who_reaches_a_port_and_why() {
     let expected = [
         "from anywhere but 10.0.0.0/8, 198.51.100.0/24 by wg0: accepted (inet filter trusted, rule ",
         "from anywhere but 10.0.0.0/8, 198.51.100.0/24 by other links than wg0: accepted (inet filter trusted, rule ",
-        "from 10.0.0.0/8 by other links than wg0, if \"limit\" lets it: accepted (inet filter services, rule ",
+        "from 10.0.0.0/8 by other links than wg0, if \"limit\" of rule ",
         "from 198.51.100.0/24: dropped (inet filter input, rule ",
-        "from 10.0.0.0/8 by other links than wg0, if not \"limit\" lets it: rejected (inet filter input, rule ",
+        "from 10.0.0.0/8 by other links than wg0, if not \"limit\" of rule ",
     ];
     for expected in expected {
         assert!(cases.iter().any(|case| case.starts_with(expected)), "{expected}: {cases:#?}");

@@ -10,6 +10,7 @@ mod table;
 
 pub use sources::Sources;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::net::IpAddr;
 
@@ -22,6 +23,9 @@ use crate::{Context, Result};
 
 /// More ways through the rules than that are not followed.
 const MOST: usize = 512;
+/// `NFT_META_MARK` and `NFT_META_IIF`
+const MARK: u32 = 3;
+const INPUT_INDEX: u32 = 4;
 /// Deepest chain of jumps; the kernel's own limit.
 const DEEPEST: usize = 16;
 
@@ -108,7 +112,8 @@ fn has_older_rules(is_ipv4: bool) -> bool {
 
 /// Follows one base chain: ways that it lets through go on.
 fn through(table: &Table, chain: &BaseChain, question: &Question, paths: Vec<Path>, done: &mut Vec<Case>) -> Vec<Path> {
-    let walk = Walk { table, question, family: chain.family.as_str(), name: &chain.table };
+    let left = Cell::new(MOST);
+    let walk = Walk { table, question, family: chain.family.as_str(), name: &chain.table, left: &left };
     let mut on = Vec::new();
     for path in paths {
         for (path, end) in walk.chain(&chain.name, path, 0) {
@@ -153,6 +158,8 @@ struct Path {
     rule: Option<String>,
     /// What the registers hold, by their first 4 bytes; of the rule that is followed.
     registers: HashMap<u32, Value>,
+    /// A rule has marked it.
+    is_marked: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -163,6 +170,7 @@ enum Value {
     /// The same behind a mask.
     Masked(Vec<u8>),
     LinkName,
+    LinkIndex,
     Unknown(String),
 }
 
@@ -180,6 +188,8 @@ enum Step {
     Next,
     Verdict(Verdict),
     Reject,
+    /// What it does with the packet is not known.
+    Unknown,
 }
 
 /// Something that a rule asks for, on a way on which the answer is not known.
@@ -199,6 +209,7 @@ impl Path {
             conditions: Vec::new(),
             rule: None,
             registers: HashMap::new(),
+            is_marked: false,
         }
     }
 
@@ -228,12 +239,21 @@ impl Path {
             }
             Asked::Link(wanted) => match &self.link {
                 Some(link) if link_matches(wanted, link) => (Some(self), None),
+                // Some of these links, and not the others.
+                Some(link) if link_matches(link, wanted.trim_end_matches('*')) && !self.other_links.contains(wanted) => {
+                    let mut no = self.clone();
+                    no.other_links.push(wanted.clone());
+                    (Some(Path { link: Some(wanted.clone()), ..self }), Some(no))
+                }
                 Some(_) => (None, Some(self)),
-                None if self.other_links.contains(wanted) => (None, Some(self)),
+                None if self.other_links.iter().any(|other| link_matches(other, wanted)) => (None, Some(self)),
                 None => {
                     let mut no = self.clone();
                     no.other_links.push(wanted.clone());
-                    (Some(Path { link: Some(wanted.clone()), other_links: Vec::new(), ..self }), Some(no))
+                    (
+                        Some(Path { link: Some(wanted.clone()), other_links: excluded_among(&self.other_links, wanted), ..self }),
+                        Some(no),
+                    )
                 }
             },
             Asked::Other(text) => {
@@ -255,6 +275,11 @@ impl Path {
     }
 }
 
+/// Those of the links that were excluded which belong to the wanted ones.
+fn excluded_among(others: &[String], wanted: &str) -> Vec<String> {
+    others.iter().filter(|other| link_matches(wanted, other.trim_end_matches('*'))).cloned().collect()
+}
+
 /// `eth*` is every link whose name begins so.
 fn link_matches(wanted: &str, link: &str) -> bool {
     wanted.strip_suffix('*').map_or(wanted == link, |start| link.starts_with(start))
@@ -265,9 +290,20 @@ struct Walk<'a> {
     question: &'a Question,
     family: &'static str,
     name: &'a str,
+    /// So many more ways may be made of those that there are.
+    left: &'a Cell<usize>,
 }
 
 impl Walk<'_> {
+    /// As [`Path::fork`], on the account of what may be followed.
+    fn fork(&self, path: Path, asked: &Asked) -> (Option<Path>, Option<Path>) {
+        let (yes, no) = path.fork(asked);
+        if yes.is_some() && no.is_some() {
+            self.left.set(self.left.get().saturating_sub(1));
+        }
+        (yes, no)
+    }
+
     /// Follows a chain to its ends.
     fn chain(&self, name: &str, path: Path, depth: usize) -> Vec<(Path, End)> {
         if depth > DEEPEST {
@@ -276,7 +312,7 @@ impl Walk<'_> {
         let mut open = vec![path];
         let mut ended = Vec::new();
         for rule in self.table.chains.get(name).into_iter().flatten() {
-            if open.len() + ended.len() > MOST {
+            if self.left.get() == 0 {
                 let why = format!("{} {} {name} has more ways than can be followed", self.family, self.name);
                 ended.extend(open.drain(..).map(|path| (path.decided(why.clone()), End::Final(Outcome::Unknown))));
                 break;
@@ -287,6 +323,7 @@ impl Walk<'_> {
                     let here = || format!("{} {} {}, rule {}", self.family, self.name, rule.chain, rule.handle);
                     match step {
                         Step::Next | Step::Verdict(Verdict::Continue) => next.push(path),
+                        Step::Unknown => ended.push((path, End::Final(Outcome::Unknown))),
                         Step::Reject => ended.push((path.decided(here()), End::Final(Outcome::Rejected))),
                         Step::Verdict(Verdict::Accept) => ended.push((path.decided(here()), End::Final(Outcome::Accepted))),
                         Step::Verdict(Verdict::Drop) => ended.push((path.decided(here()), End::Final(Outcome::Dropped))),
@@ -322,16 +359,18 @@ impl Walk<'_> {
                     Expression::Harmless => next.push(path),
                     Expression::Reject => ended.push((path, Step::Reject)),
                     Expression::Verdict(verdict) => ended.push((path, Step::Verdict(verdict.clone()))),
-                    Expression::Lookup { set, register, is_map: true, .. } => {
-                        self.verdict_of(set, *register, path, &mut ended);
+                    Expression::Leave(what) => {
+                        let why = format!("{} {} {}, rule {}: {what}", self.family, self.name, rule.chain, rule.handle);
+                        ended.push((path.decided(why), Step::Unknown));
                     }
+                    Expression::VerdictOf { map, register } => self.verdict_of(map, *register, path, &mut ended),
                     expression => match self.matches(expression, &mut path) {
                         Some(true) => next.push(path),
                         Some(false) => ended.push((path, Step::Next)),
                         None => {
-                            let asked = self.asked(expression, &path);
+                            let asked = self.asked(expression, &path, rule);
                             let is_inverted = is_inverted(expression);
-                            let (yes, no) = path.fork(&asked);
+                            let (yes, no) = self.fork(path, &asked);
                             let (matching, other) = if is_inverted { (no, yes) } else { (yes, no) };
                             next.extend(matching);
                             ended.extend(other.map(|path| (path, Step::Next)));
@@ -360,7 +399,12 @@ impl Walk<'_> {
                 }
                 Answer::No => {}
                 Answer::Ask(asked) => {
-                    let (yes, no) = path.fork(&asked);
+                    if self.left.get() == 0 {
+                        let why = format!("{} {}, map {name} has more ways than can be followed", self.family, self.name);
+                        ended.push((path.decided(why), Step::Unknown));
+                        return;
+                    }
+                    let (yes, no) = self.fork(path, &asked);
                     ended.extend(yes.map(|path| (path, Step::Verdict(verdict))));
                     match no {
                         Some(no) => path = no,
@@ -377,7 +421,19 @@ impl Walk<'_> {
         let value = |path: &Path, register: u32| path.registers.get(&slot(register)).cloned();
         match expression {
             Expression::Meta { key, register } => {
-                path.registers.insert(slot(*register), self.meta(*key));
+                let value = match *key {
+                    MARK if path.is_marked => Value::Unknown("the mark".to_owned()),
+                    key => self.meta(key),
+                };
+                path.registers.insert(slot(*register), value);
+                Some(true)
+            }
+            Expression::Mark => {
+                path.is_marked = true;
+                Some(true)
+            }
+            Expression::Fill { register, what } => {
+                path.registers.insert(slot(*register), Value::Unknown(what.clone()));
                 Some(true)
             }
             Expression::Payload { base, offset, length, register } => {
@@ -416,8 +472,8 @@ impl Walk<'_> {
                     Value::Source(length) if length == mask.len() && xor.iter().all(|byte| *byte == 0) => {
                         Value::Masked(mask.clone())
                     }
-                    Value::Unknown(what) => Value::Unknown(what),
-                    _ => Value::Unknown("masked bits".to_owned()),
+                    Value::Unknown(what) => Value::Unknown(format!("{what} & {} ^ {}", hexadecimal(mask), hexadecimal(xor))),
+                    other => Value::Unknown(format!("{} & {} ^ {}", described(&other), hexadecimal(mask), hexadecimal(xor))),
                 };
                 path.registers.insert(slot(*target), value);
                 Some(true)
@@ -437,7 +493,7 @@ impl Walk<'_> {
                         |element: &Element| element.from.len() == bytes.len() && element.from <= bytes && bytes <= element.to;
                     // Longer keys are of several values at once.
                     let is_whole = set.elements.iter().all(|element| element.from.len() == bytes.len());
-                    is_whole.then(|| set.elements.iter().any(is_in) != *inverted)
+                    (is_whole || set.has_all).then(|| (set.has_all || set.elements.iter().any(is_in)) != *inverted)
                 }
                 _ => None,
             },
@@ -447,16 +503,16 @@ impl Walk<'_> {
     }
 
     fn meta(&self, key: u32) -> Value {
-        const ETHER_TYPE: u32 = 0;
-        const MARK: u32 = 3;
+        const ETHER_TYPE: u32 = 1;
         const OUTPUT_NAME: u32 = nft::META_OUTPUT_NAME;
-        const PACKET_TYPE: u32 = 17;
+        const PACKET_TYPE: u32 = 19;
         let is_ipv4 = self.question.address.is_ipv4();
         match key {
             nft::META_PROTOCOL_FAMILY => Value::Known(vec![if is_ipv4 { 2 } else { 10 }]),
             nft::META_TRANSPORT => Value::Known(vec![self.question.protocol.number()]),
             ETHER_TYPE => Value::Known(if is_ipv4 { vec![0x08, 0] } else { vec![0x86, 0xdd] }),
             nft::META_INPUT_NAME => Value::LinkName,
+            INPUT_INDEX => Value::LinkIndex,
             MARK => Value::Known(vec![0; 4]),
             OUTPUT_NAME => Value::Known(vec![0; 16]),
             // To this host.
@@ -544,27 +600,32 @@ impl Walk<'_> {
     }
 
     /// What an expression asks for that is not known.
-    fn asked(&self, expression: &Expression, path: &Path) -> Asked {
+    fn asked(&self, expression: &Expression, path: &Path, rule: &Rule) -> Asked {
         let value = |register: u32| path.registers.get(&slot(register)).cloned();
         let other = |what: String| Asked::Other(what);
+        let here = |what: &str| format!("{what} of rule {} lets it", rule.handle);
         let is_ipv4 = self.question.address.is_ipv4();
         match expression {
             Expression::Compare { register, operator, value: wanted } => match value(*register) {
                 Some(Value::Source(_)) => Asked::Sources(compared(is_ipv4, *operator, wanted)),
                 Some(Value::Masked(mask)) => match prefix(&mask) {
                     Some(bits) => Asked::Sources(prefixed(is_ipv4, wanted, bits)),
-                    None => other("the source behind a mask".to_owned()),
+                    None => other(format!("source & {} {} {}", hexadecimal(&mask), sign(*operator), hexadecimal(wanted))),
                 },
-                Some(Value::LinkName) => Asked::Link(link_text(wanted)),
-                Some(Value::Unknown(what)) => other(format!("{what} is {}", hexadecimal(wanted))),
-                _ => other("a comparison".to_owned()),
+                Some(Value::LinkName) => Asked::Link(link_text(wanted, wanted)),
+                Some(Value::LinkIndex) => match link_of(wanted) {
+                    Some(name) => Asked::Link(name),
+                    None => other(format!("link is number {}", hexadecimal(wanted))),
+                },
+                Some(Value::Unknown(what)) => other(format!("{what} {} {}", sign(*operator), hexadecimal(wanted))),
+                _ => other(here("a comparison")),
             },
             Expression::Range { register, from, to, .. } => match value(*register) {
                 Some(Value::Source(_)) => {
                     Asked::Sources(Sources::of(is_ipv4, vec![(integer(is_ipv4, from, 0), integer(is_ipv4, to, 0xff))]))
                 }
-                Some(Value::Unknown(what)) => other(format!("{what} is in a range")),
-                _ => other("a range".to_owned()),
+                Some(Value::Unknown(what)) => other(format!("{what} is {}-{}", hexadecimal(from), hexadecimal(to))),
+                _ => other(here("a range")),
             },
             Expression::Lookup { set, register, .. } => {
                 let elements = self.table.sets.get(set).map(|set| set.elements.as_slice()).unwrap_or_default();
@@ -573,17 +634,19 @@ impl Walk<'_> {
                         let range = |element: &Element| (integer(is_ipv4, &element.from, 0), integer(is_ipv4, &element.to, 0xff));
                         Asked::Sources(Sources::of(is_ipv4, elements.iter().map(range).collect()))
                     }
-                    Some(Value::LinkName) if elements.len() == 1 => Asked::Link(link_text(&elements[0].from)),
+                    Some(Value::LinkName) if elements.len() == 1 => Asked::Link(link_text(&elements[0].from, &elements[0].to)),
                     Some(Value::LinkName) => {
-                        let names: Vec<String> = elements.iter().map(|element| link_text(&element.from)).collect();
+                        let names: Vec<String> = elements.iter().map(|element| link_text(&element.from, &element.to)).collect();
                         other(format!("by one of the links {}", names.join(", ")))
                     }
-                    _ => other(format!("found in set {set}")),
+                    Some(value) => other(format!("{} is in set {set}", described(&value))),
+                    None => other(here(&format!("set {set}"))),
                 }
             }
-            Expression::Match { name, .. } => other(format!("iptables' match \"{name}\"")),
-            Expression::Unknown(name) => other(format!("\"{name}\" lets it")),
-            _ => other("something".to_owned()),
+            // Which rule's it is belongs to it: another one with the same name asks for something else.
+            Expression::Match { name, .. } => other(here(&format!("iptables' match \"{name}\""))),
+            Expression::Unknown(name) => other(here(&format!("\"{name}\""))),
+            _ => other(here("something")),
         }
     }
 }
@@ -618,9 +681,11 @@ fn value_in(value: &Value, element: &Element, question: &Question) -> Answer {
             let range = (integer(is_ipv4, &element.from, 0), integer(is_ipv4, &element.to, 0xff));
             Answer::Ask(Asked::Sources(Sources::of(is_ipv4, vec![range])))
         }
-        Value::LinkName if element.from.len() == 16 => Answer::Ask(Asked::Link(link_text(&element.from))),
-        Value::Unknown(what) => Answer::Ask(Asked::Other(format!("{what} is {}", hexadecimal(&element.from)))),
-        _ => Answer::Ask(Asked::Other(format!("an element is {}", hexadecimal(&element.from)))),
+        Value::LinkName if element.from.len() == 16 => Answer::Ask(Asked::Link(link_text(&element.from, &element.to))),
+        value => {
+            let range = format!("{}-{}", hexadecimal(&element.from), hexadecimal(&element.to));
+            Answer::Ask(Asked::Other(format!("{} is {range}", described(value))))
+        }
     }
 }
 
@@ -676,11 +741,34 @@ fn integer(is_ipv4: bool, bytes: &[u8], fill: u8) -> u128 {
     (0..width).fold(0, |number, index| number << 8 | u128::from(bytes.get(index).copied().unwrap_or(fill)))
 }
 
-/// A link's name; without a zero byte at its end it is the beginning of names.
-fn link_text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|byte| *byte == 0);
-    let name = String::from_utf8_lossy(&bytes[..end.unwrap_or(bytes.len())]).into_owned();
-    if end.is_none() && bytes.len() < 16 { name + "*" } else { name }
+/// A link's name, or the beginning of names: without a zero byte at its end, or as a range from the shortest of them.
+fn link_text(from: &[u8], to: &[u8]) -> String {
+    let end = from.iter().position(|byte| *byte == 0);
+    let name = String::from_utf8_lossy(&from[..end.unwrap_or(from.len())]).into_owned();
+    if (end.is_none() && from.len() < 16) || from != to { name + "*" } else { name }
+}
+
+/// The name of the link of a number, as rules have it.
+fn link_of(bytes: &[u8]) -> Option<String> {
+    let index = u32::from_ne_bytes(bytes.try_into().ok()?);
+    let socket = Socket::route().ok()?;
+    let links = std::fs::read_dir("/proc/sys/net/ipv4/conf").ok()?.flatten();
+    let names = links.map(|link| link.file_name().to_string_lossy().into_owned());
+    names.into_iter().find(|name| crate::route::index(&socket, name).is_ok_and(|found| found == Some(index)))
+}
+
+fn sign(operator: u32) -> &'static str {
+    ["is", "is", "<", "<=", ">", ">="].get(operator as usize).copied().unwrap_or("?")
+}
+
+/// A value that is not known, in words.
+fn described(value: &Value) -> String {
+    match value {
+        Value::Unknown(what) => what.clone(),
+        Value::Source(_) | Value::Masked(_) => "a part of the source".to_owned(),
+        Value::LinkName | Value::LinkIndex => "the link".to_owned(),
+        Value::Known(bytes) => format!("{} and what follows", hexadecimal(bytes)),
+    }
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {
@@ -776,8 +864,8 @@ mod tests {
             walked(rules, true),
             [
                 "anywhere by wg*: accepted (inet filter input, rule 1)",
-                "anywhere not by wg* if \"limit\" lets it: accepted (inet filter input, rule 2)",
-                "anywhere not by wg* if not \"limit\" lets it: dropped (inet filter input, policy drop)"
+                "anywhere not by wg* if \"limit\" of rule 2 lets it: accepted (inet filter input, rule 2)",
+                "anywhere not by wg* if not \"limit\" of rule 2 lets it: dropped (inet filter input, policy drop)"
             ]
         );
     }

@@ -21,6 +21,7 @@ const NEW_RULE: u16 = SUBSYSTEM | 6;
 const GET_RULE: u16 = SUBSYSTEM | 7;
 const DELETE_RULE: u16 = SUBSYSTEM | 8;
 const NEW_SET: u16 = SUBSYSTEM | 9;
+const GET_SET: u16 = SUBSYSTEM | 10;
 const NEW_ELEMENT: u16 = SUBSYSTEM | 12;
 const GET_ELEMENT: u16 = SUBSYSTEM | 13;
 const DELETE_ELEMENT: u16 = SUBSYSTEM | 14;
@@ -344,6 +345,15 @@ pub(crate) fn rules(socket: &Socket, family: Family, table: &str) -> io::Result<
     let mut batch = Batch::new();
     batch.message(GET_RULE, dhow_sys::netlink::DUMP, &header(family)).string(1, table);
     Ok(socket.request(batch)?.into_iter().map(|answer| answer.payload).collect())
+}
+
+/// Whether the elements of a set are beginnings and ends of ranges.
+pub(crate) fn set_has_ranges(socket: &Socket, family: Family, table: &str, set: &str) -> io::Result<bool> {
+    const INTERVAL: u32 = 4;
+    let mut batch = Batch::new();
+    batch.message(GET_SET, ACK, &header(family)).string(1, table).string(2, set);
+    let flags = |answer: &Answer| answer.attribute(3).and_then(|flags| flags.try_into().ok()).map(u32::from_be_bytes);
+    Ok(socket.request(batch)?.into_iter().map(Answer::of).filter_map(|answer| flags(&answer)).any(|flags| flags & INTERVAL != 0))
 }
 
 /// The elements of a set, in messages as the kernel tells them.

@@ -40,8 +40,21 @@ impl Sources {
     }
 
     pub(super) fn and(&self, other: &Sources) -> Sources {
-        let pairs = self.ranges.iter().flat_map(|a| other.ranges.iter().map(move |b| (a.0.max(b.0), a.1.min(b.1))));
-        Sources::of(self.is_ipv4, pairs.collect())
+        let (mut a, mut b) = (self.ranges.iter().peekable(), other.ranges.iter().peekable());
+        let mut ranges = Vec::new();
+        while let (Some(one), Some(two)) = (a.peek(), b.peek()) {
+            let (from, to) = (one.0.max(two.0), one.1.min(two.1));
+            if from <= to {
+                ranges.push((from, to));
+            }
+            // The one that ends first meets nothing more.
+            if one.1 < two.1 {
+                a.next()
+            } else {
+                b.next()
+            };
+        }
+        Sources { is_ipv4: self.is_ipv4, ranges }
     }
 
     pub(super) fn or(&self, other: &Sources) -> Sources {

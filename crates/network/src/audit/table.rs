@@ -8,6 +8,9 @@ use dhow_sys::netlink::{Socket, attributes};
 
 use crate::nft::{self, Family};
 
+/// `NFT_META_MARK`
+const MARK: u32 = 3;
+
 /// A rule of somebody's.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Rule {
@@ -59,9 +62,22 @@ pub(super) enum Expression {
     Lookup {
         set: String,
         register: u32,
-        is_map: bool,
         inverted: bool,
     },
+    /// The verdict that a map has for a value.
+    VerdictOf {
+        map: String,
+        register: u32,
+    },
+    /// Something into a register that is not known.
+    Fill {
+        register: u32,
+        what: String,
+    },
+    /// Marks packets: from then on their mark is not known.
+    Mark,
+    /// Ends the rule in a way that is not known.
+    Leave(String),
     Verdict(Verdict),
     Reject,
     /// A match of iptables: its name, revision and data.
@@ -94,6 +110,8 @@ pub(super) struct Set {
     pub elements: Vec<Element>,
     /// For keys that have none.
     pub otherwise: Option<Verdict>,
+    /// Every key is in it.
+    pub has_all: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -119,14 +137,15 @@ impl Table {
             }
         }
         let used = table.chains.values().flatten().flat_map(|rule| &rule.expressions).filter_map(|expression| match expression {
-            Expression::Lookup { set, .. } => Some(set.clone()),
+            Expression::Lookup { set, .. } | Expression::VerdictOf { map: set, .. } => Some(set.clone()),
             _ => None,
         });
         let used: Vec<String> = used.collect();
         for set in used {
             if let Entry::Vacant(entry) = table.sets.entry(set) {
                 let elements = nft::elements(socket, family, name, entry.key())?;
-                entry.insert(elements_of(&elements));
+                let has_ranges = nft::set_has_ranges(socket, family, name, entry.key())?;
+                entry.insert(elements_of(&elements, has_ranges));
             }
         }
         Ok(table)
@@ -162,8 +181,14 @@ fn expression(bytes: &[u8]) -> Expression {
     let name = text(bytes, 1).unwrap_or_default();
     let inner = find(bytes, 2).unwrap_or_default();
     decode(&name, inner).unwrap_or_else(|| match name.as_str() {
-        "counter" | "log" | "nat" | "masq" | "redir" | "notrack" | "objref" | "last" | "dup" | "dynset" | "target"
-        | "flow_offload" => Expression::Harmless,
+        "counter" | "log" | "nat" | "masq" | "redir" | "notrack" | "last" | "dup" | "byteorder" | "flow_offload" => {
+            Expression::Harmless
+        }
+        // With an expression of its own it matches as that does; to take an element away it must be there.
+        "dynset" if find(inner, 7).is_none() && find(inner, 10).is_none() && number(inner, 3) != Some(2) => Expression::Harmless,
+        // A counter, or a helper; limits and quotas may end the rule.
+        "objref" if matches!(number(inner, 1), Some(1 | 3)) => Expression::Harmless,
+        "tproxy" | "synproxy" | "fwd" => Expression::Leave(name.clone()),
         _ => Expression::Unknown(name.clone()),
     })
 }
@@ -172,6 +197,7 @@ fn decode(name: &str, inner: &[u8]) -> Option<Expression> {
     let number = |wanted: u16| number(inner, wanted);
     Some(match name {
         // With a source register it sets something.
+        "meta" if number(3).is_some() && number(2)? == MARK => Expression::Mark,
         "meta" if number(3).is_some() => Expression::Harmless,
         "ct" if number(4).is_some() => Expression::Harmless,
         "meta" => Expression::Meta { key: number(2)?, register: number(1)? },
@@ -186,13 +212,15 @@ fn decode(name: &str, inner: &[u8]) -> Option<Expression> {
         "bitwise" if number(6).unwrap_or(0) == 0 => {
             Expression::Bitwise { source: number(1)?, target: number(2)?, mask: data(inner, 4)?, xor: data(inner, 5)? }
         }
-        "lookup" => Expression::Lookup {
-            set: text(inner, 1)?,
-            register: number(2)?,
-            // To register 0 go verdicts.
-            is_map: number(3).is_some(),
-            inverted: number(5).unwrap_or(0) & 1 != 0,
+        // To register 0 go verdicts; what goes to another is not followed, and may not be there.
+        "lookup" => match number(3) {
+            Some(0) => Expression::VerdictOf { map: text(inner, 1)?, register: number(2)? },
+            Some(_) => Expression::Unknown(format!("map {}", text(inner, 1)?)),
+            None => Expression::Lookup { set: text(inner, 1)?, register: number(2)?, inverted: number(5).unwrap_or(0) & 1 != 0 },
         },
+        "queue" => Expression::Verdict(Verdict::Queue),
+        "rt" | "numgen" | "osf" | "exthdr" => Expression::Fill { register: number(1)?, what: name.to_owned() },
+        "hash" | "socket" | "tunnel" | "xfrm" => Expression::Fill { register: number(2)?, what: name.to_owned() },
         "immediate" if number(1)? == 0 => Expression::Verdict(verdict(find(find(inner, 2)?, 2)?)?),
         "immediate" => Expression::Harmless,
         "reject" => Expression::Reject,
@@ -201,7 +229,11 @@ fn decode(name: &str, inner: &[u8]) -> Option<Expression> {
             "REJECT" => Expression::Reject,
             "ACCEPT" => Expression::Verdict(Verdict::Accept),
             "DROP" => Expression::Verdict(Verdict::Drop),
-            _ => Expression::Harmless,
+            "NFQUEUE" => Expression::Verdict(Verdict::Queue),
+            "MARK" | "CONNMARK" => Expression::Mark,
+            "LOG" | "NFLOG" | "CT" | "TCPMSS" | "CLASSIFY" | "DSCP" | "TOS" | "TTL" | "HL" | "SET" | "NOTRACK" | "TRACE"
+            | "AUDIT" | "CHECKSUM" => Expression::Harmless,
+            other => Expression::Leave(other.to_owned()),
         },
         _ => return None,
     })
@@ -224,7 +256,7 @@ fn verdict(bytes: &[u8]) -> Option<Verdict> {
 
 /// The elements of a set, of messages of the kernel's. In a set of ranges one element begins a range, and the next with
 /// the flag is the first behind it.
-fn elements_of(messages: &[Vec<u8>]) -> Set {
+fn elements_of(messages: &[Vec<u8>], has_ranges: bool) -> Set {
     const END: u32 = 1;
     const OTHERWISE: u32 = 2;
     let mut set = Set::default();
@@ -236,6 +268,7 @@ fn elements_of(messages: &[Vec<u8>]) -> Set {
             let verdict = find(element, 2).and_then(|data| find(data, 2)).and_then(verdict);
             if flags & OTHERWISE != 0 {
                 set.otherwise = verdict;
+                set.has_all = true;
                 continue;
             }
             let Some(key) = data(element, 1) else { continue };
@@ -245,7 +278,6 @@ fn elements_of(messages: &[Vec<u8>]) -> Set {
             }
         }
     }
-    let has_ranges = marks.iter().any(|(_, is_end, _)| *is_end);
     // An end and a beginning at one place: the end comes first.
     marks.sort_by(|a, b| (&a.0, !a.1).cmp(&(&b.0, !b.1)));
     for (index, (key, is_end, verdict)) in marks.iter().enumerate() {
