@@ -253,6 +253,8 @@ impl Client {
         let stream =
             futures_stream(move |context| receiver.poll_recv(context).map(|item| item.map(|item| item.map(Frame::data))));
         let body = StreamBody::new(stream).boxed_unsync();
+        // It cannot be sent twice: what the server speaks must be known.
+        self.get("/_ping").await?.into_body().collect().await?;
         let mut request = self.request(method, path, body, false)?;
         request.headers_mut().insert("Content-Type", hyper::header::HeaderValue::from_static("application/x-tar"));
         let response = self.send(request).await?;

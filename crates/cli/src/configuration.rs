@@ -11,6 +11,7 @@ use dhow_engine::{ContainerDefaults, DefaultNetwork, OWN_RUNTIMES, Pool, Runtime
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use crate::connect::roots;
 use crate::failure::{Failure, Result};
 
 pub const DEFAULT_PATH: &str = "/etc/dhow/daemon.json";
@@ -48,6 +49,7 @@ const OWN_TABLES: &str = "rules are in nftables tables of Dhow's own, which cont
 /// dockerd's keys (28.5), then our own.
 const KEYS: &[(&str, Key)] = &[
     ("allow-direct-routing", Only(False, "containers are not reached past their bridge")),
+    ("allow-nondistributable-artifacts", Without(NOT_YET)),
     ("authorization-plugins", Only(Empty, "authorization plugins are not supported")),
     ("bip", Known),
     ("bridge", Only(Empty, "the default network has a bridge of its own")),
@@ -62,6 +64,8 @@ const KEYS: &[(&str, Key)] = &[
     ("debug", Known),
     ("default-address-pools", Known),
     ("default-cgroupns-mode", Known),
+    ("default-gateway", Only(Empty, "the bridge itself is the way out of the default network")),
+    ("default-gateway-v6", Only(Empty, "the bridge itself is the way out of the default network")),
     ("default-init", Without("the init process of --init is this program")),
     ("default-ipc-mode", Known),
     ("default-network-opts", Known),
@@ -116,6 +120,7 @@ const KEYS: &[(&str, Key)] = &[
     ("proxies", Without(NOT_YET)),
     ("raw-logs", Without("the log has no colours")),
     ("registry-mirrors", Without(NOT_YET)),
+    ("resolv-conf", Only(Empty, "containers ask through the host's own resolv.conf")),
     ("runtimes", Known),
     ("seccomp-profile", Known),
     ("selinux-enabled", Only(False, "SELinux labels are not supported")),
@@ -225,9 +230,14 @@ impl Configuration {
             return Err(self.wrong("labels", &format!("bad attribute format: {bad}")));
         }
         let runtimes = self.runtimes()?;
+        let (data_root, exec_root) = match path("data-root")? {
+            // What is kept there is not to meet the default one's in one directory.
+            Some(data) => roots(Some(data), path("exec-root")?),
+            None => (defaults.data_root, path("exec-root")?.unwrap_or(defaults.exec_root)),
+        };
         Ok(Settings {
-            data_root: path("data-root")?.unwrap_or(defaults.data_root),
-            exec_root: path("exec-root")?.unwrap_or(defaults.exec_root),
+            data_root,
+            exec_root,
             debug: self.get("debug")?.unwrap_or(defaults.debug),
             labels,
             default_runtime: {
@@ -355,26 +365,38 @@ impl Configuration {
         Ok(profile)
     }
 
-    /// What it says of the network named `bridge`; `None` if it says nothing.
-    pub fn network(&self) -> Result<Option<DefaultNetwork>> {
+    /// Whether it says anything of the network named `bridge`.
+    pub fn is_about_network(&self) -> bool {
         const ABOUT: [&str; 9] = ["bip", "fixed-cidr", "fixed-cidr-v6", "icc", "ip", "ip-masq", "ipv6", "mtu", "publish"];
-        if !ABOUT.iter().any(|key| self.has(key)) {
-            return Ok(None);
-        }
-        let defaults = DefaultNetwork::default();
+        ABOUT.iter().any(|key| self.has(key))
+    }
+
+    /// The network named `bridge`, as the file wants it; what that does not say stays as it is.
+    ///
+    /// # Errors
+    /// A value that is none.
+    pub fn network(&self, now: DefaultNetwork) -> Result<DefaultNetwork> {
         let ipv4 = self.text("bip")?.map(|text| bridge_address(&text).map_err(|why| self.wrong("bip", &why))).transpose()?;
-        let ipv6_subnet = self.parsed("fixed-cidr-v6")?;
-        Ok(Some(DefaultNetwork {
-            ipv4,
-            ipv4_range: self.parsed("fixed-cidr")?,
-            ipv6: self.get("ipv6")?.unwrap_or(defaults.ipv6),
-            ipv6_subnet,
-            mtu: self.get("mtu")?.filter(|mtu| *mtu > 0),
-            inter_container: self.get("icc")?.unwrap_or(defaults.inter_container),
-            masquerade: self.get("ip-masq")?.unwrap_or(defaults.masquerade),
-            host_binding: self.parsed::<IpAddr>("ip")?.filter(|address| !address.is_unspecified()),
-            publish: self.parsed("publish")?.unwrap_or(defaults.publish),
-        }))
+        let ipv6_subnet: Option<Subnet> = self.parsed("fixed-cidr-v6")?;
+        if let Some(subnet) = ipv6_subnet.filter(|subnet| subnet.is_ipv4() || subnet.prefix > 124) {
+            return Err(self.wrong("fixed-cidr-v6", &format!("{subnet} is no subnet of IPv6 with room for containers")));
+        }
+        let mtu = if self.has("mtu") { self.get("mtu")?.filter(|mtu| *mtu > 0) } else { now.mtu };
+        let host_binding = match self.has("ip") {
+            true => self.parsed::<IpAddr>("ip")?.filter(|address| !address.is_unspecified()),
+            false => now.host_binding,
+        };
+        Ok(DefaultNetwork {
+            ipv4: ipv4.or(now.ipv4),
+            ipv4_range: self.parsed("fixed-cidr")?.or(now.ipv4_range),
+            ipv6: self.get("ipv6")?.unwrap_or(now.ipv6),
+            ipv6_subnet: ipv6_subnet.or(now.ipv6_subnet),
+            mtu,
+            inter_container: self.get("icc")?.unwrap_or(now.inter_container),
+            masquerade: self.get("ip-masq")?.unwrap_or(now.masquerade),
+            host_binding,
+            publish: self.parsed("publish")?.unwrap_or(now.publish),
+        })
     }
 }
 
@@ -470,17 +492,17 @@ mod tests {
         )
         .unwrap();
         let settings = file.settings(Settings::default()).unwrap();
-        assert_eq!((settings.data_root, settings.exec_root), (PathBuf::from("/d"), PathBuf::from("/run/dhow")));
+        assert_eq!((settings.data_root, settings.exec_root), (PathBuf::from("/d"), PathBuf::from("/d/run")));
         let containers = settings.containers;
         assert_eq!((containers.shm_size, containers.init, containers.stop_timeout), (128 << 20, true, 10));
         assert_eq!((containers.ulimits[0].name.as_str(), containers.ulimits[0].soft), ("nofile", 10));
         assert_eq!(containers.host_gateways, ["10.1.1.1".parse::<IpAddr>().unwrap()]);
         assert_eq!(settings.pools, [Pool { base: "10.9.0.0/16".parse().unwrap(), size: 24 }]);
-        let network = file.network().unwrap().unwrap();
+        let network = file.network(DefaultNetwork::default()).unwrap();
         assert_eq!(network.ipv4, Some(("10.8.0.1".parse().unwrap(), "10.8.0.0/24".parse().unwrap())));
         assert_eq!((network.inter_container, network.mtu), (false, Some(1400)));
         assert_eq!(file.without_effect().map(|(key, _)| key).collect::<Vec<_>>(), ["live-restore"]);
-        assert_eq!(read(r#"{"debug": true}"#).unwrap().network().unwrap(), None);
+        assert_eq!(read(r#"{"debug": true}"#).unwrap().network(network.clone()).unwrap(), network, "what is not said stays");
     }
 
     #[test]
@@ -489,7 +511,7 @@ mod tests {
             let whole = || -> Result<()> {
                 let file = read(text)?;
                 file.settings(Settings::default())?;
-                file.network()?;
+                file.network(DefaultNetwork::default())?;
                 Ok(())
             };
             whole().map_err(|failure| failure.message).unwrap_err()
@@ -509,6 +531,8 @@ mod tests {
             (r#"{"runtimes": {"runc": {"path": "/bin/true"}}}"#, "runtime name 'runc' is reserved"),
             (r#"{"runtimes": {"x": {"path": "/does/not/exist"}}}"#, "x: /does/not/exist: there is no such program"),
             (r#"{"default-runtime": "x"}"#, "specified default runtime 'x' does not exist"),
+            (r#"{"fixed-cidr-v6": "10.1.0.0/16"}"#, "no subnet of IPv6"),
+            (r#"{"default-gateway": "10.0.0.1"}"#, "default-gateway: \"10.0.0.1\" is not supported"),
             (r#"{"labels": ["nope"]}"#, "bad attribute format: nope"),
             (r#"{"log-driver": "nope"}"#, "failed to set log opts"),
             ("[]", "invalid type"),

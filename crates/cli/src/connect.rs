@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use dhow_api::client::{BoxedStream, Client, Connector};
-use dhow_engine::{DefaultNetwork, Engine, Settings, Spare};
+use dhow_engine::{Engine, Settings, Spare};
 
 use self::contexts::Folder;
 pub use self::tls::{TlsOptions, certificate_directory};
@@ -86,7 +86,7 @@ impl Target {
             return Ok(Client::unix(PathBuf::from(DEFAULT_SOCKET)));
         }
         let file = self.configuration()?;
-        embedded(self.settings(&file)?, file.network()?, self.starts)
+        embedded(self.settings(&file)?, &file, self.starts)
     }
 
     /// The configuration of an engine in this process. Roots that are named on the command line have none.
@@ -101,15 +101,20 @@ impl Target {
     }
 
     fn settings(&self, file: &Configuration) -> Result<Settings> {
-        let path = |path: &Option<PathBuf>, default: &str| path.clone().unwrap_or_else(|| PathBuf::from(default));
-        let data_root = path(&self.roots.data_root, DEFAULT_DATA);
-        // Another data root has containers of its own: they must not share the run directories of the default one.
-        let exec_root = match (&self.roots.exec_root, &self.roots.data_root) {
-            (None, Some(data)) if data != Path::new(DEFAULT_DATA) => data.join("run"),
-            (exec, _) => path(exec, DEFAULT_EXEC),
-        };
+        let (data_root, exec_root) = roots(self.roots.data_root.clone(), self.roots.exec_root.clone());
         file.settings(Settings { data_root, exec_root, ..Settings::default() })
     }
+}
+
+/// Where an engine keeps its things. Another data root has containers of its own: they must not share the run directories of the
+/// default one.
+pub fn roots(data: Option<PathBuf>, exec: Option<PathBuf>) -> (PathBuf, PathBuf) {
+    let data = data.unwrap_or_else(|| PathBuf::from(DEFAULT_DATA));
+    let exec = exec.unwrap_or_else(|| match data == Path::new(DEFAULT_DATA) {
+        true => PathBuf::from(DEFAULT_EXEC),
+        false => data.join("run"),
+    });
+    (data, exec)
 }
 
 /// A client of the engine that a context names.
@@ -137,13 +142,20 @@ fn in_context(folder: &Folder, name: &str) -> Result<Client> {
 }
 
 /// A client of an engine in this process: the same server, over a pipe in memory.
-fn embedded(settings: Settings, network: Option<DefaultNetwork>, starts: Option<Starts>) -> Result<Client> {
+fn embedded(settings: Settings, file: &Configuration, starts: Option<Starts>) -> Result<Client> {
     // Should that fail, the monitor is started later, and then says what is wrong.
     let spare = starts.and_then(|starts| Spare::start(starts.network).ok());
     let failed = |error: dhow_engine::Error| Failure::new(format!("Error response from daemon: {error}"));
     let engine = Engine::open(settings).map_err(failed)?;
-    if let Some(network) = network {
-        engine.set_default_network(&network).map_err(failed)?;
+    if file.is_about_network() {
+        let now = engine.default_network_settings().map_err(failed)?;
+        let wanted = file.network(now.clone())?;
+        // It may be that only this command can make room for it: nothing is refused because of that.
+        if wanted != now
+            && let Err(error) = engine.set_default_network(&wanted)
+        {
+            eprintln!("WARNING: the default network stays as it was: {error}");
+        }
     }
     if let Some(spare) = spare {
         engine.offer(spare);

@@ -29,8 +29,18 @@ struct File {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Described {
+    #[serde(deserialize_with = "text_or_number")]
     name: String,
     container_edits: Edits,
+}
+
+/// A name that looks like a number, written without quotes.
+fn text_or_number<'de, D: serde::Deserializer<'de>>(value: D) -> Result<String, D::Error> {
+    match serde_json::Value::deserialize(value)? {
+        serde_json::Value::String(text) => Ok(text),
+        serde_json::Value::Number(number) => Ok(number.to_string()),
+        other => Err(serde::de::Error::custom(format!("{other} is no name"))),
+    }
 }
 
 /// What is done to a container.

@@ -20,7 +20,7 @@ use crate::error::Context;
 use crate::{Engine, Error, Result};
 
 /// Nobody takes so long from making a directory to its row.
-const SETTLED: Duration = Duration::from_secs(3600);
+const SETTLED: Duration = Duration::from_secs(24 * 3600);
 
 /// A check that is under way.
 struct Check<'a> {
@@ -115,7 +115,11 @@ impl Check<'_> {
             let engine = self.engine;
             let used = engine.row_exists("containers", "image_id", &text)?;
             let why = match engine.store.image(&id) {
-                Err(error) => Some(error.to_string()),
+                // It may be a newer version's.
+                Err(error) => {
+                    self.hopeless(object, error.to_string(), "remove it with rmi");
+                    continue;
+                }
                 Ok(_) if Digest::of(config.as_bytes()) != id => Some("its config has another digest".to_owned()),
                 Ok(None) => None,
                 Ok(Some(image)) => {
@@ -135,8 +139,8 @@ impl Check<'_> {
     fn blobs(&mut self) -> Result<()> {
         for (name, path) in entries(&self.engine.paths().blobs()) {
             self.done.looked_at += 1;
-            let right = fs::read(&path).is_ok_and(|content| Digest::of(&content).hex() == name);
-            if !right {
+            let Ok(content) = fs::read(&path) else { continue };
+            if Digest::of(&content).hex() != name {
                 self.found(format!("blob {name}"), "its content has another digest", "remove it", || {
                     fs::remove_file(&path).context(|| format!("remove {}", path.display()))
                 });
@@ -155,7 +159,8 @@ impl Check<'_> {
             let container = match engine.complete(stored, None) {
                 Ok(container) => container,
                 Err(error) => {
-                    self.found(object, error.message, "remove the container and what it wrote", || engine.forget_container(&id));
+                    // What it wrote may be of use, and a newer version may be able to read it.
+                    self.hopeless(object, error.message, "remove it with rm -f");
                     continue;
                 }
             };
@@ -209,7 +214,12 @@ impl Check<'_> {
                 continue;
             }
             self.found(format!("cgroup {cgroup}"), "its container does not run", "end its processes and remove it", || {
-                end_cgroup(&cgroup)
+                let run = engine.paths().run(&id);
+                // Nobody starts it meanwhile, and who has is left alone.
+                fs::create_dir_all(&run).context(|| format!("create {}", run.display()))?;
+                let Some(_lock) = state::try_lock(&run).context(|| format!("lock {}", run.display()))? else { return Ok(()) };
+                end_cgroup(&cgroup)?;
+                state::discard(&run).context(|| format!("remove {}", run.display()))
             });
         }
         Ok(())
@@ -296,11 +306,10 @@ impl Check<'_> {
                 continue;
             }
             self.found(path.display().to_string(), "no image and no container has this layer", "remove it", || {
-                // Somebody may have loaded an image with it since.
-                match is_known()? || engine.store.layer_directories()?.contains(&name) {
-                    true => Ok(()),
-                    false => Ok(engine.store.remove_directory_of_layer(&name)?),
-                }
+                // Somebody may load an image with it at this moment.
+                let is_wanted =
+                    || is_known().unwrap_or(true) || engine.store.layer_directories().is_ok_and(|known| known.contains(&name));
+                Ok(engine.store.retire_layer_directory(&name, is_wanted)?)
             });
         }
         Ok(())
@@ -309,7 +318,7 @@ impl Check<'_> {
 
 impl Engine {
     /// Removes a container that cannot be read: nothing of it can be asked for.
-    fn forget_container(&self, id: &str) -> Result<()> {
+    pub(crate) fn forget_container(&self, id: &str) -> Result<()> {
         let run = self.paths().run(id);
         if state::is_locked(&run) {
             return Err(Error::conflict("its monitor lives: stop its processes first"));
@@ -383,7 +392,9 @@ mod tests {
         let found = engine.check_all(false).unwrap().findings;
         assert!(found.len() == 1 && found[0].problem.contains("damaged") && !found[0].repaired, "{found:?}");
         let found = engine.check_all(true).unwrap().findings;
-        assert!(found.len() == 1 && found[0].repaired, "{found:?}");
+        assert!(found.len() == 1 && found[0].by_hand, "{found:?}");
+        assert!(engine.remove("c", false, false).unwrap_err().message.contains("damaged"));
+        engine.remove("c", true, false).unwrap();
         assert!(engine.check_all(false).unwrap().findings.is_empty() && !engine.paths().container(&id).exists());
     }
 }

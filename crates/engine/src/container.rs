@@ -346,7 +346,7 @@ impl Runs {
     }
 }
 
-fn find(db: &Connection, reference: &str) -> Result<Stored> {
+pub(crate) fn find(db: &Connection, reference: &str) -> Result<Stored> {
     let missing = || Error::not_found(format!("No such container: {reference}"));
     let one = |condition: &str, value: &str| -> Result<Option<Stored>> {
         let query = format!("SELECT {COLUMNS} FROM containers WHERE {condition}");

@@ -207,6 +207,20 @@ impl Engine {
         if table == TABLE { BRIDGE.to_owned() } else { table }
     }
 
+    /// An IPv6 subnet of the pools that are given, if any are.
+    fn free_subnet_ipv6(&self, used: &[Subnet]) -> Result<Option<Subnet>> {
+        let settings = self.settings();
+        let mut pools = settings.pools.iter().filter(|pool| !pool.base.is_ipv4()).peekable();
+        if pools.peek().is_none() {
+            return Ok(None);
+        }
+        let mut taken = host_networks().context(|| "choose a subnet".to_owned())?;
+        taken.extend_from_slice(used);
+        let free =
+            pools.flat_map(|pool| pool.base.pieces(pool.size)).find(|piece| !taken.iter().any(|other| other.overlaps(piece)));
+        free.map(Some).ok_or_else(|| Error::internal("all predefined address pools have been fully subnetted"))
+    }
+
     /// An IPv4 subnet of the pools that neither the host nor one of `used` has.
     fn free_subnet(&self, used: &[Subnet]) -> Result<Subnet> {
         let mut all = host_networks().context(|| "choose a subnet".to_owned())?;
@@ -230,14 +244,14 @@ impl Engine {
         }
         let network = self.default_network()?;
         let seed = self.engine_id()?;
-        let old = self.store.database.write(Durability::Power, |tx| {
+        self.store.database.write(Durability::Power, |tx| {
             let mut record = by_id(tx, network.id())?.ok_or_else(|| Error::internal("the default network vanished"))?;
             let before = record.clone();
             let mut others = all(tx)?;
             others.retain(|other| other.id() != record.id());
             record.become_default(wanted, &seed, &used_subnets(&others))?;
             if record == before {
-                return Ok(None);
+                return Ok(());
             }
             let moved = record.network.ipv4 != before.network.ipv4;
             if moved {
@@ -249,14 +263,31 @@ impl Engine {
                     ));
                 }
             }
-            save(tx, &record)?;
-            Ok(Some(before).filter(|_| moved))
-        })?;
-        match old {
-            // Nobody is in it: it is made anew, with its address, for the next container.
-            Some(old) => old.network.remove().context(|| "move the default network".to_owned()),
-            None => Ok(()),
-        }
+            if moved {
+                // Nobody is in it, and nobody gets an address in it meanwhile: the next container finds it made anew. Should this be
+                // cut short, it is made as it was.
+                before.network.remove().context(|| "move the default network".to_owned())?;
+            }
+            save(tx, &record)
+        })
+    }
+
+    /// What the default network is now.
+    pub fn default_network_settings(&self) -> Result<DefaultNetwork> {
+        let Some(record) = self.store.database.read(|db| by_name(db, DEFAULT))? else { return Ok(DefaultNetwork::default()) };
+        let network = &record.network;
+        let bridge = network.bridge();
+        Ok(DefaultNetwork {
+            ipv4: network.ipv4.as_ref().and_then(|range| Some((range.gateway?, range.subnet))),
+            ipv4_range: record.ranges[0],
+            ipv6: network.ipv6.is_some(),
+            ipv6_subnet: network.ipv6.as_ref().map(|range| range.subnet),
+            mtu: network.mtu,
+            inter_container: bridge.is_none_or(|bridge| bridge.inter_container),
+            masquerade: bridge.is_none_or(|bridge| bridge.masquerade),
+            host_binding: record.host_binding,
+            publish: record.publish.unwrap_or_default(),
+        })
     }
 
     /// Finds a network with a record.

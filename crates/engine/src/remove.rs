@@ -7,7 +7,7 @@ use dhow_monitor::protocol::Request;
 use dhow_monitor::state;
 use dhow_store::Durability;
 
-use crate::container::Container;
+use crate::container::{Container, find};
 use crate::{Engine, Error, Kind, Result};
 
 /// How long the end of a killed container is waited for.
@@ -16,7 +16,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 impl Engine {
     /// Removes a container, a running one if `force`; with `volumes` its anonymous volumes too.
     pub fn remove(&self, reference: &str, force: bool, volumes: bool) -> Result<()> {
-        let container = self.container(reference)?;
+        let container = match self.container(reference) {
+            // One that cannot be read can still be removed.
+            Err(error) if force && error.kind == Kind::Internal => {
+                let id = self.store.database.read::<_, Error>(|db| Ok(find(db, reference)?.id().to_owned()))?;
+                return if self.is_damaged(&id)? { self.forget_container(&id) } else { Err(error) };
+            }
+            other => other?,
+        };
         if container.is_running() {
             if !force {
                 let (id, state) = (&container.id, container.state.status.as_str());
@@ -39,6 +46,12 @@ impl Engine {
             }
         }
         self.remove_container(&container, volumes)
+    }
+
+    /// Whether a container's record cannot be read.
+    fn is_damaged(&self, id: &str) -> Result<bool> {
+        let stored = self.stored_of(&[id.to_owned()])?;
+        Ok(stored.into_iter().next().is_some_and(|stored| self.complete(stored, None).is_err()))
     }
 
     /// Removes everything of a container whose program has ended or is ending. Done by several at once, all but one find

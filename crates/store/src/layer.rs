@@ -54,7 +54,12 @@ impl Store {
         let placed = unpacked.and_then(|row| match fs::rename(&temporary, layers.join(directory_name(&row.chain_id))) {
             Ok(()) => Ok(row),
             // Another process was faster with the same content.
-            Err(error) if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty) => Ok(row),
+            Err(error) if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty) => {
+                // It is somebody's again: whoever looks for left ones goes by its age.
+                let directory = layers.join(directory_name(&row.chain_id));
+                let _ = fs::File::open(&directory).and_then(|directory| directory.set_modified(std::time::SystemTime::now()));
+                Ok(row)
+            }
             Err(error) => Err(error).context(|| "place the layer".to_owned()),
         });
         let _ = fs::remove_dir_all(&temporary);
@@ -195,9 +200,15 @@ impl Store {
         Ok(names)
     }
 
-    /// Removes a directory of layers that nobody has.
-    pub fn remove_directory_of_layer(&self, name: &str) -> Result<()> {
-        remove_below(&self.paths.layers(), name)
+    /// Removes a directory of layers that nobody has, unless somebody wants it once it is out of the way.
+    pub fn retire_layer_directory(&self, name: &str, is_wanted: impl Fn() -> bool) -> Result<()> {
+        let layers = self.paths.layers();
+        let retired = format!("tmp-{}", random_name()?);
+        fs::rename(layers.join(name), layers.join(&retired)).context(|| format!("move layer {name}"))?;
+        if is_wanted() {
+            return fs::rename(layers.join(&retired), layers.join(name)).context(|| format!("put layer {name} back"));
+        }
+        remove_below(&layers, &retired)
     }
 
     /// Removes what crashed processes left while unpacking. Directories in use are locked.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use dhow_engine::{DefaultNetwork, Engine, Settings};
+use dhow_engine::{DefaultNetwork, Engine, Kind, Settings};
 use dhow_server::Certificates;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
@@ -18,7 +18,7 @@ use tracing_subscriber::{Registry, reload};
 
 use self::sockets::Sockets;
 use crate::configuration::Configuration;
-use crate::connect::{DEFAULT_SOCKET, Roots, TlsOptions};
+use crate::connect::{DEFAULT_SOCKET, Roots, TlsOptions, roots};
 use crate::failure::{Failure, Result};
 
 #[derive(Args, Debug)]
@@ -87,12 +87,11 @@ impl Daemon {
         flags.check_twice(&file)?;
         let settings = flags.settings(&file)?;
         let network = flags.network(&file)?;
-        let level = match (settings.debug, flags.log_level.as_deref(), file.text("log-level")?) {
-            (true, _, _) => "debug".to_owned(),
-            (false, Some(flag), _) => flag.to_owned(),
-            (false, None, file) => file.unwrap_or_else(|| level.to_owned()),
-        };
-        let log = Log::start(&level, file.text("log-format")?.as_deref().unwrap_or(&flags.log_format) == "json")?;
+        let level = flags.log_level.clone().unwrap_or_else(|| level.to_owned());
+        let log = Log::start(
+            &level_of(&settings, &file, &level)?,
+            file.text("log-format")?.as_deref().unwrap_or(&flags.log_format) == "json",
+        )?;
         for (key, why) in file.without_effect() {
             tracing::info!("{key} in the configuration file changes nothing: {why}");
         }
@@ -161,11 +160,10 @@ impl Daemon {
     /// What the flags and the file say of the engine.
     fn settings(&self, file: &Configuration) -> Result<Settings> {
         let mut settings = file.settings(Settings::default())?;
-        if let Some(root) = &self.roots.data_root {
-            settings.data_root.clone_from(root);
-        }
-        if let Some(root) = &self.roots.exec_root {
-            settings.exec_root.clone_from(root);
+        if self.roots.data_root.is_some() || self.roots.exec_root.is_some() {
+            let data = self.roots.data_root.clone().or_else(|| file.has("data-root").then(|| settings.data_root.clone()));
+            let exec = self.roots.exec_root.clone().or_else(|| file.has("exec-root").then(|| settings.exec_root.clone()));
+            (settings.data_root, settings.exec_root) = roots(data, exec);
         }
         settings.debug |= self.debug;
         if let Some(seconds) = self.default_stop_timeout {
@@ -182,7 +180,7 @@ impl Daemon {
     /// What they say of the default network.
     fn network(&self, file: &Configuration) -> Result<DefaultNetwork> {
         let wrong = |why: String| Failure::new(format!("unable to configure the daemon: {why}"));
-        let mut network = file.network()?.unwrap_or_default();
+        let mut network = file.network(DefaultNetwork::default())?;
         network.ipv6 |= self.ipv6;
         if let Some(text) = &self.fixed_cidr_v6 {
             network.ipv6_subnet = Some(text.parse().map_err(|error| wrong(format!("fixed-cidr-v6: {error}")))?);
@@ -231,6 +229,14 @@ impl Log {
     }
 }
 
+/// Which messages are printed; `flag` where the file does not say so.
+fn level_of(settings: &Settings, file: &Configuration, flag: &str) -> Result<String> {
+    if settings.debug {
+        return Ok("debug".to_owned());
+    }
+    Ok(file.text("log-level")?.unwrap_or_else(|| flag.to_owned()))
+}
+
 fn parse_level(level: &str) -> Result<LevelFilter> {
     match level {
         "debug" => Ok(LevelFilter::DEBUG),
@@ -248,7 +254,7 @@ struct Service {
     group: String,
     pidfile: Option<PathBuf>,
     metrics: Option<String>,
-    /// Which messages are printed, without `debug`.
+    /// Which messages are printed where neither the file nor `debug` says so.
     level: String,
     log: Log,
 }
@@ -258,7 +264,11 @@ impl Service {
         let listeners = self.sockets.listen(&self.group).await?;
         let failed = |error: dhow_engine::Error| Failure::new(format!("failed to start daemon: {error}"));
         let engine = Arc::new(Engine::open(settings).map_err(failed)?);
-        engine.set_default_network(network).map_err(failed)?;
+        match engine.set_default_network(network) {
+            // What runs goes on, and the daemon is needed to stop it.
+            Err(error) if error.kind() == Kind::Conflict => tracing::warn!("the default network stays as it was: {error}"),
+            other => other.map_err(failed)?,
+        }
         if let Some(path) = &self.pidfile {
             write_pidfile(path)?;
         }
@@ -318,8 +328,8 @@ impl Service {
         self.flags.check_twice(&file)?;
         let settings = self.flags.settings(&file)?;
         let network = self.flags.network(&file)?;
-        let level =
-            if settings.debug { "debug".to_owned() } else { file.text("log-level")?.unwrap_or_else(|| self.level.clone()) };
+        let level = level_of(&settings, &file, &self.level)?;
+        parse_level(&level)?;
         engine.set_default_network(&network).map_err(|error| Failure::new(error.to_string()))?;
         self.log.set(&level)?;
         engine.reload(settings);

@@ -105,6 +105,12 @@ fn plain(text: &str) -> Value {
         "false" | "False" | "FALSE" => return Value::Bool(false),
         _ => {}
     }
+    // As in YAML 1.1, which other readers of these files speak: modes of files are written so.
+    let old_octal =
+        text.strip_prefix('0').filter(|digits| !digits.is_empty() && digits.bytes().all(|digit| (b'0'..=b'7').contains(&digit)));
+    if let Some(number) = old_octal.and_then(|digits| i64::from_str_radix(digits, 8).ok()) {
+        return Value::Number(number.into());
+    }
     let integer = radix("0o", 8).or_else(|| radix("0x", 16)).or_else(|| text.parse::<i64>().ok());
     let is_number = text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'e' | b'E' | b'+' | b'-'));
     let float = || text.parse::<f64>().ok().filter(|_| is_number).and_then(Number::from_f64);
@@ -118,9 +124,9 @@ mod tests {
 
     #[test]
     fn values_are_those_of_the_core_schema() {
-        let text = "a: [1, 0o17, 0x1f, -2, 1.5, ~, true, yes, 1.2.3, '1', \"x\\ty\", +1]\nb: &x\n  - c: |\n      two\n      lines\nd: *x\ne:\n";
+        let text = "a: [1, 0o17, 0660, 0x1f, -2, 1.5, ~, true, yes, 1.2.3, '1', \"x\\ty\", +1]\nb: &x\n  - c: |\n      two\n      lines\nd: *x\ne:\n";
         let expected = json!({
-            "a": [1, 15, 31, -2, 1.5, null, true, "yes", "1.2.3", "1", "x\ty", 1],
+            "a": [1, 15, 432, 31, -2, 1.5, null, true, "yes", "1.2.3", "1", "x\ty", 1],
             "b": [{ "c": "two\nlines\n" }], "d": [{ "c": "two\nlines\n" }], "e": null,
         });
         assert_eq!(parse(text), Ok(expected));

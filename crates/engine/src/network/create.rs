@@ -179,7 +179,12 @@ impl Engine {
             let has_gateway = !matches!(&driver, Driver::Bridge(bridge) if bridge.gateways[family] == GatewayMode::Isolated);
             let config = match own.as_slice() {
                 [] => {
-                    let subnet = if is_ipv4 { self.free_subnet(&used)? } else { free_unique_local(seed, &used)? };
+                    let of_pools = || if is_ipv4 { Ok(None) } else { self.free_subnet_ipv6(&used) };
+                    let subnet = match of_pools()? {
+                        Some(subnet) => subnet,
+                        None if is_ipv4 => self.free_subnet(&used)?,
+                        None => free_unique_local(seed, &used)?,
+                    };
                     let gateway = if has_gateway { subnet.first_host().to_string() } else { String::new() };
                     let shown_one = IpamConfig { subnet: subnet.to_string(), gateway, ..IpamConfig::default() };
                     shown.push(shown_one.clone());
