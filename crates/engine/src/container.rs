@@ -178,6 +178,10 @@ impl Container {
         self.record.config.labels.clone().unwrap_or_default()
     }
 
+    pub fn host_config(&self) -> &HostConfig {
+        &self.record.host_config
+    }
+
     pub(crate) fn restart(&self) -> Restart {
         restart(&self.record.host_config.restart_policy)
     }

@@ -13,6 +13,7 @@ use dhow_engine::{AttachOptions, Condition, Container, Engine, Error, ListQuery,
 use hyper::StatusCode;
 use serde_json::json;
 
+use crate::Scope;
 use crate::answer::{self, Answer};
 use crate::request::Call;
 use crate::route::{Bare, blocking, quick};
@@ -64,15 +65,24 @@ pub(crate) async fn create(engine: Arc<Engine>, mut call: Call) -> Result<Answer
     let scope = call.scope.clone();
     let created = quick(move || {
         let mut binds_below = None;
-        if let Some(scope) = scope {
+        if let Some(scope) = &scope {
             scope.limit(&engine, &mut request)?;
             binds_below = Some(scope.create.binds_below.clone());
         }
-        engine.create(NewContainer { name, request, platform, binds_below })
+        let created = engine.create(NewContainer { name, request, platform, binds_below });
+        created.map_err(|error| discreet(scope.as_deref(), error))
     });
     let mut created = created.await?;
     created.warnings.append(&mut warnings);
     Ok(answer::json(StatusCode::CREATED, &json!({ "Id": created.id, "Warnings": created.warnings })))
+}
+
+/// An error as the client may see it.
+fn discreet(scope: Option<&Scope>, error: Error) -> Error {
+    match scope {
+        Some(scope) => scope.discreet(error),
+        None => error,
+    }
 }
 
 pub(crate) async fn inspect(engine: Arc<Engine>, id: &str, call: Call) -> Result<Answer> {
@@ -129,7 +139,8 @@ pub(crate) async fn pause(engine: Arc<Engine>, id: &str, pause: bool) -> Result<
 
 pub(crate) async fn rename(engine: Arc<Engine>, id: &str, call: Call) -> Result<Answer> {
     let (id, name) = (id.to_owned(), call.parameters.get("name").to_owned());
-    quick(move || engine.rename(&id, &name)).await?;
+    let scope = call.scope.clone();
+    quick(move || engine.rename(&id, &name).map_err(|error| discreet(scope.as_deref(), error))).await?;
     Ok(answer::empty(StatusCode::NO_CONTENT))
 }
 

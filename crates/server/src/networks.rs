@@ -29,7 +29,15 @@ pub(crate) async fn create(engine: Arc<Engine>, mut call: Call) -> Result<Answer
 
 pub(crate) async fn inspect(engine: Arc<Engine>, name: &str, call: &Call) -> Result<Answer> {
     let name = name.to_owned();
-    let mut network = quick(move || engine.network(&name)).await?;
+    let scope = call.scope.clone();
+    let mut network = quick(move || {
+        let mut network = engine.network(&name)?;
+        if let Some(scope) = scope {
+            scope.show(&engine, &mut network);
+        }
+        Ok(network)
+    })
+    .await?;
     if call.version < V52 {
         network.status = None;
     }
@@ -44,12 +52,12 @@ pub(crate) async fn remove(engine: Arc<Engine>, name: &str) -> Result<Answer> {
 
 pub(crate) async fn connect(engine: Arc<Engine>, name: &str, mut call: Call) -> Result<Answer> {
     let name = name.to_owned();
-    let request: ConnectNetwork = call.json(false).await?;
+    let mut request: ConnectNetwork = call.json(false).await?;
     let mut settings = request.endpoint_config.unwrap_or_default();
     let (scope, legacy) = (call.scope.clone(), call.version < Version(1, 54));
     quick(move || {
         if let Some(scope) = scope {
-            scope.member(&engine, &request.container)?;
+            request.container = scope.member(&engine, &request.container)?;
         }
         // A running container's was passed over before.
         if legacy && engine.container(&request.container).is_ok_and(|container| container.is_running()) {
@@ -63,11 +71,11 @@ pub(crate) async fn connect(engine: Arc<Engine>, name: &str, mut call: Call) -> 
 
 pub(crate) async fn disconnect(engine: Arc<Engine>, name: &str, mut call: Call) -> Result<Answer> {
     let name = name.to_owned();
-    let request: DisconnectNetwork = call.json(false).await?;
+    let mut request: DisconnectNetwork = call.json(false).await?;
     let scope = call.scope.clone();
     quick(move || {
         if let Some(scope) = scope {
-            scope.member(&engine, &request.container)?;
+            request.container = scope.member(&engine, &request.container)?;
         }
         engine.disconnect(&name, &request.container, request.force)
     })

@@ -46,6 +46,10 @@ impl Parameters {
         self.0.get(key).and_then(|values| values.first()).map(String::as_str).unwrap_or_default()
     }
 
+    pub fn set(&mut self, key: &str, value: String) {
+        self.0.insert(key.to_owned(), vec![value]);
+    }
+
     pub fn all(&self, key: &str) -> &[String] {
         self.0.get(key).map(Vec::as_slice).unwrap_or_default()
     }

@@ -110,26 +110,28 @@ fn with_link_name(mut segments: Vec<String>) -> Vec<String> {
     segments
 }
 
-async fn dispatch(engine: Arc<Engine>, path: &str, call: Call) -> Option<Result<Answer>> {
+async fn dispatch(engine: Arc<Engine>, path: &str, mut call: Call) -> Option<Result<Answer>> {
     let method = call.request.method().clone();
     let segments: Vec<String> = path
         .split('/')
         .filter(|part| !part.is_empty())
         .map(|part| percent_decode_str(part).decode_utf8_lossy().into_owned())
         .collect();
-    let segments = with_link_name(segments);
-    let words: Vec<&str> = segments.iter().map(String::as_str).collect();
+    let mut segments = with_link_name(segments);
     if let Some(scope) = call.scope.clone() {
-        let (engine, method, segments) = (engine.clone(), method.clone(), segments.clone());
+        let (engine, method, asked) = (engine.clone(), method.clone(), segments.clone());
         let parameters = call.parameters.clone();
         let admitted = quick(move || {
-            let words: Vec<&str> = segments.iter().map(String::as_str).collect();
+            let words: Vec<&str> = asked.iter().map(String::as_str).collect();
             scope.admit(&engine, &method, &words, &parameters)
         });
-        if let Err(error) = admitted.await {
-            return Some(Err(error));
+        match admitted.await {
+            Ok(None) => {}
+            Ok(Some(id)) => settle(&mut segments, &mut call.parameters, id),
+            Err(error) => return Some(Err(error)),
         }
     }
+    let words: Vec<&str> = segments.iter().map(String::as_str).collect();
     let (get, post, delete, head) = (Method::GET, Method::POST, Method::DELETE, Method::HEAD);
     Some(match words[..] {
         ["_ping"] if method == get || method == head => system::ping(&method),
@@ -212,6 +214,24 @@ async fn dispatch(engine: Arc<Engine>, path: &str, call: Call) -> Option<Result<
         ["containers", _, "checkpoints", ..] => Err(system::experimental()),
         _ => return None,
     })
+}
+
+/// Puts the ID that a reference led to in its place: from here on it leads nowhere else.
+fn settle(segments: &mut Vec<String>, parameters: &mut Parameters, id: String) {
+    match segments.first().map(String::as_str) {
+        Some("commit") => parameters.set("container", id),
+        Some("networks") => {
+            let action = segments.pop_if(|last| matches!(last.as_str(), "connect" | "disconnect"));
+            segments.truncate(1);
+            segments.push(id);
+            segments.extend(action);
+        }
+        _ => {
+            if let Some(place) = segments.get_mut(1) {
+                *place = id;
+            }
+        }
+    }
 }
 
 /// Runs a call of the engine that is done in some milliseconds. The program that has its engine in itself does it at once:

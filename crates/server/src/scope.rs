@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
 use dhow_api::config::{CreateRequest, HostConfig};
-use dhow_api::network::CreateNetwork;
+use dhow_api::network::{CreateNetwork, Network};
 use dhow_api::volume::CreateVolume;
-use dhow_engine::{Engine, Error, Filters, Kind, Result};
+use dhow_engine::{Container, Engine, Error, Filters, Kind, OWN_RUNTIMES, Result, Settings};
 use hyper::Method;
 use serde::Deserialize;
 
@@ -174,31 +174,42 @@ fn forbidden(why: impl Into<String>) -> Error {
 }
 
 impl Scope {
-    /// Whether a request may be made at all.
+    /// Whether a request may be made at all. Returns the full ID of the container or network that it is about: the handler must
+    /// use that, for a name may lead to something else by then.
     ///
     /// # Errors
     /// 403 for what is not allowed, 404 for an object that the scope does not hold.
-    pub(crate) fn admit(&self, engine: &Engine, method: &Method, words: &[&str], parameters: &Parameters) -> Result<()> {
+    pub(crate) fn admit(
+        &self,
+        engine: &Engine,
+        method: &Method,
+        words: &[&str],
+        parameters: &Parameters,
+    ) -> Result<Option<String>> {
         let (right, object) = match needs(method, words, parameters) {
-            Needs::Nothing => return Ok(()),
+            Needs::Nothing => return Ok(None),
             Needs::Never => return Err(forbidden(format!("{method} /{}", words.join("/")))),
             Needs::Right(right, object) => (right, object),
         };
         if !self.allow.contains(&right) {
             return Err(forbidden(format!("{method} /{}", words.join("/"))));
         }
+        // With a name it is another image's place as well.
+        let names_image = matches!(*words, ["commit"]) && !parameters.get("repo").is_empty();
+        if names_image && !self.allow.contains(&Right::WriteImages) {
+            return Err(forbidden("to name an image"));
+        }
         match object {
-            Object::None => Ok(()),
-            Object::Unlabelled if self.labels.is_empty() => Ok(()),
+            Object::None => Ok(None),
+            Object::Unlabelled if self.labels.is_empty() => Ok(None),
             Object::Unlabelled => Err(forbidden(format!("{method} /{} tells of what has other labels", words.join("/")))),
-            Object::Container(id) => self.container(engine, id),
-            Object::Exec(id) if self.labels.is_empty() => engine.exec(id).map(drop),
+            Object::Container(id) => Ok(Some(self.container(engine, id)?.id.to_string())),
             Object::Exec(id) => match engine.exec(id) {
-                Ok((container, _)) if self.holds(&container.labels()) => Ok(()),
+                Ok((container, _)) if self.holds(&container.labels()) => Ok(None),
                 _ => Err(missing("exec", id)),
             },
-            Object::Network(name) => self.network(engine, &name),
-            Object::Volume(name) => self.volume(engine, name),
+            Object::Network(name) => self.network(engine, &name).map(Some),
+            Object::Volume(name) => self.volume(engine, name).map(|()| None),
         }
     }
 
@@ -207,21 +218,25 @@ impl Scope {
         self.labels.iter().all(|(key, value)| labels.get(key) == Some(value))
     }
 
-    fn container(&self, engine: &Engine, reference: &str) -> Result<()> {
+    fn container(&self, engine: &Engine, reference: &str) -> Result<Container> {
         match engine.container(reference) {
-            Ok(container) if self.holds(&container.labels()) => Ok(()),
+            Ok(container) if self.holds(&container.labels()) => Ok(container),
             Err(error) if error.kind() != Kind::NotFound => Err(error),
             _ => Err(missing("container", reference)),
         }
     }
 
-    /// The networks that every engine has are everybody's, but for the host's.
-    fn network(&self, engine: &Engine, name: &str) -> Result<()> {
-        if self.labels.is_empty() || matches!(name, "bridge" | "default" | "none") {
-            return Ok(());
+    /// Finds a network's ID. Those that every engine has are everybody's, but for the host's.
+    fn network(&self, engine: &Engine, name: &str) -> Result<String> {
+        if matches!(name, "bridge" | "default" | "none") {
+            return Ok(name.to_owned());
         }
         match engine.network(name) {
-            Ok(network) if self.holds(network.labels.as_ref().unwrap_or(&BTreeMap::new())) => Ok(()),
+            Ok(network) if network.name == "host" => Err(forbidden("network host")),
+            Ok(network) if network.name == "bridge" || self.holds(network.labels.as_ref().unwrap_or(&BTreeMap::new())) => {
+                Ok(network.id)
+            }
+            Err(error) if error.kind() != Kind::NotFound => Err(error),
             _ => Err(missing("network", name)),
         }
     }
@@ -258,27 +273,42 @@ impl Scope {
     /// # Errors
     /// It wants more than the limits, or something of what is outside.
     pub(crate) fn limit(&self, engine: &Engine, request: &mut CreateRequest) -> Result<()> {
-        let host = &request.host_config;
-        self.limit_host(host).map_err(forbidden)?;
-        for mode in [&host.network_mode, &host.pid_mode, &host.ipc_mode] {
+        let host = &mut request.host_config;
+        self.limit_host(host, &engine.settings()).map_err(forbidden)?;
+        for (mode, of) in [
+            (&mut host.network_mode, namespace_of_network as fn(&HostConfig) -> &str),
+            (&mut host.pid_mode, namespace_of_processes),
+            (&mut host.ipc_mode, namespace_of_ipc),
+        ] {
             if let Some(other) = mode.strip_prefix("container:") {
-                self.container(engine, other)?;
+                let container = self.container(engine, other)?;
+                let theirs = of(container.host_config());
+                if theirs == "host" || theirs.starts_with("container:") {
+                    return Err(forbidden(format!("a namespace of container {}, which is not its own", container.name)));
+                }
+                *mode = format!("container:{}", container.id);
             }
         }
-        for from in host.volumes_from.iter().flatten() {
-            self.container(engine, from.split(':').next().unwrap_or_default())?;
+        for from in host.volumes_from.iter_mut().flatten() {
+            let (name, mode) = from.split_once(':').map_or((from.as_str(), None), |(name, mode)| (name, Some(mode)));
+            let id = self.container(engine, name)?.id;
+            *from = mode.map_or_else(|| id.to_string(), |mode| format!("{id}:{mode}"));
         }
-        for link in host.links.iter().flatten() {
-            self.container(engine, link.split(':').next().unwrap_or_default())?;
+        for link in host.links.iter_mut().flatten() {
+            let (name, alias) = link.split_once(':').unwrap_or((link, link));
+            *link = format!("{}:{alias}", self.container(engine, name)?.id);
         }
-        let endpoints = request.networking_config.endpoints_config.iter().flatten().map(|(name, _)| name.as_str());
-        let named = [host.network_mode.as_str()].into_iter().filter(|mode| !mode.is_empty() && !mode.starts_with("container:"));
-        for network in endpoints.chain(named) {
-            if network == "host" {
-                return Err(forbidden("network host"));
+        if !host.network_mode.is_empty() && !host.network_mode.starts_with("container:") {
+            host.network_mode = self.network(engine, &host.network_mode)?;
+        }
+        if let Some(endpoints) = &mut request.networking_config.endpoints_config {
+            let mut resolved = BTreeMap::new();
+            for (name, settings) in std::mem::take(endpoints) {
+                resolved.insert(self.network(engine, &name)?, settings);
             }
-            self.network(engine, network)?;
+            *endpoints = resolved;
         }
+        let host = &request.host_config;
         let binds = host.binds.iter().flatten().filter_map(|bind| bind.split_once(':').map(|(source, _)| source));
         let mounts = host.mounts.iter().flatten().filter(|mount| mount.kind == "volume").map(|mount| mount.source.as_str());
         for volume in binds.chain(mounts).filter(|source| !source.is_empty() && !source.starts_with('/')) {
@@ -302,7 +332,7 @@ impl Scope {
     }
 
     /// What a host configuration says that is more than the default sandbox.
-    fn limit_host(&self, host: &HostConfig) -> Result<(), String> {
+    fn limit_host(&self, host: &HostConfig, settings: &Settings) -> Result<(), String> {
         let given = |list: &Option<Vec<String>>| list.iter().flatten().cloned().collect::<Vec<_>>();
         let refuse = |condition: bool, what: &str| if condition { Err(what.to_owned()) } else { Ok(()) };
         refuse(host.privileged, "privileged")?;
@@ -332,12 +362,27 @@ impl Scope {
         }
         refuse(host.masked_paths.is_some() || host.readonly_paths.is_some(), "masked paths of one's own")?;
         refuse(!host.cgroup_parent.is_empty(), "a cgroup parent")?;
-        refuse(!matches!(host.runtime.as_str(), "" | "runc" | "dhow"), "another runtime")?;
+        refuse(!host.runtime.is_empty() && host.runtime != settings.default_runtime, "another runtime")?;
+        // Runtimes of others take orders by them.
+        let is_own = OWN_RUNTIMES.contains(&settings.default_runtime.as_str());
+        refuse(!is_own && host.annotations.as_ref().is_some_and(|all| !all.is_empty()), "annotations")?;
+        refuse(host.ulimits.as_ref().is_some_and(|list| !list.is_empty()), "limits of one's own")?;
+        let of_devices = [
+            &host.blkio_device_read_bps,
+            &host.blkio_device_write_bps,
+            &host.blkio_device_read_iops,
+            &host.blkio_device_write_iops,
+        ];
+        let devices = of_devices.iter().any(|list| list.as_ref().is_some_and(|list| !list.is_empty()));
+        refuse(devices || host.blkio_weight_device.as_ref().is_some_and(|list| !list.is_empty()), "limits of devices")?;
         refuse(host.oom_score_adj < 0 || host.oom_kill_disable == Some(true), "protection from running out of memory")?;
-        refuse(
-            !matches!(host.log_config.kind.as_str(), "" | "json-file" | "local" | "none"),
-            "a log driver that sends elsewhere",
-        )?;
+        let log = &host.log_config;
+        // Without a name it is the daemon's, whose options are the admin's.
+        let sends = match log.kind.as_str() {
+            "" => !log.config.is_empty(),
+            kind => !matches!(kind, "json-file" | "local" | "none"),
+        };
+        refuse(sends, "a log driver that sends elsewhere")?;
         let ports = host.publish_all_ports || host.port_bindings.as_ref().is_some_and(|ports| !ports.is_empty());
         refuse(self.create.no_ports && ports, "ports of the host")
     }
@@ -357,6 +402,11 @@ impl Scope {
         }
         if let Some(option) = request.options.iter().flatten().map(|(key, _)| key).find(|key| !HARMLESS.contains(&key.as_str())) {
             return Err(forbidden(format!("network option {option}")));
+        }
+        let ipam = request.ipam.clone().unwrap_or_default();
+        if ipam.config.is_some_and(|config| !config.is_empty()) || ipam.options.is_some_and(|options| !options.is_empty()) {
+            // The host would send there what it has for others.
+            return Err(forbidden("subnets of one's own choice"));
         }
         if request.config_only || request.config_from.as_ref().is_some_and(|from| !from.network.is_empty()) {
             return Err(forbidden("configuration networks"));
@@ -387,11 +437,38 @@ impl Scope {
         if privileged { Err(forbidden("privileged exec")) } else { Ok(()) }
     }
 
+    /// The ID of a container that a body names.
+    ///
     /// # Errors
-    /// The container of a body is outside.
-    pub(crate) fn member(&self, engine: &Engine, container: &str) -> Result<()> {
-        self.container(engine, container)
+    /// It is outside.
+    pub(crate) fn member(&self, engine: &Engine, container: &str) -> Result<String> {
+        Ok(self.container(engine, container)?.id.to_string())
     }
+
+    /// Leaves out of a network's containers those that are outside.
+    pub(crate) fn show(&self, engine: &Engine, network: &mut Network) {
+        network.containers.retain(|id, _| self.container(engine, id).is_ok());
+    }
+
+    /// An error without what it says of others.
+    pub(crate) fn discreet(&self, error: Error) -> Error {
+        match (error.kind(), error.message.split_once(" by container ")) {
+            (Kind::Conflict, Some((what, _))) => Error::conflict(format!("{what}.")),
+            _ => error,
+        }
+    }
+}
+
+fn namespace_of_network(host: &HostConfig) -> &str {
+    &host.network_mode
+}
+
+fn namespace_of_processes(host: &HostConfig) -> &str {
+    &host.pid_mode
+}
+
+fn namespace_of_ipc(host: &HostConfig) -> &str {
+    &host.ipc_mode
 }
 
 #[cfg(test)]
@@ -431,7 +508,7 @@ mod tests {
     #[test]
     fn a_sandbox_with_holes_is_refused() {
         let scope: Scope = serde_json::from_str(r#"{"create": {"capabilities": ["NET_ADMIN"], "no-ports": true}}"#).unwrap();
-        let check = |text: &str| scope.limit_host(&serde_json::from_str(text).unwrap());
+        let check = |text: &str| scope.limit_host(&serde_json::from_str(text).unwrap(), &Settings::default());
         for fine in [
             "{}",
             r#"{"CapAdd": ["net_admin"], "SecurityOpt": ["no-new-privileges"], "NetworkMode": "bridge", "Runtime": "runc"}"#,
@@ -453,6 +530,10 @@ mod tests {
             r#"{"CgroupParent": "/"}"#,
             r#"{"Runtime": "other"}"#,
             r#"{"LogConfig": {"Type": "syslog"}}"#,
+            r#"{"LogConfig": {"Config": {"syslog-address": "unix:///run/some.sock"}}}"#,
+            r#"{"Ulimits": [{"Name": "nofile", "Soft": 1, "Hard": 1}]}"#,
+            r#"{"Runtime": "dhow"}"#,
+            r#"{"BlkioDeviceReadBps": [{"Path": "/dev/sda", "Rate": 1}]}"#,
             r#"{"PublishAllPorts": true}"#,
             r#"{"OomScoreAdj": -1}"#,
         ] {
