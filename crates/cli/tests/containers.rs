@@ -509,6 +509,13 @@ fn volumes_of_other_file_systems_are_mounted_while_they_are_used() {
     sandbox.ok(&["volume", "rm", "strict"]);
     assert!(elsewhere.join("file").exists());
 
+    // Between runs there is nothing to copy.
+    sandbox.ok(&["volume", "create", "-o", "type=tmpfs", "-o", "device=x", "brief"]);
+    sandbox.ok(&["create", "--name", "idle", "-v", "brief:/b", "busybox"]);
+    let refused = sandbox.fails(&["cp", "idle:/b/file", "-"]);
+    assert!(refused.1.contains("mounted only while the container runs"), "{}", refused.1);
+    sandbox.ok(&["rm", "idle"]);
+
     // What cannot be mounted is said when it is tried.
     sandbox.ok(&["volume", "create", "-o", "type=nofs", "-o", "o=password=secret", "-o", "device=nothing", "bad"]);
     let refused = sandbox.fails(&["run", "--rm", "-v", "bad:/b", "busybox", "true"]);
@@ -598,6 +605,25 @@ fn containers_run_in_other_runtimes() {
         assert!(refused.contains("OCI runtime create failed") && refused.contains("nosuch"), "{name}: {refused}");
         let (code, _) = run(&["-m", "16m", "--memory-swap", "16m", "busybox", "tail", "/dev/zero"]);
         assert_eq!(code, 137, "{name}");
+
+        // Memory of another's.
+        ok(&[
+            "run",
+            "-d",
+            "--name",
+            "donor",
+            "--runtime",
+            name,
+            "--ipc",
+            "shareable",
+            "busybox",
+            "sh",
+            "-c",
+            "echo shared >/dev/shm/x; sleep 1000",
+        ]);
+        wait_until("it is there", || dhow(&["exec", "donor", "test", "-e", "/dev/shm/x"]).0 == 0);
+        assert_eq!(run(&["--ipc", "container:donor", "busybox", "cat", "/dev/shm/x"]), (0, "shared\n".to_owned()), "{name}");
+        ok(&["rm", "-f", "donor"]);
 
         let script = "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.05; done";
         let id = ok(&["run", "-d", "--name", "long", "--runtime", name, "busybox", "sh", "-c", script]);

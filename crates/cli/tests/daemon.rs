@@ -691,6 +691,44 @@ fn a_scoped_socket_lets_through_what_it_is_for() {
         at(&web, &["volume", "create", "-o", "type=none", "-o", "o=bind", "-o", "device=/", "root"]).1.contains("does not allow")
     );
 
+    for refused in [
+        &["network", "create", "--subnet", "10.231.79.0/24", "taken"][..],
+        &["network", "create", "-d", "macvlan", "beside"],
+        &["create", "--runtime", "dhow", "busybox"],
+        &["create", "--log-opt", "syslog-address=unix:///run/x", "busybox"],
+    ] {
+        let (_, out) = at(&web, refused);
+        assert!(out.contains("this socket does not allow it"), "{refused:?}: {out}");
+    }
+    // A name that is the beginning of another's id leads to what it was when it was admitted.
+    let other = admin(&["inspect", "-f", "{{.Id}}", "other"]);
+    assert_eq!(at(&web, &["create", "--name", &other[..8], "busybox"]).0, 0);
+    assert!(at(&web, &["exec", &other[..8], "true"]).1.contains("is not running"));
+    assert_eq!(at(&web, &["rm", &other[..8]]).0, 0);
+    assert!(at(&web, &["exec", &other[..8], "true"]).1.contains("No such container"));
+    let taken = at(&web, &["create", "--name", "other", "busybox"]).1;
+    assert!(taken.contains("already in use") && !taken.contains(&other), "{taken}");
+    admin(&[
+        "run",
+        "-d",
+        "--name",
+        "hosts",
+        "-l",
+        "project=web",
+        "--pid",
+        "host",
+        "--network",
+        "host",
+        "busybox",
+        "sleep",
+        "1000",
+    ]);
+    for joined in [["--pid", "container:hosts"], ["--network", "container:hosts"]] {
+        let (_, out) = at(&web, &[&["create"], &joined[..], &["busybox"]].concat());
+        assert!(out.contains("which is not its own"), "{joined:?}: {out}");
+    }
+    admin(&["rm", "-f", "hosts"]);
+
     // What is made inside is inside, with all that belongs to it.
     let site = format!("{}/site:/site", shared.display());
     assert_eq!(at(&web, &["volume", "create", "own"]), (0, "own\n".to_owned()));
@@ -701,6 +739,12 @@ fn a_scoped_socket_lets_through_what_it_is_for() {
     assert_eq!(admin(&["inspect", "-f", "{{.Config.Labels.project}}", "mine"]), "web");
     assert_eq!(at(&web, &["ps", "-a", "--format", "{{.Names}}"]).1, "mine\n");
     assert!(at(&web, &["run", "--rm", "-l", "project=other", "--name", "loud", "busybox", "echo", "x"]).1.contains('x'));
+    assert!(at(&web, &["commit", "mine", "busybox:latest"]).1.contains("to name an image"));
+    // Files of a container that does not run are where they will be.
+    let copied = sandbox.path("copied");
+    fs::write(&copied, "copied").unwrap();
+    assert_eq!(at(&web, &["cp", copied.to_str().unwrap(), "mine:/site/new"]).0, 0);
+    assert_eq!(fs::read_to_string(shared.join("site/new")).unwrap(), "copied");
     // A link that is put there later leads nowhere.
     fs::remove_dir_all(shared.join("site")).unwrap();
     std::os::unix::fs::symlink("/etc", shared.join("site")).unwrap();

@@ -16,7 +16,7 @@ use dhow_sys::root::{Root, descriptor_path, reopen};
 use rustix::fs::{FileType, OFlags, Stat};
 use serde::Serialize;
 
-use crate::container::Container;
+use crate::container::{Container, MountRecord};
 use crate::error::Context;
 use crate::{Engine, Error, Result};
 
@@ -50,9 +50,19 @@ pub(crate) struct MountedRoot {
     _claim: Option<OwnedFd>,
     /// The monitor keeps the root while this is open.
     _monitor: UnixStream,
-    /// Mount points that are not mounted, and what would be: content, and whether it is read-only.
-    volumes: Vec<(PathBuf, PathBuf, bool)>,
+    volumes: Vec<Unmounted>,
     read_only: bool,
+}
+
+/// What would be mounted if the container ran.
+struct Unmounted {
+    at: PathBuf,
+    content: PathBuf,
+    /// Only what is below.
+    subpath: Option<String>,
+    read_only: bool,
+    /// It is a file system of its own, which is mounted with a container alone.
+    is_away: bool,
 }
 
 /// A place in a container: a root, a path in it, and whether it is read-only, with the reason.
@@ -75,7 +85,14 @@ impl Engine {
             Vec::new()
         } else {
             let mounts = container.record.mounts.iter().filter(|mount| mount.point.kind != "tmpfs");
-            mounts.map(|mount| (PathBuf::from(&mount.point.destination), mount.host_path().to_owned(), !mount.point.rw)).collect()
+            let unmounted = |mount: &MountRecord| Unmounted {
+                at: PathBuf::from(&mount.point.destination),
+                content: mount.host_path().to_owned(),
+                subpath: mount.subpath.clone(),
+                read_only: !mount.point.rw,
+                is_away: mount.device.is_some(),
+            };
+            mounts.map(unmounted).collect()
         };
         Ok(MountedRoot {
             root: Root::from_descriptor(root),
@@ -125,7 +142,10 @@ impl Engine {
     pub fn write_archive(&self, reference: &str, path: &str, options: PutOptions, tar: impl Read) -> Result<()> {
         let (container, mounted) = self.rooted(reference, path)?;
         let missing = || not_there(reference, path);
-        let place = mounted.locate(&clean(path), true).map_err(|_| missing())?;
+        let place = mounted.locate(&clean(path), true).map_err(|error| match error.kind() {
+            std::io::ErrorKind::Other => Error::conflict(format!("{path}: {error}")),
+            _ => missing(),
+        })?;
         if let Some(why) = place.read_only {
             return Err(Error::invalid(why));
         }
@@ -210,10 +230,23 @@ impl MountedRoot {
         };
         let read_only = self.read_only.then_some("container rootfs is marked read-only");
         for candidate in [Some(path.to_owned()), resolved].into_iter().flatten() {
-            let under = self.volumes.iter().filter(|(at, ..)| candidate.starts_with(at));
-            if let Some((at, content, is_read_only)) = under.max_by_key(|(at, ..)| at.components().count()) {
-                let rest = candidate.strip_prefix(at).unwrap_or(Path::new("")).to_owned();
-                let read_only = is_read_only.then_some("mounted volume is marked read-only");
+            let under = self.volumes.iter().filter(|volume| candidate.starts_with(&volume.at));
+            if let Some(volume) = under.max_by_key(|volume| volume.at.components().count()) {
+                let content = &volume.content;
+                let rest = candidate.strip_prefix(&volume.at).unwrap_or(Path::new("")).to_owned();
+                let read_only = volume.read_only.then_some("mounted volume is marked read-only");
+                if volume.is_away {
+                    return Err(std::io::Error::other("the volume is mounted only while the container runs: start it first"));
+                }
+                if let Some(subpath) = &volume.subpath {
+                    let base = Root::open_path(content)?;
+                    let handle = base.handle_beneath(Path::new(subpath))?;
+                    return match reopen(handle.as_fd(), OFlags::PATH | OFlags::DIRECTORY) {
+                        Ok(directory) => Ok(Place { root: Root::from_descriptor(directory), path: rest, read_only }),
+                        // A file: inside the base it is found by its path.
+                        Err(_) => Ok(Place { root: base, path: PathBuf::from(subpath), read_only }),
+                    };
+                }
                 return match std::fs::metadata(content) {
                     Ok(stat) if stat.is_dir() => Ok(Place { root: Root::open_path(content)?, path: rest, read_only }),
                     // A file that would be mounted: its directory holds it.
@@ -257,6 +290,7 @@ fn find(mounted: &MountedRoot, reference: &str, path: &str) -> Result<(OwnedFd, 
     let follow = path.ends_with('/') || path.ends_with("/.") || path == "." || cleaned == Path::new("/");
     let failed = |error: std::io::Error| match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
         Some(rustix::io::Errno::NOTDIR) => Error::internal(format!("lstat {path}: not a directory")),
+        None if error.kind() == std::io::ErrorKind::Other => Error::conflict(format!("{path}: {error}")),
         _ => not_there(reference, path),
     };
     let place = mounted.locate(&cleaned, follow).map_err(failed)?;

@@ -75,17 +75,21 @@ impl Engine {
         let left = state::load(&run);
         let ran =
             left.as_ref().is_some_and(|state| matches!(state.status, Status::Running | Status::Paused | Status::Restarting));
+        // A monitor that was killed while it started the program has not written down where.
+        let told = left.as_ref().map(|left| left.cgroup.clone()).filter(|path| !path.is_empty());
+        let parent = self.settings().containers.cgroup_parent.clone();
+        let path = told.map_or_else(|| crate::spec::cgroup_path(container, parent.as_deref()), Ok)?;
+        if dhow_runtime::cgroup::exists(&path)
+            && let Ok(cgroup) = Cgroup::open(&path)
+        {
+            let _ = cgroup.freeze(false);
+            cgroup.kill().context(|| format!("end the processes of container {}", container.id))?;
+            cgroup.remove().context(|| format!("remove the cgroup of container {}", container.id))?;
+            // Where another runtime has made one as well.
+            let _ = dhow_runtime::cgroup::remove_unused(&path);
+            state::leave_cgroup(&path);
+        }
         if let Some(left) = &left {
-            if !left.cgroup.is_empty()
-                && let Ok(cgroup) = Cgroup::open(&left.cgroup)
-            {
-                let _ = cgroup.freeze(false);
-                cgroup.kill().context(|| format!("end the processes of container {}", container.id))?;
-                cgroup.remove().context(|| format!("remove the cgroup of container {}", container.id))?;
-                // Where another runtime has made one as well.
-                let _ = dhow_runtime::cgroup::remove_unused(&left.cgroup);
-                state::leave_cgroup(&left.cgroup);
-            }
             if let Some(network) = &left.network {
                 let target = dhow_network::ports::Target::of(&network.endpoints);
                 let withdrawn = dhow_network::ports::withdraw(&self.table(), &network.ports, &target);
@@ -111,8 +115,10 @@ impl Engine {
         }
         for mount in container.record.mounts.iter().filter(|mount| mount.device.is_some()) {
             let directory = self.paths().volumes().join(&mount.point.name);
-            let unmounted = dhow_monitor::volumes::unmount_unused(&directory);
-            unmounted.context(|| format!("unmount volume {}", mount.point.name))?;
+            // Its next user, or its removal, tries again: the container is to be had meanwhile.
+            if let Err(error) = dhow_monitor::volumes::unmount_unused(&directory) {
+                tracing::warn!("unmount volume {}: {error}", mount.point.name);
+            }
         }
         if ran {
             self.container_event(container, "die", &[("exitCode", UNKNOWN_EXIT.to_string())]);

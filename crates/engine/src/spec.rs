@@ -117,7 +117,19 @@ impl Engine {
             None => namespaces.push(own("pid")),
         }
         match host.ipc_mode.strip_prefix("container:") {
-            Some(other) => namespaces.push(self.join("ipc", other)?),
+            Some(other) => {
+                let donor = self.container(other)?;
+                // A container's own memory is its own, unless it says otherwise.
+                if !matches!(donor.host_config().ipc_mode.as_str(), "shareable" | "host")
+                    && !donor.host_config().ipc_mode.starts_with("container:")
+                {
+                    return Err(Error::invalid(format!(
+                        "failed to join IPC namespace: container {}: non-shareable IPC (hint: use IpcMode:shareable for the donor container)",
+                        donor.id
+                    )));
+                }
+                namespaces.push(self.join("ipc", other)?);
+            }
             None if host.ipc_mode == "host" => {}
             None => namespaces.push(own("ipc")),
         }
@@ -301,7 +313,7 @@ fn sysctls(host: &HostConfig, namespaces: &[Namespace]) -> Result<BTreeMap<Strin
 }
 
 /// The container's place below the hierarchy's root; the parent is anchored there by the runtime.
-fn cgroup_path(container: &Container, default: Option<&str>) -> Result<String> {
+pub(crate) fn cgroup_path(container: &Container, default: Option<&str>) -> Result<String> {
     let parent = match container.record.host_config.cgroup_parent.as_str() {
         "" => default.unwrap_or(CGROUP_PARENT),
         parent => parent,

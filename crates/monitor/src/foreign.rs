@@ -25,6 +25,7 @@ use crate::state;
 const PIDFILE: &str = "pid";
 const LOG: &str = "log.json";
 const CONSOLE: &str = "console.sock";
+const SIGKILL: i32 = 9;
 const NEW_MOUNT: u64 = 0x0002_0000;
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -93,6 +94,8 @@ impl Foreign<'_> {
             Ok(()) => Ok(launched),
             Err(why) => {
                 self.delete();
+                // Whatever the runtime made of it: nobody waits for one that lives on.
+                let _ = dhow_sys::signal::kill_descriptor(launched.pidfd.as_fd(), SIGKILL);
                 reap(&launched.pidfd);
                 Err(format!("failed to start task for container: OCI runtime start failed: {why}"))
             }
@@ -148,6 +151,12 @@ impl Foreign<'_> {
         }
         let mut parts = Vec::new();
         for mount in &mut spec.mounts {
+            // Of another container: its links would be followed on the host.
+            let is_others =
+                mount.source.as_deref().is_some_and(|source| source.starts_with("/proc/") && source.contains("/root/"));
+            if is_others && mount.subpath.is_none() {
+                mount.subpath = Some(String::new());
+            }
             if let Some(subpath) = mount.subpath.take() {
                 if mount.kind != "bind" {
                     return Err(format!("{}: a part of an image cannot be mounted in this runtime", mount.destination));

@@ -2,13 +2,14 @@
 //! the disk is changed, and what the container's user makes there belongs to the source's owner.
 
 use std::borrow::Cow;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use dhow_runtime::host_mount::try_id_map;
 use dhow_runtime::spec::{IdMapping, Spec};
 use dhow_runtime::user::{self, Identity};
 use dhow_sys::root::Root;
+use rustix::fs::{Mode, OFlags};
 
 use crate::protocol::MatchOwner;
 
@@ -26,15 +27,21 @@ pub(crate) fn owners<'a>(
     for wanted in wanted {
         let Some(index) = spec.mounts.iter().position(|mount| mount.destination == wanted.destination) else { continue };
         let source = spec.mounts[index].source.clone().unwrap_or_default();
+        let what = spec.mounts[index].subpath.as_ref().map_or_else(|| source.clone(), |subpath| format!("{source}/{subpath}"));
+        let handle = match &spec.mounts[index].subpath {
+            Some(subpath) => Root::open_path(Path::new(&source)).and_then(|root| root.handle_beneath(Path::new(subpath))),
+            None => rustix::fs::open(&*source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(std::io::Error::from),
+        };
+        let handle = handle.map_err(|error| format!("match the owner of {what}: {error}"))?;
         let resolved = wanted.user.as_deref().map(|user| user::resolve(root, user, &[])).transpose();
-        let user = resolved.map_err(|error| format!("match the owner of {source}: {error}"))?;
+        let user = resolved.map_err(|error| format!("match the owner of {what}: {error}"))?;
         let user = user.as_ref().unwrap_or(identity);
-        let owner = std::fs::metadata(&source).map_err(|error| format!("match the owner of {source}: {error}"))?;
-        if (owner.uid(), owner.gid()) == (user.uid, user.gid) || (!wanted.required && owner.uid() == 0) {
+        let owner = rustix::fs::fstat(&handle).map_err(|error| format!("match the owner of {what}: {error}"))?;
+        if (owner.st_uid, owner.st_gid) == (user.uid, user.gid) || (!wanted.required && owner.st_uid == 0) {
             continue;
         }
-        let (uids, gids) = (swapped(owner.uid(), user.uid), swapped(owner.gid(), user.gid));
-        match try_id_map(Path::new(&source), &uids, &gids) {
+        let (uids, gids) = (swapped(owner.st_uid, user.uid), swapped(owner.st_gid, user.gid));
+        match try_id_map(handle.as_fd(), &what, &uids, &gids) {
             Ok(()) => {
                 let mount = &mut spec.to_mut().mounts[index];
                 (mount.uid_mappings, mount.gid_mappings) = (uids, gids);

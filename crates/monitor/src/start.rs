@@ -101,6 +101,8 @@ pub(crate) fn start(
         let process = start_elsewhere(&foreign, (spec, &process), root, &identity, network.as_ref())?;
         let cgroup = Cgroup::open(path).map_err(|error| {
             foreign.delete();
+            let _ = dhow_sys::signal::kill_descriptor(process.pidfd.as_fd(), 9);
+            dhow_runtime::launch::reap(&process.pidfd);
             cannot("find the cgroup that the runtime made", &error)
         })?;
         return Ok((process, Running { cgroup, identity }));

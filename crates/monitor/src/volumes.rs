@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, StatxAttributes, StatxFlags, flock};
 use rustix::mount::UnmountFlags;
@@ -15,6 +16,7 @@ use crate::protocol::MountedVolume;
 
 const CONTENT: &str = "_data";
 const USERS: &str = "users";
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A volume that is mounted; until it is dropped, or its holder dies.
 #[derive(Debug)]
@@ -71,10 +73,20 @@ fn release(directory: &Path, users: &OwnedFd) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Waits a while for who is mounting or unmounting: a file system whose server is gone may keep him for ever.
 fn lock_directory(directory: &Path) -> io::Result<File> {
-    let directory = File::open(directory)?;
-    flock(&directory, FlockOperation::LockExclusive)?;
-    Ok(directory)
+    let handle = File::open(directory)?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match flock(&handle, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(handle),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "another container has been mounting it for too long"));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 fn open_users(directory: &Path, create: bool) -> io::Result<OwnedFd> {
@@ -84,6 +96,11 @@ fn open_users(directory: &Path, create: bool) -> io::Result<OwnedFd> {
 
 /// Whether something is mounted on a directory.
 fn is_mounted(directory: &Path) -> io::Result<bool> {
-    let stat = rustix::fs::statx(CWD, directory, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, StatxFlags::empty())?;
+    let stat = rustix::fs::statx(
+        CWD,
+        directory,
+        AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC,
+        StatxFlags::empty(),
+    )?;
     Ok(StatxAttributes::from_bits_retain(stat.stx_attributes.bits()).contains(StatxAttributes::MOUNT_ROOT))
 }

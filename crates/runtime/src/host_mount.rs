@@ -1,6 +1,6 @@
 //! Mounts for the host: what a volume is a name for.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use dhow_sys::mount::{ATTR_RDONLY, MountAttr, mount_setattr};
@@ -10,7 +10,7 @@ use rustix::mount::{MoveMountFlags, move_mount};
 
 use crate::launch::idmap_namespace;
 use crate::mount_options::MountOptions;
-use crate::rootfs::{apply, clone_tree, leave_peer_groups, new_file_system};
+use crate::rootfs::{apply, clone_foreign_tree, clone_tree, in_other_namespace, leave_peer_groups, new_file_system};
 use crate::spec::IdMapping;
 use crate::{Context, Result};
 
@@ -22,9 +22,16 @@ pub fn attach_for_children(tree: &OwnedFd, directory: &Path) -> Result<()> {
     move_mount(tree, c"", CWD, directory, flags).context(|| format!("attach the root at {}", directory.display()))
 }
 
-/// Attaches what is at `subpath` below `source`, and does not lead out of it, on `target`, which is made. As
+/// Attaches what is at `subpath` below `source`, and does not lead out of it, on `target`, which is made; of another
+/// mount namespace (`/proc/PID/root/PATH`) what is there. As
 /// [`attach_for_children`], for a process with a mount namespace of its own.
 pub fn attach_part(source: &Path, subpath: &Path, target: &Path) -> Result<()> {
+    if let Some((pid, path)) = source.to_str().and_then(in_other_namespace) {
+        std::fs::create_dir_all(target).context(|| format!("create {}", target.display()))?;
+        let tree = clone_foreign_tree(pid, path, true).context(|| format!("open {}", source.display()))?;
+        return move_mount(&tree, c"", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .context(|| format!("attach {}", target.display()));
+    }
     let part = Root::open_path(source).and_then(|root| root.handle_beneath(subpath));
     let part = part.context(|| format!("cannot access path {}/{}", source.display(), subpath.display()))?;
     let stat = rustix::fs::fstat(&part).context(|| format!("stat {}", subpath.display()))?;
@@ -39,15 +46,15 @@ pub fn attach_part(source: &Path, subpath: &Path, target: &Path) -> Result<()> {
         .context(|| format!("attach {}", target.display()))
 }
 
-/// Tries whether the owners of what is at `source` can be mapped: the kernel or the file system may be unable to.
+/// Tries whether the owners of something, which is called `name`, can be mapped: the kernel or the file system may be unable to.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn try_id_map(source: &Path, uids: &[IdMapping], gids: &[IdMapping]) -> Result<()> {
-    let tree = clone_tree(CWD, source, true).context(|| format!("open {}", source.display()))?;
+pub fn try_id_map(source: BorrowedFd<'_>, name: &str, uids: &[IdMapping], gids: &[IdMapping]) -> Result<()> {
+    let tree = clone_tree(source, Path::new(""), true).context(|| format!("open {name}"))?;
     let namespace = idmap_namespace(uids, gids)?;
     mount_setattr(tree.as_fd(), true, &MountAttr::idmapped(namespace.as_fd()))
-        .context(|| format!("map the owners of the files of {}", source.display()))
+        .context(|| format!("map the owners of the files of {name}"))
 }
 
 /// Mounts `device` on `target`, as mount(8) does with `-t KIND -o OPTIONS`: a new file system, or with `bind` or `rbind` among
@@ -69,5 +76,8 @@ pub fn mount(kind: &str, device: &str, options: &[String], target: &Path) -> Res
         new_file_system(kind, Some(device), &options)?
     };
     move_mount(&tree, c"", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).context(|| format!("mount {device}"))?;
-    apply(&tree, &options)
+    apply(&tree, &options).inspect_err(|_| {
+        // Not without its options.
+        let _ = rustix::mount::unmount(target, rustix::mount::UnmountFlags::DETACH);
+    })
 }

@@ -433,13 +433,13 @@ fn bind_source(mount: &Mount, options: &MountOptions, id_map: Option<&IdMap>) ->
 }
 
 /// `/proc/PID/root/…`: a path in another process's mount namespace, by its number and as seen there.
-fn in_other_namespace(source: &str) -> Option<(&str, &Path)> {
+pub(crate) fn in_other_namespace(source: &str) -> Option<(&str, &Path)> {
     let (pid, path) = source.strip_prefix("/proc/")?.split_once("/root/")?;
     pid.bytes().all(|digit| digit.is_ascii_digit()).then(|| (pid, Path::new(path)))
 }
 
 /// Copies a tree of mounts of another namespace: the kernel lets only who is in it.
-fn clone_foreign_tree(pid: &str, path: &Path, recursive: bool) -> io::Result<OwnedFd> {
+pub(crate) fn clone_foreign_tree(pid: &str, path: &Path, recursive: bool) -> io::Result<OwnedFd> {
     let open = |path: &str| rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     const MOUNT: i32 = crate::launch::libc_flags::NEW_MOUNT as i32;
     let home = open("/proc/self/ns/mnt")?;
