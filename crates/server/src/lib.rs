@@ -37,18 +37,23 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Serves one connection until it ends, to a client who may do everything.
 pub async fn serve(engine: Arc<Engine>, connection: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
-    serve_scoped(engine, None, connection).await;
+    serve_within(engine, Bounds::default(), connection).await;
 }
 
-/// Serves one connection until it ends, within a scope if there is one.
-async fn serve_scoped(
-    engine: Arc<Engine>,
-    scope: Option<Arc<Scope>>,
-    connection: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-) {
+/// What is asked of a connection's requests.
+#[derive(Clone, Default)]
+pub(crate) struct Bounds {
+    /// What the client may do; everything if there is none.
+    pub scope: Option<Arc<Scope>>,
+    /// A browser could have opened it: pages of other places may ask for nothing.
+    pub by_network: bool,
+}
+
+/// Serves one connection until it ends, within bounds.
+async fn serve_within(engine: Arc<Engine>, bounds: Bounds, connection: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
     let service = service_fn(move |request| {
-        let (engine, scope) = (engine.clone(), scope.clone());
-        async move { Ok::<_, std::convert::Infallible>(route::handle(engine, scope, request).await) }
+        let (engine, bounds) = (engine.clone(), bounds.clone());
+        async move { Ok::<_, std::convert::Infallible>(route::handle(engine, bounds, request).await) }
     });
     let served = http1::Builder::new().serve_connection(TokioIo::new(connection), service).with_upgrades().await;
     if let Err(error) = served {

@@ -10,8 +10,8 @@ use dhow_engine::Engine;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Notify;
 
-use crate::Scope;
 use crate::tls::Gate;
+use crate::{Bounds, Scope};
 
 /// Why a daemon does not listen.
 #[derive(Debug)]
@@ -132,9 +132,9 @@ impl Listener {
         match &self.socket {
             Socket::Unix(socket) => {
                 let (connection, _) = socket.accept().await?;
-                let scope = self.scope.clone();
+                let bounds = Bounds { scope: self.scope.clone(), by_network: false };
                 tokio::spawn(async move {
-                    crate::serve_scoped(engine, scope, connection).await;
+                    crate::serve_within(engine, bounds, connection).await;
                     ended.notify_one();
                 });
             }
@@ -143,12 +143,12 @@ impl Listener {
                 let (connection, client) = socket.accept().await?;
                 // Answers are small, and clients wait for each.
                 let _ = connection.set_nodelay(true);
-                let (gate, scope) = (gate.clone(), self.scope.clone());
+                let (gate, bounds) = (gate.clone(), Bounds { scope: self.scope.clone(), by_network: true });
                 tokio::spawn(async move {
                     let admitted = gate.admit(connection).await;
                     drop(place);
                     match admitted {
-                        Ok(connection) => crate::serve_scoped(engine, scope, connection).await,
+                        Ok(connection) => crate::serve_within(engine, bounds, connection).await,
                         Err(error) => tracing::info!("turned {client} away: {error}"),
                     }
                     ended.notify_one();

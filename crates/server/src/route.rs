@@ -6,16 +6,20 @@ use dhow_api::Version;
 use dhow_api::version::{NEWEST, OLDEST, SPOKEN};
 use dhow_engine::{Engine, Kind, Result};
 use hyper::body::Incoming;
-use hyper::header::HeaderValue;
+use hyper::header::{HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 
 use crate::answer::{self, Answer};
 use crate::request::{Call, Parameters};
-use crate::{Scope, archive, containers, execs, images, networks, system, volumes};
+use crate::{Bounds, archive, containers, execs, images, networks, system, volumes};
 
 /// Answers any request.
-pub(crate) async fn handle(engine: Arc<Engine>, scope: Option<Arc<Scope>>, request: Request<Incoming>) -> Answer {
+pub(crate) async fn handle(engine: Arc<Engine>, bounds: Bounds, request: Request<Incoming>) -> Answer {
+    if bounds.by_network && is_of_another_place(request.headers()) {
+        tracing::warn!("refused a request that a web page of another place made");
+        return answer::message(StatusCode::FORBIDDEN, "requests of web pages of other places are refused (Origin)");
+    }
     if request.method() == Method::OPTIONS {
         return answer::with_common_headers(answer::empty(StatusCode::OK));
     }
@@ -25,7 +29,7 @@ pub(crate) async fn handle(engine: Arc<Engine>, scope: Option<Arc<Scope>>, reque
         Err(answer) => return *answer,
     };
     let parameters = Parameters::parse(request.uri().query().unwrap_or_default());
-    let mut call = Call { version, scope, parameters, request };
+    let mut call = Call { version, scope: bounds.scope, parameters, request };
     let form = call
         .request
         .headers()
@@ -45,6 +49,13 @@ pub(crate) async fn handle(engine: Arc<Engine>, scope: Option<Arc<Scope>>, reque
         }
         None => answer::message(StatusCode::NOT_FOUND, "page not found"),
     }
+}
+
+/// Whether a browser sent it for a page that is not of this server: with the user's certificate, and perhaps without his will.
+fn is_of_another_place(headers: &HeaderMap) -> bool {
+    let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    let host = text("host").unwrap_or_default();
+    text("origin").is_some_and(|origin| origin.split_once("://").is_none_or(|(_, place)| !place.eq_ignore_ascii_case(host)))
 }
 
 /// Attach answers carry none of the common headers, as dockerd's.
@@ -249,5 +260,23 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T>
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(dhow_engine::Error::internal(format!("a worker of the engine failed: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_of_other_places_are_told_from_ones_own() {
+        let of = |pairs: &[(&'static str, &'static str)]| {
+            is_of_another_place(
+                &pairs.iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))).collect(),
+            )
+        };
+        assert!(!of(&[("host", "engine:2376")]), "no browser");
+        assert!(!of(&[("host", "engine:2376"), ("origin", "https://engine:2376")]));
+        assert!(of(&[("host", "engine:2376"), ("origin", "https://evil.example")]));
+        assert!(of(&[("host", "engine:2376"), ("origin", "null")]));
     }
 }
