@@ -776,7 +776,15 @@ fn log_drivers_hand_lines_on_and_every_log_can_be_read() {
     let gelf = UdpSocket::bind("127.0.0.1:0").expect("a port is free");
     gelf.set_read_timeout(patience).expect("a timeout can be set");
     let address = format!("gelf-address=udp://{}", gelf.local_addr().expect("it is bound"));
-    run("by-gelf", &["--log-driver", "gelf", "--log-opt", &address, "--log-opt", "labels=role", "-l", "role=web"]);
+    run("squeezed", &["--log-driver", "gelf", "--log-opt", &address]);
+    for _ in 0..2 {
+        gelf.recv(&mut buffer).expect("a line arrives");
+        assert_eq!(buffer[..2], [0x1f, 0x8b], "as Docker's driver sends it");
+    }
+    let plain = "gelf-compression-type=none";
+    let options =
+        ["--log-driver", "gelf", "--log-opt", &address, "--log-opt", plain, "--log-opt", "labels=role", "-l", "role=web"];
+    run("by-gelf", &options);
     let length = gelf.recv(&mut buffer).expect("a line arrives");
     let line = text(&buffer[..length]);
     for part in [r#""version":"1.1""#, r#""_container_name":"by-gelf""#, r#""_role":"web""#, r#""short_message":"#] {

@@ -16,7 +16,7 @@ use memchr::memchr;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
-pub use format::{Fluentd, Format, Gelf, Journald, Syslog, SyslogForm};
+pub use format::{Compression, Fluentd, Format, Gelf, Journald, Syslog, SyslogForm};
 
 use crate::log::{LONGEST, Stream};
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use dhow_api::config::LogConfig;
-use dhow_monitor::forward::{Address, Fluentd, Format, Forward, Gelf, Journald, Syslog, SyslogForm};
+use dhow_monitor::forward::{Address, Compression, Fluentd, Format, Forward, Gelf, Journald, Syslog, SyslogForm};
 use serde_json::{Map, Value};
 
 use crate::container::Container;
@@ -142,6 +142,7 @@ pub fn check(log: &LogConfig) -> Result<()> {
         }
         "gelf" => {
             gelf_address(option("gelf-address"))?;
+            compression(&log.config)?;
         }
         "fluentd" => {
             fluentd_address(option("fluentd-address"))?;
@@ -252,7 +253,11 @@ impl Engine {
                 .collect();
                 fields.extend(extra.into_iter().map(|(name, value)| (format!("_{name}"), value.into())));
                 let required = matches!(address, Address::Tcp(_));
-                Forward { address, format: Format::Gelf(Gelf { fields }), required }
+                Forward {
+                    address,
+                    format: Format::Gelf(Gelf { fields, compression: compression(&log.config).map_err(failed)? }),
+                    required,
+                }
             }
             "fluentd" => {
                 let address = fluentd_address(option("fluentd-address")).and_then(|address| address.resolve()).map_err(failed)?;
@@ -338,6 +343,45 @@ fn syslog_form(text: Option<&str>, is_local: bool) -> Result<SyslogForm> {
         Some("rfc5424") => Ok(SyslogForm::Rfc5424 { micro: false }),
         Some("rfc5424micro") => Ok(SyslogForm::Rfc5424 { micro: true }),
         Some(_) => Err(Error::invalid("Invalid syslog format")),
+    }
+}
+
+/// How GELF messages are compressed: by gzip at its fastest where nothing is said, as Docker's driver does it. Streams are not.
+fn compression(config: &BTreeMap<String, String>) -> Result<Compression> {
+    let option = |key: &str| config.get(key).map(String::as_str);
+    let unknown =
+        |key: &str, value: &str| Error::invalid(format!("unknown value \"{value}\" for log opt \"{key}\" for gelf log driver"));
+    let is_stream = option("gelf-address").is_some_and(|address| address.starts_with("tcp:"));
+    for (key, wrong_for) in [
+        ("gelf-compression-type", true),
+        ("gelf-compression-level", true),
+        ("gelf-tcp-max-reconnect", false),
+        ("gelf-tcp-reconnect-delay", false),
+    ] {
+        if option(key).is_some() && is_stream == wrong_for {
+            let what =
+                if wrong_for { "compression is only supported on UDP" } else { "reconnect options are only supported on TCP" };
+            return Err(Error::invalid(format!("gelf: {key}: {what}")));
+        }
+    }
+    for key in ["gelf-tcp-max-reconnect", "gelf-tcp-reconnect-delay"] {
+        if let Some(text) = option(key).filter(|text| text.parse::<u32>().is_err()) {
+            return Err(unknown(key, text));
+        }
+    }
+    const LEVEL: &str = "gelf-compression-level";
+    // -1 is zlib's own choice.
+    let level = match option(LEVEL) {
+        None => 1,
+        Some("-1") => 6,
+        Some(text) => text.parse().ok().filter(|level| *level <= 9).ok_or_else(|| unknown(LEVEL, text))?,
+    };
+    match option("gelf-compression-type") {
+        _ if is_stream => Ok(Compression::None),
+        None | Some("gzip") => Ok(Compression::Gzip(level)),
+        Some("zlib") => Ok(Compression::Zlib(level)),
+        Some("none") => Ok(Compression::None),
+        Some(other) => Err(unknown("gelf-compression-type", other)),
     }
 }
 
@@ -432,6 +476,14 @@ mod tests {
         assert_eq!(message(log("journald", &[("max-size", "5m")])), "unknown log opt 'max-size' for journald log driver");
         assert_eq!(message(log("syslog", &[("syslog-facility", "nosuch")])), "invalid syslog facility");
         assert_eq!(message(log("nosuch", &[])), "error looking up logging plugin nosuch: plugin \"nosuch\" not found");
+        let udp = ("gelf-address", "udp://x:1");
+        assert_eq!(message(log("gelf", &[udp, ("gelf-compression-type", "zlib"), ("gelf-compression-level", "-1")])), "");
+        assert!(message(log("gelf", &[udp, ("gelf-compression-level", "10")])).contains("unknown value \"10\""));
+        assert!(
+            message(log("gelf", &[("gelf-address", "tcp://x:1"), ("gelf-compression-type", "gzip")]))
+                .contains("only supported on UDP")
+        );
+        assert!(message(log("gelf", &[udp, ("gelf-tcp-max-reconnect", "3")])).contains("only supported on TCP"));
         assert!(message(log("splunk", &[])).contains("not supported"));
         assert_eq!(limits(&log("local", &[("max-size", "1m")])), (1 << 20, 5));
         assert_eq!(limits(&log("json-file", &[("max-size", "-1")])), (0, 5));
