@@ -139,7 +139,7 @@ pub struct NetworkSettings {
     #[serde(rename = "IPv6Gateway")]
     pub ipv6_gateway: String,
     pub mac_address: String,
-    pub networks: BTreeMap<String, EndpointSettings>,
+    pub networks: BTreeMap<String, Box<EndpointSettings>>,
 }
 
 /// An entry of the list.
@@ -190,7 +190,8 @@ pub struct SummaryHostConfig {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct SummaryNetworks {
-    pub networks: BTreeMap<String, EndpointSettings>,
+    /// In boxes, since a map has room for eleven in a node, of which most containers need one.
+    pub networks: BTreeMap<String, Box<EndpointSettings>>,
 }
 
 /// A port of a container; without a public one it is only exposed.

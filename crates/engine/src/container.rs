@@ -87,7 +87,7 @@ pub(crate) struct Record {
     pub layer: Mountable,
     /// What the user wants of each network, by its name; empty for the namespace of another container.
     #[serde(default)]
-    pub networks: BTreeMap<String, EndpointSettings>,
+    pub networks: BTreeMap<String, Box<EndpointSettings>>,
 }
 
 /// Fields that say something different by 0 or false and by nothing.
@@ -137,7 +137,7 @@ impl Record {
 
     /// Its networks in the order of their links: first that of the network mode.
     pub fn networks_in_order(&self) -> Vec<(&str, &EndpointSettings)> {
-        let mut all: Vec<_> = self.networks.iter().map(|(name, settings)| (name.as_str(), settings)).collect();
+        let mut all: Vec<_> = self.networks.iter().map(|(name, settings)| (name.as_str(), settings.as_ref())).collect();
         all.sort_by_key(|(name, _)| *name != self.host_config.network_mode);
         all
     }
@@ -245,7 +245,7 @@ fn decode(text: &str) -> serde_json::Result<Box<Record>> {
     let mode = &record.host_config.network_mode;
     if record.networks.is_empty() && !mode.starts_with("container:") && !text.contains("\"networks\":") {
         // Written before there were networks to choose from; without any is who was disconnected from all.
-        record.networks.insert(mode.clone(), EndpointSettings::default());
+        record.networks.insert(mode.clone(), Box::default());
     }
     Ok(record)
 }

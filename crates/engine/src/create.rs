@@ -116,7 +116,7 @@ impl Engine {
         host: &mut HostConfig,
         given: NetworkingConfig,
         mac_address: &str,
-    ) -> Result<BTreeMap<String, EndpointSettings>> {
+    ) -> Result<BTreeMap<String, Box<EndpointSettings>>> {
         let mut networks = BTreeMap::new();
         if host.network_mode.starts_with("container:") {
             return Ok(networks);
@@ -124,7 +124,7 @@ impl Engine {
         let mode = self.network_name(&host.network_mode)?;
         for (name, settings) in given.endpoints_config.into_iter().flatten() {
             let name = if name == "default" { "bridge".to_owned() } else { self.network_name(&name)? };
-            networks.insert(name, settings.unwrap_or_default());
+            networks.insert(name, Box::new(settings.unwrap_or_default()));
         }
         if matches!(mode.as_str(), "host" | "none")
             && let Some(other) = networks.keys().find(|name| **name != mode)
@@ -139,7 +139,7 @@ impl Engine {
         }
         for (name, settings) in &mut networks {
             // What the engine tells of an endpoint is not for clients to say.
-            *settings = EndpointSettings {
+            **settings = EndpointSettings {
                 ipam_config: settings.ipam_config.take(),
                 links: settings.links.take(),
                 aliases: settings.aliases.take(),

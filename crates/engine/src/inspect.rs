@@ -128,8 +128,13 @@ fn health(health: &dhow_monitor::health::Health) -> HealthState {
 
 /// A container's places in its networks, by their names. The networks are known from the first start on, the addresses while
 /// it runs.
-pub(crate) fn endpoints(container: &Container, known: &Endpoints) -> BTreeMap<String, EndpointSettings> {
-    container.record.networks.iter().map(|(name, wanted)| (name.clone(), endpoint(container, known, name, wanted))).collect()
+pub(crate) fn endpoints(container: &Container, known: &Endpoints) -> BTreeMap<String, Box<EndpointSettings>> {
+    container
+        .record
+        .networks
+        .iter()
+        .map(|(name, wanted)| (name.clone(), Box::new(endpoint(container, known, name, wanted))))
+        .collect()
 }
 
 fn endpoint(container: &Container, known: &Endpoints, name: &str, wanted: &EndpointSettings) -> EndpointSettings {

@@ -1,9 +1,13 @@
 //! `ps`
 
+use std::collections::BTreeMap;
+
 use clap::Args;
 use dhow_api::client::{Client, query};
 use dhow_api::container::{MountPoint, Port, Summary};
 use dhow_engine::units::{human_duration, human_size};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::{filters, long_time};
@@ -38,6 +42,52 @@ pub struct Ps {
     size: bool,
 }
 
+/// What is shown of a [`Summary`]: a list may have thousands, and the rest would be read for nothing.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Entry {
+    id: String,
+    names: Vec<String>,
+    image: String,
+    command: String,
+    created: i64,
+    ports: Vec<Port>,
+    size_rw: Option<i64>,
+    size_root_fs: Option<i64>,
+    labels: BTreeMap<String, String>,
+    state: String,
+    status: String,
+    network_settings: EntryNetworks,
+    mounts: Vec<MountPoint>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct EntryNetworks {
+    networks: BTreeMap<String, IgnoredAny>,
+}
+
+impl From<Summary> for Entry {
+    fn from(summary: Summary) -> Self {
+        let networks = summary.network_settings.networks.into_keys().map(|name| (name, IgnoredAny)).collect();
+        Self {
+            id: summary.id,
+            names: summary.names,
+            image: summary.image,
+            command: summary.command,
+            created: summary.created,
+            ports: summary.ports,
+            size_rw: summary.size_rw,
+            size_root_fs: summary.size_root_fs,
+            labels: summary.labels,
+            state: summary.state,
+            status: summary.status,
+            network_settings: EntryNetworks { networks },
+            mounts: summary.mounts,
+        }
+    }
+}
+
 const HEADERS: [(&str, &str); 15] = [
     ("ID", "CONTAINER ID"),
     ("Image", "IMAGE"),
@@ -64,15 +114,15 @@ impl Ps {
         let limit = if limit > 0 { limit.to_string() } else { String::new() };
         let parameters =
             query(&[("all", on(self.all)), ("limit", &limit), ("size", on(size)), ("filters", &filters(&self.filter)?)]);
-        let list: Vec<Summary> = client.get_json(&format!("/containers/json{parameters}")).await?;
+        let list: Vec<Entry> = client.get_json(&format!("/containers/json{parameters}")).await?;
         let mut columns = vec!["ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names"];
         if self.size {
             columns.push("Size");
         }
         // A table of a thousand rows need not know what it does not show.
         let all = self.format.as_deref().is_some_and(|format| !format.is_empty() && format != "table");
-        let row = |summary: &Summary| -> Map<String, Value> {
-            let field = |name: &&str| ((*name).to_owned(), field(summary, name, !self.no_trunc));
+        let row = |entry: &Entry| -> Map<String, Value> {
+            let field = |name: &&str| ((*name).to_owned(), field(entry, name, !self.no_trunc));
             match all {
                 true => HEADERS.iter().map(|(name, _)| field(name)).collect(),
                 false => columns.iter().map(field).collect(),
@@ -92,37 +142,37 @@ impl Ps {
 }
 
 /// What the list says of a container in one of its fields.
-fn field(summary: &Summary, name: &str, truncate: bool) -> Value {
+fn field(entry: &Entry, name: &str, truncate: bool) -> Value {
     let short = |id: &str| if truncate { id.trim_start_matches("sha256:").chars().take(12).collect() } else { id.to_owned() };
     let text = match name {
-        "ID" => short(&summary.id),
-        "Image" if summary.image.starts_with("sha256:") => short(&summary.image),
-        "Image" => summary.image.clone(),
-        "Command" => quoted(&if truncate { ellipsis(&summary.command, 20) } else { summary.command.clone() }),
-        "CreatedAt" => long_time(summary.created),
+        "ID" => short(&entry.id),
+        "Image" if entry.image.starts_with("sha256:") => short(&entry.image),
+        "Image" => entry.image.clone(),
+        "Command" => quoted(&if truncate { ellipsis(&entry.command, 20) } else { entry.command.clone() }),
+        "CreatedAt" => long_time(entry.created),
         "RunningFor" => {
-            format!("{} ago", human_duration((dhow_oci::time::now() / 1_000_000_000 - summary.created).max(0)))
+            format!("{} ago", human_duration((dhow_oci::time::now() / 1_000_000_000 - entry.created).max(0)))
         }
-        "Status" => summary.status.clone(),
-        "State" => summary.state.clone(),
-        "Ports" => ports(&summary.ports),
+        "Status" => entry.status.clone(),
+        "State" => entry.state.clone(),
+        "Ports" => ports(&entry.ports),
         "Names" => {
-            let names = summary.names.iter().map(|name| name.trim_start_matches('/'));
+            let names = entry.names.iter().map(|name| name.trim_start_matches('/'));
             // Names that links give are shown in full only.
             names.filter(|name| !truncate || !name.contains('/')).collect::<Vec<_>>().join(",")
         }
-        "Size" => match (summary.size_rw, summary.size_root_fs) {
+        "Size" => match (entry.size_rw, entry.size_root_fs) {
             (own, Some(all)) => format!("{} (virtual {})", human_size(own.unwrap_or(0) as u64), human_size(all as u64)),
             _ => "0B".to_owned(),
         },
-        "Labels" => summary.labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(","),
-        "LocalVolumes" => summary.mounts.iter().filter(|mount| mount.driver == "local").count().to_string(),
+        "Labels" => entry.labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(","),
+        "LocalVolumes" => entry.mounts.iter().filter(|mount| mount.driver == "local").count().to_string(),
         "Mounts" => {
             let name = |mount: &MountPoint| if mount.name.is_empty() { mount.source.clone() } else { mount.name.clone() };
-            let names = summary.mounts.iter().map(name);
+            let names = entry.mounts.iter().map(name);
             names.map(|name| if truncate { ellipsis(&name, 15) } else { name }).collect::<Vec<_>>().join(",")
         }
-        "Networks" => summary.network_settings.networks.keys().map(String::as_str).collect::<Vec<_>>().join(","),
+        "Networks" => entry.network_settings.networks.keys().map(String::as_str).collect::<Vec<_>>().join(","),
         _ => return Value::Null,
     };
     text.into()
@@ -170,9 +220,10 @@ fn ports(ports: &[Port]) -> String {
 
 /// A container as `system df -v` shows it.
 pub fn disk_row(summary: &Summary) -> Map<String, Value> {
-    let mut row: Map<String, Value> = HEADERS.iter().map(|(name, _)| ((*name).to_owned(), field(summary, name, true))).collect();
-    let size = u64::try_from(summary.size_rw.unwrap_or(0)).unwrap_or(0);
-    row.insert("Size".to_owned(), dhow_engine::units::human_size(size).into());
+    let entry = Entry::from(summary.clone());
+    let mut row: Map<String, Value> = HEADERS.iter().map(|(name, _)| ((*name).to_owned(), field(&entry, name, true))).collect();
+    let size = u64::try_from(entry.size_rw.unwrap_or(0)).unwrap_or(0);
+    row.insert("Size".to_owned(), human_size(size).into());
     row
 }
 

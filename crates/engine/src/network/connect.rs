@@ -59,7 +59,7 @@ impl Engine {
         }
         let was_there = container.record.networks.get(&name).cloned();
         // First what is to be: a container that is connected and does not know it would not be after its next start.
-        self.edit_record(&container, |record| drop(record.networks.insert(name.clone(), settings.clone())))?;
+        self.edit_record(&container, |record| drop(record.networks.insert(name.clone(), Box::new(settings.clone()))))?;
         let connected = if container.is_running() { self.connect_running(&container, &record, &settings) } else { Ok(()) };
         if connected.is_err() {
             let _ = self.release(&container.id.0, record.id());
