@@ -83,6 +83,23 @@ const MIGRATIONS: &[&str] = &[
      ) WITHOUT ROWID;",
     "ALTER TABLE images ADD COLUMN parent TEXT;",
     "CREATE INDEX containers_by_age ON containers (created DESC, id);",
+    // Rows of a kilobyte do not belong into the nodes of an index: each comparison would read a whole one.
+    "CREATE TABLE new_images (
+         id TEXT NOT NULL PRIMARY KEY, config TEXT NOT NULL, size INTEGER NOT NULL, created INTEGER NOT NULL,
+         last_tagged INTEGER NOT NULL DEFAULT 0, parent TEXT
+     );
+     INSERT INTO new_images SELECT id, config, size, created, last_tagged, parent FROM images;
+     DROP TABLE images;
+     ALTER TABLE new_images RENAME TO images;
+     CREATE TABLE new_containers (
+         id TEXT NOT NULL PRIMARY KEY, name TEXT NOT NULL UNIQUE, image_id TEXT NOT NULL, created INTEGER NOT NULL,
+         record TEXT NOT NULL, wanted INTEGER NOT NULL DEFAULT 0, removing INTEGER NOT NULL DEFAULT 0
+     );
+     INSERT INTO new_containers SELECT id, name, image_id, created, record, wanted, removing FROM containers;
+     DROP TABLE containers;
+     ALTER TABLE new_containers RENAME TO containers;
+     CREATE INDEX containers_by_image ON containers (image_id);
+     CREATE INDEX containers_by_age ON containers (created DESC, id);",
 ];
 
 impl Database {
@@ -111,12 +128,15 @@ impl Database {
         let mut connection = connect(&directory.join(FILE))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        // A table that is made anew would take along what refers to it.
+        connection.pragma_update(None, "foreign_keys", false)?;
         for (number, migration) in MIGRATIONS.iter().enumerate().skip(version as usize) {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             transaction.execute_batch(migration)?;
             transaction.pragma_update(None, "user_version", number as i64 + 1)?;
             transaction.commit()?;
         }
+        connection.pragma_update(None, "foreign_keys", true)?;
         Ok(Database { connection: Mutex::new(connection) })
     }
 
@@ -188,6 +208,45 @@ mod tests {
         let count: i64 =
             open().read::<_, StoreError>(|db| Ok(db.query_row("SELECT count(*) FROM meta", [], |row| row.get(0))?)).unwrap();
         assert_eq!(count, 8);
+    }
+
+    #[test]
+    fn what_there_is_stays_when_tables_are_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = connect(&dir.path().join(FILE)).unwrap();
+        MIGRATIONS[..5].iter().for_each(|migration| old.execute_batch(migration).unwrap());
+        old.execute_batch(
+            "PRAGMA user_version = 5;
+             INSERT INTO layers VALUES ('l', 'd', NULL, 1, 1);
+             INSERT INTO images VALUES ('i', '{}', 1, 2, 3, 'p');
+             INSERT INTO image_layers VALUES ('i', 0, 'l');
+             INSERT INTO tags VALUES ('r', 't', 'i');
+             INSERT INTO containers VALUES ('c', 'n', 'i', 4, '{}', 1, 0);
+             INSERT INTO networks VALUES ('w', 'bridge', '{}');
+             INSERT INTO endpoints VALUES ('c', 'w', 'e', 5, NULL);
+             INSERT INTO volumes VALUES ('v', '{}');
+             INSERT INTO volume_uses VALUES ('c', 'v');
+             INSERT INTO execs VALUES ('x', 'c', '{}');
+             INSERT INTO links VALUES ('c', 'a', 't', 'n');",
+        )
+        .unwrap();
+        drop(old);
+        let count = |db: &Connection, table: &str| -> i64 {
+            db.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+        };
+        let ours = ["image_layers", "tags", "containers", "endpoints", "volume_uses", "execs", "links"];
+        let database = Database::create(dir.path()).unwrap();
+        let db = database.lock();
+        ours.iter().for_each(|table| assert_eq!(count(&db, table), 1, "{table}"));
+        let image = "SELECT id || config || size || created || last_tagged || parent FROM images";
+        assert_eq!(db.query_row(image, [], |row| row.get::<_, String>(0)).unwrap(), "i{}123p");
+        let container = "SELECT id || name || image_id || created || record || wanted || removing FROM containers";
+        assert_eq!(db.query_row(container, [], |row| row.get::<_, String>(0)).unwrap(), "cni4{}10");
+        // References hold as before: an image with a tag stays, and a container takes along what is its own.
+        assert_eq!(count(&db, "pragma_foreign_key_check"), 0);
+        assert!(db.execute("DELETE FROM images", []).is_err());
+        db.execute("DELETE FROM containers", []).unwrap();
+        ours[2..].iter().for_each(|table| assert_eq!(count(&db, table), 0, "{table}"));
     }
 
     #[test]
