@@ -28,6 +28,8 @@ pub struct Database {
 const FILE: &str = "dhow.db";
 /// Waiting for other writers; a transaction takes well under a millisecond.
 const BUSY: Duration = Duration::from_secs(30);
+/// So many bytes of the write-ahead log are left to be read by the next to open the database.
+const LOG: u64 = 64 * 4096;
 
 /// Each entry takes the schema from its index to the next number; `user_version` says how many are done.
 const MIGRATIONS: &[&str] = &[
@@ -137,6 +139,7 @@ impl Database {
             transaction.commit()?;
         }
         connection.pragma_update(None, "foreign_keys", true)?;
+        shorten_log(&connection);
         Ok(Database { connection: Mutex::new(connection) })
     }
 
@@ -165,7 +168,25 @@ impl Database {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let result = work(&transaction)?;
         transaction.commit()?;
+        shorten_log(&connection);
         Ok(result)
+    }
+}
+
+/// Copies the write-ahead log into the database and empties it, should it have grown: whoever opens the database next reads the
+/// log again. SQLite's own automatic checkpoints only copy; the next writer of the same process would begin the log anew, but a
+/// command writes once. Whoever reads or writes at this moment is not waited for: then the next writer does it.
+fn shorten_log(connection: &Connection) {
+    let log = connection.path().map(|path| format!("{path}-wal"));
+    if log.and_then(|log| std::fs::metadata(log).ok()).is_none_or(|log| log.len() < LOG) {
+        return;
+    }
+    let timeout = |timeout| connection.busy_timeout(timeout);
+    let shortened =
+        timeout(Duration::ZERO).and_then(|()| connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())));
+    // What was to be written is written, however this went.
+    if let Err(error) = shortened.and(timeout(BUSY)) {
+        tracing::debug!("checkpoint of the database: {error}");
     }
 }
 
@@ -174,11 +195,10 @@ fn connect(path: &Path) -> Result<Connection> {
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY)?;
     // The last connection to close would copy the log into the database and sync both: a short command must not wait for
-    // that. The log is copied when it has grown, by whoever writes then; while it
-    // is short, the first to open it has little to read again.
+    // that. `shorten_log` copies it when it has grown, by whoever writes then.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.execute_batch(
-        "PRAGMA foreign_keys = ON; PRAGMA cache_size = -512; PRAGMA mmap_size = 67108864; PRAGMA wal_autocheckpoint = 64;",
+        "PRAGMA foreign_keys = ON; PRAGMA cache_size = -512; PRAGMA mmap_size = 67108864; PRAGMA wal_autocheckpoint = 0;",
     )?;
     Ok(connection)
 }
@@ -247,6 +267,38 @@ mod tests {
         assert!(db.execute("DELETE FROM images", []).is_err());
         db.execute("DELETE FROM containers", []).unwrap();
         ours[2..].iter().for_each(|table| assert_eq!(count(&db, table), 0, "{table}"));
+    }
+
+    #[test]
+    fn the_log_stays_short_however_often_one_writes_once() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Database::create(dir.path()).unwrap());
+        let write = |number: i64| {
+            let database = Database::open_existing(dir.path()).unwrap().unwrap();
+            let insert = "INSERT INTO meta VALUES (?1, printf('%1000c', 'x'))";
+            database.write::<_, StoreError>(Durability::Process, |tx| Ok(tx.execute(insert, [number])?)).unwrap();
+        };
+        let log = || std::fs::metadata(dir.path().join("dhow.db-wal")).unwrap().len();
+        for number in 0..200 {
+            write(number);
+            assert!(log() < LOG, "{}", log());
+        }
+        // Nobody waits for one who reads; the log is shortened afterwards.
+        let reader = Database::open_existing(dir.path()).unwrap().unwrap();
+        let count = |db: &Connection| db.query_row("SELECT count(*) FROM meta", [], |row| row.get::<_, i64>(0));
+        reader
+            .read::<_, StoreError>(|db| {
+                let view = db.unchecked_transaction()?;
+                assert_eq!(count(&view)?, 200);
+                (200..300).for_each(write);
+                assert!(log() > LOG, "{}", log());
+                assert_eq!(count(&view)?, 200);
+                Ok(())
+            })
+            .unwrap();
+        write(300);
+        assert!(log() < LOG, "{}", log());
+        assert_eq!(reader.read::<_, StoreError>(|db| Ok(count(db)?)).unwrap(), 301);
     }
 
     #[test]
