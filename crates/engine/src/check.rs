@@ -325,14 +325,7 @@ impl Engine {
         }
         end_cgroup(&format!("{}/{id}", state::CGROUP_PARENT))?;
         state::discard(&run).context(|| format!("remove {}", run.display()))?;
-        self.store.remove_writable(id)?;
-        let directory = self.paths().container(id);
-        match fs::remove_dir_all(&directory) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::internal(format!("remove {}: {error}", directory.display())));
-            }
-            _ => {}
-        }
+        self.remove_files(id)?;
         self.store.database.write::<_, Error>(Durability::Power, |tx| {
             tx.query_row("DELETE FROM containers WHERE id = ?1 RETURNING id", [id], |_| Ok(())).optional()?;
             Ok(())

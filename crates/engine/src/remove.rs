@@ -66,14 +66,7 @@ impl Engine {
         }
         self.abandon(container);
         self.wait_for_monitor(container)?;
-        self.store.remove_writable(id)?;
-        let directory = self.paths().container(id);
-        match fs::remove_dir_all(&directory) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::internal(format!("remove {}: {error}", directory.display())));
-            }
-            _ => {}
-        }
+        self.remove_files(id)?;
         let durability = if container.auto_remove() { Durability::Process } else { Durability::Power };
         let removed = self
             .store
@@ -87,6 +80,18 @@ impl Engine {
             self.container_event(container, "destroy", &[]);
         }
         Ok(())
+    }
+
+    /// What a container has on the disk: its layer, its logs, its state.
+    pub(crate) fn remove_files(&self, id: &str) -> Result<()> {
+        self.store.remove_writable(id)?;
+        let directory = self.paths().container(id);
+        match fs::remove_dir_all(&directory) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::internal(format!("remove {}: {error}", directory.display())))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Waits until the container's monitor is gone: its lock is free then, and nothing of the container runs.
