@@ -9,7 +9,7 @@ use dhow_sys::netlink::{Socket, attributes};
 use crate::nft::{self, Family};
 
 /// `NFT_META_MARK`
-const MARK: u32 = 3;
+pub(super) const MARK: u32 = 3;
 
 /// A rule of somebody's.
 #[derive(Clone, Debug, Default)]
