@@ -112,6 +112,12 @@ impl Sandbox {
         command
     }
 
+    /// Runs a command by a client of the daemon: exit status, standard output, standard error.
+    pub fn by(&self, client: &str, args: &[&str]) -> (i32, String, String) {
+        let output = self.client(client, args).output().expect("the client runs");
+        (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+    }
+
     pub fn run(&self, args: &[&str]) -> Output {
         self.command(args).output().expect("the binary under test runs")
     }
