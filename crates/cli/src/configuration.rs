@@ -130,7 +130,7 @@ const KEYS: &[(&str, Key)] = &[
     ("swarm-default-advertise-addr", Without(NO_SWARM)),
     ("swarm-raft-election-tick", Without(NO_SWARM)),
     ("swarm-raft-heartbeat-tick", Without(NO_SWARM)),
-    ("tls", Known),
+    ("tls", Only(False, "who has no certificate would be let in; tlsverify asks for one")),
     ("tlscacert", Known),
     ("tlscert", Known),
     ("tlskey", Known),

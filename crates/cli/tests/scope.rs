@@ -1,6 +1,8 @@
 //! Sockets with rights of their own.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -124,6 +126,17 @@ fn a_scoped_socket_lets_through_what_it_is_for() {
         let (_, out) = at(&web, refused);
         assert!(out.contains("this socket does not allow it"), "{refused:?}: {out}");
     }
+    // Nor is it to be had later, by whoever may change what is his.
+    assert_eq!(at(&web, &["create", "--name", "changed", "busybox"]).0, 0);
+    let mut stream = UnixStream::connect(&web).unwrap();
+    let body = r#"{"BlkioDeviceReadBps": [{"Path": "/dev/null", "Rate": 1}]}"#;
+    let head = "POST /v1.56/containers/changed/update HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json";
+    stream.write_all(format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("limits of devices"), "{answer}");
+    assert_eq!(at(&web, &["update", "--memory", "32m", "--memory-swap", "64m", "changed"]).0, 0);
+    assert_eq!(at(&web, &["rm", "changed"]).0, 0);
     // A name that is the beginning of another's id leads to what it was when it was admitted.
     let other = admin(&["inspect", "-f", "{{.Id}}", "other"]);
     assert_eq!(at(&web, &["create", "--name", &other[..8], "busybox"]).0, 0);

@@ -121,8 +121,9 @@ impl Engine {
         }
         // By the dozen: a record takes more room in memory than what is said of it.
         let mut images = HashMap::new();
-        let mut of_chunk = |ids: &[String]| -> Result<Vec<Summary>> {
-            let mut summaries = Vec::new();
+        let limit = query.limit.unwrap_or(usize::MAX);
+        let mut summaries = Vec::new();
+        let mut add_chunk = |ids: &[String], summaries: &mut Vec<Summary>| -> Result<()> {
             for stored in self.stored_of(ids)? {
                 let Some(container) = self.listed(stored, runs.as_ref())?.filter(|container| matches(container)) else {
                     continue;
@@ -133,18 +134,18 @@ impl Engine {
                 summary.names.extend(linked.get(&container.id.0).cloned().unwrap_or_default());
                 summary.names.sort_unstable();
                 summaries.push(summary);
+                if summaries.len() >= limit {
+                    break;
+                }
             }
-            Ok(summaries)
+            Ok(())
         };
-        let limit = query.limit.unwrap_or(usize::MAX);
-        let mut summaries = Vec::new();
         for ids in ids.chunks(CHUNK) {
-            summaries.append(&mut of_chunk(ids)?);
             if summaries.len() >= limit {
                 break;
             }
+            add_chunk(ids, &mut summaries)?;
         }
-        summaries.truncate(limit);
         Ok(summaries)
     }
 

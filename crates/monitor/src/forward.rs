@@ -6,6 +6,7 @@
 
 mod format;
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -50,6 +51,10 @@ pub(crate) struct Forwarder {
     is_stream: bool,
     /// Of a stream: what it has not taken yet.
     backlog: Vec<u8>,
+    /// How many bytes of each message wait.
+    lengths: VecDeque<usize>,
+    /// The beginning of the first has been taken.
+    is_cut: bool,
     retry_at: Option<Instant>,
     /// Output after the last end of a line, for each stream.
     pending: [Vec<u8>; 2],
@@ -67,6 +72,8 @@ impl Forwarder {
             socket: None,
             is_stream,
             backlog: Vec::new(),
+            lengths: VecDeque::new(),
+            is_cut: false,
             retry_at: None,
             pending: [Vec::new(), Vec::new()],
             is_continued: [false; 2],
@@ -75,6 +82,9 @@ impl Forwarder {
             Err(error) if forwarder.target.required => return Err(error),
             Err(_) => forwarder.retry_at = Some(Instant::now() + RETRY),
             Ok(()) => {}
+        }
+        if let (Address::Tcp(_), true, Some(socket)) = (&forwarder.target.address, forwarder.target.required, &forwarder.socket) {
+            wait_for(socket)?;
         }
         Ok(forwarder)
     }
@@ -108,7 +118,6 @@ impl Forwarder {
             Address::Tcp(address) => {
                 let socket = open(family(address), SocketType::STREAM)?;
                 match rustix::net::connect(&socket, address) {
-                    Err(rustix::io::Errno::INPROGRESS) if self.target.required => wait_for(&socket)?,
                     // Whether it is made is seen when it is written to.
                     Err(rustix::io::Errno::INPROGRESS) => {}
                     other => other?,
@@ -159,7 +168,8 @@ impl Forwarder {
     pub fn retry(&mut self, now: Instant) {
         if self.retry_at.is_some_and(|at| at <= now) {
             self.retry_at = None;
-            if self.connect().is_err() {
+            // One that is slow, or not made yet, is written to again as it is.
+            if self.socket.is_none() && self.connect().is_err() {
                 self.retry_at = Some(now + RETRY);
             }
             self.push();
@@ -177,6 +187,7 @@ impl Forwarder {
             if self.is_stream {
                 if self.backlog.len() + message.len() <= BACKLOG {
                     self.backlog.extend_from_slice(&message);
+                    self.lengths.push_back(message.len());
                 }
             } else if let Some(socket) = &self.socket
                 && let Err(error) = rustix::net::send(socket, &message, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
@@ -197,10 +208,9 @@ impl Forwarder {
 
     /// Writes what waits for a stream, as far as it takes it.
     fn push(&mut self) {
-        let Some(socket) = self.socket.as_ref().filter(|_| self.is_stream) else { return };
-        while !self.backlog.is_empty() {
+        while let Some(socket) = self.socket.as_ref().filter(|_| !self.backlog.is_empty()) {
             match rustix::net::send(socket, &self.backlog, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-                Ok(sent) => drop(self.backlog.drain(..sent)),
+                Ok(sent) => self.sent(sent),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN | rustix::io::Errno::NOTCONN | rustix::io::Errno::INPROGRESS) => {
                     self.retry_at.get_or_insert_with(|| Instant::now() + RETRY / 10);
@@ -209,11 +219,38 @@ impl Forwarder {
                 Err(_) => {
                     self.socket = None;
                     self.retry_at = Some(Instant::now() + RETRY);
+                    self.drop_cut();
                     return;
                 }
             }
         }
-        self.backlog = Vec::new();
+        if self.backlog.is_empty() {
+            self.backlog = Vec::new();
+        }
+    }
+
+    /// Takes what was written from what waits.
+    fn sent(&mut self, mut bytes: usize) {
+        self.backlog.drain(..bytes);
+        while bytes > 0 {
+            let Some(length) = self.lengths.front_mut() else { return };
+            let taken = bytes.min(*length);
+            bytes -= taken;
+            *length -= taken;
+            self.is_cut = *length > 0;
+            if *length == 0 {
+                self.lengths.pop_front();
+            }
+        }
+    }
+
+    /// A message of which a lost connection took the beginning means nothing on the next one.
+    fn drop_cut(&mut self) {
+        if std::mem::take(&mut self.is_cut)
+            && let Some(rest) = self.lengths.pop_front()
+        {
+            self.backlog.drain(..rest);
+        }
     }
 }
 
@@ -320,5 +357,43 @@ mod tests {
             text.push_str(&String::from_utf8_lossy(&buffer[..length]));
         }
         assert!(text.contains(" kept\n"), "{text}");
+    }
+
+    #[test]
+    fn a_slow_reader_gets_whole_messages_by_one_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let target = Forward {
+            address: Address::Tcp(listener.local_addr().unwrap()),
+            format: syslog(SyslogForm::Rfc5424 { micro: false }),
+            required: true,
+        };
+        let mut forwarder = Forwarder::open(target).unwrap();
+        let (slow, _) = listener.accept().unwrap();
+        let line = [&[b'x'; 1000][..], b"\n"].concat();
+        let fill = |forwarder: &mut Forwarder| {
+            while forwarder.backlog.len() + 2 * line.len() < BACKLOG {
+                forwarder.append(Stream::Stdout, &line);
+            }
+        };
+        fill(&mut forwarder);
+        // It is full, not lost.
+        for _ in 0..3 {
+            forwarder.retry(Instant::now() + RETRY);
+        }
+        assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(forwarder.lengths.iter().sum::<usize>(), forwarder.backlog.len());
+        assert!(forwarder.is_cut, "what fits into a socket is not whole messages");
+
+        // What was cut when it went away does not begin the next connection.
+        drop(slow);
+        forwarder.retry(Instant::now() + RETRY);
+        assert!(forwarder.socket.is_none());
+        forwarder.retry(Instant::now() + 2 * RETRY);
+        let (mut next, _) = listener.accept().unwrap();
+        let mut beginning = [0; 7];
+        next.set_nonblocking(false).unwrap();
+        next.read_exact(&mut beginning).unwrap();
+        assert_eq!(&beginning, b"<30>1 2");
     }
 }

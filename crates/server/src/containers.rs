@@ -399,6 +399,9 @@ pub(crate) async fn update(engine: Arc<Engine>, id: &str, mut call: Call) -> Res
             *limits = None;
         }
     }
+    if let Some(scope) = &call.scope {
+        scope.limit_update(&request, &engine.settings())?;
+    }
     let id = id.to_owned();
     let warnings = quick(move || engine.update(&id, &request)).await?;
     Ok(answer::json(StatusCode::OK, &Updated { warnings: Some(warnings).filter(|warnings| !warnings.is_empty()) }))

@@ -432,6 +432,12 @@ impl Scope {
     }
 
     /// # Errors
+    /// A change that could not have been asked for at create.
+    pub(crate) fn limit_update(&self, change: &HostConfig, settings: &Settings) -> Result<()> {
+        self.limit_host(change, settings).map_err(forbidden)
+    }
+
+    /// # Errors
     /// A privileged process.
     pub(crate) fn limit_exec(&self, privileged: bool) -> Result<()> {
         if privileged { Err(forbidden("privileged exec")) } else { Ok(()) }
