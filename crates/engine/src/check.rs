@@ -8,13 +8,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::reconcile::end_cgroup;
 use dhow_api::system::{Checked, Finding};
 use dhow_monitor::state;
 use dhow_monitor::volumes::unmount_unused;
 use dhow_oci::Digest;
-use dhow_runtime::cgroup::Cgroup;
 use dhow_store::Durability;
-use dhow_store::rusqlite::OptionalExtension;
 
 use crate::error::Context;
 use crate::{Engine, Error, Result};
@@ -208,13 +207,14 @@ impl Check<'_> {
                 state::discard(&run).context(|| format!("remove {}", run.display()))
             });
         }
-        for id in engine.container_ids()? {
-            let cgroup = format!("{}/{id}", state::CGROUP_PARENT);
-            if state::is_locked(&engine.paths().run(&id)) || !dhow_runtime::cgroup::exists(&cgroup) {
+        for container in engine.containers()? {
+            let id = &container.id.0;
+            let cgroup = crate::spec::cgroup_path(&container, engine.settings().containers.cgroup_parent.as_deref())?;
+            if state::is_locked(&engine.paths().run(id)) || !dhow_runtime::cgroup::exists(&cgroup) {
                 continue;
             }
             self.found(format!("cgroup {cgroup}"), "its container does not run", "end its processes and remove it", || {
-                let run = engine.paths().run(&id);
+                let run = engine.paths().run(id);
                 // Nobody starts it meanwhile, and who has is left alone.
                 fs::create_dir_all(&run).context(|| format!("create {}", run.display()))?;
                 let Some(_lock) = state::try_lock(&run).context(|| format!("lock {}", run.display()))? else { return Ok(()) };
@@ -323,24 +323,15 @@ impl Engine {
         if state::is_locked(&run) {
             return Err(Error::conflict("its monitor lives: stop its processes first"));
         }
-        end_cgroup(&format!("{}/{id}", state::CGROUP_PARENT))?;
+        let told = state::load(&run).map(|left| left.cgroup).filter(|path| !path.is_empty());
+        end_cgroup(&told.unwrap_or_else(|| format!("{}/{id}", state::CGROUP_PARENT)))?;
         state::discard(&run).context(|| format!("remove {}", run.display()))?;
         self.remove_files(id)?;
         self.store.database.write::<_, Error>(Durability::Power, |tx| {
-            tx.query_row("DELETE FROM containers WHERE id = ?1 RETURNING id", [id], |_| Ok(())).optional()?;
+            tx.execute("DELETE FROM containers WHERE id = ?1", [id])?;
             Ok(())
         })
     }
-}
-
-fn end_cgroup(path: &str) -> Result<()> {
-    if let Ok(cgroup) = Cgroup::open(path) {
-        let _ = cgroup.freeze(false);
-        cgroup.kill().context(|| format!("end the processes of cgroup {path}"))?;
-        cgroup.remove().context(|| format!("remove cgroup {path}"))?;
-        state::leave_cgroup(path);
-    }
-    Ok(())
 }
 
 /// The entries of a directory with their names, in order; none where there is no directory.
@@ -381,6 +372,7 @@ mod tests {
             })
             .unwrap();
         fs::create_dir_all(engine.paths().container(&id)).unwrap();
+        assert!(engine.containers().unwrap().is_empty());
         assert!(engine.list(&crate::ListQuery { all: true, ..Default::default() }).unwrap().is_empty());
         let found = engine.check_all(false).unwrap().findings;
         assert!(found.len() == 1 && found[0].problem.contains("damaged") && !found[0].repaired, "{found:?}");

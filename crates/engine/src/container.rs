@@ -335,11 +335,16 @@ impl Engine {
         })
     }
 
-    /// All containers, the newest first.
+    /// All containers that can be read, the newest first.
     pub fn containers(&self) -> Result<Vec<Container>> {
         let stored = self.stored_of(&self.container_ids()?)?;
         let runs = self.runs();
-        stored.into_iter().map(|stored| self.complete(stored, runs.as_ref())).collect()
+        Ok(stored.into_iter().filter_map(|stored| self.readable(stored, runs.as_ref())).collect())
+    }
+
+    /// As [`Engine::complete`], of one among many: a damaged record must not hide the others; `system check` tells of it.
+    pub(crate) fn readable(&self, stored: Stored, runs: Option<&Runs>) -> Option<Container> {
+        self.complete(stored, runs).inspect_err(|error| tracing::warn!("{error}")).ok()
     }
 }
 

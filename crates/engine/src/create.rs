@@ -396,7 +396,7 @@ pub(crate) fn name_conflict(tx: &dhow_store::rusqlite::Connection, name: &str) -
     )))
 }
 
-fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 

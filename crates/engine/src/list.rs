@@ -151,14 +151,7 @@ impl Engine {
 
     /// A container as the list has it, put right where that was needed; none that cannot be read or is gone.
     fn listed(&self, stored: Stored, runs: Option<&Runs>) -> Result<Option<Container>> {
-        let container = match self.complete(stored, runs) {
-            Ok(container) => container,
-            // One that cannot be read must not hide the others; `system check` tells of it.
-            Err(error) => {
-                tracing::warn!("{error}");
-                return Ok(None);
-            }
-        };
+        let Some(container) = self.readable(stored, runs) else { return Ok(None) };
         if container.removing && !container.supervised && self.remove_container(&container, true).is_ok() {
             return Ok(None);
         }

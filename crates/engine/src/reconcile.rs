@@ -8,7 +8,7 @@ use std::fs;
 use dhow_monitor::events::Event;
 use dhow_monitor::protocol::Policy;
 use dhow_monitor::state::{self, State, Status};
-use dhow_runtime::cgroup::Cgroup;
+use dhow_runtime::cgroup::{self, Cgroup};
 
 use crate::container::{Container, UNKNOWN_EXIT};
 use crate::error::Context;
@@ -79,16 +79,7 @@ impl Engine {
         let told = left.as_ref().map(|left| left.cgroup.clone()).filter(|path| !path.is_empty());
         let parent = self.settings().containers.cgroup_parent.clone();
         let path = told.map_or_else(|| crate::spec::cgroup_path(container, parent.as_deref()), Ok)?;
-        if dhow_runtime::cgroup::exists(&path)
-            && let Ok(cgroup) = Cgroup::open(&path)
-        {
-            let _ = cgroup.freeze(false);
-            cgroup.kill().context(|| format!("end the processes of container {}", container.id))?;
-            cgroup.remove().context(|| format!("remove the cgroup of container {}", container.id))?;
-            // Where another runtime has made one as well.
-            let _ = dhow_runtime::cgroup::remove_unused(&path);
-            state::leave_cgroup(&path);
-        }
+        end_cgroup(&path)?;
         if let Some(left) = &left {
             if let Some(network) = &left.network {
                 let target = dhow_network::ports::Target::of(&network.endpoints);
@@ -142,17 +133,7 @@ impl Engine {
         if let Err(error) = self.reconcile_networks() {
             tracing::warn!("{error}");
         }
-        let stored = self.stored_of(&self.container_ids()?)?;
-        let runs = self.runs();
-        for stored in stored {
-            let container = match self.complete(stored, runs.as_ref()) {
-                Ok(container) => container,
-                // A damaged row stays visible to `ps` and removable; it must not keep the others from being looked at.
-                Err(error) => {
-                    tracing::warn!("{error}");
-                    continue;
-                }
-            };
+        for container in self.containers()? {
             if let Err(error) = self.reconcile_one(&container, boot) {
                 tracing::warn!("container {}: {error}", container.id);
             }
@@ -226,4 +207,19 @@ impl Engine {
             other => other,
         }
     }
+}
+
+/// Ends what a left cgroup holds, and removes it.
+pub(crate) fn end_cgroup(path: &str) -> Result<()> {
+    if cgroup::exists(path)
+        && let Ok(cgroup) = Cgroup::open(path)
+    {
+        let _ = cgroup.freeze(false);
+        cgroup.kill().context(|| format!("end the processes of cgroup {path}"))?;
+        cgroup.remove().context(|| format!("remove cgroup {path}"))?;
+        // Where another runtime has made one as well.
+        let _ = cgroup::remove_unused(path);
+        state::leave_cgroup(path);
+    }
+    Ok(())
 }

@@ -9,6 +9,7 @@ use dhow_monitor::forward::{Address, Compression, Fluentd, Format, Forward, Gelf
 use serde_json::{Map, Value};
 
 use crate::container::Container;
+use crate::create::host_name;
 use crate::{Engine, Error, Result};
 
 /// The journal's socket (systemd-journald.service(8)).
@@ -195,6 +196,10 @@ impl Engine {
     /// In dockerd's words, an address that cannot be resolved, and a driver whose daemon is not there.
     pub(crate) fn forward(&self, container: &Container) -> Result<Option<Forward>> {
         let log = &container.record.host_config.log_config;
+        // A tag that is wrong stops a start under these, too.
+        if matches!(log.kind.as_str(), "json-file" | "local" | "none") && !log.config.contains_key("tag") {
+            return Ok(None);
+        }
         let failed = |error: Error| Error { message: format!("failed to initialize logging driver: {}", error.message), ..error };
         let option = |key: &str| log.config.get(key).map(String::as_str);
         let is_set = |key: &str| matches!(option(key), Some("true" | "1"));
@@ -440,10 +445,6 @@ fn tag(container: &Container, text: &str) -> Result<String> {
 fn journal_name(name: &str) -> String {
     let allowed = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
     name.chars().map(allowed).collect::<String>().trim_start_matches('_').to_owned()
-}
-
-fn host_name() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 #[cfg(test)]
