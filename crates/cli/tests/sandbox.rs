@@ -133,9 +133,12 @@ fn devices_are_described_by_files_of_their_vendors() {
     };
     let look = "echo $ONE; id -G; head -c 3 /dev/one | wc -c; test -s /vendor && ! touch /vendor 2>/dev/null && echo bound";
     assert_eq!(run(&["-u", "5:6", "--device", "vendor.com/device=one", "busybox", "sh", "-c", look]), "1\n6 4711\n3\nbound\n");
-    for hook in ["createRuntime", "createContainer", "poststart", "poststop"] {
+    let told =
+        [("createRuntime", "creating"), ("createContainer", "creating"), ("poststart", "running"), ("poststop", "stopped")];
+    for (hook, status) in told {
         let path = marks.join(hook);
-        wait_until(hook, || std::fs::read_to_string(&path).is_ok_and(|state| state.contains("ociVersion")));
+        let status = format!("\"status\":\"{status}\"");
+        wait_until(hook, || std::fs::read_to_string(&path).is_ok_and(|state| state.contains(&status)));
     }
     let refused = run(&["--device", "vendor.com/device=two", "busybox", "true"]);
     assert!(refused.contains("CDI device injection failed: unresolvable CDI devices vendor.com/device=two"), "{refused}");

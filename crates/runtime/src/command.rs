@@ -397,7 +397,7 @@ fn start(store: &Store, id: &str) -> Result<i32> {
     }
     fs::remove_file(&fifo).context(|| "remove the start fifo".to_owned())?;
     let poststart = record.spec.hooks.as_ref().map(|hooks| hooks.poststart.as_slice());
-    hooks::run(poststart, &record.spec, id, record.pid, &record.bundle)?;
+    hooks::run(poststart, &record.spec, id, ("running", record.pid), &record.bundle)?;
     Ok(0)
 }
 
@@ -419,7 +419,7 @@ fn remove(store: &Store, id: &str, cgroup: &Cgroup) -> Result<()> {
     cgroup.remove().context(|| "remove the cgroup".to_owned())?;
     if let Ok(record) = store.load(id) {
         let poststop = record.spec.hooks.as_ref().map(|hooks| hooks.poststop.as_slice());
-        hooks::run(poststop, &record.spec, id, 0, &record.bundle)?;
+        hooks::run(poststop, &record.spec, id, ("stopped", 0), &record.bundle)?;
     }
     fs::remove_dir_all(store.directory(id)).context(|| "remove the state".to_owned())
 }

@@ -16,17 +16,17 @@ pub(crate) fn has_runtime_hooks(spec: &Spec) -> bool {
 /// `prestart` and `createRuntime`, in the runtime's own namespaces.
 pub(crate) fn run_runtime_hooks(spec: &Spec, id: &str, pid: i32, bundle: &Path) -> Result<()> {
     let hooks = spec.hooks.as_ref();
-    run(hooks.map(|hooks| hooks.prestart.as_slice()), spec, id, pid, bundle)?;
-    run(hooks.map(|hooks| hooks.create_runtime.as_slice()), spec, id, pid, bundle)
+    run(hooks.map(|hooks| hooks.prestart.as_slice()), spec, id, ("creating", pid), bundle)?;
+    run(hooks.map(|hooks| hooks.create_runtime.as_slice()), spec, id, ("creating", pid), bundle)
 }
 
-/// Runs hooks in order; the first that fails ends it.
-pub fn run(hooks: Option<&[Hook]>, spec: &Spec, id: &str, pid: i32, bundle: &Path) -> Result<()> {
+/// Runs hooks in order, each with the state's status and process (0 for none) on its input; the first that fails ends it.
+pub fn run(hooks: Option<&[Hook]>, spec: &Spec, id: &str, (status, pid): (&str, i32), bundle: &Path) -> Result<()> {
     let Some(hooks) = hooks.filter(|hooks| !hooks.is_empty()) else { return Ok(()) };
     let state = State {
         oci_version: spec.oci_version.clone(),
         id: id.to_owned(),
-        status: if pid == 0 { "creating" } else { "created" }.to_owned(),
+        status: status.to_owned(),
         pid,
         bundle: bundle.to_string_lossy().into_owned(),
         annotations: spec.annotations.clone(),

@@ -99,7 +99,13 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
         socket::send(child.socket, b"T", &[master.as_fd()]).context(|| "send the terminal".to_owned())?;
         terminal = Some(slave);
     }
-    hooks::run(spec.hooks.as_ref().map(|hooks| hooks.create_container.as_slice()), spec, launch.id, 0, launch.bundle)?;
+    hooks::run(
+        spec.hooks.as_ref().map(|hooks| hooks.create_container.as_slice()),
+        spec,
+        launch.id,
+        ("creating", 0),
+        launch.bundle,
+    )?;
     if !launch.process.cwd.starts_with('/') {
         return Err(RuntimeError::Init(format!("Cwd must be an absolute path: {}", launch.process.cwd)));
     }
@@ -115,7 +121,13 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
     tree.write_sysctls(spec)?;
     tree.protect(spec)?;
     tree.enter(spec)?;
-    hooks::run(spec.hooks.as_ref().map(|hooks| hooks.start_container.as_slice()), spec, launch.id, 0, launch.bundle)?;
+    hooks::run(
+        spec.hooks.as_ref().map(|hooks| hooks.start_container.as_slice()),
+        spec,
+        launch.id,
+        ("created", 0),
+        launch.bundle,
+    )?;
     if let Some(personality) = &linux.personality {
         let domain = match personality.domain.as_str() {
             "LINUX" => 0,

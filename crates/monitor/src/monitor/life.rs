@@ -119,19 +119,19 @@ impl Monitor {
         let _ = state::save(&self.setup.directory, &self.state);
         self.event("start", &[]);
         // As runc does it: one that fails ends nothing that runs.
-        let _ = self.run_hooks(|hooks| &hooks.poststart, self.state.pid);
+        let _ = self.run_hooks(|hooks| &hooks.poststart, ("running", self.state.pid));
         // What the set-up took is not needed while the container runs.
         dhow_sys::process::trim_heap();
         Ok(())
     }
 
-    fn run_hooks(&self, which: impl Fn(&Hooks) -> &Vec<Hook>, pid: i32) -> dhow_runtime::Result<()> {
+    fn run_hooks(&self, which: impl Fn(&Hooks) -> &Vec<Hook>, state: (&str, i32)) -> dhow_runtime::Result<()> {
         if self.start.runtime.is_some() {
             // Its runtime runs them.
             return Ok(());
         }
         let hooks = self.start.spec.hooks.as_ref().map(|hooks| which(hooks).as_slice());
-        hooks::run(hooks, &self.start.spec, &self.setup.id, pid, &self.setup.directory)
+        hooks::run(hooks, &self.start.spec, &self.setup.id, state, &self.setup.directory)
     }
 
     pub(super) fn mount_root(&mut self) -> Result<(), start::Failed> {
@@ -260,7 +260,7 @@ impl Monitor {
         self.state.pid = 0;
         self.state.exit_code = code;
         self.state.finished = now();
-        let _ = self.run_hooks(|hooks| &hooks.poststop, 0);
+        let _ = self.run_hooks(|hooks| &hooks.poststop, ("stopped", 0));
         self.stop_probing();
         self.prober = None;
         if self.state.oom_killed {
