@@ -113,7 +113,8 @@ pub(crate) fn pruned(call: &Call, ids: Vec<String>, report: &impl serde::Seriali
         return Ok(answer::json(StatusCode::OK, report));
     }
     let lines = Lines::Plain("application/jsonl");
-    let gone = ids.iter().map(|id| json!({ "id": id, "status": "Deleted" }));
+    let status = if call.parameters.is("dry-run") { "Would be deleted" } else { "Deleted" };
+    let gone = ids.iter().map(|id| json!({ "id": id, "status": status }));
     let text: String = gone.chain([json!({ "aux": report })]).map(|line| format!("{line}\n")).collect();
     let (answer, sender) = answer::stream(lines.media_type());
     tokio::spawn(async move { sender.send(Bytes::from(text)).await });

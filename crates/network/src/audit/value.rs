@@ -1,6 +1,6 @@
 //! What registers hold, as far as it is known: compared, as sets of sources, and in words.
 
-use dhow_sys::netlink::Socket;
+use rustix::net::{AddressFamily, SocketType};
 
 use super::Sources;
 use crate::nft;
@@ -80,10 +80,8 @@ pub(super) fn link_text(from: &[u8], to: &[u8]) -> String {
 /// The name of the link of a number, as rules have it.
 pub(super) fn link_of(bytes: &[u8]) -> Option<String> {
     let index = u32::from_ne_bytes(bytes.try_into().ok()?);
-    let socket = Socket::route().ok()?;
-    let links = std::fs::read_dir("/proc/sys/net/ipv4/conf").ok()?.flatten();
-    let names = links.map(|link| link.file_name().to_string_lossy().into_owned());
-    names.into_iter().find(|name| crate::route::index(&socket, name).is_ok_and(|found| found == Some(index)))
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).ok()?;
+    rustix::net::netdevice::index_to_name(&socket, index).ok()
 }
 
 pub(super) fn sign(operator: u32) -> &'static str {
