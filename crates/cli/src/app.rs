@@ -39,9 +39,9 @@ struct Globals {
     /// Print messages for debugging
     #[arg(short = 'D', long)]
     debug: bool,
-    /// Which messages are printed: debug, info, warn, error
-    #[arg(short = 'l', long, default_value = "info")]
-    log_level: String,
+    /// Which messages are printed: debug, info (default), warn, error
+    #[arg(short = 'l', long)]
+    log_level: Option<String>,
     /// Location of client config files
     #[arg(long)]
     config: Option<PathBuf>,
@@ -380,7 +380,7 @@ pub fn main(args: Vec<OsString>) -> i32 {
     };
     if let Command::Daemon(daemon) = app.command {
         let globals = app.globals;
-        return finish(daemon.run(globals.debug, &globals.log_level, globals.roots, globals.host, globals.tls));
+        return finish(daemon.run(globals.debug, globals.log_level, globals.roots, globals.host, globals.tls));
     }
     if let Command::System(System::Reap { id }) = &app.command {
         let target = Target { host: None, roots: app.globals.roots.clone(), ..Target::default() };

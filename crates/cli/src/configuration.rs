@@ -216,6 +216,11 @@ impl Configuration {
         self.text(key)?.map(|text| text.parse().map_err(|error| self.wrong(key, &format!("\"{text}\": {error}")))).transpose()
     }
 
+    /// A value that is written as a text and has rules of its own.
+    fn checked<T>(&self, key: &str, parse: fn(&str) -> Result<T, String>) -> Result<Option<T>> {
+        self.text(key)?.map(|text| parse(&text).map_err(|why| self.wrong(key, &why))).transpose()
+    }
+
     fn wrong(&self, key: &str, why: &str) -> Failure {
         Failure::new(format!("unable to configure the daemon with file {}: {key}: {why}", self.path.display()))
     }
@@ -251,11 +256,20 @@ impl Configuration {
             cdi_directories: self.get("cdi-spec-dirs")?.unwrap_or(defaults.cdi_directories),
             pools: pools.collect::<Result<_>>()?,
             network_options: self.get("default-network-opts")?.unwrap_or_default(),
+            default_network: self.network()?,
             containers: self.containers(defaults.containers)?,
         })
     }
 
-    /// Other OCI runtimes. A program without a slash is looked for in `PATH`.
+    /// Looks for the files that settings of it name.
+    pub fn check_files(&self, settings: &Settings) -> Result<()> {
+        let refused = |error: dhow_engine::Error| {
+            Failure::new(format!("unable to configure the daemon with file {}: {error}", self.path.display()))
+        };
+        settings.check_files().map_err(refused)
+    }
+
+    /// Other OCI runtimes.
     fn runtimes(&self) -> Result<BTreeMap<String, Runtime>> {
         const KEY: &str = "runtimes";
         let mut runtimes = BTreeMap::new();
@@ -276,9 +290,7 @@ impl Configuration {
             if path.is_empty() {
                 return Err(wrong("either path or runtimeType is required"));
             }
-            let found = find_program(path).ok_or_else(|| wrong(&format!("{path}: there is no such program")))?;
-            let path = found.to_string_lossy().into_owned();
-            runtimes.insert(name, Runtime { path, args: given.args });
+            runtimes.insert(name, Runtime { path: path.to_owned(), args: given.args });
         }
         Ok(runtimes)
     }
@@ -320,7 +332,7 @@ impl Configuration {
             ulimits,
             init: self.get("init")?.unwrap_or(defaults.init),
             no_new_privileges: self.get("no-new-privileges")?.unwrap_or(defaults.no_new_privileges),
-            seccomp_profile: self.seccomp_profile()?.unwrap_or(defaults.seccomp_profile),
+            seccomp_profile: self.text("seccomp-profile")?.unwrap_or(defaults.seccomp_profile),
             ipc_mode: one_of("default-ipc-mode", &["private", "shareable"])?.unwrap_or(defaults.ipc_mode),
             cgroupns_mode: one_of("default-cgroupns-mode", &["private", "host"])?.or(defaults.cgroupns_mode),
             cgroup_parent: self.text("cgroup-parent")?.or(defaults.cgroup_parent),
@@ -352,51 +364,34 @@ impl Configuration {
         size.filter(|size| *size > 0).map(Some).ok_or_else(|| self.wrong(key, "this is no size"))
     }
 
-    fn seccomp_profile(&self) -> Result<Option<String>> {
-        const KEY: &str = "seccomp-profile";
-        let profile = match self.text(KEY)? {
-            Some(path) if !matches!(path.as_str(), "builtin" | "unconfined") => {
-                let text = std::fs::read_to_string(&path).map_err(|error| self.wrong(KEY, &format!("{path}: {error}")))?;
-                dhow_engine::check_profile(&text).map_err(|error| self.wrong(KEY, &format!("{path}: {error}")))?;
-                Some(text)
-            }
-            other => other,
-        };
-        Ok(profile)
-    }
-
-    /// Whether it says anything of the network named `bridge`.
-    pub fn is_about_network(&self) -> bool {
-        const ABOUT: [&str; 9] = ["bip", "fixed-cidr", "fixed-cidr-v6", "icc", "ip", "ip-masq", "ipv6", "mtu", "publish"];
-        ABOUT.iter().any(|key| self.has(key))
-    }
-
-    /// The network named `bridge`, as the file wants it; what that does not say stays as it is.
-    ///
-    /// # Errors
-    /// A value that is none.
-    pub fn network(&self, now: DefaultNetwork) -> Result<DefaultNetwork> {
-        let ipv4 = self.text("bip")?.map(|text| bridge_address(&text).map_err(|why| self.wrong("bip", &why))).transpose()?;
-        let ipv6_subnet: Option<Subnet> = self.parsed("fixed-cidr-v6")?;
-        if let Some(subnet) = ipv6_subnet.filter(|subnet| subnet.is_ipv4() || subnet.prefix > 124) {
-            return Err(self.wrong("fixed-cidr-v6", &format!("{subnet} is no subnet of IPv6 with room for containers")));
-        }
-        let mtu = if self.has("mtu") { self.get("mtu")?.filter(|mtu| *mtu > 0) } else { now.mtu };
-        let host_binding = match self.has("ip") {
-            true => self.parsed::<IpAddr>("ip")?.filter(|address| !address.is_unspecified()),
-            false => now.host_binding,
+    /// What it wants of the network named `bridge`.
+    fn network(&self) -> Result<DefaultNetwork> {
+        let said = |key: &str| self.keys.contains_key(key);
+        let mtu = if said("mtu") { Some(self.get("mtu")?.filter(|mtu| *mtu > 0)) } else { None };
+        let host_binding = match said("ip") {
+            true => Some(self.parsed::<IpAddr>("ip")?.filter(|address| !address.is_unspecified())),
+            false => None,
         };
         Ok(DefaultNetwork {
-            ipv4: ipv4.or(now.ipv4),
-            ipv4_range: self.parsed("fixed-cidr")?.or(now.ipv4_range),
-            ipv6: self.get("ipv6")?.unwrap_or(now.ipv6),
-            ipv6_subnet: ipv6_subnet.or(now.ipv6_subnet),
+            ipv4: self.checked("bip", bridge_address)?,
+            ipv4_range: if said("fixed-cidr") { Some(self.parsed("fixed-cidr")?) } else { None },
+            ipv6: self.get("ipv6")?,
+            ipv6_subnet: self.checked("fixed-cidr-v6", ipv6_subnet)?,
             mtu,
-            inter_container: self.get("icc")?.unwrap_or(now.inter_container),
-            masquerade: self.get("ip-masq")?.unwrap_or(now.masquerade),
+            inter_container: self.get("icc")?,
+            masquerade: self.get("ip-masq")?,
             host_binding,
-            publish: self.parsed("publish")?.unwrap_or(now.publish),
+            publish: self.parsed("publish")?,
         })
+    }
+}
+
+/// A subnet for the containers of the default network: `fd00:1::/64`.
+pub fn ipv6_subnet(text: &str) -> Result<Subnet, String> {
+    let subnet: Subnet = text.parse().map_err(|error| format!("\"{text}\": {error}"))?;
+    match subnet.is_ipv4() || subnet.prefix > 124 {
+        true => Err(format!("{subnet} is no subnet of IPv6 with room for containers")),
+        false => Ok(subnet),
     }
 }
 
@@ -410,15 +405,6 @@ struct RuntimeText {
     #[serde(rename = "runtimeType")]
     kind: String,
     options: Map<String, Value>,
-}
-
-fn find_program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let candidates: Vec<PathBuf> = match name.contains('/') {
-        true => vec![PathBuf::from(name)],
-        false => std::env::split_paths(&path).map(|directory| directory.join(name)).collect(),
-    };
-    candidates.into_iter().find(|path| path.is_file())
 }
 
 /// An address with the length of its subnet's prefix: `172.20.0.1/16`.
@@ -498,11 +484,10 @@ mod tests {
         assert_eq!((containers.ulimits[0].name.as_str(), containers.ulimits[0].soft), ("nofile", 10));
         assert_eq!(containers.host_gateways, ["10.1.1.1".parse::<IpAddr>().unwrap()]);
         assert_eq!(settings.pools, [Pool { base: "10.9.0.0/16".parse().unwrap(), size: 24 }]);
-        let network = file.network(DefaultNetwork::default()).unwrap();
+        let network = settings.default_network;
         assert_eq!(network.ipv4, Some(("10.8.0.1".parse().unwrap(), "10.8.0.0/24".parse().unwrap())));
-        assert_eq!((network.inter_container, network.mtu), (false, Some(1400)));
+        assert_eq!((network.inter_container, network.mtu, network.ipv6), (Some(false), Some(Some(1400)), None));
         assert_eq!(file.without_effect().map(|(key, _)| key).collect::<Vec<_>>(), ["live-restore"]);
-        assert_eq!(read(r#"{"debug": true}"#).unwrap().network(network.clone()).unwrap(), network, "what is not said stays");
     }
 
     #[test]
@@ -510,9 +495,7 @@ mod tests {
         let refused = |text: &str| {
             let whole = || -> Result<()> {
                 let file = read(text)?;
-                file.settings(Settings::default())?;
-                file.network(DefaultNetwork::default())?;
-                Ok(())
+                file.check_files(&file.settings(Settings::default())?)
             };
             whole().map_err(|failure| failure.message).unwrap_err()
         };
@@ -546,10 +529,13 @@ mod tests {
     }
 
     #[test]
-    fn every_key_is_there_once() {
+    fn every_key_is_there_once_and_documented() {
         let mut names: Vec<&str> = KEYS.iter().map(|(name, _)| *name).collect();
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), KEYS.len());
+        let documented = include_str!("../../../docs/configuration.md");
+        let missing: Vec<&&str> = names.iter().filter(|name| !documented.contains(&format!("`{name}`"))).collect();
+        assert!(missing.is_empty(), "not in docs/configuration.md: {missing:?}");
     }
 }

@@ -85,22 +85,17 @@ impl Target {
         if !own_roots && std::os::unix::net::UnixStream::connect(DEFAULT_SOCKET).is_ok() {
             return Ok(Client::unix(PathBuf::from(DEFAULT_SOCKET)));
         }
-        let file = self.configuration()?;
-        embedded(self.settings(&file)?, &file, self.starts)
-    }
-
-    /// The configuration of an engine in this process. Roots that are named on the command line have none.
-    fn configuration(&self) -> Result<Configuration> {
-        if self.roots.are_given() { Ok(Configuration::default()) } else { Configuration::read(None) }
+        embedded(self.settings()?, self.starts)
     }
 
     /// Opens the engine of this process.
     pub fn engine(&self) -> Result<Engine> {
-        let settings = self.settings(&self.configuration()?)?;
-        Engine::open(settings).map_err(|error| Failure::new(error.to_string()))
+        Engine::open(self.settings()?).map_err(|error| Failure::new(error.to_string()))
     }
 
-    fn settings(&self, file: &Configuration) -> Result<Settings> {
+    /// Of an engine in this process. Roots that are named on the command line have no configuration file.
+    fn settings(&self) -> Result<Settings> {
+        let file = if self.roots.are_given() { Configuration::default() } else { Configuration::read(None)? };
         let (data_root, exec_root) = roots(self.roots.data_root.clone(), self.roots.exec_root.clone());
         file.settings(Settings { data_root, exec_root, ..Settings::default() })
     }
@@ -142,21 +137,10 @@ fn in_context(folder: &Folder, name: &str) -> Result<Client> {
 }
 
 /// A client of an engine in this process: the same server, over a pipe in memory.
-fn embedded(settings: Settings, file: &Configuration, starts: Option<Starts>) -> Result<Client> {
+fn embedded(settings: Settings, starts: Option<Starts>) -> Result<Client> {
     // Should that fail, the monitor is started later, and then says what is wrong.
     let spare = starts.and_then(|starts| Spare::start(starts.network).ok());
-    let failed = |error: dhow_engine::Error| Failure::new(format!("Error response from daemon: {error}"));
-    let engine = Engine::open(settings).map_err(failed)?;
-    if file.is_about_network() {
-        let now = engine.default_network_settings().map_err(failed)?;
-        let wanted = file.network(now.clone())?;
-        // It may be that only this command can make room for it: nothing is refused because of that.
-        if wanted != now
-            && let Err(error) = engine.set_default_network(&wanted)
-        {
-            eprintln!("WARNING: the default network stays as it was: {error}");
-        }
-    }
+    let engine = Engine::open(settings).map_err(|error| Failure::new(format!("Error response from daemon: {error}")))?;
     if let Some(spare) = spare {
         engine.offer(spare);
     }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 
-use dhow_testkit::{Sandbox, sandboxed, wait_until};
+use dhow_testkit::{Sandbox, sandboxed, text, wait_until};
 
 #[test]
 fn figures_are_served_and_a_default_log_driver_is_used() {
@@ -102,5 +102,47 @@ fn the_configuration_file_counts_for_every_container_and_can_be_read_again() {
         let route = sandbox.by("dhow", &["run", "--rm", "busybox", "ip", "route"]).1;
         route.contains("default via 10.215.7.1")
     });
+    sandbox.finish();
+}
+
+#[test]
+fn commands_without_a_daemon_read_the_file_too() {
+    let sandbox = sandboxed!();
+    fs::create_dir_all(sandbox.path("etc/dhow")).unwrap();
+    fs::create_dir_all(sandbox.path("client")).unwrap();
+    let write = |keys: &str| {
+        let (data, exec) = (sandbox.data_root(), sandbox.exec_root());
+        let text = format!(r#"{{ "data-root": "{}", "exec-root": "{}", {keys} }}"#, data.display(), exec.display());
+        fs::write(sandbox.path("etc/dhow/daemon.json"), text).unwrap();
+    };
+    // On a host with this file, and no daemon of the host's own in sight.
+    let run = |args: &[&str]| {
+        let script = "mount -t tmpfs none /run && mount -t overlay -o lowerdir=\"$0\":/etc none /etc && exec \"$@\"";
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--mount", "sh", "-c", script]).arg(sandbox.path("etc")).arg(env!("CARGO_BIN_EXE_dhow")).args(args);
+        command.env_remove("DHOW_HOST").env_remove("DOCKER_HOST").env("DOCKER_CONFIG", sandbox.path("client"));
+        let output = command.output().unwrap();
+        (output.status.success(), text(&output.stdout).trim().to_owned(), text(&output.stderr).trim().to_owned())
+    };
+    write(r#""bip": "10.216.7.1/24", "fixed-cidr-v6": "fd00:d:41::/64", "seccomp-profile": "/does/not/exist""#);
+    assert_eq!(run(&["ps", "-q"]), (true, String::new(), String::new()), "the profile is of no interest here");
+    let (success, _, errors) = run(&["run", "--rm", "busybox", "true"]);
+    assert!(!success && errors.contains("seccomp-profile: /does/not/exist: No such file"), "{errors}");
+
+    write(r#""bip": "10.216.7.1/24", "fixed-cidr-v6": "fd00:d:41::/64", "runtimes": { "gone": { "path": "/does/not/exist" } }"#);
+    let (success, id, errors) = run(&["run", "-d", "busybox", "sh", "-c", "ip route; sleep 1000"]);
+    assert!(success && errors.is_empty(), "{errors}");
+    wait_until("it is in the subnet of the file", || run(&["logs", &id]).1.contains("default via 10.216.7.1"));
+    let (success, _, errors) = run(&["run", "--rm", "--runtime", "gone", "busybox", "true"]);
+    assert!(!success && errors.contains("gone: /does/not/exist: there is no such program"), "{errors}");
+
+    write(r#""bip": "10.217.7.1/24""#);
+    assert_eq!(run(&["ps", "-q", "--no-trunc"]), (true, id.clone(), String::new()));
+    let (success, route, errors) = run(&["run", "--rm", "busybox", "ip", "route"]);
+    assert!(success && route.contains("default via 10.216.7.1"), "{route}");
+    assert!(errors.contains("stays as it was") && errors.contains("while containers run in it"), "{errors}");
+    assert!(run(&["rm", "-f", &id]).0);
+    let (success, route, errors) = run(&["run", "--rm", "busybox", "ip", "route"]);
+    assert!(success && errors.is_empty() && route.contains("default via 10.217.7.1"), "{route}{errors}");
     sandbox.finish();
 }

@@ -83,6 +83,9 @@ impl Engine {
         let links = self.take_links(&mut host)?;
         let networks = self.networks_of(&mut host, networking_config, &config.mac_address)?;
         for network in networks.keys() {
+            if network == crate::network::DEFAULT {
+                warnings.extend(self.settle_default_network());
+            }
             warnings.extend(self.stopped_ways(network));
         }
         let (mut mounts, volumes) = self.resolve_mounts(&config, &host)?;

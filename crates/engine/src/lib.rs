@@ -73,7 +73,6 @@ pub use logs::drivers::check as check_log;
 pub use logs::{LogQuery, LogSink};
 pub use names::random_id;
 pub use prune::{DiskQuery, PruneQuery};
-pub use security::check_profile;
 pub use settings::{BindOwnership, ContainerDefaults, DefaultNetwork, OWN_RUNTIMES, Pool, Settings};
 pub use signal::parse_signal;
 pub use system::Figures;

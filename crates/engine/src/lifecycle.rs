@@ -81,7 +81,7 @@ impl Engine {
         let match_owner = container.record.mounts.iter().filter_map(|mount| mount.match_owner.clone()).collect();
         let volumes = crate::mounts::mounted_volumes(container)?;
         let forward = self.forward(container)?;
-        let runtime = self.settings().runtime(&container.record.host_config.runtime)?.cloned();
+        let runtime = self.settings().runtime(&container.record.host_config.runtime)?;
         self.set_wanted(container, true)?;
         let start =
             Request::Start(Box::new(Start { spec, runtime, volumes, copy_up, match_owner, plan, forward, rows, columns }));

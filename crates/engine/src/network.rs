@@ -62,41 +62,37 @@ pub(crate) struct NetworkRecord {
 impl NetworkRecord {
     /// Takes over what is wanted of the default network; `used` are subnets of others.
     fn become_default(&mut self, wanted: &DefaultNetwork, seed: &str, used: &[Subnet]) -> Result<()> {
+        if let Some((address, subnet)) = wanted.ipv4 {
+            check_free("bip", subnet, used)?;
+            self.network.ipv4 = Some(Range { subnet, gateway: Some(address) });
+        }
         let before = self.network.ipv6.as_ref().map(|range| range.subnet);
-        let ipv6 = match (wanted.ipv6, wanted.ipv6_subnet.or(before)) {
+        let ipv6 = match (wanted.ipv6.unwrap_or(before.is_some()), wanted.ipv6_subnet.or(before)) {
             (false, _) => None,
             (true, Some(subnet)) => Some(subnet),
             (true, None) => Some(create::free_unique_local(seed, used)?),
         };
-        let subnets = [("fixed-cidr-v6", ipv6), ("bip", wanted.ipv4.map(|(_, subnet)| subnet))];
-        for (key, subnet) in subnets.into_iter().filter_map(|(key, subnet)| Some((key, subnet?))) {
-            if let Some(other) = used.iter().find(|other| other.overlaps(&subnet)) {
-                return Err(Error::invalid(format!("{key}: {subnet} overlaps {other} of another network")));
-            }
-        }
-        if let Some((address, subnet)) = wanted.ipv4 {
-            self.network.ipv4 = Some(Range { subnet, gateway: Some(address) });
+        if let Some(subnet) = ipv6 {
+            check_free("fixed-cidr-v6", subnet, used)?;
         }
         self.network.ipv6 = ipv6.map(|subnet| Range { subnet, gateway: Some(subnet.first_host()) });
-        let range = wanted.ipv4_range;
+        self.ranges[0] = wanted.ipv4_range.unwrap_or(self.ranges[0]);
         let whole = self.network.ipv4.as_ref().map(|own| own.subnet);
-        if let (Some(range), Some(whole)) = (range, whole)
+        if let (Some(range), Some(whole)) = (self.ranges[0], whole)
             && !(whole.contains(range.first_host()) && whole.contains(range.last()))
         {
             return Err(Error::invalid(format!(
                 "fixed-cidr: {range} is no part of {whole}, the subnet of the default network (bip)"
             )));
         }
-        self.ranges[0] = range;
         self.reserved = self.families().into_iter().flatten().filter_map(|range| range.gateway).collect();
-        self.network.mtu = wanted.mtu;
+        self.network.mtu = wanted.mtu.unwrap_or(self.network.mtu);
         if let Driver::Bridge(bridge) = &mut self.network.driver {
-            bridge.inter_container = wanted.inter_container;
-            bridge.masquerade = wanted.masquerade;
+            bridge.inter_container = wanted.inter_container.unwrap_or(bridge.inter_container);
+            bridge.masquerade = wanted.masquerade.unwrap_or(bridge.masquerade);
         }
-        self.host_binding = wanted.host_binding;
-        let publish = wanted.publish;
-        if publish != self.publish.unwrap_or_default() {
+        self.host_binding = wanted.host_binding.unwrap_or(self.host_binding);
+        if let Some(publish) = wanted.publish.filter(|publish| *publish != self.publish.unwrap_or_default()) {
             self.publish = Some(publish);
         }
         Ok(())
@@ -233,15 +229,32 @@ impl Engine {
             .ok_or_else(|| Error::internal("all predefined address pools have been fully subnetted"))
     }
 
-    /// Makes the default network what it is to be, for the containers that start from now on. Subnets that are not named stay
-    /// what they are.
+    /// Makes the default network what is wanted, for the containers that start from now on.
     ///
     /// # Errors
     /// A subnet that another network has; another IPv4 subnet while containers run in it.
     pub fn set_default_network(&self, wanted: &DefaultNetwork) -> Result<()> {
-        if *wanted == DefaultNetwork::default() && self.store.database.read(|db| by_name(db, DEFAULT))?.is_none() {
+        let there = self.store.database.read(|db| by_name(db, DEFAULT))?;
+        // What is wanted of a network that nobody has used yet: nothing but the defaults.
+        if *wanted == DefaultNetwork::default() || (there.is_none() && *wanted == DefaultNetwork::default().or_default()) {
             return Ok(());
         }
+        if let Some(before) = there {
+            let mut after = before.clone();
+            if after.become_default(wanted, "", &[]).is_ok() && after == before {
+                return Ok(());
+            }
+        }
+        self.change_default_network(wanted)
+    }
+
+    /// Makes it what the settings want, if that can be now; if not, this is why. It may have to wait until containers have left.
+    pub(crate) fn settle_default_network(&self) -> Option<String> {
+        let error = self.set_default_network(&self.settings().default_network).err()?;
+        Some(format!("the default network stays as it was: {error}"))
+    }
+
+    fn change_default_network(&self, wanted: &DefaultNetwork) -> Result<()> {
         let network = self.default_network()?;
         let seed = self.engine_id()?;
         self.store.database.write(Durability::Power, |tx| {
@@ -253,8 +266,7 @@ impl Engine {
             if record == before {
                 return Ok(());
             }
-            let moved = record.network.ipv4 != before.network.ipv4;
-            if moved {
+            if record.network.ipv4 != before.network.ipv4 {
                 self.release_if_idle(tx, record.id(), None)?;
                 let query = "SELECT EXISTS (SELECT 1 FROM endpoints WHERE network_id = ?1)";
                 if tx.query_row(query, [record.id()], |row| row.get(0))? {
@@ -262,31 +274,11 @@ impl Engine {
                         "bip: the default network cannot have another subnet while containers run in it: stop them first",
                     ));
                 }
-            }
-            if moved {
                 // Nobody is in it, and nobody gets an address in it meanwhile: the next container finds it made anew. Should this be
                 // cut short, it is made as it was.
                 before.network.remove().context(|| "move the default network".to_owned())?;
             }
             save(tx, &record)
-        })
-    }
-
-    /// What the default network is now.
-    pub fn default_network_settings(&self) -> Result<DefaultNetwork> {
-        let Some(record) = self.store.database.read(|db| by_name(db, DEFAULT))? else { return Ok(DefaultNetwork::default()) };
-        let network = &record.network;
-        let bridge = network.bridge();
-        Ok(DefaultNetwork {
-            ipv4: network.ipv4.as_ref().and_then(|range| Some((range.gateway?, range.subnet))),
-            ipv4_range: record.ranges[0],
-            ipv6: network.ipv6.is_some(),
-            ipv6_subnet: network.ipv6.as_ref().map(|range| range.subnet),
-            mtu: network.mtu,
-            inter_container: bridge.is_none_or(|bridge| bridge.inter_container),
-            masquerade: bridge.is_none_or(|bridge| bridge.masquerade),
-            host_binding: record.host_binding,
-            publish: record.publish.unwrap_or_default(),
         })
     }
 
@@ -296,6 +288,13 @@ impl Engine {
             return self.default_network();
         }
         self.store.database.read(|db| find(db, reference))
+    }
+}
+
+fn check_free(key: &str, subnet: Subnet, used: &[Subnet]) -> Result<()> {
+    match used.iter().find(|other| other.overlaps(&subnet)) {
+        Some(other) => Err(Error::invalid(format!("{key}: {subnet} overlaps {other} of another network"))),
+        None => Ok(()),
     }
 }
 

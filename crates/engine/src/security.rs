@@ -29,12 +29,11 @@ pub(crate) enum SeccompOption {
 
 /// What a container says, and where it says nothing what the engine was told.
 pub(crate) fn parse_with(host: &HostConfig, defaults: &ContainerDefaults) -> Result<SecurityOptions> {
-    let seccomp = match defaults.seccomp_profile.as_str() {
-        "builtin" => SeccompOption::Default,
-        "unconfined" => SeccompOption::Unconfined,
-        profile => SeccompOption::Profile(profile.to_owned()),
+    let base = SecurityOptions {
+        no_new_privileges: defaults.no_new_privileges,
+        seccomp: defaults.seccomp()?,
+        ..SecurityOptions::default()
     };
-    let base = SecurityOptions { no_new_privileges: defaults.no_new_privileges, seccomp, ..SecurityOptions::default() };
     parse_onto(host, base)
 }
 
@@ -140,7 +139,7 @@ pub(crate) fn spec_seccomp(host: &HostConfig, options: &SecurityOptions, set: &[
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn check_profile(text: &str) -> Result<()> {
+pub(crate) fn check_profile(text: &str) -> Result<()> {
     profile(text, &[]).map(drop)
 }
 

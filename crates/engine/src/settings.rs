@@ -10,12 +10,12 @@ use dhow_network::address::Subnet;
 use dhow_network::ports::Policy;
 use serde::Deserialize;
 
+use crate::security::{self, SeccompOption};
 use crate::{Error, Result};
 
 /// The names of our own runtime: Docker's clients know the first.
 pub const OWN_RUNTIMES: [&str; 2] = ["runc", "dhow"];
 
-/// Everything but what is kept in the record of the default network ([`DefaultNetwork`]).
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub data_root: PathBuf,
@@ -23,7 +23,7 @@ pub struct Settings {
     pub debug: bool,
     /// Shown by `info`: `KEY=VALUE`.
     pub labels: Vec<String>,
-    /// Other OCI runtimes by name. Our own goes by the names of [`OWN_RUNTIMES`].
+    /// Other OCI runtimes by name; a program without a slash is in `PATH`. Our own goes by the names of [`OWN_RUNTIMES`].
     pub runtimes: BTreeMap<String, Runtime>,
     /// Of containers that name none.
     pub default_runtime: String,
@@ -33,6 +33,7 @@ pub struct Settings {
     pub pools: Vec<Pool>,
     /// Options of new networks that do not have them, by driver.
     pub network_options: BTreeMap<String, BTreeMap<String, String>>,
+    pub default_network: DefaultNetwork,
     pub containers: ContainerDefaults,
 }
 
@@ -48,7 +49,7 @@ pub struct ContainerDefaults {
     pub ulimits: Vec<Ulimit>,
     pub init: bool,
     pub no_new_privileges: bool,
-    /// `builtin`, `unconfined`, or the text of a profile.
+    /// `builtin`, `unconfined`, or the path of a profile, which is read at every start.
     pub seccomp_profile: String,
     /// `private` or `shareable`.
     pub ipc_mode: String,
@@ -80,38 +81,41 @@ pub enum BindOwnership {
     Match,
 }
 
-/// The network named `bridge`. It is in the database, where every engine finds it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What is wanted of the network named `bridge`, which is a record in the database, where every engine finds it. What is `None`
+/// stays as it is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DefaultNetwork {
-    /// The bridge's own address and its subnet; chosen once if `None`.
+    /// The bridge's own address and its subnet.
     pub ipv4: Option<(IpAddr, Subnet)>,
-    /// Containers' addresses are from this part of it.
-    pub ipv4_range: Option<Subnet>,
-    pub ipv6: bool,
-    /// One of unique local addresses (RFC 4193) if `None`.
+    /// Containers' addresses are from this part of it; from all of it if there is none.
+    pub ipv4_range: Option<Option<Subnet>>,
+    pub ipv6: Option<bool>,
+    /// One of unique local addresses (RFC 4193) is chosen where there was none.
     pub ipv6_subnet: Option<Subnet>,
-    pub mtu: Option<u32>,
+    /// The kernel's own if there is none.
+    pub mtu: Option<Option<u32>>,
     /// Whether its containers reach each other.
-    pub inter_container: bool,
-    pub masquerade: bool,
-    /// What ports are published on when no address is given.
-    pub host_binding: Option<IpAddr>,
+    pub inter_container: Option<bool>,
+    pub masquerade: Option<bool>,
+    /// What ports are published on when no address is given; all addresses if there is none.
+    pub host_binding: Option<Option<IpAddr>>,
     /// Who may reach published ports of networks that do not say so themselves.
-    pub publish: Policy,
+    pub publish: Option<Policy>,
 }
 
-impl Default for DefaultNetwork {
-    fn default() -> DefaultNetwork {
+impl DefaultNetwork {
+    /// This, and for all else but the subnets, which are chosen once, the defaults.
+    pub fn or_default(self) -> DefaultNetwork {
         DefaultNetwork {
-            ipv4: None,
-            ipv4_range: None,
-            ipv6: false,
-            ipv6_subnet: None,
-            mtu: None,
-            inter_container: true,
-            masquerade: true,
-            host_binding: None,
-            publish: Policy::default(),
+            ipv4: self.ipv4,
+            ipv4_range: self.ipv4_range.or(Some(None)),
+            ipv6: self.ipv6.or(Some(false)),
+            ipv6_subnet: self.ipv6_subnet,
+            mtu: self.mtu.or(Some(None)),
+            inter_container: self.inter_container.or(Some(true)),
+            masquerade: self.masquerade.or(Some(true)),
+            host_binding: self.host_binding.or(Some(None)),
+            publish: self.publish.or(Some(Policy::default())),
         }
     }
 }
@@ -120,14 +124,54 @@ impl Settings {
     /// The runtime of a name; `None` for our own.
     ///
     /// # Errors
-    /// There is none of that name.
-    pub fn runtime(&self, name: &str) -> Result<Option<&Runtime>> {
+    /// There is none of that name, or its program is not there.
+    pub fn runtime(&self, name: &str) -> Result<Option<Runtime>> {
         match self.runtimes.get(name) {
-            Some(runtime) => Ok(Some(runtime)),
+            Some(runtime) => found(name, runtime).map(Some),
             None if OWN_RUNTIMES.contains(&name) => Ok(None),
             None => Err(Error::invalid(format!("unknown or invalid runtime name: {name}"))),
         }
     }
+
+    /// Looks for the files that it names. They are needed by some containers' starts, and by nothing else.
+    ///
+    /// # Errors
+    /// The key and what is wrong with the file.
+    pub fn check_files(&self) -> Result<()> {
+        self.containers.seccomp()?;
+        self.runtimes.iter().try_for_each(|(name, runtime)| found(name, runtime).map(drop))
+    }
+}
+
+impl ContainerDefaults {
+    /// The seccomp profile of containers that have none of their own.
+    ///
+    /// # Errors
+    /// It is a file that cannot be read, or no profile.
+    pub(crate) fn seccomp(&self) -> Result<SeccompOption> {
+        match self.seccomp_profile.as_str() {
+            "builtin" => Ok(SeccompOption::Default),
+            "unconfined" => Ok(SeccompOption::Unconfined),
+            path => {
+                let wrong = |why: &dyn std::fmt::Display| Error::invalid(format!("seccomp-profile: {path}: {why}"));
+                let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
+                security::check_profile(&text).map_err(|error| wrong(&error))?;
+                Ok(SeccompOption::Profile(text))
+            }
+        }
+    }
+}
+
+/// A runtime with the whole path of its program.
+fn found(name: &str, runtime: &Runtime) -> Result<Runtime> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let candidates: Vec<PathBuf> = match runtime.path.contains('/') {
+        true => vec![PathBuf::from(&runtime.path)],
+        false => std::env::split_paths(&path).map(|directory| directory.join(&runtime.path)).collect(),
+    };
+    let found = candidates.into_iter().find(|path| path.is_file());
+    let found = found.ok_or_else(|| Error::invalid(format!("runtimes: {name}: {}: there is no such program", runtime.path)))?;
+    Ok(Runtime { path: found.to_string_lossy().into_owned(), args: runtime.args.clone() })
 }
 
 impl Default for Settings {
@@ -142,6 +186,7 @@ impl Default for Settings {
             cdi_directories: vec![PathBuf::from("/etc/cdi"), PathBuf::from("/var/run/cdi")],
             pools: Vec::new(),
             network_options: BTreeMap::new(),
+            default_network: DefaultNetwork::default(),
             containers: ContainerDefaults::default(),
         }
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use dhow_engine::{DefaultNetwork, Engine, Kind, Settings};
+use dhow_engine::{Engine, Kind, Settings};
 use dhow_server::Certificates;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
@@ -17,7 +17,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, reload};
 
 use self::sockets::Sockets;
-use crate::configuration::Configuration;
+use crate::configuration::{Configuration, ipv6_subnet};
 use crate::connect::{DEFAULT_SOCKET, Roots, TlsOptions, roots};
 use crate::failure::{Failure, Result};
 
@@ -48,9 +48,9 @@ pub struct Daemon {
     /// Check the configuration and end
     #[arg(long)]
     validate: bool,
-    /// Format of messages: text or json
-    #[arg(long, default_value = "text")]
-    log_format: String,
+    /// Format of messages: text (default) or json
+    #[arg(long, value_parser = ["text", "json"])]
+    log_format: Option<String>,
     /// Address for figures in Prometheus' format, such as 127.0.0.1:9323; whoever reaches it can read them
     #[arg(long, value_name = "string")]
     metrics_addr: Option<String>,
@@ -72,7 +72,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    pub fn run(self, debug: bool, level: &str, roots: Roots, host: Option<String>, tls: TlsOptions) -> Result {
+    pub fn run(self, debug: bool, level: Option<String>, roots: Roots, host: Option<String>, tls: TlsOptions) -> Result {
         // The program's own options may also stand before the command.
         let mut hosts = self.hosts.clone();
         hosts.extend(host);
@@ -81,17 +81,14 @@ impl Daemon {
             tls: self.tls.clone().or(tls),
             debug: self.debug || debug,
             hosts,
+            log_level: self.log_level.clone().or(level),
             ..self
         };
         let file = Configuration::read(flags.config_file.as_deref())?;
         flags.check_twice(&file)?;
         let settings = flags.settings(&file)?;
-        let network = flags.network(&file)?;
-        let level = flags.log_level.clone().unwrap_or_else(|| level.to_owned());
-        let log = Log::start(
-            &level_of(&settings, &file, &level)?,
-            file.text("log-format")?.as_deref().unwrap_or(&flags.log_format) == "json",
-        )?;
+        let format = flags.log_format.clone().or(file.text("log-format")?);
+        let log = Log::start(&flags.level(&settings, &file)?, format.as_deref() == Some("json"))?;
         for (key, why) in file.without_effect() {
             tracing::info!("{key} in the configuration file changes nothing: {why}");
         }
@@ -108,7 +105,6 @@ impl Daemon {
             pidfile: flags.pidfile.clone().or(file.text("pidfile")?.map(PathBuf::from)),
             metrics: flags.metrics_addr.clone().or(file.text("metrics-addr")?).filter(|address| !address.is_empty()),
             sockets,
-            level,
             log,
             flags,
         };
@@ -118,7 +114,7 @@ impl Daemon {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(512).enable_all().build();
         let runtime = runtime.map_err(|error| Failure::new(format!("start the daemon's runtime: {error}")))?;
-        let result = runtime.block_on(service.serve(settings, &network));
+        let result = runtime.block_on(service.serve(settings));
         // Streams to clients end with the process; containers go on.
         runtime.shutdown_background();
         result
@@ -135,6 +131,7 @@ impl Daemon {
             ("exec-root", self.roots.exec_root.is_some()),
             ("debug", self.debug),
             ("log-level", self.log_level.is_some()),
+            ("log-format", self.log_format.is_some()),
             ("default-stop-timeout", self.default_stop_timeout.is_some()),
             ("ipv6", self.ipv6),
             ("fixed-cidr-v6", self.fixed_cidr_v6.is_some()),
@@ -159,7 +156,9 @@ impl Daemon {
 
     /// What the flags and the file say of the engine.
     fn settings(&self, file: &Configuration) -> Result<Settings> {
+        let wrong = |why: &str| Failure::new(format!("unable to configure the daemon: {why}"));
         let mut settings = file.settings(Settings::default())?;
+        file.check_files(&settings)?;
         if self.roots.data_root.is_some() || self.roots.exec_root.is_some() {
             let data = self.roots.data_root.clone().or_else(|| file.has("data-root").then(|| settings.data_root.clone()));
             let exec = self.roots.exec_root.clone().or_else(|| file.has("exec-root").then(|| settings.exec_root.clone()));
@@ -172,31 +171,39 @@ impl Daemon {
         if let Some(driver) = &self.log_driver {
             settings.containers.log.kind.clone_from(driver);
             dhow_engine::check_log(&settings.containers.log)
-                .map_err(|error| Failure::new(format!("unable to configure the daemon: failed to set log opts: {error}")))?;
+                .map_err(|error| wrong(&format!("failed to set log opts: {error}")))?;
         }
+        let network = &mut settings.default_network;
+        if self.ipv6 {
+            network.ipv6 = Some(true);
+        }
+        if let Some(text) = &self.fixed_cidr_v6 {
+            network.ipv6_subnet = Some(ipv6_subnet(text).map_err(|why| wrong(&format!("fixed-cidr-v6: {why}")))?);
+        }
+        if let Some(text) = &self.publish {
+            network.publish = Some(text.parse().map_err(|why: String| wrong(&why))?);
+        }
+        // What neither says is as it is by default, whatever an earlier daemon was told.
+        settings.default_network = std::mem::take(network).or_default();
         Ok(settings)
     }
 
-    /// What they say of the default network.
-    fn network(&self, file: &Configuration) -> Result<DefaultNetwork> {
-        let wrong = |why: String| Failure::new(format!("unable to configure the daemon: {why}"));
-        let mut network = file.network(DefaultNetwork::default())?;
-        network.ipv6 |= self.ipv6;
-        if let Some(text) = &self.fixed_cidr_v6 {
-            network.ipv6_subnet = Some(text.parse().map_err(|error| wrong(format!("fixed-cidr-v6: {error}")))?);
+    /// Which messages are printed.
+    fn level(&self, settings: &Settings, file: &Configuration) -> Result<String> {
+        if settings.debug {
+            return Ok("debug".to_owned());
         }
-        if let Some(text) = &self.publish {
-            network.publish = text.parse().map_err(wrong)?;
-        }
-        if let Some(subnet) = network.ipv6_subnet.filter(|subnet| subnet.is_ipv4() || subnet.prefix > 124) {
-            return Err(wrong(format!("fixed-cidr-v6: {subnet} is no subnet of IPv6 with room for containers")));
-        }
-        Ok(network)
+        Ok(self.log_level.clone().or(file.text("log-level")?).unwrap_or_else(|| "info".to_owned()))
     }
 
     fn certificates(&self, file: &Configuration) -> Result<Option<Certificates>> {
         if !self.tls.tlsverify.or(file.get("tlsverify")?).unwrap_or(false) {
-            return Ok(None);
+            return match self.tls.tls {
+                Some(true) => Err(Failure::new(
+                    "failed to start daemon: --tls alone would let in who has no certificate: use --tlsverify with --tlscacert, --tlscert and --tlskey",
+                )),
+                _ => Ok(None),
+            };
         }
         let or_default = |given: &Option<PathBuf>, key: &str, name: &str| -> Result<PathBuf> {
             let given = given.clone().or(file.text(key)?.map(PathBuf::from));
@@ -229,14 +236,6 @@ impl Log {
     }
 }
 
-/// Which messages are printed; `flag` where the file does not say so.
-fn level_of(settings: &Settings, file: &Configuration, flag: &str) -> Result<String> {
-    if settings.debug {
-        return Ok("debug".to_owned());
-    }
-    Ok(file.text("log-level")?.unwrap_or_else(|| flag.to_owned()))
-}
-
 fn parse_level(level: &str) -> Result<LevelFilter> {
     match level {
         "debug" => Ok(LevelFilter::DEBUG),
@@ -254,21 +253,27 @@ struct Service {
     group: String,
     pidfile: Option<PathBuf>,
     metrics: Option<String>,
-    /// Which messages are printed where neither the file nor `debug` says so.
-    level: String,
     log: Log,
 }
 
 impl Service {
-    async fn serve(&self, settings: Settings, network: &DefaultNetwork) -> Result {
+    async fn serve(&self, settings: Settings) -> Result {
         let listeners = self.sockets.listen(&self.group).await?;
         let failed = |error: dhow_engine::Error| Failure::new(format!("failed to start daemon: {error}"));
         let engine = Arc::new(Engine::open(settings).map_err(failed)?);
-        match engine.set_default_network(network) {
+        match engine.set_default_network(&engine.settings().default_network) {
             // What runs goes on, and the daemon is needed to stop it.
             Err(error) if error.kind() == Kind::Conflict => tracing::warn!("the default network stays as it was: {error}"),
             other => other.map_err(failed)?,
         }
+        let metrics = match &self.metrics {
+            Some(address) => Some(
+                tokio::net::TcpListener::bind(address)
+                    .await
+                    .map_err(|error| Failure::new(format!("failed to start daemon: metrics-addr {address}: {error}")))?,
+            ),
+            None => None,
+        };
         if let Some(path) = &self.pidfile {
             write_pidfile(path)?;
         }
@@ -280,9 +285,7 @@ impl Service {
         if let Ok(Err(error)) = reconciled {
             tracing::warn!("look for what a crash left: {error}");
         }
-        if let Some(address) = &self.metrics {
-            let failed = |error: std::io::Error| Failure::new(format!("failed to start daemon: metrics-addr {address}: {error}"));
-            let listener = tokio::net::TcpListener::bind(address).await.map_err(failed)?;
+        if let Some(listener) = metrics {
             tokio::spawn(dhow_server::serve_metrics(engine.clone(), listener));
         }
         let ended = Arc::new(Notify::new());
@@ -327,10 +330,9 @@ impl Service {
         let file = Configuration::read(self.flags.config_file.as_deref())?;
         self.flags.check_twice(&file)?;
         let settings = self.flags.settings(&file)?;
-        let network = self.flags.network(&file)?;
-        let level = level_of(&settings, &file, &self.level)?;
+        let level = self.flags.level(&settings, &file)?;
         parse_level(&level)?;
-        engine.set_default_network(&network).map_err(|error| Failure::new(error.to_string()))?;
+        engine.set_default_network(&settings.default_network).map_err(|error| Failure::new(error.to_string()))?;
         self.log.set(&level)?;
         engine.reload(settings);
         Ok(())

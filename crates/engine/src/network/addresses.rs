@@ -55,6 +55,9 @@ impl Engine {
         container: &Container,
         wanted: &[(&str, &EndpointSettings)],
     ) -> Result<Vec<(NetworkRecord, Assigned)>> {
+        if let Some(warning) = self.settle_default_network() {
+            tracing::warn!("{warning}");
+        }
         if wanted.iter().any(|(name, _)| *name == DEFAULT) {
             // It comes into being with its first use.
             self.default_network()?;
