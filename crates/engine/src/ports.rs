@@ -21,6 +21,7 @@ impl Engine {
             Some(reference) => vec![self.container(reference)?],
             None => self.containers()?,
         };
+        let rules = audit::Rules::read(&self.table()).context(|| "audit the published ports".to_owned())?;
         let mut audited = Vec::new();
         for container in &containers {
             let Some(network) = container.state.network.as_ref().filter(|_| container.is_running()) else { continue };
@@ -35,41 +36,40 @@ impl Engine {
                     host_ip: publish.host_address.to_string(),
                     host_port: publish.host_port,
                     policy: policy.as_str().to_owned(),
-                    cases: self.cases(publish, policy)?,
+                    cases: cases(&rules, publish, policy),
                 });
             }
         }
         audited.sort_by(|a, b| (&a.container, &a.port, &a.host_ip).cmp(&(&b.container, &b.port, &b.host_ip)));
         Ok(audited)
     }
+}
 
-    fn cases(&self, publish: &Publish, policy: Policy) -> Result<Vec<AuditCase>> {
-        let alone = |from: &str, rule: &str| {
-            vec![AuditCase {
-                from: from.to_owned(),
-                outcome: Outcome::Accepted.as_str().to_owned(),
-                rule: rule.to_owned(),
-                ..AuditCase::default()
-            }]
-        };
-        if publish.host_address.is_loopback() {
-            return Ok(alone("this host", "the address is of loopback"));
-        }
-        if policy == Policy::Open {
-            return Ok(alone("anywhere", "policy open: packets go to the container before the host's input rules see them"));
-        }
-        let question = Question { address: publish.host_address, port: publish.host_port, protocol: publish.protocol };
-        let cases = audit::cases(&question, &self.table()).context(|| "audit the published ports".to_owned())?;
-        let shown = |case: audit::Case| AuditCase {
-            from: case.sources.to_string(),
-            link: case.link.unwrap_or_default(),
-            other_links: case.other_links,
-            conditions: case.conditions,
-            outcome: case.outcome.as_str().to_owned(),
-            rule: case.rule,
-        };
-        Ok(cases.into_iter().map(shown).collect())
+fn cases(rules: &audit::Rules, publish: &Publish, policy: Policy) -> Vec<AuditCase> {
+    let alone = |from: &str, rule: &str| {
+        vec![AuditCase {
+            from: from.to_owned(),
+            outcome: Outcome::Accepted.as_str().to_owned(),
+            rule: rule.to_owned(),
+            ..AuditCase::default()
+        }]
+    };
+    if publish.host_address.is_loopback() {
+        return alone("this host", "the address is of loopback");
     }
+    if policy == Policy::Open {
+        return alone("anywhere", "policy open: packets go to the container before the host's input rules see them");
+    }
+    let question = Question { address: publish.host_address, port: publish.host_port, protocol: publish.protocol };
+    let shown = |case: audit::Case| AuditCase {
+        from: case.sources.to_string(),
+        link: case.link.unwrap_or_default(),
+        other_links: case.other_links,
+        conditions: case.conditions,
+        outcome: case.outcome.as_str().to_owned(),
+        rule: case.rule,
+    };
+    rules.cases(&question).into_iter().map(shown).collect()
 }
 
 /// `80/tcp`, `80`, `53/udp`

@@ -100,9 +100,7 @@ pub(crate) fn start(
         let foreign = Foreign { runtime, setup };
         let process = start_elsewhere(&foreign, (spec, &process), root, &identity, network.as_ref())?;
         let cgroup = Cgroup::open(path).map_err(|error| {
-            foreign.delete();
-            let _ = dhow_sys::signal::kill_descriptor(process.pidfd.as_fd(), 9);
-            dhow_runtime::launch::reap(&process.pidfd);
+            abandon(&foreign, &process.pidfd);
             cannot("find the cgroup that the runtime made", &error)
         })?;
         return Ok((process, Running { cgroup, identity }));
@@ -130,10 +128,20 @@ fn start_elsewhere(
     let (stdio, streams) = streams_for(setup, identity).map_err(io)?;
     let launched = foreign.start(spec, process, root, network, stdio).map_err(Failed::new)?;
     let streams = match launched.terminal {
-        Some(master) => process::terminal(master, setup.open_stdin).map_err(io)?,
+        Some(master) => process::terminal(master, setup.open_stdin).map_err(|error| {
+            abandon(foreign, &launched.pidfd);
+            io(error)
+        })?,
         None => streams,
     };
     Ok(Process::new(launched.pid, launched.pidfd, setup.tty, streams, None))
+}
+
+/// Ends what another runtime has started.
+fn abandon(foreign: &Foreign<'_>, process: &OwnedFd) {
+    foreign.delete();
+    let _ = dhow_sys::signal::kill_descriptor(process.as_fd(), 9);
+    dhow_runtime::launch::reap(process);
 }
 
 /// The streams of the container's program: its ends, and ours.

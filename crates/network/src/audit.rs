@@ -15,7 +15,10 @@ mod walk;
 pub use sources::Sources;
 
 use std::cell::Cell;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::IpAddr;
+use std::rc::Rc;
 
 use dhow_sys::netlink::Socket;
 
@@ -28,6 +31,7 @@ use crate::{Context, Result};
 
 /// More ways through the rules than that are not followed.
 const MOST: usize = 512;
+
 /// A port of the host.
 #[derive(Clone, Copy, Debug)]
 pub struct Question {
@@ -75,32 +79,58 @@ impl Outcome {
     }
 }
 
-/// Follows the rules of all tables but our own.
-///
-/// # Errors
-/// The packet filter cannot be read.
-pub fn cases(question: &Question, own: &str) -> Result<Vec<Case>> {
-    let what = || "look at the host's packet filter".to_owned();
-    let socket = Socket::netfilter().context(what)?;
-    let family = if question.address.is_ipv4() { Family::Ip } else { Family::Ip6 };
-    let mut paths = vec![Path::new(question)];
-    let mut done = Vec::new();
-    for hook in [nft::HOOK_PREROUTING, nft::HOOK_INPUT] {
-        let mut chains = nft::base_chains(&socket, hook).context(what)?;
-        chains.retain(|chain| {
-            (chain.family == family || chain.family == Family::Inet) && chain.table != own && chain.kind != "nat"
-        });
-        chains.sort_by_key(|chain| chain.priority);
-        for chain in chains {
-            let table = Table::read(&socket, chain.family, &chain.table).context(what)?;
-            paths = through(&table, &chain, question, paths, &mut done);
+/// The packet filter of the host at one moment, without our own table.
+pub struct Rules {
+    /// In the order in which packets meet them.
+    chains: Vec<(BaseChain, Rc<Table>)>,
+    /// Of the older iptables, which nf_tables knows nothing of: IPv4, IPv6.
+    has_older: [bool; 2],
+}
+
+impl Rules {
+    /// # Errors
+    /// The packet filter cannot be read.
+    pub fn read(own: &str) -> Result<Rules> {
+        let what = || "look at the host's packet filter".to_owned();
+        let socket = Socket::netfilter().context(what)?;
+        let mut tables: HashMap<(&str, String), Rc<Table>> = HashMap::new();
+        let mut all = Vec::new();
+        for hook in [nft::HOOK_PREROUTING, nft::HOOK_INPUT] {
+            let mut chains = nft::base_chains(&socket, hook).context(what)?;
+            chains.retain(|chain| {
+                matches!(chain.family, Family::Ip | Family::Ip6 | Family::Inet) && chain.table != own && chain.kind != "nat"
+            });
+            chains.sort_by_key(|chain| chain.priority);
+            for chain in chains {
+                let table = match tables.entry((chain.family.as_str(), chain.table.clone())) {
+                    Entry::Occupied(known) => known.get().clone(),
+                    Entry::Vacant(new) => {
+                        new.insert(Rc::new(Table::read(&socket, chain.family, &chain.table).context(what)?)).clone()
+                    }
+                };
+                all.push((chain, table));
+            }
         }
+        Ok(Rules { chains: all, has_older: [true, false].map(has_older_rules) })
     }
-    if has_older_rules(question.address.is_ipv4()) {
-        paths.iter_mut().for_each(|path| path.conditions.push("the rules of the older iptables let it".to_owned()));
+
+    /// What becomes of packets to a port.
+    pub fn cases(&self, question: &Question) -> Vec<Case> {
+        let is_ipv4 = question.address.is_ipv4();
+        let family = if is_ipv4 { Family::Ip } else { Family::Ip6 };
+        let mut paths = vec![Path::new(question)];
+        let mut done = Vec::new();
+        for (chain, table) in &self.chains {
+            if chain.family == family || chain.family == Family::Inet {
+                paths = through(table, chain, question, paths, &mut done);
+            }
+        }
+        if self.has_older[usize::from(!is_ipv4)] {
+            paths.iter_mut().for_each(|path| path.conditions.push("the rules of the older iptables let it".to_owned()));
+        }
+        done.extend(paths.into_iter().map(|path| path.end(Outcome::Accepted)));
+        merged(done)
     }
-    done.extend(paths.into_iter().map(|path| path.end(Outcome::Accepted)));
-    Ok(merged(done))
 }
 
 /// Whether there are rules that nf_tables knows nothing of.

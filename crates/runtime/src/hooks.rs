@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 use crate::spec::{Hook, Spec, State};
 use crate::{Context, Result, RuntimeError};
 
+/// Time of a hook that names none: who waits for it serves nobody else.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// Whether the runtime must run hooks while init waits.
 pub(crate) fn has_runtime_hooks(spec: &Spec) -> bool {
     spec.hooks.as_ref().is_some_and(|hooks| !hooks.prestart.is_empty() || !hooks.create_runtime.is_empty())
@@ -48,12 +51,12 @@ fn run_one(hook: &Hook, state: &[u8]) -> Result<()> {
         // A hook need not read its input.
         let _ = input.write_all(state);
     }
-    let deadline = hook.timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let deadline = Instant::now() + hook.timeout.map_or(PATIENCE, Duration::from_secs);
     loop {
         match child.try_wait().context(|| format!("wait for hook {}", hook.path))? {
             Some(status) if status.success() => return Ok(()),
             Some(status) => return Err(failed(status.to_string())),
-            None if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
+            None if Instant::now() >= deadline => {
                 let _ = child.kill();
                 let _ = child.wait();
                 return Err(failed("it ran out of time".to_owned()));

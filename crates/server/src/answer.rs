@@ -32,14 +32,20 @@ pub(crate) fn empty(status: StatusCode) -> Answer {
     answer
 }
 
+/// A body that is known.
+pub(crate) fn whole(media_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(bytes_body(body));
+    answer.headers_mut().insert("Content-Type", HeaderValue::from_static(media_type));
+    answer
+}
+
 /// JSON with the line end that Go's encoder adds.
 pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Answer {
     match serde_json::to_vec(value) {
         Ok(mut bytes) => {
             bytes.push(b'\n');
-            let mut answer = Response::new(bytes_body(bytes));
+            let mut answer = whole("application/json", bytes);
             *answer.status_mut() = status;
-            answer.headers_mut().insert("Content-Type", HeaderValue::from_static("application/json"));
             answer
         }
         Err(error) => message(StatusCode::INTERNAL_SERVER_ERROR, &format!("encode the answer: {error}")),

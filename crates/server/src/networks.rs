@@ -93,6 +93,5 @@ pub(crate) async fn audit(engine: Arc<Engine>, call: Call) -> Result<Answer> {
 pub(crate) async fn prune(engine: Arc<Engine>, call: Call) -> Result<Answer> {
     let query = crate::system::prune_query(&call)?;
     let pruned = blocking(move || engine.prune_networks(&query)).await?;
-    let names = pruned.networks_deleted.clone().unwrap_or_default();
-    crate::system::pruned(&call, names, &pruned)
+    crate::system::pruned(&call, pruned.networks_deleted.iter().flatten(), &pruned)
 }

@@ -2,20 +2,24 @@
 //! `api/docs/CHANGELOG.md`).
 
 use dhow_api::Version;
-use dhow_api::container::Container;
-use dhow_api::image::Image;
+use dhow_api::container::{self, Container};
+use dhow_api::image::{self, Image};
 use dhow_api::system::DiskUsage;
+use dhow_api::volume::Volume;
 use dhow_engine::{Error, Result};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 pub(crate) const V52: Version = Version(1, 52);
 
+fn encoded(value: &impl Serialize) -> Result<Value> {
+    serde_json::to_value(value).map_err(|error| Error::internal(format!("encode an answer: {error}")))
+}
+
 fn object(value: &impl Serialize) -> Result<Map<String, Value>> {
-    match serde_json::to_value(value) {
-        Ok(Value::Object(map)) => Ok(map),
-        Ok(_) => Err(Error::internal("an answer is no object")),
-        Err(error) => Err(Error::internal(format!("encode an answer: {error}"))),
+    match encoded(value)? {
+        Value::Object(map) => Ok(map),
+        _ => Err(Error::internal("an answer is no object")),
     }
 }
 
@@ -64,55 +68,64 @@ pub(crate) fn image(image: &Image) -> Result<Value> {
 pub(crate) fn disk_usage(usage: &DiskUsage, verbose: bool) -> Result<Value> {
     let mut map = if verbose { Map::new() } else { object(usage)? };
     map.retain(|_, value| !value.is_null());
-    let mut add = |key: &str,
-                   items: Option<Vec<Value>>,
-                   active: &dyn Fn(&Value) -> bool,
-                   size: &dyn Fn(&Value) -> i64,
-                   total: Option<i64>| {
-        let Some(items) = items else { return };
-        let sum = |all: bool| items.iter().filter(|item| all || !active(item)).map(size).sum::<i64>();
-        let mut kind = Map::new();
-        for (name, number) in [
-            ("ActiveCount", items.iter().filter(|item| active(item)).count() as i64),
-            ("TotalCount", items.len() as i64),
-            ("Reclaimable", sum(false)),
-            ("TotalSize", total.unwrap_or_else(|| sum(true))),
-        ] {
-            if number != 0 {
-                kind.insert(name.to_owned(), json!(number));
-            }
-        }
-        if verbose && !items.is_empty() {
-            kind.insert("Items".to_owned(), Value::Array(items));
-        }
-        map.insert(key.to_owned(), Value::Object(kind));
+    let images = Kind {
+        items: usage.images.as_deref(),
+        is_active: |image: &image::Summary| image.containers > 0,
+        size: |image: &image::Summary| image.size - image.shared_size.max(0),
+        total: Some(usage.layers_size),
     };
-    let number = |item: &Value, key: &str| item[key].as_i64().unwrap_or(0);
-    let images = usage.images.as_ref().map(|list| list.iter().map(encoded).collect());
-    add(
-        "ImageUsage",
-        images,
-        &|image| number(image, "Containers") > 0,
-        &|image| number(image, "Size") - number(image, "SharedSize").max(0),
-        Some(usage.layers_size),
-    );
-    let containers = usage.containers.as_ref().map(|list| list.iter().map(encoded).collect());
-    let runs = |container: &Value| matches!(container["State"].as_str(), Some("running" | "paused" | "restarting"));
-    add("ContainerUsage", containers, &runs, &|container| number(container, "SizeRw"), None);
-    let volumes = usage.volumes.as_ref().map(|list| list.iter().map(encoded).collect());
-    add(
-        "VolumeUsage",
-        volumes,
-        &|volume| number(&volume["UsageData"], "RefCount") > 0,
-        &|volume| number(&volume["UsageData"], "Size").max(0),
-        None,
-    );
-    add("BuildCacheUsage", usage.build_cache.clone(), &|record| record["InUse"] == true, &|record| number(record, "Size"), None);
+    images.add("ImageUsage", verbose, &mut map)?;
+    let containers = Kind {
+        items: usage.containers.as_deref(),
+        is_active: |container: &container::Summary| matches!(container.state.as_str(), "running" | "paused" | "restarting"),
+        size: |container: &container::Summary| container.size_rw.unwrap_or(0),
+        total: None,
+    };
+    containers.add("ContainerUsage", verbose, &mut map)?;
+    let volumes = Kind {
+        items: usage.volumes.as_deref(),
+        is_active: |volume: &Volume| volume.usage_data.as_ref().is_some_and(|usage| usage.ref_count > 0),
+        size: |volume: &Volume| volume.usage_data.as_ref().map_or(0, |usage| usage.size.max(0)),
+        total: None,
+    };
+    volumes.add("VolumeUsage", verbose, &mut map)?;
+    let build_cache = Kind {
+        items: usage.build_cache.as_deref(),
+        is_active: |record: &Value| record["InUse"] == true,
+        size: |record: &Value| record["Size"].as_i64().unwrap_or(0),
+        total: None,
+    };
+    build_cache.add("BuildCacheUsage", verbose, &mut map)?;
     Ok(Value::Object(map))
 }
 
-fn encoded(item: &impl Serialize) -> Value {
-    serde_json::to_value(item).unwrap_or_default()
+/// What is there of one kind; nobody asked where there are no items.
+struct Kind<'a, T> {
+    items: Option<&'a [T]>,
+    is_active: fn(&T) -> bool,
+    size: fn(&T) -> i64,
+    /// Where it is not the sum of the sizes.
+    total: Option<i64>,
+}
+
+impl<T: Serialize> Kind<'_, T> {
+    fn add(&self, key: &str, verbose: bool, map: &mut Map<String, Value>) -> Result<()> {
+        let Some(items) = self.items else { return Ok(()) };
+        let reclaimable = items.iter().filter(|item| !(self.is_active)(item)).map(self.size).sum::<i64>();
+        let figures = [
+            ("ActiveCount", items.iter().filter(|item| (self.is_active)(item)).count() as i64),
+            ("TotalCount", items.len() as i64),
+            ("Reclaimable", reclaimable),
+            ("TotalSize", self.total.unwrap_or_else(|| items.iter().map(self.size).sum())),
+        ];
+        let shown = figures.into_iter().filter(|(_, number)| *number != 0);
+        let mut kind: Map<String, Value> = shown.map(|(name, number)| (name.to_owned(), json!(number))).collect();
+        if verbose && !items.is_empty() {
+            kind.insert("Items".to_owned(), encoded(&items)?);
+        }
+        map.insert(key.to_owned(), Value::Object(kind));
+        Ok(())
+    }
 }
 
 /// A stream of JSON documents, one for each event or step.

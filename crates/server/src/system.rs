@@ -91,34 +91,35 @@ pub(crate) fn prune_query(call: &Call) -> Result<PruneQuery> {
 pub(crate) async fn prune_containers(engine: Arc<Engine>, call: Call) -> Result<Answer> {
     let query = prune_query(&call)?;
     let report = blocking(move || engine.prune_containers(&query)).await?;
-    pruned(&call, report.containers_deleted.clone().unwrap_or_default(), &report)
+    pruned(&call, report.containers_deleted.iter().flatten(), &report)
 }
 
 pub(crate) async fn prune_images(engine: Arc<Engine>, call: Call) -> Result<Answer> {
     let query = prune_query(&call)?;
     let report = blocking(move || engine.prune_images(&query)).await?;
-    let gone =
-        report.images_deleted.iter().flatten().filter_map(|image| image.deleted.clone().or_else(|| image.untagged.clone()));
-    pruned(&call, gone.collect(), &report)
+    let gone = report.images_deleted.iter().flatten().filter_map(|image| image.deleted.as_ref().or(image.untagged.as_ref()));
+    pruned(&call, gone, &report)
 }
 
 /// There is no builder yet, and nothing that it keeps.
 pub(crate) fn prune_build(call: &Call) -> Result<Answer> {
-    pruned(call, Vec::new(), &PrunedBuildCache::default())
+    pruned(call, [], &PrunedBuildCache::default())
 }
 
 /// The report of a prune; with `stream` a line for each thing that is gone, and the report last (since 1.56).
-pub(crate) fn pruned(call: &Call, ids: Vec<String>, report: &impl serde::Serialize) -> Result<Answer> {
+pub(crate) fn pruned<'a>(
+    call: &Call,
+    ids: impl IntoIterator<Item = &'a String>,
+    report: &impl serde::Serialize,
+) -> Result<Answer> {
     if call.version < Version(1, 56) || !call.parameters.is("stream") {
         return Ok(answer::json(StatusCode::OK, report));
     }
     let lines = Lines::Plain("application/jsonl");
     let status = if call.parameters.is("dry-run") { "Would be deleted" } else { "Deleted" };
-    let gone = ids.iter().map(|id| json!({ "id": id, "status": status }));
+    let gone = ids.into_iter().map(|id| json!({ "id": id, "status": status }));
     let text: String = gone.chain([json!({ "aux": report })]).map(|line| format!("{line}\n")).collect();
-    let (answer, sender) = answer::stream(lines.media_type());
-    tokio::spawn(async move { sender.send(Bytes::from(text)).await });
-    Ok(answer)
+    Ok(answer::whole(lines.media_type(), text))
 }
 
 /// Our own: whether everything fits together; a POST puts right what does not.

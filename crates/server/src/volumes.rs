@@ -49,5 +49,5 @@ pub(crate) async fn prune(engine: Arc<Engine>, call: Call) -> Result<Answer> {
         query.filters.0.insert("all".to_owned(), vec!["true".to_owned()]);
     }
     let pruned = blocking(move || engine.prune_volumes(&query)).await?;
-    crate::system::pruned(&call, pruned.volumes_deleted.clone().unwrap_or_default(), &pruned)
+    crate::system::pruned(&call, pruned.volumes_deleted.iter().flatten(), &pruned)
 }

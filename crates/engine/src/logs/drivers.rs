@@ -69,6 +69,8 @@ const DRIVERS: [(&str, &[&str]); 7] = [
         ],
     ),
 ];
+const NO_TLS: &str = "TLS is not supported by this version: use a relay on this host";
+
 /// Docker's drivers that need more than a socket.
 const UNSUPPORTED: [&str; 5] = ["splunk", "awslogs", "gcplogs", "etwlogs", "logentries"];
 
@@ -128,6 +130,12 @@ pub fn check(log: &LogConfig) -> Result<()> {
             }
             "max-file" | "cache-max-file" if value.parse::<u32>().is_err() => return bad(&format!("'{value}' is not a number")),
             "max-file" if value == "0" => return Err(Error::invalid("max-file cannot be less than 1")),
+            "fluentd-request-ack" if matches!(value.as_str(), "true" | "1") => {
+                return Err(Error::invalid(format!("{key}: acknowledgements are not supported by this version")));
+            }
+            key if key.starts_with("syslog-tls-") => {
+                return Err(Error::invalid(format!("{key}: {NO_TLS}")));
+            }
             "mode" if !matches!(value.as_str(), "blocking" | "non-blocking") => {
                 return Err(Error::invalid(format!("logging mode not supported: {value}")));
             }
@@ -321,9 +329,7 @@ fn syslog_address(text: Option<&str>) -> Result<Option<Given>> {
         Some(("unix" | "unixgram", path)) if path.starts_with('/') => Ok(Some(Given::Unix(path.into()))),
         Some(("udp", host)) if !host.is_empty() => Ok(Some(Given::Udp(with_port(host, PORT)))),
         Some(("tcp", host)) if !host.is_empty() => Ok(Some(Given::Tcp(with_port(host, PORT)))),
-        Some(("tcp+tls", _)) => {
-            Err(Error::invalid("syslog-address: TLS is not supported by this version: use a relay on this host"))
-        }
+        Some(("tcp+tls", _)) => Err(Error::invalid(format!("syslog-address: {NO_TLS}"))),
         _ => Err(Error::invalid(format!("syslog-address should be in form proto://address, got {text}"))),
     }
 }
@@ -450,6 +456,19 @@ fn journal_name(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn options_that_promise_what_is_not_done_are_refused() {
+        let told = |kind: &str, key: &str, value: &str| {
+            check(&LogConfig { kind: kind.into(), config: [(key.to_owned(), value.to_owned())].into() })
+                .map_err(|error| error.message)
+        };
+        assert_eq!(told("fluentd", "fluentd-request-ack", "false"), Ok(()));
+        for (kind, key) in [("fluentd", "fluentd-request-ack"), ("syslog", "syslog-tls-skip-verify")] {
+            let why = told(kind, key, "true").unwrap_err();
+            assert!(why.starts_with(key) && why.contains("not supported"), "{why}");
+        }
+    }
 
     #[test]
     fn addresses() {
