@@ -453,6 +453,32 @@ fn what_is_routed_to_containers_is_let_in_where_that_is_wanted() {
         sandbox.ok(&["rm", "-f", "server"]);
         sandbox.ok(&["network", "rm", "front"]);
     }
+    // With mode "routed" that is what a container publishes, and no port of the host is taken.
+    let routed = "com.docker.network.bridge.gateway_mode_ipv4=routed";
+    sandbox.ok(&["network", "create", "--subnet", "10.231.73.0/24", "-o", routed, "front"]);
+    let port = INSIDE.to_string();
+    for (publish, expected, shown) in [
+        (None, false, String::new()),
+        (Some(format!("{port}/udp")), false, format!("{port}/udp -> 0.0.0.0:")),
+        (Some(format!("127.0.0.1::{port}")), false, format!("{port}/tcp -> 127.0.0.1:")),
+        (Some(format!("8080:{port}")), true, format!("{port}/tcp -> 0.0.0.0:\n{port}/tcp -> [::]:8080")),
+    ] {
+        let publish: Vec<&str> = publish.iter().flat_map(|publish| ["-p", publish]).collect();
+        let base = ["run", "-d", "--name", "server", "--network", "front", "--ip", "10.231.73.9"];
+        sandbox.ok(&[&base[..], &publish, &["busybox", "sleep", "1000"]].concat());
+        assert_eq!(reached("10.231.73.9"), expected, "{publish:?}");
+        let ports = sandbox.ok(&["port", "server"]);
+        assert!(ports.starts_with(&shown), "{publish:?}: {ports}");
+        if expected {
+            let audit = sandbox.ok(&["port", "--audit", "server"]);
+            assert!(
+                audit.contains(&format!("-> 10.231.73.9:{port} (routed)\n  from who has a route to it: accepted")),
+                "{audit}"
+            );
+        }
+        sandbox.ok(&["rm", "-f", "server"]);
+    }
+    sandbox.ok(&["network", "rm", "front"]);
     // An isolated network has nothing of the host's in it.
     let isolated =
         ["network", "create", "--subnet", "10.231.74.0/24", "-o", "com.docker.network.bridge.gateway_mode_ipv4=isolated"];

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use dhow_api::config::{Config, HostConfig, PortBinding};
 use dhow_api::network::{AuditCase, AuditedPort};
 use dhow_network::audit::{self, Outcome, Question};
-use dhow_network::ports::{Policy, Protocol, Publish};
+use dhow_network::ports::{Entry, Policy, Protocol, Publish};
 
 use crate::error::Context;
 use crate::{Engine, Error, Result};
@@ -27,16 +27,20 @@ impl Engine {
             let Some(network) = container.state.network.as_ref().filter(|_| container.is_running()) else { continue };
             let target = dhow_network::ports::Target::of(&network.endpoints);
             for publish in &network.ports {
-                let way = if publish.host_address.is_ipv4() { &target.ipv4 } else { &target.ipv6 };
+                let way = target.of_family(publish.host_address);
                 // Without one the monitor accepts the connections, as any program of the host.
-                let policy = way.as_ref().map_or(Policy::Obey, |way| way.policy);
+                let entry = way.map_or(Entry::Host(Policy::Obey), |way| way.entry);
+                let (address, number) = match way.filter(|way| way.entry == Entry::Routed) {
+                    Some(way) => (way.address, publish.container_port),
+                    None => (publish.host_address, publish.host_port),
+                };
                 audited.push(AuditedPort {
                     container: container.name.clone(),
                     port: format!("{}/{}", publish.container_port, publish.protocol.as_str()),
-                    host_ip: publish.host_address.to_string(),
-                    host_port: publish.host_port,
-                    policy: policy.as_str().to_owned(),
-                    cases: cases(&rules, publish, policy),
+                    host_ip: address.to_string(),
+                    host_port: number,
+                    policy: entry.as_str().to_owned(),
+                    cases: cases(&rules, publish, entry),
                 });
             }
         }
@@ -45,7 +49,7 @@ impl Engine {
     }
 }
 
-fn cases(rules: &audit::Rules, publish: &Publish, policy: Policy) -> Vec<AuditCase> {
+fn cases(rules: &audit::Rules, publish: &Publish, entry: Entry) -> Vec<AuditCase> {
     let alone = |from: &str, rule: &str| {
         vec![AuditCase {
             from: from.to_owned(),
@@ -57,8 +61,17 @@ fn cases(rules: &audit::Rules, publish: &Publish, policy: Policy) -> Vec<AuditCa
     if publish.host_address.is_loopback() {
         return alone("this host", "the address is of loopback");
     }
-    if policy == Policy::Open {
-        return alone("anywhere", "policy open: packets go to the container before the host's input rules see them");
+    match entry {
+        Entry::Host(Policy::Obey) => {}
+        Entry::Host(Policy::Open) => {
+            return alone("anywhere", "policy open: packets go to the container before the host's input rules see them");
+        }
+        Entry::Routed => {
+            return alone(
+                "who has a route to it",
+                "gateway mode routed: open as far as the host's forward rules let packets pass",
+            );
+        }
     }
     let question = Question { address: publish.host_address, port: publish.host_port, protocol: publish.protocol };
     let shown = |case: audit::Case| AuditCase {
@@ -144,7 +157,9 @@ pub(crate) fn port_map(config: &Config, publishes: &[Publish]) -> BTreeMap<Strin
     }
     for publish in publishes {
         let key = format!("{}/{}", publish.container_port, publish.protocol.as_str());
-        let binding = PortBinding { host_ip: publish.host_address.to_string(), host_port: publish.host_port.to_string() };
+        // A container that is reached at its own address has no port of the host.
+        let host_port = if publish.host_port == 0 { String::new() } else { publish.host_port.to_string() };
+        let binding = PortBinding { host_ip: publish.host_address.to_string(), host_port };
         map.entry(key).or_default().get_or_insert_default().push(binding);
     }
     map

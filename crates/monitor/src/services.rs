@@ -64,12 +64,12 @@ impl Services {
             resolver = Some(Resolver::new(ANSWER, udp, &names.servers, local));
             listeners.push((sockets.tcp.try_clone()?, Target::Resolver));
         }
-        for port in network.ports_without_rule().filter(|port| port.publish.protocol == Protocol::Tcp) {
-            let socket = port.reservation.try_clone()?;
+        for (publish, socket) in network.ports_without_rule().filter(|(publish, _)| publish.protocol == Protocol::Tcp) {
+            let socket = socket.try_clone()?;
             rustix::io::ioctl_fionbio(&socket, true)?;
             // It listened only to hold the port.
             rustix::net::listen(&socket, 128)?;
-            listeners.push((socket, Target::Container(port.publish.container_port)));
+            listeners.push((socket, Target::Container(publish.container_port)));
         }
         if listeners.is_empty() {
             return Ok(None);

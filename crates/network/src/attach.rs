@@ -38,10 +38,11 @@ impl Attached {
         self.ports.iter().map(|port| port.publish.clone()).collect()
     }
 
-    /// Ports that no rule leads on from: those of a family that the container has no address of, and of IPv6 those of the
+    /// Ports of the host that no rule leads on from, with their sockets: those of a family that the container has no address of, and of IPv6 those of the
     /// loopback address, which packets cannot leave the host with (for IPv4 there is `route_localnet`).
-    pub fn ports_without_rule(&self) -> impl Iterator<Item = &Published> {
-        self.ports.iter().filter(|port| match port.publish.host_address {
+    pub fn ports_without_rule(&self) -> impl Iterator<Item = (&Publish, &OwnedFd)> {
+        let held = self.ports.iter().filter_map(|port| Some((&port.publish, port.reservation.as_ref()?)));
+        held.filter(|(publish, _)| match publish.host_address {
             IpAddr::V4(_) => self.target.ipv4.is_none(),
             IpAddr::V6(address) => self.target.ipv6.is_none() || address.is_unspecified() || address.is_loopback(),
         })

@@ -18,6 +18,7 @@ mod obey;
 pub mod ports;
 pub mod resolver;
 mod route;
+mod routed;
 mod rules;
 
 pub use attach::{Attached, attach, isolated};
@@ -120,14 +121,14 @@ pub struct Bridge {
     pub name: String,
     /// Whether containers reach each other.
     pub inter_container: bool,
-    /// Whether packets leave with the host's address.
+    /// Whether packets leave with the host's address, where it does not merely route.
     pub masquerade: bool,
     /// Of IPv4 and IPv6.
     #[serde(default)]
     pub gateways: [GatewayMode; 2],
 }
 
-/// What the host is to the containers of a bridge, for one family (Docker's gateway modes; `routed` is not among them).
+/// What the host is to the containers of a bridge, for one family (Docker's gateway modes).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GatewayMode {
@@ -136,6 +137,8 @@ pub enum GatewayMode {
     Nat,
     /// It lets in all that is routed to the containers' own addresses, too.
     NatUnprotected,
+    /// It translates nothing: containers are reached at their own addresses, by the ports that they publish.
+    Routed,
     /// It has no address on the bridge: containers of an internal network are among themselves.
     Isolated,
 }
@@ -157,6 +160,13 @@ pub enum IpvlanMode {
     L2 = 0,
     L3 = 1,
     L3s = 2,
+}
+
+impl Bridge {
+    /// What the host is for a family.
+    pub fn gateway_mode(&self, is_ipv4: bool) -> GatewayMode {
+        self.gateways[usize::from(!is_ipv4)]
+    }
 }
 
 impl Network {

@@ -169,6 +169,11 @@ impl Transaction {
         self.add_key(set, key, dhow_sys::netlink::EXCLUSIVE);
     }
 
+    /// Adds an element to a set; that it is there already is fine.
+    pub fn ensure_member(&mut self, set: &str, key: &[u8]) {
+        self.add_key(set, key, 0);
+    }
+
     fn add_key(&mut self, set: &str, key: &[u8], flags: u16) {
         let table = self.table.clone();
         self.message(NEW_ELEMENT, CREATE | flags).string(2, set).string(1, &table).nested(3, |list| {

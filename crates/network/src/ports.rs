@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::address::{octets, with_port};
 use crate::nft::{self, Family, Transaction};
 use crate::rules::{ANY4, ANY6, ONE4, ONE6};
-use crate::{Context, Endpoint, NetworkError, Result, gateway, obey};
+use crate::{Context, Endpoint, GatewayMode, NetworkError, Result, gateway, obey, routed};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, PartialOrd, Ord)]
 #[serde(rename_all = "lowercase")]
@@ -54,8 +54,9 @@ pub struct Publish {
 #[derive(Debug)]
 pub struct Published {
     pub publish: Publish,
-    /// A bound socket, for TCP one that listens: no other program can take the port.
-    pub reservation: OwnedFd,
+    /// A bound socket, for TCP one that listens: no other program can take the port. `None` for a port that is none of the
+    /// host's: one of a container that is reached at its own address.
+    pub reservation: Option<OwnedFd>,
 }
 
 /// Who may reach a published port.
@@ -89,6 +90,8 @@ impl std::str::FromStr for Policy {
     }
 }
 
+const OPEN: Entry = Entry::Host(Policy::Open);
+
 /// Where the published ports of a container lead.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct Target {
@@ -103,7 +106,25 @@ pub struct Way {
     pub address: IpAddr,
     /// The container is behind it.
     pub bridge: String,
-    pub policy: Policy,
+    pub entry: Entry,
+}
+
+/// How a container is reached from outside.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Entry {
+    /// By ports of the host.
+    Host(Policy),
+    /// At its own address.
+    Routed,
+}
+
+impl Entry {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Entry::Host(policy) => policy.as_str(),
+            Entry::Routed => "routed",
+        }
+    }
 }
 
 impl Target {
@@ -111,8 +132,12 @@ impl Target {
     pub fn of(endpoints: &[Endpoint]) -> Target {
         let way = |is_ipv4: bool| {
             let endpoint = gateway(endpoints, is_ipv4)?;
-            let bridge = endpoint.network.bridge()?.name.clone();
-            Some(Way { address: endpoint.address(is_ipv4)?, bridge, policy: endpoint.publish })
+            let bridge = endpoint.network.bridge()?;
+            let entry = match bridge.gateway_mode(is_ipv4) {
+                GatewayMode::Routed => Entry::Routed,
+                GatewayMode::Nat | GatewayMode::NatUnprotected | GatewayMode::Isolated => Entry::Host(endpoint.publish),
+            };
+            Some(Way { address: endpoint.address(is_ipv4)?, bridge: bridge.name.clone(), entry })
         };
         Target { ipv4: way(true), ipv6: way(false) }
     }
@@ -130,8 +155,14 @@ impl Target {
         self.ipv4.iter().chain(&self.ipv6)
     }
 
-    fn of_family(&self, like: IpAddr) -> Option<&Way> {
+    /// The way of an address's family.
+    pub fn of_family(&self, like: IpAddr) -> Option<&Way> {
         if like.is_ipv4() { self.ipv4.as_ref() } else { self.ipv6.as_ref() }
+    }
+
+    /// How a port on an address of the host is reached; `None`: by its socket alone.
+    fn entry(&self, host: IpAddr) -> Option<Entry> {
+        self.of_family(host).map(|way| way.entry)
     }
 
     /// The families whose ports obey the firewall, with those ports.
@@ -139,7 +170,7 @@ impl Target {
     where
         P: Iterator<Item = &'a Publish> + Clone + 'a,
     {
-        self.ways().filter(|way| way.policy == Policy::Obey).filter_map(move |way| {
+        self.ways().filter(|way| way.entry == Entry::Host(Policy::Obey)).filter_map(move |way| {
             let own = ports.clone().filter(|port| port.host_address.is_ipv4() == way.address.is_ipv4());
             own.clone().next().is_some().then_some((way, own))
         })
@@ -166,6 +197,15 @@ pub(crate) fn reserve(table: &str, ports: &[Publish], container: &Target) -> Res
                     && (port.host_port == 0 || (port.host_port..=port.last_host_port).contains(&held.host_port))
             })
             .map(|held| held.host_port);
+        if container.entry(port.host_address) == Some(Entry::Routed) {
+            // Loopback stays: it says that nobody from outside is meant.
+            let loopback = port.host_address.is_loopback();
+            let any = if port.host_address.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
+            let host_address = if loopback { port.host_address } else { any };
+            let publish = Publish { host_address, host_port: 0, last_host_port: 0, ..port.clone() };
+            held.push(Published { publish, reservation: None });
+            continue;
+        }
         held.push(reserve_one(table, port, sibling, container)?);
     }
     Ok(held)
@@ -176,13 +216,13 @@ fn reserve_one(table: &str, port: &Publish, sibling: Option<u16>, container: &Ta
         Some(port) => port..=port,
         None => port.host_port..=port.last_host_port.max(port.host_port),
     };
-    let obeys = container.of_family(port.host_address).is_some_and(|way| way.policy == Policy::Obey);
+    let obeys = container.entry(port.host_address) == Some(Entry::Host(Policy::Obey));
     let mut last = io::Error::from(io::ErrorKind::AddrInUse);
     for number in candidates {
         match bind(port.protocol, SocketAddr::new(port.host_address, number), obeys) {
             Ok((reservation, host_port)) => {
                 let publish = Publish { host_port, last_host_port: host_port, ..port.clone() };
-                return Ok(Published { publish, reservation });
+                return Ok(Published { publish, reservation: Some(reservation) });
             }
             Err(error) => last = error,
         }
@@ -244,14 +284,16 @@ fn bind(protocol: Protocol, address: SocketAddr, obeys: bool) -> io::Result<(Own
 pub(crate) fn announce(table: &str, ports: &[Published], target: &Target) -> Result<()> {
     let what = || "publish the ports".to_owned();
     for port in ports {
-        let obeys = target.of_family(port.publish.host_address).is_some_and(|way| way.policy == Policy::Obey);
+        let obeys = target.entry(port.publish.host_address) == Some(Entry::Host(Policy::Obey));
         hold(port, obeys).context(|| format!("hold port {}", port.publish.host_port))?;
     }
     for (way, ports) in target.obeying(ports.iter().map(|port| &port.publish)) {
         obey::announce(table, ports, way).context(what)?;
     }
-    change(table, ports.iter().map(|port| &port.publish), |transaction, port, map, key| {
-        let Some(way) = target.of_family(port.host_address).filter(|way| way.policy == Policy::Open) else { return false };
+    let ports = ports.iter().map(|port| &port.publish);
+    routed::announce(table, ports.clone(), target).context(what)?;
+    change(table, ports, |transaction, port, map, key| {
+        let Some(way) = target.of_family(port.host_address).filter(|way| way.entry == OPEN) else { return false };
         transaction.add_element(map, key, &concatenate(&[&octets(way.address), &port.container_port.to_be_bytes()]));
         true
     })
@@ -261,14 +303,16 @@ pub(crate) fn announce(table: &str, ports: &[Published], target: &Target) -> Res
 /// Whether the host leads the ports to `target`, as far as it must.
 pub(crate) fn are_announced(table: &str, ports: &[Published], target: &Target) -> Result<bool> {
     let socket = Socket::netfilter().context(|| "open a netfilter socket".to_owned())?;
-    Ok(ports.iter().all(|port| match target.of_family(port.publish.host_address).map(|way| way.policy) {
-        None => true,
-        Some(Policy::Obey) => obey::is_announced(&socket, table, &port.publish),
-        Some(Policy::Open) => {
-            let (map, key) = key(&port.publish);
-            nft::has_element(&socket, (Family::Inet, table), map, &key)
-        }
-    }))
+    let all = ports.iter().map(|port| &port.publish);
+    Ok(routed::is_announced(&socket, table, all.clone(), target)
+        && all.clone().all(|port| match target.entry(port.host_address) {
+            None | Some(Entry::Routed) => true,
+            Some(Entry::Host(Policy::Obey)) => obey::is_announced(&socket, table, port),
+            Some(Entry::Host(Policy::Open)) => {
+                let (map, key) = key(port);
+                nft::has_element(&socket, (Family::Inet, table), map, &key)
+            }
+        }))
 }
 
 /// What a container's namespace must do for ports that obey the firewall. The caller is in it.
@@ -279,9 +323,10 @@ pub(crate) fn open_inside(ports: &[Published], target: &Target) -> io::Result<()
 /// Makes the socket of a port drop what it gets if that is the container's: its copy is on its way there. Who comes from
 /// `::1` is served by the socket.
 fn hold(port: &Published, obeys: bool) -> io::Result<()> {
-    match obeys {
-        true => dhow_sys::filter::drop_packets(&port.reservation, port.publish.host_address.is_ipv6()),
-        false => dhow_sys::filter::take_packets(&port.reservation),
+    match (&port.reservation, obeys) {
+        (None, _) => Ok(()),
+        (Some(socket), true) => dhow_sys::filter::drop_packets(socket, port.publish.host_address.is_ipv6()),
+        (Some(socket), false) => dhow_sys::filter::take_packets(socket),
     }
 }
 
@@ -290,8 +335,9 @@ pub fn withdraw(table: &str, ports: &[Publish], target: &Target) -> Result<()> {
     for (way, ports) in target.obeying(ports.iter()) {
         obey::withdraw(table, ports, way).context(|| "withdraw the ports".to_owned())?;
     }
+    routed::withdraw(table, ports.iter(), target).context(|| "withdraw the ports".to_owned())?;
     let delete = |transaction: &mut Transaction, port: &Publish, map: &'static str, key: &[u8]| {
-        if target.of_family(port.host_address).is_none_or(|way| way.policy != Policy::Open) {
+        if target.entry(port.host_address) != Some(OPEN) {
             return false;
         }
         transaction.delete_element(map, key);

@@ -10,7 +10,7 @@ use dhow_sys::netlink::Socket;
 use crate::address::{Subnet, octets};
 use crate::nft::types::{ADDRESS4, ADDRESS6, PROTOCOL, SERVICE};
 use crate::nft::{self, Expression, Family, REGISTER_32, Transaction};
-use crate::{Bridge, Context, GatewayMode, Network, NetworkError, Result};
+use crate::{Bridge, Context, GatewayMode, Network, NetworkError, Result, routed};
 
 /// Published on every local address: protocol and port.
 pub(crate) const ANY4: &str = "publish4";
@@ -20,10 +20,10 @@ pub(crate) const ANY6: &str = "publish6";
 pub(crate) const ONE6: &str = "publish6_address";
 
 pub(crate) const IPV4: u8 = Family::Ip as u8;
-const IPV6: u8 = Family::Ip6 as u8;
+pub(crate) const IPV6: u8 = Family::Ip6 as u8;
 
 /// Changes whenever the rules' own form does.
-const REVISION: u32 = 3;
+const REVISION: u32 = 4;
 
 /// Links of this engine's bridges.
 const BRIDGES: &str = "bridges";
@@ -133,6 +133,9 @@ fn write_base(transaction: &mut Transaction) {
     for (number, (name, key, data)) in MAPS.iter().enumerate() {
         transaction.map(name, number as u32 + 1, *key, *data);
     }
+    for (name, key) in routed::SETS {
+        transaction.set(name, id_of(name), key);
+    }
     transaction.link_set(BRIDGES, id_of(BRIDGES));
     for map in VERDICTS {
         transaction.verdict_map(map, id_of(map));
@@ -183,7 +186,7 @@ const MAPS: [MapType; 4] = [
 
 /// The number by which rules of the transaction that makes a set refer to it.
 fn id_of(set: &str) -> u32 {
-    let names = MAPS.iter().map(|(name, ..)| *name).chain([BRIDGES]).chain(VERDICTS);
+    let names = MAPS.iter().map(|(name, ..)| *name).chain([BRIDGES]).chain(VERDICTS).chain(routed::SETS.map(|(name, _)| name));
     names.zip(1..).find(|(name, _)| *name == set).map_or(0, |(_, id)| id)
 }
 
@@ -295,6 +298,9 @@ fn bridge_rules(transaction: &mut Transaction, network: &Network, bridge: &Bridg
     };
     for subnet in network.ranges().map(|range| &range.subnet) {
         let source = from_subnet(subnet);
+        if bridge.gateway_mode(subnet.is_ipv4()) == GatewayMode::Routed {
+            continue;
+        }
         if bridge.masquerade && !network.internal {
             // translate: ip saddr SUBNET oifname != BRIDGE masquerade
             transaction.rule(&chains.translate, &all(&[&source, &output(name, false)], Expression::Masquerade));
@@ -324,9 +330,17 @@ fn bridge_rules(transaction: &mut Transaction, network: &Network, bridge: &Bridg
         transaction.rule(&chains.enter, &all(&[&input(name, true)], Expression::Accept));
     }
     for (mode, number) in bridge.gateways.into_iter().zip([IPV4, IPV6]) {
-        if mode == GatewayMode::NatUnprotected && !network.internal {
+        match mode {
+            _ if network.internal => {}
             // enter: meta nfproto FAMILY accept (whoever has a route to the containers)
-            transaction.rule(&chains.enter, &all(&[&family(number)], Expression::Accept));
+            GatewayMode::NatUnprotected => transaction.rule(&chains.enter, &all(&[&family(number)], Expression::Accept)),
+            GatewayMode::Routed => {
+                // enter: meta nfproto ipv4 ip daddr . meta l4proto . th dport @routed4 accept
+                transaction.rule(&chains.enter, &all(&[&routed::is_open(number, id_of)], Expression::Accept));
+                // enter: meta nfproto ipv4 meta l4proto icmp accept
+                transaction.rule(&chains.enter, &all(&[&routed::is_control(number)], Expression::Accept));
+            }
+            GatewayMode::Nat | GatewayMode::Isolated => {}
         }
     }
     // enter: drop (nobody else reaches a port that is not published)

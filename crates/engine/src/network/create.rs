@@ -360,9 +360,7 @@ fn bridge(options: &BTreeMap<String, String>, id: &str, internal: bool) -> Resul
             Some("nat-unprotected") => GatewayMode::NatUnprotected,
             Some("isolated") if internal => GatewayMode::Isolated,
             Some("isolated") => return Err(Error::invalid("gateway mode 'isolated' can only be used for an internal network")),
-            Some("routed") => {
-                return Err(Error::new(Kind::NotImplemented, "gateway mode 'routed' is not supported by this version"));
-            }
+            Some("routed") => GatewayMode::Routed,
             Some(mode) => {
                 return Err(Error::invalid(format!("failed to parse {key} value: {mode} (unknown gateway mode {mode})")));
             }
