@@ -126,7 +126,7 @@ const KEYS: &[(&str, Key)] = &[
     ("selinux-enabled", Only(False, "SELinux labels are not supported")),
     ("shutdown-timeout", Without("containers go on when the daemon ends")),
     ("storage-driver", Only(Text("overlay2"), "layers are kept for overlayfs")),
-    ("storage-opts", Only(Empty, "there are no options for it")),
+    ("storage-opts", Known),
     ("swarm-default-advertise-addr", Without(NO_SWARM)),
     ("swarm-raft-election-tick", Without(NO_SWARM)),
     ("swarm-raft-heartbeat-tick", Without(NO_SWARM)),
@@ -329,6 +329,7 @@ impl Configuration {
             log: self.log(defaults.log)?,
             bind_ownership: self.get("bind-ownership")?.unwrap_or(defaults.bind_ownership),
             shm_size: self.bytes("default-shm-size")?.unwrap_or(defaults.shm_size),
+            root_size: self.root_size()?.or(defaults.root_size),
             ulimits,
             init: self.get("init")?.unwrap_or(defaults.init),
             no_new_privileges: self.get("no-new-privileges")?.unwrap_or(defaults.no_new_privileges),
@@ -341,6 +342,19 @@ impl Configuration {
             dns_search: self.get("dns-search")?.unwrap_or_default(),
             host_gateways: gateways,
         })
+    }
+
+    /// `overlay2.size` of the storage driver's options.
+    fn root_size(&self) -> Result<Option<u64>> {
+        const KEY: &str = "storage-opts";
+        let mut found = None;
+        for option in self.get::<Vec<String>>(KEY)?.unwrap_or_default() {
+            let size = option.strip_prefix("overlay2.size=");
+            let size = size.ok_or_else(|| self.wrong(KEY, &format!("{option}: the only option is overlay2.size")))?;
+            let bytes = parse_bytes(size).and_then(|bytes| u64::try_from(bytes).ok());
+            found = Some(bytes.ok_or_else(|| self.wrong(KEY, &format!("{option}: this is no size")))?);
+        }
+        Ok(found)
     }
 
     fn log(&self, default: LogConfig) -> Result<LogConfig> {
@@ -518,6 +532,8 @@ mod tests {
             (r#"{"default-gateway": "10.0.0.1"}"#, "default-gateway: \"10.0.0.1\" is not supported"),
             (r#"{"labels": ["nope"]}"#, "bad attribute format: nope"),
             (r#"{"log-driver": "nope"}"#, "failed to set log opts"),
+            (r#"{"storage-opts": ["overlay2.size=x"]}"#, "this is no size"),
+            (r#"{"storage-opts": ["dm.size=1"]}"#, "the only option is overlay2.size"),
             ("[]", "invalid type"),
         ] {
             let message = refused(text);

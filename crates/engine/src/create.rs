@@ -9,8 +9,8 @@ use dhow_api::config::{Config, CreateRequest, EndpointSettings, HostConfig, Netw
 use dhow_oci::Platform;
 use dhow_oci::image::Execution;
 use dhow_oci::time::now;
-use dhow_store::Durability;
 use dhow_store::rusqlite::params;
+use dhow_store::{Durability, StoreError};
 
 use crate::container::{ContainerId, Record};
 use crate::error::Context;
@@ -95,7 +95,18 @@ impl Engine {
 
         let directory = self.paths().container(&id.0);
         fs::DirBuilder::new().mode(0o710).create(&directory).context(|| format!("create {}", directory.display()))?;
-        let made = self.store.create_writable(&id.0, &image.chain).map_err(Error::from).and_then(|layer| {
+        let limit = match root_limit(&host)? {
+            None => self.settings().containers.root_size,
+            given => given,
+        };
+        let writable = self.store.create_writable(&id.0, &image.chain, limit.filter(|bytes| *bytes > 0));
+        let writable = writable.map_err(|error| match error {
+            StoreError::NoQuota { source, .. } => Error::invalid(format!(
+                "--storage-opt is supported only for overlay over xfs with 'pquota' mount option, or over ext4 with 'prjquota': {source}"
+            )),
+            error => error.into(),
+        });
+        let made = writable.and_then(|layer| {
             let record = Record { image: config.image.clone(), path, args, config, host_config: host, mounts, layer, networks };
             self.insert(&id, name.as_deref(), &image.row.id, &record, &volumes, &links)
         });
@@ -234,9 +245,7 @@ impl Engine {
             return Err(Error::invalid("conflicting options: hostname and the network mode"));
         }
         crate::ports::publishes(config, host, None)?;
-        if host.storage_opt.as_ref().is_some_and(|options| !options.is_empty()) {
-            return Err(Error::invalid("--storage-opt is supported only for overlay over xfs with 'pquota' mount option"));
-        }
+        root_limit(host)?;
         if !matches!(host.isolation.to_ascii_lowercase().as_str(), "" | "default") {
             return Err(Error::invalid(format!("invalid isolation ({}): linux only supports 'default'", host.isolation)));
         }
@@ -313,6 +322,19 @@ pub(crate) fn check_restart(policy: &RestartPolicy) -> Result<()> {
             "invalid restart policy: unknown policy '{other}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'"
         ))),
     }
+}
+
+/// The bytes that a container's own layer may hold, if it says so; 0 is no limit.
+fn root_limit(host: &HostConfig) -> Result<Option<u64>> {
+    let mut limit = None;
+    for (key, value) in host.storage_opt.iter().flatten() {
+        if !key.eq_ignore_ascii_case("size") {
+            return Err(Error::invalid(format!("unknown option {key}")));
+        }
+        let bytes = crate::units::parse_bytes(value).and_then(|bytes| u64::try_from(bytes).ok());
+        limit = Some(bytes.ok_or_else(|| Error::invalid(format!("invalid size: '{value}'")))?);
+    }
+    Ok(limit)
 }
 
 pub(crate) fn check_resources(host: &mut HostConfig, warnings: &mut Vec<String>) -> Result<()> {

@@ -62,7 +62,8 @@ pub(crate) fn joined(reasons: &[String]) -> String {
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Error {
         let kind = match &error {
-            StoreError::Archive(_)
+            StoreError::NoQuota { .. }
+            | StoreError::Archive(_)
             | StoreError::Tar(_)
             | StoreError::Apply(_)
             | StoreError::WrongDiffId { .. }

@@ -46,6 +46,8 @@ pub struct ContainerDefaults {
     pub bind_ownership: BindOwnership,
     /// Bytes.
     pub shm_size: i64,
+    /// Bytes that a container's own layer may hold.
+    pub root_size: Option<u64>,
     pub ulimits: Vec<Ulimit>,
     pub init: bool,
     pub no_new_privileges: bool,
@@ -199,6 +201,7 @@ impl Default for ContainerDefaults {
             log: LogConfig { kind: "json-file".to_owned(), ..LogConfig::default() },
             bind_ownership: BindOwnership::default(),
             shm_size: 64 << 20,
+            root_size: None,
             ulimits: Vec::new(),
             init: false,
             no_new_privileges: false,

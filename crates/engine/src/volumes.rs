@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use dhow_api::volume::{CreateVolume, PrunedVolumes, Volume};
 use dhow_monitor::volumes::unmount_unused;
 use dhow_oci::time::now;
-use dhow_store::Durability;
 use dhow_store::rusqlite::{Connection, OptionalExtension};
+use dhow_store::{Durability, StoreError, quota};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Context;
@@ -172,14 +172,34 @@ impl Engine {
 
     fn make_volume(&self, name: &str, record: Record) -> Result<()> {
         let text = serde_json::to_string(&record).context(|| "encode the volume's record".to_owned())?;
+        let limit = size(&record.options).unwrap_or(0);
         let made = self.store.database.write::<bool, Error>(Durability::Power, |tx| {
-            Ok(tx.execute("INSERT OR IGNORE INTO volumes (name, record) VALUES (?1, ?2)", [name, &text])? > 0)
+            let made = tx.execute("INSERT OR IGNORE INTO volumes (name, record) VALUES (?1, ?2)", [name, &text])? > 0;
+            if made && limit > 0 {
+                // Before anybody finds it.
+                self.limit_volume(name, limit)?;
+            }
+            Ok(made)
         })?;
         fs::create_dir_all(self.paths().volume(name)).context(|| format!("create volume {name}"))?;
         if made {
             self.volume_event("create", name);
         }
         Ok(())
+    }
+
+    fn limit_volume(&self, name: &str, bytes: u64) -> Result<()> {
+        let content = self.paths().volume(name);
+        fs::create_dir_all(&content).context(|| format!("create volume {name}"))?;
+        quota::limit(&content, bytes).map_err(|error| {
+            let _ = fs::remove_dir(&content).and_then(|()| fs::remove_dir(self.paths().volumes().join(name)));
+            match error {
+                StoreError::NoQuota { source, .. } => Error::invalid(format!(
+                    "create {name}: quota size requested but no quota support: {source}: it needs xfs with 'pquota' or ext4 with 'prjquota'"
+                )),
+                error => error.into(),
+            }
+        })
     }
 
     /// # Errors
@@ -334,6 +354,7 @@ fn remove_retired(directory: &Path) -> Result<()> {
     if !unmount_unused(directory).context(|| format!("unmount {}", directory.display()))? {
         return Ok(());
     }
+    quota::forget(&directory.join("_data"));
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(Error::internal(format!("remove {}: {error}", directory.display())))
@@ -378,28 +399,37 @@ pub(crate) fn check_name(name: &str) -> Result<()> {
     )))
 }
 
-/// The options of the local driver: what mount(8) takes.
+/// The options of the local driver: what mount(8) takes, and a limit (moby, `volume/local`).
 fn check_options(options: &BTreeMap<String, String>) -> Result<(), String> {
-    if options.is_empty() {
-        return Ok(());
-    }
-    if options.contains_key("size") {
-        // Of a directory the local driver's `size` is a quota of its file system.
-        return Err("quota size requested but no quota support".to_owned());
-    }
-    if let Some(unknown) = options.keys().find(|key| !matches!(key.as_str(), "type" | "o" | "device")) {
+    if let Some(unknown) = options.keys().find(|key| !matches!(key.as_str(), "type" | "o" | "device" | "size")) {
         return Err(format!("invalid option: \"{unknown}\""));
+    }
+    size(options)?;
+    if !options.contains_key("device") && !options.contains_key("type") && !options.contains_key("o") {
+        return Ok(());
     }
     for required in ["device", "type"] {
         if !options.contains_key(required) {
             return Err(format!("missing required option: \"{required}\""));
         }
     }
+    if options.contains_key("size") {
+        return Err(
+            "size limits a volume of this host's own, not what is mounted: give it with the options of the mount".to_owned()
+        );
+    }
     let is_bind = options.get("o").is_some_and(|words| words.split(',').any(is_bind));
     if is_bind && !options["device"].starts_with('/') {
         return Err(format!("device \"{}\" is no absolute path", options["device"]));
     }
     Ok(())
+}
+
+/// The bytes that a volume may hold; 0 is no limit.
+fn size(options: &BTreeMap<String, String>) -> Result<u64, String> {
+    let Some(text) = options.get("size") else { return Ok(0) };
+    let bytes = crate::units::parse_bytes(text).and_then(|bytes| u64::try_from(bytes).ok());
+    bytes.ok_or_else(|| format!("invalid size: '{text}'"))
 }
 
 #[cfg(test)]
@@ -419,7 +449,8 @@ mod tests {
         for (pairs, why) in [
             (&[("foo", "bar")][..], "invalid option: \"foo\""),
             (&[("type", "none")], "missing required option: \"device\""),
-            (&[("size", "1m")], "no quota support"),
+            (&[("size", "x")], "invalid size: 'x'"),
+            (&[("size", "1m"), ("type", "tmpfs"), ("device", "x")], "not what is mounted"),
             (&[("type", "none"), ("o", "bind"), ("device", "x")], "no absolute path"),
         ] {
             assert!(check(pairs).unwrap_err().contains(why), "{pairs:?}");

@@ -11,7 +11,7 @@ use dhow_sys::root::Root;
 use rusqlite::OptionalExtension;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
-use crate::{Context, Result, Store, StoreError, apply, random_name};
+use crate::{Context, Result, Store, StoreError, apply, quota, random_name};
 
 /// An unpacked layer.
 #[derive(Clone, Debug)]
@@ -119,8 +119,11 @@ impl Store {
         chain.iter().rev().map(|chain_id| layers.join(directory_name(chain_id)).join("fs")).collect()
     }
 
-    /// Makes a container's writable layer over an image's.
-    pub fn create_writable(&self, id: &str, chain: &[Digest]) -> Result<Mountable> {
+    /// Makes a container's writable layer over an image's; with a limit, of that many bytes.
+    ///
+    /// # Errors
+    /// [`StoreError::NoQuota`] where there can be no limit.
+    pub fn create_writable(&self, id: &str, chain: &[Digest], limit: Option<u64>) -> Result<Mountable> {
         self.ensure_init_layer()?;
         let layers = self.paths.layers();
         let mountable = Mountable {
@@ -133,6 +136,9 @@ impl Store {
         };
         let directory = layers.join(id);
         fs::DirBuilder::new().mode(0o710).create(&directory).context(|| format!("create {}", directory.display()))?;
+        if let Some(bytes) = limit {
+            quota::limit(&directory, bytes)?;
+        }
         // The root of the merged tree shows the upper directory's own owner and mode: those of the image's root.
         let image_root = mountable.lower.get(1).and_then(|lower| fs::metadata(layers.join(lower)).ok());
         let mode = image_root.as_ref().map_or(0o755, |stat| stat.mode() & 0o7777);
@@ -155,6 +161,7 @@ impl Store {
 
     /// Removes a container's writable layer; missing is fine.
     pub fn remove_writable(&self, id: &str) -> Result<()> {
+        quota::forget(&self.paths.layers().join(id));
         remove_below(&self.paths.layers(), id)
     }
 

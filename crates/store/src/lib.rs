@@ -11,6 +11,7 @@ mod image;
 mod layer;
 mod pack;
 mod paths;
+pub mod quota;
 
 pub use apply::{ApplyError, CopyOptions, copy_into};
 pub use archive::{LoadedImage, decompressed};
@@ -47,6 +48,8 @@ pub enum StoreError {
     WrongDigest { what: &'static str, expected: Digest, found: Digest },
     #[error(transparent)]
     Apply(#[from] ApplyError),
+    #[error("{path}: its file system has no project quotas, or they are off: {source}")]
+    NoQuota { path: PathBuf, source: io::Error },
     #[error("invalid archive: {0}")]
     Archive(String),
     /// It is none at all, or damaged.

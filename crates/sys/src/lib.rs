@@ -12,6 +12,7 @@ pub mod mount;
 pub mod names;
 pub mod netlink;
 pub mod process;
+pub mod quota;
 pub mod root;
 pub mod seccomp;
 pub mod signal;
