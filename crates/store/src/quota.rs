@@ -20,7 +20,7 @@ pub fn limit(directory: &Path, bytes: u64) -> Result<()> {
     let unsupported = |source: io::Error| StoreError::NoQuota { path: directory.to_owned(), source };
     let project = loop {
         // A name is as random as a number.
-        let project = OURS | u32::from_str_radix(&random_name()?[..8], 16).unwrap_or(0) % OURS;
+        let project = OURS + u32::from_str_radix(&random_name()?[..8], 16).unwrap_or(0) % OURS;
         // Others may use the file system, too.
         let is_free = match quota::usage(&file, project) {
             Ok(usage) => usage.limit == 0 && usage.inodes == 0,

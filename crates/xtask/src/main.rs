@@ -1,57 +1,18 @@
-//! `cargo xtask layers`: checks that the crates depend on each other downwards only, as ARCHITECTURE.md draws them.
+//! Tasks of the workspace itself: `cargo xtask layers`, `cargo xtask vm`.
+
+mod layers;
+mod vm;
 
 use std::process::ExitCode;
 
-/// Each crate and what it may use. A crate that is not here, or an arrow that is not, fails the check.
-const ALLOWED: &[(&str, &[&str])] = &[
-    ("sys", &[]),
-    ("oci", &[]),
-    ("testkit", &["sys"]),
-    ("xtask", &[]),
-    ("api", &[]),
-    ("runtime", &["sys", "oci"]),
-    ("network", &["sys"]),
-    ("store", &["sys", "oci"]),
-    ("monitor", &["network", "oci", "runtime", "sys"]),
-    ("engine", &["api", "monitor", "network", "oci", "runtime", "store", "sys"]),
-    ("server", &["api", "engine", "oci"]),
-    ("cli", &["api", "engine", "monitor", "oci", "runtime", "server", "sys", "testkit"]),
-];
-
 fn main() -> ExitCode {
-    match std::env::args().nth(1).as_deref() {
-        Some("layers") => layers(),
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.split_first() {
+        Some((task, [])) if task == "layers" => layers::check(),
+        Some((task, filters)) if task == "vm" => vm::run(filters),
         _ => {
-            eprintln!("usage: cargo xtask layers");
+            eprintln!("usage: cargo xtask layers | cargo xtask vm [TEST-FILE[:NAME]]...");
             ExitCode::from(2)
         }
     }
-}
-
-fn layers() -> ExitCode {
-    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let mut wrong = Vec::new();
-    let entries = match std::fs::read_dir(&directory) {
-        Ok(entries) => entries,
-        Err(error) => {
-            eprintln!("read {}: {error}", directory.display());
-            return ExitCode::FAILURE;
-        }
-    };
-    for entry in entries.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let Ok(manifest) = std::fs::read_to_string(entry.path().join("Cargo.toml")) else { continue };
-        let Some((_, allowed)) = ALLOWED.iter().find(|(known, _)| *known == name) else {
-            wrong.push(format!("{name} is not in the list of crates"));
-            continue;
-        };
-        for line in manifest.lines() {
-            let used = line.strip_prefix("dhow-").and_then(|rest| rest.split(['.', ' ', '=']).next());
-            if let Some(used) = used.filter(|used| !allowed.contains(used)) {
-                wrong.push(format!("{name} must not use {used}"));
-            }
-        }
-    }
-    wrong.iter().for_each(|line| eprintln!("{line}"));
-    if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
