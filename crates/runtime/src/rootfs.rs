@@ -12,8 +12,8 @@ use dhow_sys::mount::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, MountAt
 use dhow_sys::root::Root;
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
 use crate::cgroup::Cgroup;
@@ -388,9 +388,45 @@ pub(crate) fn new_file_system(kind: &str, source: Option<&str>, options: &MountO
             None => fsconfig_set_flag(&context, key.as_str()).context(|| format!("option {key}"))?,
         }
     }
-    fsconfig_create(&context).context(|| format!("create the {kind}"))?;
+    match fsconfig_create(&context) {
+        // The options are looked at when it is created.
+        Err(rustix::io::Errno::INVAL) if options.data.iter().any(|(key, _)| key == LOWER) => return overlay_by_string(options),
+        created => created.context(|| format!("create the {kind}"))?,
+    }
     let attributes = MountAttrFlags::from_bits_retain(options.attr.set as u32);
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).context(|| format!("mount the {kind}"))
+}
+
+/// One layer of an overlay, which kernels before 6.7 do not know.
+const LOWER: &str = "lowerdir+";
+
+/// An overlay to read by `mount(2)`, whose options hold a page: layers are named by descriptors, which takes least of it.
+fn overlay_by_string(options: &MountOptions) -> Result<OwnedFd> {
+    use std::os::fd::AsRawFd;
+    let open = |path: &str| {
+        rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .context(|| format!("open {path}"))
+    };
+    let lower = options.data.iter().filter(|(key, _)| key == LOWER).filter_map(|(_, value)| value.as_deref());
+    let layers = lower.map(open).collect::<Result<Vec<OwnedFd>>>()?;
+    let named = |layer: &OwnedFd| format!("/proc/self/fd/{}", layer.as_raw_fd());
+    let what = || "mount the overlay".to_owned();
+    let data = c_string(format!("lowerdir={}", layers.iter().map(named).collect::<Vec<_>>().join(":")))?;
+    // Attached for a moment, on one of the layers; nobody but the container to be is in this mount namespace.
+    let place = layers.first().map(named).ok_or(io::ErrorKind::InvalidInput).context(what)?;
+    rustix::mount::mount("overlay", &*place, "overlay", MountFlags::RDONLY, Some(data.as_c_str())).context(what)?;
+    let path = lower_path(options);
+    let tree = clone_tree(CWD, Path::new(path), false);
+    rustix::mount::unmount(path, UnmountFlags::DETACH).context(what)?;
+    let tree = tree.context(what)?;
+    mount_setattr(tree.as_fd(), false, &MountAttr::propagation(mount_options::PRIVATE)).context(what)?;
+    mount_setattr(tree.as_fd(), false, &options.attr).context(what)?;
+    Ok(tree)
+}
+
+/// The first layer.
+fn lower_path(options: &MountOptions) -> &str {
+    options.data.iter().find(|(key, _)| key == LOWER).and_then(|(_, value)| value.as_deref()).unwrap_or_default()
 }
 
 /// What is below a path of a new file system, if one is given, and whether it is a directory.

@@ -14,15 +14,20 @@ use std::process::{Command, ExitCode, Stdio};
 type Result<T = (), E = String> = std::result::Result<T, E>;
 
 /// What is run when nothing is named: a test file, or one test of it.
-const USUAL: &[&str] = &["quota"];
+const USUAL: &[&str] = &["quota", "sandbox", "files:parts", "connections"];
 /// Programs that tests call. Those that this host lacks are left out, and tests that need them fail.
 const PROGRAMS: &[&str] = &[
     "busybox",
+    "crun",
     "docker",
     "fallocate",
     "ip",
-    "iptables",
     "ip6tables",
+    "ip6tables-legacy",
+    "ip6tables-nft",
+    "iptables",
+    "iptables-legacy",
+    "iptables-nft",
     "losetup",
     "mkfs.ext4",
     "mkfs.xfs",
@@ -31,6 +36,7 @@ const PROGRAMS: &[&str] = &[
     "nft",
     "nsenter",
     "openssl",
+    "runc",
     "setpriv",
     "timeout",
     "umount",
@@ -176,9 +182,22 @@ impl Kernel {
 
 /// The machine's root: programs, tests and modules.
 fn disk(root: &Path, kernel: &Kernel, built: &Built, commands: &str) -> Result {
-    for directory in
-        ["usr/bin", "usr/sbin", "usr/lib64", "usr/lib/modules", "etc", "proc", "sys", "dev", "tmp", "run", "var/lib", "root"]
-    {
+    for directory in [
+        "usr/bin",
+        "usr/sbin",
+        "usr/lib64",
+        "usr/lib/modules",
+        "usr/lib/ssl",
+        "etc",
+        "proc",
+        "sys",
+        "dev",
+        "tmp",
+        "run",
+        "var/lib",
+        "var/tmp",
+        "root",
+    ] {
         make_directory(&root.join(directory))?;
     }
     for directory in ["bin", "sbin", "lib", "lib64"] {
@@ -210,6 +229,7 @@ fn disk(root: &Path, kernel: &Kernel, built: &Built, commands: &str) -> Result {
         ("etc/group", "root:x:0:\nnogroup:x:65534:\n"),
         ("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
         ("etc/resolv.conf", "nameserver 127.0.0.1\n"),
+        ("usr/lib/ssl/openssl.cnf", "[req]\ndistinguished_name = name\n[name]\n"),
     ] {
         write(&root.join(path), content, 0o644)?;
     }
@@ -218,7 +238,7 @@ fn disk(root: &Path, kernel: &Kernel, built: &Built, commands: &str) -> Result {
 
 /// The first program of the machine's own root. Where a program is missing busybox has one of its name.
 const INIT: &str = "#!/bin/busybox sh
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root REQUIRE_KERNEL=1 RUST_BACKTRACE=0
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TMPDIR=/var/tmp REQUIRE_KERNEL=1 RUST_BACKTRACE=0
 /bin/busybox mount -t proc proc /proc
 for applet in $(/bin/busybox --list); do [ -e /bin/$applet ] || [ -e /sbin/$applet ] || /bin/busybox ln -s /bin/busybox /bin/$applet; done
 mount -t sysfs sys /sys
