@@ -101,9 +101,9 @@ impl Engine {
         };
         let writable = self.store.create_writable(&id.0, &image.chain, limit.filter(|bytes| *bytes > 0));
         let writable = writable.map_err(|error| match error {
-            StoreError::NoQuota { source, .. } => Error::invalid(format!(
-                "--storage-opt is supported only for overlay over xfs with 'pquota' mount option, or over ext4 with 'prjquota': {source}"
-            )),
+            StoreError::NoQuota { .. } => {
+                Error::invalid("--storage-opt is supported only for overlay over xfs with 'pquota' mount option")
+            }
             error => error.into(),
         });
         let made = writable.and_then(|layer| {
