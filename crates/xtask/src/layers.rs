@@ -12,8 +12,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("runtime", &["sys", "oci"]),
     ("network", &["sys"]),
     ("store", &["sys", "oci"]),
+    ("registry", &["oci", "sys"]),
     ("monitor", &["network", "oci", "runtime", "sys"]),
-    ("engine", &["api", "monitor", "network", "oci", "runtime", "store", "sys"]),
+    ("engine", &["api", "monitor", "network", "oci", "registry", "runtime", "store", "sys"]),
     ("server", &["api", "engine", "oci"]),
     ("cli", &["api", "engine", "monitor", "oci", "runtime", "server", "sys", "testkit"]),
 ];

@@ -1,0 +1,100 @@
+//! What can go wrong with a registry, in dockerd's words where it has some.
+
+use std::io;
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nobody answered, or the connection broke.
+    #[error("{method} \"{url}\": {why}", method = title(.method))]
+    Unreachable { method: &'static str, url: String, why: String },
+    /// The registry said no.
+    #[error("{text}")]
+    Refused { status: u16, text: String },
+    /// What came is not what was asked for, or is none of what the protocol knows.
+    #[error("{0}")]
+    Protocol(String),
+    /// Whoever takes the bytes does not want more.
+    #[error("{0}")]
+    Stopped(io::Error),
+}
+
+/// As Go's client writes it.
+fn title(method: &str) -> &'static str {
+    match method {
+        "HEAD" => "Head",
+        "POST" => "Post",
+        _ => "Get",
+    }
+}
+
+impl Error {
+    /// Whether the same request may well succeed in a moment.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Error::Unreachable { .. } => true,
+            Error::Refused { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),
+            Error::Protocol(_) | Error::Stopped(_) => false,
+        }
+    }
+
+    /// The status of the registry's answer.
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Error::Refused { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+}
+
+/// The errors of an answer (distribution-spec, "Error Codes").
+#[derive(serde::Deserialize)]
+struct Errors {
+    #[serde(default)]
+    errors: Vec<One>,
+}
+
+#[derive(serde::Deserialize)]
+struct One {
+    #[serde(default)]
+    code: String,
+    #[serde(default)]
+    message: String,
+}
+
+/// The refusal that an answer's body tells, as docker writes it: the code in lower-case words, and the message.
+pub(crate) fn refused(status: u16, body: &[u8]) -> Error {
+    const LONGEST: usize = 512;
+    let told = serde_json::from_slice::<Errors>(body).map(|errors| errors.errors).unwrap_or_default();
+    let lines: Vec<String> = told
+        .iter()
+        .map(|error| format!("{}: {}", error.code.to_ascii_lowercase().replace('_', " "), clean(&error.message, LONGEST)))
+        .collect();
+    let text = match lines.is_empty() {
+        false => lines.join("\n"),
+        true => {
+            let reason = hyper::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+            format!("unexpected status from the registry: {status} {}", reason.unwrap_or_default()).trim_end().to_owned()
+        }
+    };
+    Error::Refused { status, text }
+}
+
+/// What a stranger wrote, fit for a terminal.
+fn clean(text: &str, longest: usize) -> String {
+    text.chars().take(longest).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_told_as_docker_does() {
+        let body = br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown\u001b[2J","detail":{"Tag":"x"}}]}"#;
+        assert_eq!(refused(404, body).to_string(), "manifest unknown: manifest unknown [2J");
+        assert_eq!(refused(502, b"<html>").to_string(), "unexpected status from the registry: 502 Bad Gateway");
+        assert!(refused(503, b"").may_pass() && !refused(404, body).may_pass());
+    }
+}

@@ -1,0 +1,221 @@
+//! Where registries are, and which of them are trusted without certificates.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use dhow_oci::reference::DEFAULT_DOMAIN;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+
+use crate::{Error, Result};
+
+/// The host that serves the images of the default domain.
+const HUB: &str = "registry-1.docker.io";
+/// Where distributions keep the certificates of authorities; the first that there is. `SSL_CERT_FILE` comes before them.
+const BUNDLES: [&str; 5] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// What is configured about registries.
+#[derive(Clone, Debug)]
+pub struct Hosts {
+    /// `host[:port]`, or a network `10.0.0.0/8`: their certificates are not looked at, and plain HTTP will do. What is on this
+    /// host's loopback is among them, as with dockerd.
+    pub insecure: Vec<String>,
+    /// Directories with a directory for each `host[:port]`: authorities in `*.crt`, the client's own in `*.cert` and `*.key`.
+    pub certificates: Vec<PathBuf>,
+}
+
+impl Default for Hosts {
+    fn default() -> Hosts {
+        let certificates = ["/etc/dhow/certs.d", "/etc/docker/certs.d"].map(PathBuf::from).to_vec();
+        Hosts { insecure: Vec::new(), certificates }
+    }
+}
+
+/// One way to a registry.
+#[derive(Clone)]
+pub(crate) struct Endpoint {
+    /// `host[:port]`
+    pub authority: String,
+    /// `None` for plain HTTP.
+    pub tls: Option<Arc<ClientConfig>>,
+}
+
+impl Hosts {
+    /// The ways to the registry of a domain, the better ones first.
+    ///
+    /// # Errors
+    /// Its certificates cannot be used.
+    pub(crate) fn endpoints(&self, domain: &str) -> Result<Vec<Endpoint>> {
+        let authority = if domain == DEFAULT_DOMAIN { HUB } else { domain }.to_owned();
+        let insecure = self.is_insecure(&authority);
+        let secure = Endpoint { tls: Some(Arc::new(self.tls(&authority, insecure)?)), authority: authority.clone() };
+        Ok(match insecure {
+            true => vec![secure, Endpoint { authority, tls: None }],
+            false => vec![secure],
+        })
+    }
+
+    /// Whether a registry is trusted without a look at its certificate.
+    pub fn is_insecure(&self, authority: &str) -> bool {
+        let host = host_of(authority);
+        let address = if host == "localhost" { Some(IpAddr::from([127, 0, 0, 1])) } else { host.parse::<IpAddr>().ok() };
+        let in_network = |text: &str| {
+            let (network, length) = text.split_once('/')?;
+            Some(is_below(address?, network.parse().ok()?, length.parse().ok()?))
+        };
+        address.is_some_and(|address| address.is_loopback())
+            || self.insecure.iter().any(|entry| entry == authority || entry == host || in_network(entry) == Some(true))
+    }
+
+    fn tls(&self, authority: &str, insecure: bool) -> Result<ClientConfig> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
+        let builder = builder.map_err(|error| Error::Protocol(format!("set up TLS: {error}")))?;
+        let own = self.certificates.iter().map(|directory| directory.join(authority)).find(|directory| directory.is_dir());
+        let builder = match insecure {
+            true => builder.dangerous().with_custom_certificate_verifier(Arc::new(anybody::Anybody(provider))),
+            false => builder.with_root_certificates(roots(own.as_deref())?),
+        };
+        match own.as_deref().map(client_certificate).transpose()?.flatten() {
+            Some((certificates, key)) => builder
+                .with_client_auth_cert(certificates, key)
+                .map_err(|error| Error::Protocol(format!("client certificate for {authority}: {error}"))),
+            None => Ok(builder.with_no_client_auth()),
+        }
+    }
+}
+
+/// The host of `host[:port]`, without brackets.
+pub(crate) fn host_of(authority: &str) -> &str {
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) && (!host.contains(':') || host.ends_with(']')) => host,
+        _ => authority,
+    };
+    host.trim_start_matches('[').trim_end_matches(']')
+}
+
+fn is_below(address: IpAddr, network: IpAddr, length: u32) -> bool {
+    let bits = |address: IpAddr| match address {
+        IpAddr::V4(address) => (u128::from(address.to_bits()) << 96, 32),
+        IpAddr::V6(address) => (address.to_bits(), 128),
+    };
+    let ((address, size), (network, other)) = (bits(address), bits(network));
+    size == other && length <= size && (length == 0 || (address ^ network) >> (128 - length) == 0)
+}
+
+fn roots(own: Option<&Path>) -> Result<RootCertStore> {
+    let mut store = RootCertStore::empty();
+    let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+    let bundle = named.or_else(|| BUNDLES.iter().map(PathBuf::from).find(|path| path.exists()));
+    for path in bundle.into_iter().chain(own.into_iter().flat_map(|directory| files(directory, "crt"))) {
+        let failed = |why: &dyn std::fmt::Display| Error::Protocol(format!("certificates of {}: {why}", path.display()));
+        let bytes = fs::read(&path).map_err(|error| failed(&error))?;
+        let certificates: Vec<CertificateDer<'static>> =
+            CertificateDer::pem_slice_iter(&bytes).collect::<Result<_, _>>().map_err(|error| failed(&error))?;
+        // A bundle has authorities of all times, and some that nothing can be made of.
+        store.add_parsable_certificates(certificates);
+    }
+    Ok(store)
+}
+
+type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+fn client_certificate(directory: &Path) -> Result<Option<Identity>> {
+    let Some(certificate) = files(directory, "cert").into_iter().next() else { return Ok(None) };
+    let key = certificate.with_extension("key");
+    let failed = |path: &Path, why: &dyn std::fmt::Display| Error::Protocol(format!("{}: {why}", path.display()));
+    let certificates = CertificateDer::pem_file_iter(&certificate).and_then(Iterator::collect::<Result<_, _>>);
+    let certificates = certificates.map_err(|error| failed(&certificate, &error))?;
+    let key = PrivateKeyDer::from_pem_file(&key).map_err(|error| failed(&key, &error))?;
+    Ok(Some((certificates, key)))
+}
+
+/// The files of a directory with an extension, by name.
+fn files(directory: &Path, extension: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut files: Vec<PathBuf> = entries.filter(|path| path.extension().is_some_and(|found| found == extension)).collect();
+    files.sort();
+    files
+}
+
+mod anybody {
+    use std::sync::Arc;
+
+    use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+    use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+    use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+    use rustls::{DigitallySignedStruct, Error, SignatureScheme};
+
+    /// Takes any certificate: of registries that were configured as insecure.
+    #[derive(Debug)]
+    pub(super) struct Anybody(pub Arc<CryptoProvider>);
+
+    impl ServerCertVerifier for Anybody {
+        fn verify_server_cert(
+            &self,
+            _: &CertificateDer<'_>,
+            _: &[CertificateDer<'_>],
+            _: &ServerName<'_>,
+            _: &[u8],
+            _: UnixTime,
+        ) -> Result<ServerCertVerified, Error> {
+            Ok(ServerCertVerified::assertion())
+        }
+
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.0.signature_verification_algorithms.supported_schemes()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn insecure_are_loopback_and_what_is_configured() {
+        let hosts =
+            Hosts { insecure: vec!["10.1.0.0/16".into(), "reg.example:5000".into(), "fd00::/8".into()], ..Hosts::default() };
+        for authority in ["localhost:5000", "127.1.2.3", "[::1]:5000", "10.1.9.9:80", "reg.example:5000", "[fd12::1]:80"] {
+            assert!(hosts.is_insecure(authority), "{authority}");
+        }
+        for authority in ["registry-1.docker.io", "10.2.0.1:80", "reg.example:5001", "reg.example", "localhost.example"] {
+            assert!(!hosts.is_insecure(authority), "{authority}");
+        }
+    }
+
+    #[test]
+    fn the_default_domain_is_served_elsewhere() {
+        let endpoints = Hosts::default().endpoints("docker.io").unwrap();
+        assert_eq!(endpoints.iter().map(|endpoint| endpoint.authority.as_str()).collect::<Vec<_>>(), [HUB]);
+        let ways = Hosts::default().endpoints("localhost:5000").unwrap();
+        assert_eq!(ways.iter().map(|way| way.tls.is_some()).collect::<Vec<_>>(), [true, false]);
+    }
+}

@@ -1,0 +1,21 @@
+//! The distribution protocol (OCI distribution-spec 1.1) as a client: manifests and blobs of registries, with their ways of asking
+//! who one is.
+//!
+//! A [`Client`] knows where registries are and who the user is; a [`Session`] of it does one thing after the other, on
+//! connections of its own. Calls block: who wants to fetch several blobs at once has a session in each thread. What comes is
+//! handed on as it comes; nothing is kept here, and nothing is trusted but by its digest.
+
+mod auth;
+mod blob;
+mod connection;
+mod error;
+mod hosts;
+mod manifest;
+mod request;
+
+pub use auth::Credentials;
+pub use blob::Sink;
+pub use error::{Error, Result};
+pub use hosts::Hosts;
+pub use manifest::{Document, Fetched, MANIFEST_TYPES, parse};
+pub use request::{Client, Session};

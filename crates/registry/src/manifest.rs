@@ -1,0 +1,113 @@
+//! Manifests and indexes: fetching them, and telling which of the two a document is.
+
+use dhow_oci::image::{DOCKER_INDEX, DOCKER_MANIFEST, Index, Manifest, OCI_INDEX, OCI_MANIFEST};
+use dhow_oci::{Digest, Reference};
+use hyper::Method;
+use hyper::header::{ACCEPT, CONTENT_TYPE};
+
+use crate::error::{Error, Result};
+use crate::request::{Ask, Session, whole};
+
+/// The documents that are understood, in the order of preference.
+pub const MANIFEST_TYPES: [&str; 4] = [OCI_INDEX, DOCKER_INDEX, OCI_MANIFEST, DOCKER_MANIFEST];
+/// Of a document (distribution-spec, "Pushing Manifests": registries take at least this).
+const MAX_MANIFEST: usize = 4 << 20;
+
+/// A document as it came.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    pub digest: Digest,
+    pub media_type: String,
+    pub bytes: Vec<u8>,
+}
+
+#[derive(Clone, Debug)]
+pub enum Document {
+    Manifest(Manifest),
+    Index(Index),
+}
+
+/// Reads a document.
+///
+/// # Errors
+/// It says of itself to be of another type, it has the parts of both (CVE-2021-41190), or is of the first schema.
+pub fn parse(fetched: &Fetched) -> Result<Document> {
+    let Fetched { digest, media_type, bytes } = fetched;
+    let broken = |why: &dyn std::fmt::Display| Error::Protocol(format!("manifest {digest}: {why}"));
+    let value: serde_json::Value = serde_json::from_slice(bytes).map_err(|error| broken(&error))?;
+    if let Some(own) = value.get("mediaType").and_then(serde_json::Value::as_str)
+        && own != media_type
+    {
+        return Err(broken(&format!("it is served as {media_type}, and says to be {own}")));
+    }
+    let has = |key: &str| value.get(key).is_some();
+    let (is_index, is_manifest) = (has("manifests"), has("layers") || has("config"));
+    match media_type.as_str() {
+        _ if has("fsLayers") => Err(broken(&"schema 1 is not supported any more: push the image again with a newer program")),
+        _ if is_index && is_manifest => Err(broken(&"it is an index and a manifest at once")),
+        OCI_INDEX | DOCKER_INDEX if is_index => {
+            serde_json::from_value(value).map(Document::Index).map_err(|error| broken(&error))
+        }
+        OCI_MANIFEST | DOCKER_MANIFEST if is_manifest => {
+            serde_json::from_value(value).map(Document::Manifest).map_err(|error| broken(&error))
+        }
+        _ => Err(broken(&format!("{media_type} is no type of an image's manifest, or the document is of another"))),
+    }
+}
+
+impl Session<'_> {
+    /// The document that a tag or a digest stands for.
+    ///
+    /// # Errors
+    /// There is none; what came by a digest has another one.
+    pub fn manifest(&mut self, name: &Reference, digest: Option<&Digest>) -> Result<Fetched> {
+        let wanted = digest.or(name.digest.as_ref()).copied();
+        let which = wanted.map_or_else(|| name.tag.clone().unwrap_or_else(|| "latest".to_owned()), |digest| digest.to_string());
+        let path = format!("manifests/{which}");
+        let headers = vec![(ACCEPT, MANIFEST_TYPES.join(", "))];
+        let ask = Ask { method: Method::GET, name, path: &path, actions: "pull", headers };
+        let Session { runtime, inner } = self;
+        runtime.block_on(async {
+            let answer = inner.ask(&ask).await?;
+            let media_type = answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+            let media_type = media_type.split(';').next().unwrap_or_default().trim().to_owned();
+            let bytes = whole(answer.into_body(), MAX_MANIFEST).await?;
+            let digest = Digest::of(&bytes);
+            if let Some(wanted) = wanted.filter(|wanted| *wanted != digest) {
+                return Err(Error::Protocol(format!("manifest verification failed for digest {wanted}: what came has {digest}")));
+            }
+            Ok(Fetched { digest, media_type, bytes })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fetched(media_type: &str, text: &str) -> Fetched {
+        Fetched { digest: Digest::of(text.as_bytes()), media_type: media_type.to_owned(), bytes: text.as_bytes().to_vec() }
+    }
+
+    #[test]
+    fn a_document_is_one_thing() {
+        let empty = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        let config = format!(r#""config":{{"mediaType":"x","digest":"{empty}","size":0}}"#);
+        let manifest = format!(r#"{{"schemaVersion":2,{config},"layers":[]}}"#);
+        assert!(matches!(parse(&fetched(OCI_MANIFEST, &manifest)), Ok(Document::Manifest(_))));
+        assert!(matches!(parse(&fetched(DOCKER_INDEX, r#"{"schemaVersion":2,"manifests":[]}"#)), Ok(Document::Index(_))));
+        let both = format!(r#"{{"schemaVersion":2,"manifests":[],{config},"layers":[]}}"#);
+        for (media_type, text, why) in [
+            (OCI_MANIFEST, both.as_str(), "at once"),
+            (OCI_INDEX, both.as_str(), "at once"),
+            (OCI_INDEX, manifest.as_str(), "no type"),
+            ("text/html", manifest.as_str(), "no type"),
+            (OCI_MANIFEST, &format!(r#"{{"mediaType":"{DOCKER_MANIFEST}"}}"#), "says to be"),
+            (OCI_MANIFEST, r#"{"fsLayers":[]}"#, "schema 1"),
+            (OCI_MANIFEST, "{", "EOF"),
+        ] {
+            let refused = parse(&fetched(media_type, text)).unwrap_err().to_string();
+            assert!(refused.contains(why), "{refused}");
+        }
+    }
+}

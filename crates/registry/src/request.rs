@@ -1,0 +1,317 @@
+//! Requests to a registry: on whatever connection there is, as whoever one is, to wherever it sends one on.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use bytes::Bytes;
+use dhow_oci::Reference;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, HeaderName, LOCATION, WWW_AUTHENTICATE};
+use hyper::{Method, Request, Response, StatusCode, Uri};
+
+use crate::auth::{Challenge, Credentials, TokenAnswer, TokenRequest, challenge};
+use crate::connection::Connection;
+use crate::error::{Error, Result, refused};
+use crate::hosts::{Endpoint, Hosts};
+
+/// How often one is sent on.
+const REDIRECTS: usize = 10;
+/// Of answers that are read as a whole and are no manifests.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// A registry's client for one user.
+pub struct Client {
+    hosts: Hosts,
+    credentials: Credentials,
+    agent: String,
+    known: Mutex<Known>,
+}
+
+/// What was found out about registries; every session of a client uses it.
+#[derive(Default)]
+struct Known {
+    /// The way that worked, by domain.
+    endpoints: HashMap<String, Endpoint>,
+    /// By domain and scope, `Authorization`.
+    authorizations: HashMap<(String, String), String>,
+}
+
+impl Client {
+    /// `agent` is the value of `User-Agent`.
+    pub fn new(hosts: Hosts, credentials: Credentials, agent: &str) -> Client {
+        Client { hosts, credentials, agent: agent.to_owned(), known: Mutex::default() }
+    }
+
+    /// # Errors
+    /// The machine lacks what a connection needs.
+    pub fn session(&self) -> Result<Session<'_>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| Error::Protocol(format!("prepare for the network: {error}")))?;
+        Ok(Session { runtime, inner: Inner { client: self, connections: HashMap::new() } })
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One request after the other.
+pub struct Session<'a> {
+    pub(crate) runtime: tokio::runtime::Runtime,
+    pub(crate) inner: Inner<'a>,
+}
+
+pub(crate) struct Inner<'a> {
+    client: &'a Client,
+    /// By scheme and authority.
+    connections: HashMap<(bool, String), Connection>,
+}
+
+/// A request of the protocol, below `/v2/`.
+pub(crate) struct Ask<'a> {
+    pub method: Method,
+    /// Whose repository, without tag and digest.
+    pub name: &'a Reference,
+    /// After the repository's name: `manifests/latest`.
+    pub path: &'a str,
+    /// What is to be done there: `pull`, `pull,push`.
+    pub actions: &'a str,
+    pub headers: Vec<(HeaderName, String)>,
+}
+
+impl Inner<'_> {
+    /// Sends a request until somebody answers it: with success, or a status of `expected`.
+    pub async fn ask(&mut self, ask: &Ask<'_>) -> Result<Response<Incoming>> {
+        let domain = &ask.name.domain;
+        let known = self.client.known().endpoints.get(domain).cloned();
+        let endpoints = match known {
+            Some(endpoint) => vec![endpoint],
+            None => self.client.hosts.endpoints(domain)?,
+        };
+        let mut first_failure = None;
+        for endpoint in endpoints {
+            match self.ask_at(&endpoint, ask).await {
+                // Somebody may be there who speaks without TLS.
+                Err(error @ Error::Unreachable { .. }) => {
+                    first_failure = Some(match first_failure {
+                        Some(first) => better(first, error),
+                        None => error,
+                    });
+                }
+                answered => {
+                    self.client.known().endpoints.insert(domain.clone(), endpoint);
+                    return answered;
+                }
+            }
+        }
+        Err(first_failure.unwrap_or_else(|| Error::Protocol(format!("there is no way to {domain}"))))
+    }
+
+    async fn ask_at(&mut self, endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Response<Incoming>> {
+        let scheme = if endpoint.tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}/v2/{}/{}", endpoint.authority, ask.name.path, ask.path);
+        let scope = format!("repository:{}:{}", ask.name.path, ask.actions);
+        let key = (ask.name.domain.clone(), scope.clone());
+        let authorization = match &self.client.credentials.registry_token {
+            token if token.is_empty() => self.client.known().authorizations.get(&key).cloned(),
+            token => Some(format!("Bearer {token}")),
+        };
+        let answer = self.follow(endpoint, ask, &url, authorization.clone()).await?;
+        if answer.status() != StatusCode::UNAUTHORIZED {
+            return accepted(answer).await;
+        }
+        let headers = answer.headers().get_all(WWW_AUTHENTICATE);
+        let wanted = challenge(headers.iter().filter_map(|value| value.to_str().ok()), &scope);
+        let authorization = match wanted {
+            Some(Challenge::Basic) => self.client.credentials.basic(),
+            Some(Challenge::Bearer(request)) => Some(format!("Bearer {}", self.token(endpoint, &request).await?)),
+            None => None,
+        };
+        let Some(authorization) = authorization else { return accepted(answer).await };
+        // Read, so that the connection can go on.
+        let _ = whole(answer.into_body(), MAX_ANSWER).await;
+        let answer = self.follow(endpoint, ask, &url, Some(authorization.clone())).await?;
+        if answer.status() != StatusCode::UNAUTHORIZED {
+            self.client.known().authorizations.insert(key, authorization);
+        }
+        accepted(answer).await
+    }
+
+    /// Sends a request and goes where its answers lead. Who one is, is for the registry alone.
+    async fn follow(
+        &mut self,
+        endpoint: &Endpoint,
+        ask: &Ask<'_>,
+        url: &str,
+        authorization: Option<String>,
+    ) -> Result<Response<Incoming>> {
+        let mut url = url.to_owned();
+        let mut endpoint = endpoint.clone();
+        let home = (endpoint.tls.is_some(), endpoint.authority.clone());
+        for _ in 0..REDIRECTS {
+            let is_home = (endpoint.tls.is_some(), &endpoint.authority) == (home.0, &home.1);
+            let authorization = authorization.as_deref().filter(|_| is_home);
+            let answer = self.send(&endpoint, &ask.method, &url, authorization, &ask.headers, Bytes::new()).await?;
+            if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+                return Ok(answer);
+            }
+            let location = answer.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+            let location = location.ok_or_else(|| Error::Protocol(format!("{url}: sent on to nowhere")))?.to_owned();
+            if location.starts_with('/') {
+                url = format!("{}://{}{location}", scheme(&endpoint), endpoint.authority);
+                continue;
+            }
+            let target: Uri = location.parse().map_err(|_| Error::Protocol(format!("{url}: sent on to what is no address")))?;
+            let authority = target.authority().map(|authority| authority.host_and_port()).unwrap_or_default();
+            let secure = match target.scheme_str() {
+                Some("https") => true,
+                Some("http") if endpoint.tls.is_none() || self.client.hosts.is_insecure(&authority) => false,
+                _ => return Err(Error::Protocol(format!("{url}: sent on from TLS to a place without, {authority}"))),
+            };
+            endpoint = self.endpoint(&authority, secure)?;
+            url = location;
+        }
+        Err(Error::Protocol(format!("{url}: stopped after {REDIRECTS} redirects")))
+    }
+
+    /// Of a host that is no registry by itself.
+    fn endpoint(&self, authority: &str, secure: bool) -> Result<Endpoint> {
+        let ways = self.client.hosts.endpoints(authority)?;
+        let tls = ways.into_iter().next().and_then(|way| way.tls).filter(|_| secure);
+        Ok(Endpoint { authority: authority.to_owned(), tls })
+    }
+
+    /// One request and its answer, as it is.
+    async fn send(
+        &mut self,
+        endpoint: &Endpoint,
+        method: &Method,
+        url: &str,
+        authorization: Option<&str>,
+        headers: &[(HeaderName, String)],
+        body: Bytes,
+    ) -> Result<Response<Incoming>> {
+        let unreachable = |why: String| Error::Unreachable {
+            method: match *method {
+                Method::HEAD => "HEAD",
+                Method::POST => "POST",
+                _ => "GET",
+            },
+            // What is after the question mark may be a signature.
+            url: url.split('?').next().unwrap_or_default().to_owned(),
+            why,
+        };
+        let uri: Uri = url.parse().map_err(|_| Error::Protocol(format!("{url} is no address")))?;
+        let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+        let mut request = Request::builder().method(method).uri(path).header("Host", &endpoint.authority);
+        request = request.header("User-Agent", &self.client.agent);
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        if let Some(authorization) = authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        let request = request.body(http_body_util::Full::new(body));
+        let request = request.map_err(|error| Error::Protocol(format!("{url}: {error}")))?;
+        let key = (endpoint.tls.is_some(), endpoint.authority.clone());
+        if let Some(mut open) = self.connections.remove(&key)
+            && open.is_open().await
+            && let Ok(answer) = open.send(request.clone()).await
+        {
+            self.connections.insert(key, open);
+            return Ok(answer);
+        }
+        // There is none, or the server has closed it in this very moment.
+        let mut connection = Connection::open(endpoint).await.map_err(|error| unreachable(error.to_string()))?;
+        let answer = connection.send(request).await.map_err(|error| unreachable(error.to_string()))?;
+        self.connections.insert(key, connection);
+        Ok(answer)
+    }
+
+    async fn token(&mut self, registry: &Endpoint, request: &TokenRequest) -> Result<String> {
+        let credentials = &self.client.credentials;
+        let url = match credentials.identity_token.is_empty() {
+            true => request.url(&credentials.username),
+            false => request.realm.clone(),
+        };
+        let uri: Uri = url.parse().map_err(|_| Error::Protocol(format!("the realm {} is no address", request.realm)))?;
+        let authority = uri.authority().map(|authority| authority.host_and_port()).unwrap_or_default();
+        let secure = match uri.scheme_str() {
+            Some("https") => true,
+            Some("http") if registry.tls.is_none() || self.client.hosts.is_insecure(&authority) => false,
+            _ => return Err(Error::Protocol(format!("the realm {} has no TLS", request.realm))),
+        };
+        let endpoint = self.endpoint(&authority, secure)?;
+        let form = request.form(&credentials.identity_token);
+        let answer = match credentials.identity_token.is_empty() {
+            true => self.send(&endpoint, &Method::GET, &url, credentials.basic().as_deref(), &[], Bytes::new()).await?,
+            false => {
+                let kind = [(hyper::header::CONTENT_TYPE, "application/x-www-form-urlencoded".to_owned())];
+                self.send(&endpoint, &Method::POST, &url, None, &kind, Bytes::from(form)).await?
+            }
+        };
+        let answer = accepted(answer).await?;
+        let body = whole(answer.into_body(), MAX_ANSWER).await?;
+        let token = serde_json::from_slice::<TokenAnswer>(&body).ok().and_then(TokenAnswer::into_token);
+        let token =
+            token.ok_or_else(|| Error::Protocol("authorization server did not include a token in the response".to_owned()))?;
+        // It becomes a header.
+        match token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            true => Ok(token),
+            false => Err(Error::Protocol("the authorization server's token is none".to_owned())),
+        }
+    }
+}
+
+/// Of two failures of ways to one registry, the one that tells more: that TLS did not come about where plain HTTP got no
+/// connection either says nothing.
+fn better(first: Error, second: Error) -> Error {
+    match &second {
+        Error::Unreachable { why, .. } if why.starts_with("dial tcp") => second,
+        _ => first,
+    }
+}
+
+fn scheme(endpoint: &Endpoint) -> &'static str {
+    if endpoint.tls.is_some() { "https" } else { "http" }
+}
+
+trait HostAndPort {
+    fn host_and_port(&self) -> String;
+}
+
+impl HostAndPort for hyper::http::uri::Authority {
+    /// Without a user's name before it.
+    fn host_and_port(&self) -> String {
+        match self.port_u16() {
+            Some(port) => format!("{}:{port}", self.host()),
+            None => self.host().to_owned(),
+        }
+    }
+}
+
+/// An answer that is a success; otherwise what the registry says instead.
+async fn accepted(answer: Response<Incoming>) -> Result<Response<Incoming>> {
+    if answer.status().is_success() {
+        return Ok(answer);
+    }
+    let status = answer.status().as_u16();
+    let body = whole(answer.into_body(), MAX_ANSWER).await.unwrap_or_default();
+    Err(refused(status, &body))
+}
+
+/// A body that is small.
+pub(crate) async fn whole(mut body: Incoming, most: usize) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Error::Unreachable { method: "GET", url: String::new(), why: error.to_string() })?;
+        if let Some(data) = frame.data_ref() {
+            if bytes.len() + data.len() > most {
+                return Err(Error::Protocol(format!("an answer of the registry is larger than {most} bytes")));
+            }
+            bytes.extend_from_slice(data);
+        }
+    }
+    Ok(bytes)
+}
