@@ -84,6 +84,8 @@ pub struct Client {
     address: String,
     /// The minor version to speak: less than [`SPOKEN`] where the server is older.
     minor: Arc<AtomicU32>,
+    /// The folder of the user's files, which say who he is to registries.
+    folder: PathBuf,
 }
 
 /// What may stand in a query value or path segment as it is.
@@ -107,7 +109,18 @@ pub fn segment(name: &str) -> String {
 
 impl Client {
     pub fn new(connector: Connector, address: &str) -> Client {
-        Client { connector, address: address.to_owned(), minor: Arc::new(AtomicU32::new(SPOKEN.1)) }
+        let minor = Arc::new(AtomicU32::new(SPOKEN.1));
+        Client { connector, address: address.to_owned(), minor, folder: PathBuf::new() }
+    }
+
+    /// The same for a user whose files are in `folder`.
+    pub fn of_user(self, folder: PathBuf) -> Client {
+        Client { folder, ..self }
+    }
+
+    /// The folder of the user's files.
+    pub fn folder(&self) -> &std::path::Path {
+        &self.folder
     }
 
     /// A client of the server on a Unix socket.
@@ -162,6 +175,17 @@ impl Client {
 
     /// Sends a request; an error status becomes an error.
     pub async fn call(&self, method: Method, path: &str, body: Option<&(impl Serialize + Sync)>) -> Result<Response<Incoming>> {
+        self.call_with(method, path, &[], body).await
+    }
+
+    /// The same with headers of its own.
+    pub async fn call_with(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&'static str, String)],
+        body: Option<&(impl Serialize + Sync)>,
+    ) -> Result<Response<Incoming>> {
         let bytes = body.map(serde_json::to_vec).transpose()?;
         let bytes = bytes.map(Bytes::from);
         let send = || {
@@ -169,7 +193,11 @@ impl Client {
                 Some(bytes) => Full::new(bytes.clone()).map_err(|never| match never {}).boxed_unsync(),
                 None => Empty::new().map_err(|never| match never {}).boxed_unsync(),
             };
-            self.request(method.clone(), path, body, bytes.is_some())
+            let mut request = self.request(method.clone(), path, body, bytes.is_some())?;
+            for (name, value) in headers {
+                request.headers_mut().insert(*name, value.parse().map_err(hyper::http::Error::from)?);
+            }
+            Ok::<_, ClientError>(request)
         };
         match checked(self.send(send()?).await?).await {
             Err(ClientError::Api { status: 400, message }) if self.speaks_less(&message) => {

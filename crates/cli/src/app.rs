@@ -524,6 +524,7 @@ async fn dispatch(app: App) -> failure::Result {
         _ => None,
     };
     let Globals { host, tls, roots, .. } = app.globals;
+    let files = folder.path().to_owned();
     let context = (selected.name != DEFAULT).then_some((folder, selected.name));
     let target = Target { host, tls, roots, context, starts: run.map(run::Run::starts) };
     let client = match &app.command {
@@ -534,7 +535,7 @@ async fn dispatch(app: App) -> failure::Result {
         Ok(client) => client,
         Err(failure) => return Err(Failure { code: if run.is_some() { 125 } else { failure.code }, ..failure }),
     };
-    let Some(client) = client else {
+    let Some(client) = client.map(|client| client.of_user(files)) else {
         return system::client_version_only();
     };
     match app.command {

@@ -12,6 +12,7 @@ pub mod lifecycle;
 pub mod list;
 pub mod logs;
 pub mod network;
+mod progress;
 pub mod prune;
 pub mod run;
 pub mod stats;

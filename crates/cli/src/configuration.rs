@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use dhow_api::config::{LogConfig, Ulimit};
 use dhow_engine::units::parse_bytes;
-use dhow_engine::{ContainerDefaults, DefaultNetwork, OWN_RUNTIMES, Pool, Runtime, Settings, Subnet};
+use dhow_engine::{ContainerDefaults, DefaultNetwork, Hosts, OWN_RUNTIMES, Pool, Runtime, Settings, Subnet};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -43,7 +43,7 @@ use Key::{Known, Only, Without};
 const NO_CONTAINERD: &str = "there is no containerd";
 const NO_SWARM: &str = "there is no swarm";
 const NO_PROXY: &str = "published ports have no proxy processes";
-const NOT_YET: &str = "this version does not fetch, push or build images";
+const NOT_YET: &str = "this version knows no mirrors and proxies of registries, and does not push or build images";
 const OWN_TABLES: &str = "rules are in nftables tables of Dhow's own, which containers need";
 
 /// dockerd's keys (28.5), then our own.
@@ -92,7 +92,7 @@ const KEYS: &[(&str, Key)] = &[
     ("icc", Known),
     ("init", Known),
     ("init-path", Without("the init process of --init is this program")),
-    ("insecure-registries", Without(NOT_YET)),
+    ("insecure-registries", Known),
     ("ip", Known),
     ("ip-forward", Only(True, "containers have no way out without it")),
     ("ip-forward-no-drop", Without("the host's own policy for forwarding is left as it is")),
@@ -106,7 +106,7 @@ const KEYS: &[(&str, Key)] = &[
     ("log-format", Known),
     ("log-level", Known),
     ("log-opts", Known),
-    ("max-concurrent-downloads", Without(NOT_YET)),
+    ("max-concurrent-downloads", Known),
     ("max-concurrent-uploads", Without(NOT_YET)),
     ("max-download-attempts", Without(NOT_YET)),
     ("metrics-addr", Known),
@@ -257,6 +257,11 @@ impl Configuration {
             pools: pools.collect::<Result<_>>()?,
             network_options: self.get("default-network-opts")?.unwrap_or_default(),
             default_network: self.network()?,
+            registries: Hosts { insecure: self.get("insecure-registries")?.unwrap_or_default(), ..defaults.registries },
+            max_downloads: match self.get("max-concurrent-downloads")? {
+                Some(0) => return Err(self.wrong("max-concurrent-downloads", "invalid max concurrent downloads: 0")),
+                given => given.unwrap_or(defaults.max_downloads),
+            },
             containers: self.containers(defaults.containers)?,
         })
     }

@@ -7,6 +7,7 @@ mod app;
 mod commands;
 mod configuration;
 mod connect;
+mod credentials;
 mod failure;
 mod init;
 mod output;

@@ -1,6 +1,6 @@
 //! Images: finding, listing, inspecting, naming, removing, importing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 
 use dhow_api::container::GraphDriver;
@@ -178,17 +178,22 @@ impl Engine {
             Some(name) => self.store.image_by_name(name)? == Some(id),
             None => false,
         };
-        let names = image.row.tags.len() + image.row.digests.len();
+        let is_single = is_single_reference(&image.row);
         let mut deleted = Vec::new();
         let short = id.short();
         let users: Vec<_> = self.containers()?.into_iter().filter(|container| container.image_id == id).collect();
         let running = users.iter().find(|container| container.is_running());
-        if let (true, Some(name)) = (by_name && names > 1, &name) {
-            self.store.untag(name)?;
-            self.image_event("untag", &id, &id.to_string());
-            return Ok(vec![Deleted { untagged: Some(name.familiar()), deleted: None }]);
+        if let (true, Some(name)) = (by_name, &name) {
+            let (gone, rest) = without(&image.row, name);
+            if rest > 0 {
+                for name in &gone {
+                    self.store.untag(name)?;
+                    self.image_event("untag", &id, &id.to_string());
+                }
+                return Ok(gone.iter().map(|name| Deleted { untagged: Some(name.familiar()), deleted: None }).collect());
+            }
         }
-        if !by_name && names > 1 && !force {
+        if !by_name && !is_single && !force {
             return Err(Error::conflict(format!(
                 "conflict: unable to delete {short} (must be forced) - image is referenced in multiple repositories"
             )));
@@ -304,6 +309,34 @@ impl Engine {
 
     pub(crate) fn image_event(&self, action: &str, id: &Digest, name: &str) {
         self.event("image", action, &id.to_string(), [("name".to_owned(), name.to_owned())].into());
+    }
+}
+
+/// The names that go with one, and how many are left: with the last tag of a repository go its digests (moby,
+/// `removeImageRef`).
+fn without(row: &ImageRow, name: &Reference) -> (Vec<Reference>, usize) {
+    let repository = name.repository();
+    let tags = row.tags.iter().map(|(of, tag)| (of, format!("{of}:{tag}")));
+    let digests = row.digests.iter().map(|(of, digest)| (of, format!("{of}@{digest}")));
+    let is_tag = |text: &str| !text.contains('@');
+    let named = name.to_string();
+    let others: Vec<(&String, String)> = tags.chain(digests).filter(|(_, text)| *text != named).collect();
+    let last_tag = name.digest.is_none() && !others.iter().any(|(of, text)| **of == repository && is_tag(text));
+    let goes = |(of, text): &&(&String, String)| last_tag && **of == repository && !is_tag(text);
+    let gone = others.iter().filter(goes).filter_map(|(_, text)| text.parse().ok());
+    let gone: Vec<Reference> = std::iter::once(name.clone()).chain(gone).collect();
+    let rest = others.len() + 1 - gone.len();
+    (gone, rest)
+}
+
+/// Whether an image has one name at most, digests of the same repository aside (moby, `isSingleReference`).
+fn is_single_reference(row: &ImageRow) -> bool {
+    let repositories: BTreeSet<&String> = row.digests.iter().map(|(repository, _)| repository).collect();
+    match (&row.tags[..], repositories.len()) {
+        ([], others) => others <= 1,
+        ([_], 0) => true,
+        ([(repository, _)], 1) => repositories.contains(repository),
+        _ => false,
     }
 }
 

@@ -8,6 +8,7 @@ use dhow_api::config::{LogConfig, Ulimit};
 use dhow_monitor::protocol::Runtime;
 use dhow_network::address::Subnet;
 use dhow_network::ports::Policy;
+use dhow_registry::Hosts;
 use serde::Deserialize;
 
 use crate::security::{self, SeccompOption};
@@ -34,6 +35,9 @@ pub struct Settings {
     /// Options of new networks that do not have them, by driver.
     pub network_options: BTreeMap<String, BTreeMap<String, String>>,
     pub default_network: DefaultNetwork,
+    pub registries: Hosts,
+    /// Layers that are fetched at once.
+    pub max_downloads: usize,
     pub containers: ContainerDefaults,
 }
 
@@ -189,6 +193,8 @@ impl Default for Settings {
             pools: Vec::new(),
             network_options: BTreeMap::new(),
             default_network: DefaultNetwork::default(),
+            registries: Hosts::default(),
+            max_downloads: 3,
             containers: ContainerDefaults::default(),
         }
     }

@@ -20,6 +20,18 @@ impl Digest {
         hasher.finish()
     }
 
+    /// The digest of all that a reader has left.
+    pub fn of_all(mut reader: impl std::io::Read) -> std::io::Result<Digest> {
+        let mut hasher = Hasher::new();
+        let mut buffer = vec![0; 256 * 1024];
+        loop {
+            match reader.read(&mut buffer)? {
+                0 => return Ok(hasher.finish()),
+                length => hasher.update(&buffer[..length]),
+            }
+        }
+    }
+
     /// The 64 hex digits, without the algorithm.
     pub fn hex(&self) -> String {
         hex(&self.0)

@@ -10,12 +10,8 @@ use hyper::header::{CONTENT_RANGE, RANGE};
 use hyper::{Method, StatusCode};
 
 use crate::error::{Error, Result};
-use crate::request::{Ask, Inner, Session};
+use crate::request::{ATTEMPTS, Ask, Session};
 
-/// Attempts without a single byte before it is given up.
-const ATTEMPTS: u32 = 5;
-/// Between attempts, doubled each time.
-const PAUSE: Duration = Duration::from_millis(200);
 /// A connection on which nothing comes for so long is given up.
 const STALL: Duration = Duration::from_secs(30);
 
@@ -32,56 +28,61 @@ impl Session<'_> {
     /// # Errors
     /// The registry has no such blob or does not answer any more; it is larger than its descriptor says; what `sink` says.
     pub fn blob(&mut self, name: &Reference, blob: &Descriptor, have: u64, mut sink: impl Sink) -> Result<()> {
-        let Session { runtime, inner } = self;
-        runtime.block_on(async {
-            let mut offset = have;
-            let mut attempts = 0;
-            while offset < blob.size {
-                let before = offset;
-                let Err(error) = some(inner, name, blob, &mut offset, &mut sink).await else { continue };
-                attempts = if offset > before { 0 } else { attempts + 1 };
-                if !error.may_pass() || attempts == ATTEMPTS {
-                    return Err(error);
-                }
-                if attempts > 0 {
-                    tokio::time::sleep(PAUSE * (1 << attempts)).await;
-                }
+        let mut offset = have;
+        let mut attempts = 0;
+        while offset < blob.size {
+            let before = offset;
+            let Err(error) = self.some(name, blob, &mut offset, &mut sink) else { continue };
+            attempts = if offset > before { 0 } else { attempts + 1 };
+            if !error.may_pass() || attempts == ATTEMPTS {
+                return Err(error);
             }
-            Ok(())
-        })
+            if attempts > 0 {
+                std::thread::sleep(error.pause(attempts));
+            }
+        }
+        Ok(())
     }
-}
 
-/// What one answer holds.
-async fn some(inner: &mut Inner<'_>, name: &Reference, blob: &Descriptor, offset: &mut u64, sink: &mut impl Sink) -> Result<()> {
-    let path = format!("blobs/{}", blob.digest);
-    let headers = if *offset == 0 { Vec::new() } else { vec![(RANGE, format!("bytes={offset}-"))] };
-    let answer = inner.ask(&Ask { method: Method::GET, name, path: &path, actions: "pull", headers }).await?;
-    let broken = |why: &dyn std::fmt::Display| Error::Unreachable { method: "GET", url: path.clone(), why: why.to_string() };
-    // A server that knows no ranges sends all of it again.
-    let mut skip = *offset;
-    if answer.status() == StatusCode::PARTIAL_CONTENT {
-        let range = answer.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let start = range.strip_prefix("bytes ").and_then(|range| range.split('-').next()?.parse().ok());
-        if start != Some(*offset) {
-            return Err(Error::Protocol(format!("blob {}: asked for what is after byte {offset}, got {range:?}", blob.digest)));
+    /// What one answer holds. The sink is called outside of the runtime: it may block.
+    fn some(&mut self, name: &Reference, blob: &Descriptor, offset: &mut u64, sink: &mut impl Sink) -> Result<()> {
+        let Session { runtime, inner } = self;
+        let path = format!("blobs/{}", blob.digest);
+        let headers = if *offset == 0 { Vec::new() } else { vec![(RANGE, format!("bytes={offset}-"))] };
+        let answer = runtime.block_on(inner.ask(&Ask { method: Method::GET, name, path: &path, actions: "pull", headers }))?;
+        let broken = |why: &dyn std::fmt::Display| Error::Unreachable {
+            method: "GET",
+            url: format!("{}@{}", name.familiar_repository(), blob.digest),
+            why: why.to_string(),
+        };
+        // A server that knows no ranges sends all of it again.
+        let mut skip = *offset;
+        if answer.status() == StatusCode::PARTIAL_CONTENT {
+            let range = answer.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+            let start = range.strip_prefix("bytes ").and_then(|range| range.split('-').next()?.parse().ok());
+            if start != Some(*offset) {
+                return Err(Error::Protocol(format!(
+                    "blob {}: asked for what is after byte {offset}, got {range:?}",
+                    blob.digest
+                )));
+            }
+            skip = 0;
         }
-        skip = 0;
-    }
-    let mut body = answer.into_body();
-    loop {
-        let frame = tokio::time::timeout(STALL, body.frame()).await.map_err(|_| broken(&"nothing comes any more"))?;
-        let Some(frame) = frame else { break };
-        let frame = frame.map_err(|error| broken(&error))?;
-        let Some(mut data) = frame.data_ref().map(|data| &data[..]) else { continue };
-        let skipped = skip.min(data.len() as u64);
-        data = &data[skipped as usize..];
-        skip -= skipped;
-        if *offset + data.len() as u64 > blob.size {
-            return Err(Error::Protocol(format!("blob {} is larger than {} bytes, as it should be", blob.digest, blob.size)));
+        let mut body = answer.into_body();
+        loop {
+            let frame = runtime.block_on(async { tokio::time::timeout(STALL, body.frame()).await });
+            let Some(frame) = frame.map_err(|_| broken(&"nothing comes any more"))? else { break };
+            let frame = frame.map_err(|error| broken(&format!("unexpected EOF: {error}")))?;
+            let Some(mut data) = frame.data_ref().map(|data| &data[..]) else { continue };
+            let skipped = skip.min(data.len() as u64);
+            data = &data[skipped as usize..];
+            skip -= skipped;
+            if *offset + data.len() as u64 > blob.size {
+                return Err(Error::Protocol(format!("blob {} is larger than {} bytes, as it should be", blob.digest, blob.size)));
+            }
+            sink(data).map_err(Error::Stopped)?;
+            *offset += data.len() as u64;
         }
-        sink(data).map_err(Error::Stopped)?;
-        *offset += data.len() as u64;
+        if *offset < blob.size { Err(broken(&"unexpected EOF")) } else { Ok(()) }
     }
-    if *offset < blob.size { Err(broken(&"unexpected EOF")) } else { Ok(()) }
 }

@@ -1,6 +1,7 @@
 //! What can go wrong with a registry, in dockerd's words where it has some.
 
 use std::io;
+use std::time::Duration;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -9,9 +10,9 @@ pub enum Error {
     /// Nobody answered, or the connection broke.
     #[error("{method} \"{url}\": {why}", method = title(.method))]
     Unreachable { method: &'static str, url: String, why: String },
-    /// The registry said no.
+    /// The registry said no; perhaps when to ask again.
     #[error("{text}")]
-    Refused { status: u16, text: String },
+    Refused { status: u16, text: String, retry_after: Option<Duration> },
     /// What came is not what was asked for, or is none of what the protocol knows.
     #[error("{0}")]
     Protocol(String),
@@ -39,6 +40,23 @@ impl Error {
         }
     }
 
+    /// Whether nobody is there at all.
+    pub(crate) fn is_nobody(&self) -> bool {
+        matches!(self, Error::Unreachable { why, .. } if why.starts_with("dial tcp"))
+    }
+
+    /// How long to wait before another attempt: twice as long each time, or what the registry asks for.
+    pub(crate) fn pause(&self, attempts: u32) -> Duration {
+        const FIRST: Duration = Duration::from_millis(200);
+        const LONGEST: Duration = Duration::from_secs(60);
+        let own = FIRST * (1 << attempts.min(8));
+        let asked = match self {
+            Error::Refused { retry_after: Some(asked), .. } => *asked,
+            _ => own,
+        };
+        asked.min(LONGEST)
+    }
+
     /// The status of the registry's answer.
     pub fn status(&self) -> Option<u16> {
         match self {
@@ -64,7 +82,7 @@ struct One {
 }
 
 /// The refusal that an answer's body tells, as docker writes it: the code in lower-case words, and the message.
-pub(crate) fn refused(status: u16, body: &[u8]) -> Error {
+pub(crate) fn refused(status: u16, retry_after: Option<Duration>, body: &[u8]) -> Error {
     const LONGEST: usize = 512;
     let told = serde_json::from_slice::<Errors>(body).map(|errors| errors.errors).unwrap_or_default();
     let lines: Vec<String> = told
@@ -78,7 +96,7 @@ pub(crate) fn refused(status: u16, body: &[u8]) -> Error {
             format!("unexpected status from the registry: {status} {}", reason.unwrap_or_default()).trim_end().to_owned()
         }
     };
-    Error::Refused { status, text }
+    Error::Refused { status, text, retry_after }
 }
 
 /// What a stranger wrote, fit for a terminal.
@@ -93,8 +111,10 @@ mod tests {
     #[test]
     fn refusals_are_told_as_docker_does() {
         let body = br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown\u001b[2J","detail":{"Tag":"x"}}]}"#;
-        assert_eq!(refused(404, body).to_string(), "manifest unknown: manifest unknown [2J");
-        assert_eq!(refused(502, b"<html>").to_string(), "unexpected status from the registry: 502 Bad Gateway");
-        assert!(refused(503, b"").may_pass() && !refused(404, body).may_pass());
+        assert_eq!(refused(404, None, body).to_string(), "manifest unknown: manifest unknown [2J");
+        assert_eq!(refused(502, None, b"<html>").to_string(), "unexpected status from the registry: 502 Bad Gateway");
+        assert!(refused(503, None, b"").may_pass() && !refused(404, None, body).may_pass());
+        let asked = refused(429, Some(Duration::from_secs(3)), b"");
+        assert_eq!((asked.pause(0), refused(503, None, b"").pause(1)), (Duration::from_secs(3), Duration::from_millis(400)));
     }
 }

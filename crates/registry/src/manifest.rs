@@ -6,7 +6,7 @@ use hyper::Method;
 use hyper::header::{ACCEPT, CONTENT_TYPE};
 
 use crate::error::{Error, Result};
-use crate::request::{Ask, Session, whole};
+use crate::request::{ATTEMPTS, Ask, Session, whole};
 
 /// The documents that are understood, in the order of preference.
 pub const MANIFEST_TYPES: [&str; 4] = [OCI_INDEX, DOCKER_INDEX, OCI_MANIFEST, DOCKER_MANIFEST];
@@ -68,7 +68,16 @@ impl Session<'_> {
         let ask = Ask { method: Method::GET, name, path: &path, actions: "pull", headers };
         let Session { runtime, inner } = self;
         runtime.block_on(async {
-            let answer = inner.ask(&ask).await?;
+            let mut attempts = 0;
+            let answer = loop {
+                match inner.ask(&ask).await {
+                    Err(error) if error.may_pass() && !error.is_nobody() && attempts + 1 < ATTEMPTS => {
+                        attempts += 1;
+                        tokio::time::sleep(error.pause(attempts)).await;
+                    }
+                    answered => break answered?,
+                }
+            };
             let media_type = answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
             let media_type = media_type.split(';').next().unwrap_or_default().trim().to_owned();
             let bytes = whole(answer.into_body(), MAX_MANIFEST).await?;

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use dhow_oci::Reference;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, HeaderName, LOCATION, WWW_AUTHENTICATE};
+use hyper::header::{AUTHORIZATION, HeaderName, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Method, Request, Response, StatusCode, Uri};
 
 use crate::auth::{Challenge, Credentials, TokenAnswer, TokenRequest, challenge};
@@ -15,6 +16,8 @@ use crate::connection::Connection;
 use crate::error::{Error, Result, refused};
 use crate::hosts::{Endpoint, Hosts};
 
+/// Attempts without any success before it is given up.
+pub(crate) const ATTEMPTS: u32 = 5;
 /// How often one is sent on.
 const REDIRECTS: usize = 10;
 /// Of answers that are read as a whole and are no manifests.
@@ -223,7 +226,12 @@ impl Inner<'_> {
             return Ok(answer);
         }
         // There is none, or the server has closed it in this very moment.
-        let mut connection = Connection::open(endpoint).await.map_err(|error| unreachable(error.to_string()))?;
+        let mut connection = Connection::open(endpoint).await.map_err(|error| Error::Unreachable {
+            method: "GET",
+            // As docker says it, which always asks there first.
+            url: format!("{}://{}/v2/", scheme(endpoint), endpoint.authority),
+            why: error.to_string(),
+        })?;
         let answer = connection.send(request).await.map_err(|error| unreachable(error.to_string()))?;
         self.connections.insert(key, connection);
         Ok(answer)
@@ -297,8 +305,9 @@ async fn accepted(answer: Response<Incoming>) -> Result<Response<Incoming>> {
         return Ok(answer);
     }
     let status = answer.status().as_u16();
+    let retry_after = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
     let body = whole(answer.into_body(), MAX_ANSWER).await.unwrap_or_default();
-    Err(refused(status, &body))
+    Err(refused(status, retry_after.map(Duration::from_secs), &body))
 }
 
 /// A body that is small.

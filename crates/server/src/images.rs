@@ -66,14 +66,19 @@ pub(crate) async fn remove(engine: Arc<Engine>, name: String, call: Call) -> Res
     Ok(answer::json(StatusCode::OK, &deleted))
 }
 
-fn send(sender: &Sender, message: &Message) -> bool {
-    let text = serde_json::to_string(message).unwrap_or_default();
-    sender.blocking_send(Bytes::from(text + "\r\n")).is_ok()
+/// A message as it is sent.
+pub(crate) fn line(message: &Message) -> Bytes {
+    Bytes::from(serde_json::to_string(message).unwrap_or_default() + "\r\n")
 }
 
-fn send_error(sender: &Sender, error: &Error) {
+/// The message that ends a stream in which something went wrong.
+pub(crate) fn error_message(error: &Error) -> Message {
     let detail = Some(ErrorDetail { message: error.message.clone() });
-    send(sender, &Message { error: Some(error.message.clone()), error_detail: detail, ..Message::default() });
+    Message { error: Some(error.message.clone()), error_detail: detail, ..Message::default() }
+}
+
+fn send(sender: &Sender, message: &Message) -> bool {
+    sender.blocking_send(line(message)).is_ok()
 }
 
 /// Pull (`fromImage`) or import (`fromSrc`).
@@ -96,8 +101,7 @@ pub(crate) async fn create(engine: Arc<Engine>, call: Call) -> Result<Answer> {
         let body = blocking_body(call.request.into_body());
         let id = blocking(move || engine.import(body, name.as_deref(), &message, &changes, platform)).await?;
         let (answer, sender) = answer::stream("application/json");
-        let text = serde_json::to_string(&Message { status: Some(id.to_string()), ..Message::default() }).unwrap_or_default();
-        let _ = sender.send(Bytes::from(text + "\r\n")).await;
+        let _ = sender.send(line(&Message { status: Some(id.to_string()), ..Message::default() })).await;
         return Ok(answer);
     }
     let (image, tag) = (parameters.get("fromImage").to_owned(), parameters.get("tag").to_owned());
@@ -107,29 +111,7 @@ pub(crate) async fn create(engine: Arc<Engine>, call: Call) -> Result<Answer> {
         tag => format!("{image}:{tag}"),
     };
     let name: Reference = text.parse().map_err(|error| Error::invalid(format!("{error}")))?;
-    let name = name.or_latest();
-    let shown = name.clone();
-    let id = blocking(move || engine.add_bundled(&name)).await?;
-    let Some(id) = id else {
-        return Err(Error::not_found(format!(
-            "pull access denied for {}: no registry can be reached by this version, and the image is not built in; use load or import",
-            shown.familiar_repository()
-        )));
-    };
-    let (answer, sender) = answer::stream("application/json");
-    let lines = [
-        Message { status: Some(format!("Pulling from {}", shown.path)), id: shown.tag.clone(), ..Message::default() },
-        Message {
-            status: Some(format!("No registry answered: {} comes with dhow itself ({})", shown.familiar(), id.short())),
-            ..Message::default()
-        },
-        Message { status: Some(format!("Status: Loaded bundled image for {}", shown.familiar())), ..Message::default() },
-    ];
-    for line in lines {
-        let text = serde_json::to_string(&line).unwrap_or_default();
-        let _ = sender.send(Bytes::from(text + "\r\n")).await;
-    }
-    Ok(answer)
+    crate::pull::pull(engine, &call, name.or_latest(), platform).await
 }
 
 /// The parameter `platform` of several requests.
@@ -160,7 +142,7 @@ pub(crate) async fn load(engine: Arc<Engine>, call: Call) -> Result<Answer> {
                 }
             }
         }
-        Err(error) => send_error(&sender, &error),
+        Err(error) => drop(send(&sender, &error_message(&error))),
     });
     Ok(answer)
 }

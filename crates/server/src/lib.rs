@@ -12,6 +12,7 @@ mod listen;
 mod metrics;
 mod networks;
 pub mod pem;
+mod pull;
 mod request;
 mod route;
 mod scope;

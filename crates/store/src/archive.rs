@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{self, BufReader, Read, Seek};
+use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use dhow_oci::image::{ArchiveEntry, Descriptor, ImageConfig, Index, Manifest};
@@ -236,9 +236,8 @@ impl Store {
             };
             rows.push(row);
         }
-        self.write_blob(config)?;
         let created = parsed.created.as_deref().and_then(dhow_oci::time::parse).map_or(0, |time| time.div_euclid(1_000_000_000));
-        let id = self.add_image(&NewImage { config, layers: rows, tags: &names, created, parent: None })?;
+        let id = self.add_image(&NewImage { config, layers: rows, tags: &names, created, parent: None, origin: None })?;
         Ok(LoadedImage { id, names })
     }
 
@@ -268,24 +267,20 @@ impl Store {
         config.rootfs.kind = "layers".to_owned();
         config.rootfs.diff_ids = layers.iter().map(|layer| layer.diff_id).collect();
         let bytes = serde_json::to_vec(&config).map_err(|source| StoreError::Json { path: "image config".to_owned(), source })?;
-        self.write_blob(&bytes)?;
         let tags: Vec<Reference> = name.cloned().into_iter().collect();
-        self.add_image(&NewImage { config: &bytes, layers, tags: &tags, created, parent: parent.map(|parent| parent.row.id) })
+        self.add_image(&NewImage {
+            config: &bytes,
+            layers,
+            tags: &tags,
+            created,
+            parent: parent.map(|parent| parent.row.id),
+            origin: None,
+        })
     }
 }
 
 fn verify(spool: &Spool, layer: &Descriptor) -> Result<()> {
-    let mut file = spool.open(&format!("blobs/sha256/{}", layer.digest.hex()))?;
-    let mut hasher = dhow_oci::Hasher::new();
-    let mut buffer = vec![0u8; 256 * 1024];
-    loop {
-        let length = file.read(&mut buffer).context(|| "read a layer".to_owned())?;
-        if length == 0 {
-            break;
-        }
-        hasher.update(&buffer[..length]);
-    }
-    file.rewind().context(|| "rewind a layer".to_owned())?;
-    let found = hasher.finish();
+    let file = spool.open(&format!("blobs/sha256/{}", layer.digest.hex()))?;
+    let found = Digest::of_all(file).context(|| "read a layer".to_owned())?;
     if found == layer.digest { Ok(()) } else { Err(StoreError::WrongDigest { what: "layer", expected: layer.digest, found }) }
 }

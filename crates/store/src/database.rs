@@ -102,6 +102,15 @@ const MIGRATIONS: &[&str] = &[
      ALTER TABLE new_containers RENAME TO containers;
      CREATE INDEX containers_by_image ON containers (image_id);
      CREATE INDEX containers_by_age ON containers (created DESC, id);",
+    // What images were fetched as: their manifests as they came, and the blobs that layers were in.
+    "CREATE TABLE manifests (
+         digest TEXT NOT NULL, image_id TEXT NOT NULL REFERENCES images ON DELETE CASCADE, media_type TEXT NOT NULL,
+         content BLOB NOT NULL, PRIMARY KEY (digest, image_id)
+     );
+     CREATE INDEX manifests_by_image ON manifests (image_id);
+     CREATE TABLE blobs (digest TEXT PRIMARY KEY, diff_id TEXT NOT NULL, media_type TEXT NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;
+     CREATE INDEX blobs_by_layer ON blobs (diff_id);
+     CREATE INDEX layers_by_content ON layers (diff_id);",
 ];
 
 impl Database {

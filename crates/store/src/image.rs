@@ -3,12 +3,12 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 
-use dhow_oci::image::ImageConfig;
+use dhow_oci::image::{Descriptor, ImageConfig};
 use dhow_oci::time::now;
 use dhow_oci::{Digest, Reference};
 use rusqlite::{Connection, OptionalExtension, params};
 
-use crate::{Context, Durability, LayerRow, Result, Store, StoreError, random_name, sync_file_system};
+use crate::{Context, Durability, LayerRow, Result, Store, StoreError, sync_file_system};
 
 /// An image as the database has it.
 #[derive(Clone, Debug)]
@@ -48,6 +48,20 @@ pub struct NewImage<'a> {
     pub created: i64,
     /// The image that it was made of, if it was made here.
     pub parent: Option<Digest>,
+    /// Where it was fetched from.
+    pub origin: Option<Origin<'a>>,
+}
+
+/// What an image was fetched as.
+pub struct Origin<'a> {
+    /// In the canonical form.
+    pub repository: String,
+    /// Of the document that the name stood for: an index, or the image's own manifest.
+    pub digest: Digest,
+    /// Digest, media type and bytes of the manifest, and of the indexes on the way to it.
+    pub documents: &'a [(Digest, String, Vec<u8>)],
+    /// The blobs with the diff IDs of their content, from the bottom to the top.
+    pub blobs: &'a [(Descriptor, Digest)],
 }
 
 /// What removing a name or an image did.
@@ -85,6 +99,7 @@ impl Store {
                     params![id.to_string(), position as i64, layer.chain_id.to_string()],
                 )?;
             }
+            new.origin.as_ref().map(|origin| set_origin(tx, &id, origin)).transpose()?;
             new.tags.iter().try_for_each(|tag| set_tag(tx, tag, &id))
         })?;
         // Another process may have removed the same layers while nobody referred to them.
@@ -211,9 +226,18 @@ impl Store {
                     order.push(digest);
                 }
             }
-            Ok(Some(order))
+            Ok(Some((order, forget_blobs(tx)?)))
         })?;
-        let Some(layers) = removed else { return Ok(None) };
+        let Some((layers, blobs)) = removed else { return Ok(None) };
+        for blob in blobs {
+            let path = self.paths.blobs().join(blob.trim_start_matches("sha256:"));
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    Err(error).context(|| format!("remove blob {blob}"))?
+                }
+                _ => {}
+            }
+        }
         let mut result = vec![Untagged::Deleted(*id)];
         for chain_id in layers {
             self.remove_layer_directory(&chain_id)?;
@@ -221,27 +245,13 @@ impl Store {
         }
         Ok(Some(result))
     }
+}
 
-    /// Writes a small blob (a manifest, a config) by its digest.
-    pub fn write_blob(&self, content: &[u8]) -> Result<Digest> {
-        let digest = Digest::of(content);
-        let path = self.paths.blobs().join(digest.hex());
-        if !path.exists() {
-            let temporary = self.paths.data.join("tmp").join(random_name()?);
-            let written = (|| {
-                use std::io::Write;
-                let mut file = fs::File::create(&temporary)?;
-                file.write_all(content)?;
-                file.sync_all()?;
-                fs::rename(&temporary, &path)
-            })();
-            if written.is_err() {
-                let _ = fs::remove_file(&temporary);
-            }
-            written.context(|| format!("write blob {digest}"))?;
-        }
-        Ok(digest)
-    }
+/// Forgets the blobs of layers that there are no more.
+fn forget_blobs(tx: &Connection) -> Result<Vec<String>> {
+    let query = "DELETE FROM blobs WHERE NOT EXISTS (SELECT 1 FROM layers WHERE layers.diff_id = blobs.diff_id) RETURNING digest";
+    let mut statement = tx.prepare(query)?;
+    Ok(statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?)
 }
 
 type RawRow = (String, String, i64, i64, i64, Option<String>);
@@ -268,6 +278,28 @@ fn names(db: &Connection, row: &mut ImageRow) -> Result<()> {
     Ok(())
 }
 
+fn set_origin(tx: &Connection, id: &Digest, origin: &Origin<'_>) -> Result<()> {
+    let id = id.to_string();
+    tx.execute(
+        "INSERT INTO digests (repository, digest, image_id) VALUES (?1, ?2, ?3)
+         ON CONFLICT (repository, digest) DO UPDATE SET image_id = excluded.image_id",
+        params![origin.repository, origin.digest.to_string(), id],
+    )?;
+    for (digest, media_type, content) in origin.documents {
+        tx.execute(
+            "INSERT OR IGNORE INTO manifests (digest, image_id, media_type, content) VALUES (?1, ?2, ?3, ?4)",
+            params![digest.to_string(), id, media_type, content],
+        )?;
+    }
+    for (blob, diff_id) in origin.blobs {
+        tx.execute(
+            "INSERT OR IGNORE INTO blobs (digest, diff_id, media_type, size) VALUES (?1, ?2, ?3, ?4)",
+            params![blob.digest.to_string(), diff_id.to_string(), blob.media_type, blob.size as i64],
+        )?;
+    }
+    Ok(())
+}
+
 fn set_tag(tx: &Connection, name: &Reference, id: &Digest) -> Result<()> {
     tx.execute(
         "INSERT INTO tags (repository, tag, image_id) VALUES (?1, ?2, ?3)
@@ -278,10 +310,11 @@ fn set_tag(tx: &Connection, name: &Reference, id: &Digest) -> Result<()> {
     Ok(())
 }
 impl Store {
-    /// Bytes of the files of all layers that images have, each counted once.
+    /// Bytes of the files of all layers that images have, each counted once, and of the blobs they came in.
     pub fn layers_size(&self) -> Result<u64> {
         self.database.read::<_, StoreError>(|db| {
-            let query = "SELECT coalesce(sum(size), 0) FROM layers WHERE chain_id IN (SELECT chain_id FROM image_layers)";
+            let query = "SELECT (SELECT coalesce(sum(size), 0) FROM layers WHERE chain_id IN (SELECT chain_id FROM image_layers))
+                + (SELECT coalesce(sum(size), 0) FROM blobs)";
             Ok(db.query_row(query, [], |row| row.get::<_, i64>(0))? as u64)
         })
     }

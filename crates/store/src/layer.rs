@@ -100,7 +100,7 @@ impl Store {
     }
 
     /// A layer that the database knows and the disk has.
-    pub(crate) fn layer(&self, chain_id: &Digest) -> Result<Option<LayerRow>> {
+    pub fn layer(&self, chain_id: &Digest) -> Result<Option<LayerRow>> {
         let row = self.database.read::<_, StoreError>(|db| {
             let query = "SELECT diff_id, size FROM layers WHERE chain_id = ?1";
             Ok(db

@@ -7,6 +7,7 @@
 mod apply;
 mod archive;
 mod database;
+mod fetch;
 mod image;
 mod layer;
 mod pack;
@@ -16,7 +17,8 @@ pub mod quota;
 pub use apply::{ApplyError, CopyOptions, copy_into};
 pub use archive::{LoadedImage, decompressed};
 pub use database::{Database, Durability};
-pub use image::{Image, ImageRow, NewImage, Untagged};
+pub use fetch::{FetchError, WantedLayer};
+pub use image::{Image, ImageRow, NewImage, Origin, Untagged};
 pub use layer::{LayerRow, Mountable};
 pub use pack::Packer;
 pub use paths::Paths;

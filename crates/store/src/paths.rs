@@ -24,7 +24,7 @@ impl Paths {
         self.data.join("layers")
     }
 
-    /// Manifests and configs, by digest.
+    /// Blobs that layers came in, by digest.
     pub fn blobs(&self) -> PathBuf {
         self.data.join("blobs/sha256")
     }

@@ -9,10 +9,12 @@ mod certificates;
 pub mod host;
 mod image;
 mod leftovers;
+pub mod registry;
 
 pub use bundle::Bundle;
 pub use certificates::Authority;
 pub use image::busybox_archive;
+pub use registry::Registry;
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};

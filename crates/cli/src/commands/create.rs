@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use clap::Args;
 use dhow_api::client::{Client, ClientError, query};
 use dhow_api::config::{CreateRequest, CreateResponse};
+use dhow_oci::Reference;
 
 use self::values::bad;
 use crate::failure::Result;
@@ -373,8 +374,13 @@ impl Options {
         if let Some(Err(error)) = self.platform.as_deref().map(str::parse::<dhow_oci::Platform>) {
             return Err(bad(format!("error parsing specified platform: {error}")));
         }
+        let pull = async || {
+            let name = self.image.parse::<Reference>().map_err(|error| bad(error.to_string()))?.or_latest();
+            let display = (!self.quiet).then(super::progress::Display::on_errors);
+            super::image::pull(client, &name, self.platform.as_deref().unwrap_or_default(), display).await
+        };
         if self.pull == "always" {
-            super::image::pull(client, &self.image, self.quiet).await?;
+            pull().await?;
         }
         let created = client.post_json::<CreateResponse>(&path, request).await;
         let created = match created {
@@ -383,11 +389,10 @@ impl Options {
                     && (message.starts_with("No such image") || message.starts_with("image with reference")) =>
             {
                 if !self.quiet {
-                    let name =
-                        self.image.parse::<dhow_oci::Reference>().map_or(self.image.clone(), |name| name.or_latest().familiar());
+                    let name = self.image.parse::<Reference>().map_or(self.image.clone(), |name| name.or_latest().familiar());
                     eprintln!("Unable to find image '{name}' locally");
                 }
-                super::image::pull(client, &self.image, self.quiet).await?;
+                pull().await?;
                 client.post_json(&path, request).await
             }
             other => other,

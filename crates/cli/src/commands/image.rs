@@ -7,11 +7,13 @@ use clap::Args;
 use dhow_api::client::{Client, query, segment};
 use dhow_api::image::{Deleted, History as ApiHistory, Message, Summary};
 use dhow_engine::units::{human_duration, human_size};
-use hyper::Response;
+use dhow_oci::Reference;
 use hyper::body::Incoming;
+use hyper::{Method, Response};
 use serde_json::{Map, Value, json};
 use tokio::io::AsyncRead;
 
+use super::progress::Display;
 use super::{delete, filters, json_lines, long_time};
 use crate::failure::{Failure, Result, each};
 use crate::output::{List, ellipsis, print};
@@ -268,6 +270,9 @@ async fn messages(response: Response<Incoming>, mut show: impl FnMut(Message) ->
 
 #[derive(Args, Debug)]
 pub struct Pull {
+    /// Set platform if server is multi-platform capable
+    #[arg(long, default_value = "")]
+    platform: String,
     /// Suppress verbose output
     #[arg(short, long)]
     quiet: bool,
@@ -276,27 +281,26 @@ pub struct Pull {
 
 impl Pull {
     pub async fn run(self, client: &Client) -> Result {
-        let name = self.name.parse::<dhow_oci::Reference>().map_err(|error| Failure::new(error.to_string()))?.or_latest();
-        pull(client, &self.name, self.quiet).await?;
+        let given = self.name.parse::<Reference>().map_err(|error| Failure::new(error.to_string()))?;
+        let name = given.clone().or_latest();
+        if name != given && !self.quiet {
+            print(&format!("Using default tag: {}\n", name.tag.as_deref().unwrap_or_default()))?;
+        }
+        pull(client, &name, &self.platform, (!self.quiet).then(Display::on_output)).await?;
         print(&format!("{name}\n"))
     }
 }
 
-/// Fetches an image; what happens is told on standard error.
-pub async fn pull(client: &Client, name: &str, quiet: bool) -> Result {
-    let reference =
-        name.parse::<dhow_oci::Reference>().map_err(|error| Failure::new(error.to_string()).of_command("run"))?.or_latest();
-    let tag = reference.digest.map(|digest| digest.to_string()).or(reference.tag.clone()).unwrap_or_default();
-    let parameters = query(&[("fromImage", &reference.familiar_repository()), ("tag", &tag)]);
-    let response = client.post(&format!("/images/create{parameters}")).await?;
-    messages(response, |message| {
-        if let Some(status) = message.status.filter(|_| !quiet) {
-            match message.id {
-                Some(id) => eprintln!("{id}: {status}"),
-                None => eprintln!("{status}"),
-            }
-        }
-        Ok(())
+/// Fetches an image; what happens is shown on `display`.
+pub async fn pull(client: &Client, name: &Reference, platform: &str, mut display: Option<Display>) -> Result {
+    let tag = name.digest.map(|digest| digest.to_string()).or(name.tag.clone()).unwrap_or_default();
+    let parameters = query(&[("fromImage", &name.familiar_repository()), ("tag", &tag), ("platform", platform)]);
+    let headers = [crate::credentials::header(client.folder(), name)];
+    let path = format!("/images/create{parameters}");
+    let response = client.call_with(Method::POST, &path, &headers, None::<&()>).await?;
+    messages(response, |message| match &mut display {
+        Some(display) => display.show(&message),
+        None => Ok(()),
     })
     .await
 }

@@ -75,6 +75,10 @@ impl Folder {
         Folder(given.map(Path::to_owned).or_else(named).unwrap_or_else(home))
     }
 
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
     fn id(name: &str) -> String {
         Digest::of(name.as_bytes()).hex().to_owned()
     }

@@ -1,0 +1,360 @@
+//! Fetching images from registries.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Mutex, PoisonError};
+
+use dhow_oci::image::ImageConfig;
+use dhow_oci::image::{Descriptor, Index, Manifest};
+use dhow_oci::{Digest, Platform, Reference};
+use dhow_registry::{Client, Credentials, Document, Fetched, Session};
+use dhow_store::{FetchError, LayerRow, NewImage, Origin, WantedLayer};
+
+use crate::{Engine, Error, Kind, Result, VERSION};
+
+/// Of a config, which is read as a whole.
+const MAX_CONFIG: u64 = 8 << 20;
+/// Indexes within indexes.
+const DEPTH: usize = 4;
+
+/// What is to be fetched.
+#[derive(Clone, Debug)]
+pub struct PullRequest {
+    /// With a tag or a digest.
+    pub name: Reference,
+    /// This host's if `None`.
+    pub platform: Option<Platform>,
+    pub credentials: Credentials,
+}
+
+/// What has come about, in the order of docker's messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PullEvent {
+    /// The registry knows the image: its layers follow.
+    Begun,
+    Layer(LayerEvent),
+    /// Of the document that the name stands for.
+    Digest(Digest),
+    /// It is here; whether it is another one than before.
+    Done {
+        changed: bool,
+    },
+}
+
+/// Something about one layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerEvent {
+    /// Of its blob.
+    pub digest: Digest,
+    pub step: Step,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    Wanted,
+    Exists,
+    Waiting,
+    /// Bytes that are here, and bytes of the whole.
+    Downloading(u64, u64),
+    Downloaded,
+    /// Bytes of the blob.
+    Extracting(u64),
+    Complete,
+}
+
+/// Hears of what comes about. `false` ends the pull: whoever wanted it has gone.
+pub type Told<'a> = &'a (dyn Fn(PullEvent) -> bool + Sync);
+
+/// An image's manifest, with the indexes that lead to it.
+struct Found {
+    manifest: Manifest,
+    documents: Vec<Fetched>,
+}
+
+impl Engine {
+    /// Fetches an image and names it. What of an attempt that failed has come stays, and the next goes on from there.
+    ///
+    /// # Errors
+    /// In dockerd's words: the registry does not know the image or whoever asks, or does not answer; there is nothing for the
+    /// platform; something is not what its digest says.
+    pub fn pull(&self, request: &PullRequest, told: Told<'_>) -> Result<Digest> {
+        let name = &request.name;
+        let settings = self.settings();
+        let client = Client::new(settings.registries.clone(), request.credentials.clone(), &format!("dhow/{VERSION}"));
+        let mut session = client.session().map_err(|error| failed(name, &error))?;
+        let host = Platform::host();
+        let platform = request.platform.as_ref().unwrap_or(&host);
+        let found = find(&mut session, name, platform).map_err(|error| match error {
+            Finding::Registry(error) => failed(name, &error),
+            Finding::Other(error) => error,
+        })?;
+        let origin = found.documents[0].digest;
+        let config = self.config(&mut session, name, &found.manifest)?;
+        let (layers, created) = check(&config, &found.manifest)?;
+        tell(told, PullEvent::Begun)?;
+        let rows = self.fetch_layers(&client, &mut session, name, &layers, told)?;
+        let before = self.store.image_by_name(name)?;
+        let documents: Vec<_> =
+            found.documents.into_iter().map(|document| (document.digest, document.media_type, document.bytes)).collect();
+        let blobs: Vec<_> = layers.iter().map(|layer| (layer.blob.clone(), layer.diff_id)).collect();
+        let tags: Vec<Reference> = name.tag.iter().filter(|_| name.digest.is_none()).map(|_| name.clone()).collect();
+        let id = self.store.add_image(&NewImage {
+            config: &config,
+            layers: rows,
+            tags: &tags,
+            created,
+            parent: None,
+            origin: Some(Origin { repository: name.repository(), digest: origin, documents: &documents, blobs: &blobs }),
+        })?;
+        self.image_event("pull", &id, &name.familiar());
+        // Nobody undoes it any more.
+        told(PullEvent::Digest(origin));
+        told(PullEvent::Done { changed: before != Some(id) });
+        Ok(id)
+    }
+
+    /// The config's bytes.
+    fn config(&self, session: &mut Session<'_>, name: &Reference, manifest: &Manifest) -> Result<Vec<u8>> {
+        let descriptor = &manifest.config;
+        if !descriptor.media_type.contains(".image.") {
+            return Err(Error::invalid(format!(
+                "{}: this is no image but an artifact: its config is {}",
+                name.familiar(),
+                descriptor.media_type
+            )));
+        }
+        if descriptor.size > MAX_CONFIG {
+            return Err(Error::invalid(format!("{}: its config is larger than {MAX_CONFIG} bytes", name.familiar())));
+        }
+        let mut bytes = Vec::new();
+        let take = |piece: &[u8]| {
+            bytes.extend_from_slice(piece);
+            Ok(())
+        };
+        session.blob(name, descriptor, 0, take).map_err(|error| failed(name, &error))?;
+        let digest = Digest::of(&bytes);
+        match digest == descriptor.digest {
+            true => Ok(bytes),
+            false => Err(Error::invalid(format!("config {}: its content has digest {digest}", descriptor.digest))),
+        }
+    }
+
+    /// Fetches the layers that are not here, several at a time: their rows from the bottom to the top.
+    fn fetch_layers(
+        &self,
+        client: &Client,
+        first: &mut Session<'_>,
+        name: &Reference,
+        layers: &[WantedLayer],
+        told: Told<'_>,
+    ) -> Result<Vec<LayerRow>> {
+        let mut rows: Vec<Option<LayerRow>> = Vec::new();
+        let mut missing = VecDeque::new();
+        let chain = dhow_oci::digest::chain_ids(&layers.iter().map(|layer| layer.diff_id).collect::<Vec<_>>());
+        for (place, (layer, chain_id)) in layers.iter().zip(&chain).enumerate() {
+            let row = self.store.layer(chain_id)?;
+            let step = if row.is_some() { Step::Exists } else { Step::Wanted };
+            tell(told, of_layer(layer, step))?;
+            if row.is_none() {
+                missing.push_back(place);
+            }
+            rows.push(row);
+        }
+        let at_once = self.settings().max_downloads.clamp(1, missing.len().max(1));
+        for place in missing.iter().skip(at_once) {
+            tell(told, of_layer(&layers[*place], Step::Waiting))?;
+        }
+        let queue = Mutex::new(missing);
+        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let work = |session: &mut Session<'_>| -> Result<Vec<(usize, LayerRow)>> {
+            let mut done = Vec::new();
+            while let Some(place) = next() {
+                match self.fetch_layer(session, name, &layers[place], told) {
+                    Ok(row) => done.push((place, row)),
+                    Err(error) => {
+                        // Nobody begins another one; those that are being fetched go on, and are kept.
+                        queue.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                        return Err(error);
+                    }
+                }
+            }
+            Ok(done)
+        };
+        let fetched = std::thread::scope(|scope| {
+            let more: Vec<_> = (1..at_once)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let mut session = client.session().map_err(|error| failed(name, &error))?;
+                        work(&mut session)
+                    })
+                })
+                .collect();
+            let own = work(first);
+            let others = more
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|_| Err(Error::internal("fetch a layer: a fault of dhow's"))));
+            std::iter::once(own).chain(others.collect::<Vec<_>>()).collect::<Result<Vec<_>>>()
+        })?;
+        for (place, row) in fetched.into_iter().flatten() {
+            rows[place] = Some(row);
+        }
+        rows.into_iter().map(|row| row.ok_or_else(|| Error::internal("a layer was not fetched"))).collect()
+    }
+
+    fn fetch_layer(&self, session: &mut Session<'_>, name: &Reference, layer: &WantedLayer, told: Told<'_>) -> Result<LayerRow> {
+        let total = layer.blob.size;
+        let row = self.store.fetch_layer(layer, |have, take| {
+            let mut here = have;
+            told(of_layer(layer, Step::Downloading(here, total)));
+            session.blob(name, &layer.blob, have, |bytes| {
+                take(bytes)?;
+                here += bytes.len() as u64;
+                match told(of_layer(layer, Step::Downloading(here, total))) {
+                    true => Ok(()),
+                    false => Err(io::ErrorKind::Interrupted.into()),
+                }
+            })?;
+            told(of_layer(layer, Step::Downloaded));
+            told(of_layer(layer, Step::Extracting(total)));
+            Ok(())
+        });
+        let row = row.map_err(|error| match error {
+            FetchError::Source(dhow_registry::Error::Stopped(error)) if error.kind() == io::ErrorKind::Interrupted => cancelled(),
+            FetchError::Source(error) => failed(name, &error),
+            FetchError::Store(error) => error.into(),
+        })?;
+        told(of_layer(layer, Step::Complete));
+        Ok(row)
+    }
+}
+
+fn of_layer(layer: &WantedLayer, step: Step) -> PullEvent {
+    PullEvent::Layer(LayerEvent { digest: layer.blob.digest, step })
+}
+
+fn tell(told: Told<'_>, event: PullEvent) -> Result<()> {
+    if told(event) { Ok(()) } else { Err(cancelled()) }
+}
+
+fn cancelled() -> Error {
+    Error::internal("context canceled")
+}
+
+enum Finding {
+    Registry(dhow_registry::Error),
+    Other(Error),
+}
+
+impl From<dhow_registry::Error> for Finding {
+    fn from(error: dhow_registry::Error) -> Finding {
+        Finding::Registry(error)
+    }
+}
+
+/// The manifest for a platform.
+fn find(session: &mut Session<'_>, name: &Reference, platform: &Platform) -> Result<Found, Finding> {
+    let mut documents = vec![session.manifest(name, None)?];
+    loop {
+        let last = &documents[documents.len() - 1];
+        match dhow_registry::parse(last)? {
+            Document::Manifest(manifest) => return Ok(Found { manifest, documents }),
+            Document::Index(index) => {
+                let chosen = choose(&index, platform).ok_or_else(|| {
+                    Finding::Other(Error::not_found(format!("no matching manifest for {platform} in the manifest list entries")))
+                })?;
+                if documents.len() > DEPTH {
+                    return Err(Finding::Other(Error::invalid(format!("{}: indexes are nested too deeply", name.familiar()))));
+                }
+                let fetched = session.manifest(name, Some(&chosen.digest))?;
+                if fetched.bytes.len() as u64 != chosen.size {
+                    let why = format!("manifest {}: its size is not what the index says", chosen.digest);
+                    return Err(Finding::Other(Error::invalid(why)));
+                }
+                documents.push(fetched);
+            }
+        }
+    }
+}
+
+/// The best entry for a platform: the one of its very variant, else the first that serves it. What has no platform may be an
+/// index or an image of any.
+fn choose<'a>(index: &'a Index, wanted: &Platform) -> Option<&'a Descriptor> {
+    let exact = |entry: &&Descriptor| entry.platform.as_ref() == Some(wanted);
+    let serves = |entry: &&Descriptor| entry.platform.as_ref().is_some_and(|platform| platform.serves(wanted));
+    let entries = &index.manifests;
+    entries
+        .iter()
+        .find(exact)
+        .or_else(|| entries.iter().find(serves))
+        .or_else(|| entries.iter().find(|entry| entry.platform.is_none()))
+}
+
+/// The layers that a manifest and its config speak of together, and when the image was made, in Unix seconds.
+fn check(config: &[u8], manifest: &Manifest) -> Result<(Vec<WantedLayer>, i64)> {
+    let parsed: ImageConfig =
+        serde_json::from_slice(config).map_err(|error| Error::invalid(format!("config {}: {error}", manifest.config.digest)))?;
+    let diff_ids = &parsed.rootfs.diff_ids;
+    if diff_ids.len() != manifest.layers.len() {
+        return Err(Error::invalid(format!(
+            "invalid manifest: it has {} layers, and its config {}",
+            manifest.layers.len(),
+            diff_ids.len()
+        )));
+    }
+    let chain = dhow_oci::digest::chain_ids(diff_ids);
+    let parents = std::iter::once(None).chain(chain.into_iter().map(Some));
+    let layers = manifest.layers.iter().zip(diff_ids).zip(parents);
+    let layers = layers.map(|((blob, diff_id), parent)| WantedLayer { blob: blob.clone(), diff_id: *diff_id, parent }).collect();
+    let created = parsed.created.as_deref().and_then(dhow_oci::time::parse).map_or(0, |time| time.div_euclid(1_000_000_000));
+    Ok((layers, created))
+}
+
+/// What a registry's failure means for who wants an image (moby, `translatePullError`).
+fn failed(name: &Reference, error: &dhow_registry::Error) -> Error {
+    match error.status() {
+        Some(401 | 403) => Error::not_found(format!(
+            "pull access denied for {}, repository does not exist or may require 'docker login': {error}",
+            name.familiar_repository()
+        )),
+        Some(404) if error.to_string().starts_with("name unknown") => {
+            Error::not_found(format!("repository {} not found: {error}", name.familiar_repository()))
+        }
+        Some(404) => Error::not_found(format!("manifest for {} not found: {error}", name.familiar())),
+        Some(429) => Error::new(Kind::Unavailable, error.to_string()),
+        _ => Error::internal(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_platform_decides() {
+        let entry = |number: u8, platform: Option<&str>| Descriptor {
+            media_type: dhow_oci::image::OCI_MANIFEST.to_owned(),
+            digest: Digest::of(&[number]),
+            size: 1,
+            platform: platform.map(|platform| platform.parse().unwrap()),
+            annotations: Default::default(),
+        };
+        let index = Index {
+            schema_version: 2,
+            media_type: None,
+            manifests: vec![
+                entry(0, Some("linux/arm/v6")),
+                entry(1, Some("linux/arm/v7")),
+                entry(2, Some("linux/amd64")),
+                entry(3, Some("unknown/unknown")),
+            ],
+        };
+        let chosen = |platform: &str| {
+            let entry = choose(&index, &platform.parse().unwrap())?;
+            index.manifests.iter().position(|other| other.digest == entry.digest)
+        };
+        assert_eq!(chosen("linux/arm/v7"), Some(1));
+        assert_eq!(chosen("linux/arm/v6"), Some(0));
+        assert_eq!(chosen("linux/amd64"), Some(2));
+        assert_eq!(chosen("linux/s390x"), None);
+    }
+}
