@@ -72,6 +72,11 @@ fn an_image_is_pulled_run_and_removed() {
     assert!(gone.starts_with(&format!("Untagged: {name}\nUntagged: {by_digest}\nDeleted: sha256:")), "{gone}");
     sandbox.ok(&["rmi", &second]);
     assert_nothing_is_left(&sandbox);
+    let all = sandbox.ok(&["pull", "-a", short]);
+    assert!(all.starts_with("1: Pulling from group/app\n") && all.contains("\n2: Pulling from group/app\n"), "{all}");
+    assert!(sandbox.fails(&["pull", "-a", &name]).1.contains("tag can't be used with --all-tags/-a"));
+    sandbox.ok(&["rmi", &name, &second]);
+    assert_nothing_is_left(&sandbox);
 
     // What is not here is fetched by `run`; what there is not, is said as dockerd does.
     sandbox.start_daemon();

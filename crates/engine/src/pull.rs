@@ -79,8 +79,7 @@ impl Engine {
     /// platform; something is not what its digest says.
     pub fn pull(&self, request: &PullRequest, told: Told<'_>) -> Result<Digest> {
         let name = &request.name;
-        let settings = self.settings();
-        let client = Client::new(settings.registries.clone(), request.credentials.clone(), &format!("dhow/{VERSION}"));
+        let client = self.registries(request);
         let mut session = client.session().map_err(|error| failed(name, &error))?;
         let host = Platform::host();
         let platform = request.platform.as_ref().unwrap_or(&host);
@@ -111,6 +110,23 @@ impl Engine {
         told(PullEvent::Digest(origin));
         told(PullEvent::Done { changed: before != Some(id) });
         Ok(id)
+    }
+
+    /// The names of all that a repository has tags for.
+    pub fn tags_to_pull(&self, request: &PullRequest) -> Result<Vec<Reference>> {
+        let client = self.registries(request);
+        let of = |tag: String| format!("{}:{tag}", request.name.repository()).parse::<Reference>();
+        let tags = client.session().and_then(|mut session| session.tags(&request.name));
+        let tags = tags.map_err(|error| failed(&request.name, &error))?;
+        let names: Vec<Reference> = tags.into_iter().filter_map(|tag| of(tag).ok()).collect();
+        match names.is_empty() {
+            true => Err(Error::not_found(format!("no tags for {}", request.name.familiar_repository()))),
+            false => Ok(names),
+        }
+    }
+
+    fn registries(&self, request: &PullRequest) -> Client {
+        Client::new(self.settings().registries.clone(), request.credentials.clone(), &format!("dhow/{VERSION}"))
     }
 
     /// The config's bytes.

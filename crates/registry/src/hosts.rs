@@ -10,6 +10,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
+use crate::anybody::Anybody;
 use crate::{Error, Result};
 
 /// The host that serves the images of the default domain.
@@ -82,7 +83,7 @@ impl Hosts {
         let builder = builder.map_err(|error| Error::Protocol(format!("set up TLS: {error}")))?;
         let own = self.certificates.iter().map(|directory| directory.join(authority)).find(|directory| directory.is_dir());
         let builder = match insecure {
-            true => builder.dangerous().with_custom_certificate_verifier(Arc::new(anybody::Anybody(provider))),
+            true => builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider))),
             false => builder.with_root_certificates(roots(own.as_deref())?),
         };
         match own.as_deref().map(client_certificate).transpose()?.flatten() {
@@ -145,54 +146,6 @@ fn files(directory: &Path, extension: &str) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = entries.filter(|path| path.extension().is_some_and(|found| found == extension)).collect();
     files.sort();
     files
-}
-
-mod anybody {
-    use std::sync::Arc;
-
-    use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-    use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-    use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-    use rustls::{DigitallySignedStruct, Error, SignatureScheme};
-
-    /// Takes any certificate: of registries that were configured as insecure.
-    #[derive(Debug)]
-    pub(super) struct Anybody(pub Arc<CryptoProvider>);
-
-    impl ServerCertVerifier for Anybody {
-        fn verify_server_cert(
-            &self,
-            _: &CertificateDer<'_>,
-            _: &[CertificateDer<'_>],
-            _: &ServerName<'_>,
-            _: &[u8],
-            _: UnixTime,
-        ) -> Result<ServerCertVerified, Error> {
-            Ok(ServerCertVerified::assertion())
-        }
-
-        fn verify_tls12_signature(
-            &self,
-            message: &[u8],
-            certificate: &CertificateDer<'_>,
-            signature: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-        }
-
-        fn verify_tls13_signature(
-            &self,
-            message: &[u8],
-            certificate: &CertificateDer<'_>,
-            signature: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-        }
-
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            self.0.signature_verification_algorithms.supported_schemes()
-        }
-    }
 }
 
 #[cfg(test)]

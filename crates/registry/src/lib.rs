@@ -5,6 +5,7 @@
 //! connections of its own. Calls block: who wants to fetch several blobs at once has a session in each thread. What comes is
 //! handed on as it comes; nothing is kept here, and nothing is trusted but by its digest.
 
+mod anybody;
 mod auth;
 mod blob;
 mod connection;
@@ -13,6 +14,7 @@ mod hosts;
 mod manifest;
 mod request;
 
+pub use anybody::Anybody;
 pub use auth::Credentials;
 pub use blob::Sink;
 pub use error::{Error, Result};

@@ -3,7 +3,7 @@
 use dhow_oci::image::{DOCKER_INDEX, DOCKER_MANIFEST, Index, Manifest, OCI_INDEX, OCI_MANIFEST};
 use dhow_oci::{Digest, Reference};
 use hyper::Method;
-use hyper::header::{ACCEPT, CONTENT_TYPE};
+use hyper::header::{ACCEPT, CONTENT_TYPE, LINK};
 
 use crate::error::{Error, Result};
 use crate::request::{ATTEMPTS, Ask, Session, whole};
@@ -87,6 +87,40 @@ impl Session<'_> {
             }
             Ok(Fetched { digest, media_type, bytes })
         })
+    }
+}
+
+/// A page of a repository's tags (distribution-spec, "Listing Tags").
+#[derive(serde::Deserialize)]
+struct Tags {
+    /// Registries write `null` for none.
+    tags: Option<Vec<String>>,
+}
+
+impl Session<'_> {
+    /// The tags of a repository.
+    pub fn tags(&mut self, name: &Reference) -> Result<Vec<String>> {
+        const PAGE: usize = 1000;
+        let Session { runtime, inner } = self;
+        let mut all: Vec<String> = Vec::new();
+        loop {
+            let last = all.last().map(|last| format!("&last={last}")).unwrap_or_default();
+            let path = format!("tags/list?n={PAGE}{last}");
+            let ask = Ask { method: Method::GET, name, path: &path, actions: "pull", headers: Vec::new() };
+            let (bytes, more) = runtime.block_on(async {
+                let answer = inner.ask(&ask).await?;
+                let more = answer.headers().contains_key(LINK);
+                Ok::<_, Error>((whole(answer.into_body(), MAX_MANIFEST).await?, more))
+            })?;
+            let page: Tags =
+                serde_json::from_slice(&bytes).map_err(|error| Error::Protocol(format!("tags of {name}: {error}")))?;
+            let new: Vec<String> = page.tags.unwrap_or_default().into_iter().filter(|tag| !all.contains(tag)).collect();
+            let done = !more || new.is_empty();
+            all.extend(new);
+            if done {
+                return Ok(all);
+            }
+        }
     }
 }
 

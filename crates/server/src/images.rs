@@ -111,7 +111,7 @@ pub(crate) async fn create(engine: Arc<Engine>, call: Call) -> Result<Answer> {
         tag => format!("{image}:{tag}"),
     };
     let name: Reference = text.parse().map_err(|error| Error::invalid(format!("{error}")))?;
-    crate::pull::pull(engine, &call, name.or_latest(), platform).await
+    crate::pull::pull(engine, &call, name, platform).await
 }
 
 /// The parameter `platform` of several requests.

@@ -31,20 +31,28 @@ pub(crate) fn credentials(call: &Call) -> Credentials {
     serde_json::from_slice(&decoded).unwrap_or_default()
 }
 
-/// The first message waits until it is known that there is such an image: what comes before is an error's status.
+/// A name without tag and digest stands for all tags of its repository. The first message waits until it is known that there is
+/// such an image: what comes before is an error's status.
 pub(crate) async fn pull(engine: Arc<Engine>, call: &Call, name: Reference, platform: Option<Platform>) -> Result<Answer> {
     let request = PullRequest { name, platform, credentials: credentials(call) };
     let (sender, mut messages) = mpsc::channel::<Bytes>(64);
     let work = tokio::task::spawn_blocking(move || {
-        let teller = Teller { request: &request, sender: &sender, begun: Mutex::default() };
-        match engine.pull(&request, &|event| teller.tell(&event)) {
-            Ok(_) => Ok(()),
-            Err(error) if teller.has_begun() => {
-                let _ = sender.blocking_send(line(&error_message(&error)));
-                Ok(())
+        let is_one = request.name.tag.is_some() || request.name.digest.is_some();
+        let names = if is_one { vec![request.name.clone()] } else { engine.tags_to_pull(&request)? };
+        let begun = Mutex::default();
+        for name in names {
+            let request = PullRequest { name, ..request.clone() };
+            let teller = Teller { request: &request, sender: &sender, begun: &begun };
+            match engine.pull(&request, &|event| teller.tell(&event)) {
+                Ok(_) => {}
+                Err(error) if teller.has_begun() => {
+                    let _ = sender.blocking_send(line(&error_message(&error)));
+                    return Ok(());
+                }
+                Err(error) => teller.bundled(&engine, error)?,
             }
-            Err(error) => teller.bundled(&engine, error),
         }
+        Ok(())
     });
     let Some(first) = messages.recv().await else {
         return match work.await {
@@ -73,7 +81,7 @@ pub(crate) async fn pull(engine: Arc<Engine>, call: &Call, name: Reference, plat
 struct Teller<'a> {
     request: &'a PullRequest,
     sender: &'a mpsc::Sender<Bytes>,
-    begun: Mutex<Begun>,
+    begun: &'a Mutex<Begun>,
 }
 
 #[derive(Default)]

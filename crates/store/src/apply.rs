@@ -49,6 +49,10 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 const RESERVED: &[u8] = b".wh..wh.";
 const XATTR_PREFIX: &str = "SCHILY.xattr.";
 
+/// Bytes of a file of a layer that is begun to be written out at once: the layer is synced in the end.
+const WORTH_BEGINNING: u64 = 64 * 1024;
+const BUFFER: usize = 128 * 1024;
+
 /// Unpacks `tar` into `root`, which is empty and nobody else's. Returns the bytes of its files.
 pub(crate) fn apply(tar: impl Read, root: &Root) -> Result<u64, ApplyError> {
     unpack(tar, root, None)
@@ -71,7 +75,7 @@ pub fn copy_into(tar: impl Read, root: &Root, options: CopyOptions) -> Result<()
 
 fn unpack(tar: impl Read, root: &Root, copy: Option<CopyOptions>) -> Result<u64, ApplyError> {
     let mut archive = Archive::new(tar);
-    let mut unpacker = Unpacker { root, copy, size: 0, directories: Vec::new(), parent: None };
+    let mut unpacker = Unpacker { root, copy, size: 0, directories: Vec::new(), parent: None, buffer: vec![0; BUFFER] };
     for entry in archive.entries().map_err(ApplyError::Tar)? {
         unpacker.entry(entry.map_err(ApplyError::Tar)?)?;
     }
@@ -88,6 +92,8 @@ struct Unpacker<'a> {
     directories: Vec<(PathBuf, Timestamps)>,
     /// The parent of the last entry: the next one is mostly in the same.
     parent: Option<(PathBuf, OwnedFd)>,
+    /// What a file's content goes through.
+    buffer: Vec<u8>,
 }
 
 /// The metadata of an entry.
@@ -155,7 +161,10 @@ impl Unpacker<'_> {
                 let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let file = rustix::fs::openat(parent, &name, flags, Mode::from_raw_mode(0o600)).map_err(|e| failed(e.into()))?;
                 let mut file = std::fs::File::from(file);
-                let written = copy(&mut entry, &mut file).map_err(failed)?;
+                let written = copy(&mut entry, &mut file, &mut self.buffer).map_err(failed)?;
+                if self.copy.is_none() && written >= WORTH_BEGINNING {
+                    dhow_sys::descriptor::begin_writing(&file);
+                }
                 self.size += written;
                 return set_file_attributes(&file, &attributes).map_err(failed);
             }
@@ -308,11 +317,10 @@ fn tolerate_unsupported(result: rustix::io::Result<()>) -> io::Result<()> {
     }
 }
 
-fn copy(from: &mut impl Read, to: &mut std::fs::File) -> io::Result<u64> {
-    let mut buffer = vec![0u8; 128 * 1024];
+fn copy(from: &mut impl Read, to: &mut std::fs::File, buffer: &mut [u8]) -> io::Result<u64> {
     let mut total = 0;
     loop {
-        match from.read(&mut buffer) {
+        match from.read(buffer) {
             Ok(0) => return Ok(total),
             Ok(length) => {
                 to.write_all(&buffer[..length])?;

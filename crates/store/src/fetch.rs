@@ -19,6 +19,8 @@ use crate::{Context, LayerRow, Result, Store, StoreError, decompressed};
 /// Pieces on their way to the thread that unpacks.
 const PIECES: usize = 32;
 const PIECE: usize = 256 * 1024;
+/// Bytes of a blob that are written out together.
+const STRETCH: usize = 8 << 20;
 
 /// A layer that is wanted.
 #[derive(Clone, Debug)]
@@ -119,6 +121,8 @@ struct Incoming {
     /// The bytes that came so far.
     hasher: Hasher,
     length: u64,
+    /// Bytes since the kernel was last told to write them out.
+    written: usize,
     /// Nobody unpacks any more.
     unwanted: bool,
 }
@@ -132,7 +136,15 @@ impl Incoming {
         loop {
             if let Ok(file) = File::open(&whole) {
                 rustix::fs::flock(&file, FlockOperation::LockShared).context(|| format!("lock blob {}", blob.digest))?;
-                return Ok(Incoming { file, path: whole, whole: true, hasher: Hasher::new(), length: 0, unwanted: false });
+                return Ok(Incoming {
+                    file,
+                    path: whole,
+                    whole: true,
+                    hasher: Hasher::new(),
+                    length: 0,
+                    written: 0,
+                    unwanted: false,
+                });
             }
             let mut options = OpenOptions::new();
             let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
@@ -141,7 +153,7 @@ impl Incoming {
             rustix::fs::flock(&file, FlockOperation::LockExclusive).context(|| format!("lock blob {}", blob.digest))?;
             let same = |stat: &fs::Metadata| file.metadata().is_ok_and(|own| (own.dev(), own.ino()) == (stat.dev(), stat.ino()));
             if fs::metadata(&path).is_ok_and(|stat| same(&stat)) {
-                return Ok(Incoming { file, path, whole: false, hasher: Hasher::new(), length: 0, unwanted: false });
+                return Ok(Incoming { file, path, whole: false, hasher: Hasher::new(), length: 0, written: 0, unwanted: false });
             }
         }
     }
@@ -168,6 +180,11 @@ impl Incoming {
             let have = self.length;
             let mut take = |bytes: &[u8]| {
                 self.file.write_all(bytes)?;
+                self.written += bytes.len();
+                if self.written >= STRETCH {
+                    self.written = 0;
+                    dhow_sys::descriptor::begin_writing(&self.file);
+                }
                 self.hand_on(&unpacker, bytes);
                 if self.unwanted { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(()) }
             };

@@ -214,6 +214,14 @@ impl Registry {
                 }
             };
         }
+        if let Some((repository, _)) = rest.split_once("/tags/list") {
+            let state = self.state();
+            let of = state.manifests.keys().filter(|(of, reference)| of == repository && !reference.contains(':'));
+            let mut tags: Vec<String> = of.map(|(_, tag)| tag.clone()).collect();
+            drop(state);
+            tags.sort();
+            return answer(out, 200, &[], json!({ "name": repository, "tags": tags }).to_string().as_bytes());
+        }
         let digest = rest.rsplit_once("/blobs/").map(|(_, digest)| digest.to_owned()).unwrap_or_default();
         if let Some(elsewhere) = faults.redirect_to {
             return answer(out, 307, &[&format!("Location: http://{elsewhere}{path}?signature=1")], b"");

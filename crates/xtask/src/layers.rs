@@ -16,7 +16,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("monitor", &["network", "oci", "runtime", "sys"]),
     ("engine", &["api", "monitor", "network", "oci", "registry", "runtime", "store", "sys"]),
     ("server", &["api", "engine", "oci"]),
-    ("cli", &["api", "engine", "monitor", "oci", "runtime", "server", "sys", "testkit"]),
+    ("cli", &["api", "engine", "monitor", "oci", "registry", "runtime", "server", "sys", "testkit"]),
 ];
 
 pub fn check() -> ExitCode {

@@ -270,6 +270,9 @@ async fn messages(response: Response<Incoming>, mut show: impl FnMut(Message) ->
 
 #[derive(Args, Debug)]
 pub struct Pull {
+    /// Download all tagged images in the repository
+    #[arg(short, long)]
+    all_tags: bool,
     /// Set platform if server is multi-platform capable
     #[arg(long, default_value = "")]
     platform: String,
@@ -282,7 +285,10 @@ pub struct Pull {
 impl Pull {
     pub async fn run(self, client: &Client) -> Result {
         let given = self.name.parse::<Reference>().map_err(|error| Failure::new(error.to_string()))?;
-        let name = given.clone().or_latest();
+        if self.all_tags && (given.tag.is_some() || given.digest.is_some()) {
+            return Err(Failure::new("tag can't be used with --all-tags/-a"));
+        }
+        let name = if self.all_tags { given.clone() } else { given.clone().or_latest() };
         if name != given && !self.quiet {
             print(&format!("Using default tag: {}\n", name.tag.as_deref().unwrap_or_default()))?;
         }
