@@ -6,7 +6,8 @@ usage: bench.py [--cases CASE,…] [--runs N] [--json FILE] NAME='command prefix
 
        NAME_DAEMON='command' starts its daemon in the foreground, for the case scale: it is started and ended there.
 
-Cases: run_bridge run_none exec ps burst idle logs tcp scale. Each engine must have an image busybox:latest. Engines take turns
+Cases: run_bridge run_none exec ps burst idle logs tcp scale pull (of the image that PULL names, by registry, which nobody
+       else must need). Each engine must have an image busybox:latest. Engines take turns
 within a case, so that ratios hold when the machine drifts: quote ratios of medians of one run. What an
 engine does after its command has returned is counted for nobody: see TURN.
 """
@@ -92,6 +93,19 @@ def case_exec(engines, runs):
 
 def case_ps(engines, runs):
     return with_container(engines, lambda: latency(engines, runs, "ps"))
+
+
+def case_pull(engines, runs, pause=10):
+    image = os.environ["PULL"]
+    times = {engine.name: [] for engine in engines}
+    for _ in range(max(3, runs // 5)):
+        for engine in engines:
+            engine.run("rmi", "-f", image, check=False)
+            # What the removal of so many files leaves to the file system is nobody's.
+            os.sync()
+            time.sleep(pause)
+            times[engine.name].append(timed(lambda: engine.run("pull", "-q", image)))
+    return {name: {"median_ms": round(statistics.median(t)), "min_ms": round(min(t))} for name, t in times.items()}
 
 
 def case_idle(engines, runs):

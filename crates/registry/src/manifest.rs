@@ -101,6 +101,7 @@ impl Session<'_> {
     /// The tags of a repository.
     pub fn tags(&mut self, name: &Reference) -> Result<Vec<String>> {
         const PAGE: usize = 1000;
+        const MOST: usize = 100_000;
         let Session { runtime, inner } = self;
         let mut all: Vec<String> = Vec::new();
         loop {
@@ -117,6 +118,9 @@ impl Session<'_> {
             let new: Vec<String> = page.tags.unwrap_or_default().into_iter().filter(|tag| !all.contains(tag)).collect();
             let done = !more || new.is_empty();
             all.extend(new);
+            if all.len() > MOST {
+                return Err(Error::Protocol(format!("{} has more than {MOST} tags", name.familiar_repository())));
+            }
             if done {
                 return Ok(all);
             }

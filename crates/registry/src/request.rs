@@ -169,7 +169,7 @@ impl Inner<'_> {
             let authority = target.authority().map(|authority| authority.host_and_port()).unwrap_or_default();
             let secure = match target.scheme_str() {
                 Some("https") => true,
-                Some("http") if endpoint.tls.is_none() || self.client.hosts.is_insecure(&authority) => false,
+                Some("http") if endpoint.tls.is_none() => false,
                 _ => return Err(Error::Protocol(format!("{url}: sent on from TLS to a place without, {authority}"))),
             };
             endpoint = self.endpoint(&authority, secure)?;
@@ -247,7 +247,7 @@ impl Inner<'_> {
         let authority = uri.authority().map(|authority| authority.host_and_port()).unwrap_or_default();
         let secure = match uri.scheme_str() {
             Some("https") => true,
-            Some("http") if registry.tls.is_none() || self.client.hosts.is_insecure(&authority) => false,
+            Some("http") if registry.tls.is_none() => false,
             _ => return Err(Error::Protocol(format!("the realm {} has no TLS", request.realm))),
         };
         let endpoint = self.endpoint(&authority, secure)?;

@@ -74,7 +74,12 @@ impl Store {
                 }
                 // The one who unpacks has stopped, and the one who brings has found nobody there.
                 (Err(FetchError::Source(_)), Err(error)) if incoming.unwanted => Err(error.into()),
-                (Err(error), _) => Err(error),
+                (Err(error), _) => {
+                    if incoming.hopeless {
+                        let _ = fs::remove_file(&incoming.path);
+                    }
+                    Err(error)
+                }
             }
         })
     }
@@ -125,9 +130,15 @@ struct Incoming {
     written: usize,
     /// Nobody unpacks any more.
     unwanted: bool,
+    /// It cannot be kept: mostly for want of room, of which it is to take none.
+    hopeless: bool,
 }
 
 impl Incoming {
+    fn of(file: File, path: PathBuf, whole: bool) -> Incoming {
+        Incoming { file, path, whole, hasher: Hasher::new(), length: 0, written: 0, unwanted: false, hopeless: false }
+    }
+
     fn open(store: &Store, blob: &Descriptor) -> Result<Incoming> {
         let whole = store.paths.blobs().join(blob.digest.hex());
         let directory = store.partial_blobs();
@@ -136,15 +147,7 @@ impl Incoming {
         loop {
             if let Ok(file) = File::open(&whole) {
                 rustix::fs::flock(&file, FlockOperation::LockShared).context(|| format!("lock blob {}", blob.digest))?;
-                return Ok(Incoming {
-                    file,
-                    path: whole,
-                    whole: true,
-                    hasher: Hasher::new(),
-                    length: 0,
-                    written: 0,
-                    unwanted: false,
-                });
+                return Ok(Incoming::of(file, whole, true));
             }
             let mut options = OpenOptions::new();
             let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
@@ -153,7 +156,7 @@ impl Incoming {
             rustix::fs::flock(&file, FlockOperation::LockExclusive).context(|| format!("lock blob {}", blob.digest))?;
             let same = |stat: &fs::Metadata| file.metadata().is_ok_and(|own| (own.dev(), own.ino()) == (stat.dev(), stat.ino()));
             if fs::metadata(&path).is_ok_and(|stat| same(&stat)) {
-                return Ok(Incoming { file, path, whole: false, hasher: Hasher::new(), length: 0, written: 0, unwanted: false });
+                return Ok(Incoming::of(file, path, false));
             }
         }
     }
@@ -179,7 +182,7 @@ impl Incoming {
         if self.length < blob.size && !self.whole {
             let have = self.length;
             let mut take = |bytes: &[u8]| {
-                self.file.write_all(bytes)?;
+                self.file.write_all(bytes).inspect_err(|_| self.hopeless = true)?;
                 self.written += bytes.len();
                 if self.written >= STRETCH {
                     self.written = 0;
