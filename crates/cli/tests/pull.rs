@@ -67,6 +67,13 @@ fn an_image_is_pulled_run_and_removed() {
     assert!(registry.seen().1 < 1_200_000, "one layer is new");
     assert_eq!(sandbox.ok(&["images", "-q", short]).lines().count(), 2);
 
+    // An image whose tag has gone to a newer one has no name that anybody gave.
+    registry.add("group/app", "2", &[busybox_archive(), layer("newer", 1)]);
+    assert!(sandbox.ok(&["pull", &second]).contains("Status: Downloaded newer image"));
+    assert_eq!(sandbox.ok(&["images", "-q", "--filter", "dangling=true"]).lines().count(), 1);
+    assert!(sandbox.ok(&["image", "prune", "-f"]).contains("Deleted Images:"));
+    assert_eq!(sandbox.ok(&["images", "-q", "--filter", "dangling=true"]), "");
+
     // With the last tag of its repository the digest goes, and the image.
     let gone = sandbox.ok(&["rmi", &name]);
     assert!(gone.starts_with(&format!("Untagged: {name}\nUntagged: {by_digest}\nDeleted: sha256:")), "{gone}");
@@ -237,6 +244,15 @@ fn a_registry_hears_who_asks_and_nobody_else_does() {
         let basic = requests.iter().filter(|(_, who)| who.as_ref().is_some_and(|who| who.starts_with("Basic ")));
         assert!(basic.clone().count() > 0 && basic.clone().all(|(path, _)| path.starts_with("/token?")), "{requests:?}");
         sandbox.by(program, &["rmi", &name]);
+        // Whom one was sent on to may ask who one is: he is not told.
+        elsewhere.misbehave(Faults { account: account.clone(), ..Faults::default() });
+        assert!(!pull(program, &sandbox).status.success(), "{program}");
+        elsewhere.misbehave(Faults::default());
+        let (requests, _) = elsewhere.seen();
+        assert!(
+            !requests.is_empty() && requests.iter().all(|(path, who)| who.is_none() && !path.contains("/token")),
+            "{requests:?}"
+        );
     }
     // Neither in the log of the daemon.
     let log = std::fs::read_to_string(sandbox.path("daemon.log")).unwrap();

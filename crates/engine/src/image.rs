@@ -58,8 +58,9 @@ impl Engine {
         let _ = all;
         let matches = |row: &ImageRow| {
             let labels = row.config.config.as_ref().and_then(|config| config.labels.clone()).unwrap_or_default();
-            let is_dangling = row.tags.is_empty() && row.digests.is_empty();
-            dangling.is_none_or(|wanted| wanted == is_dangling)
+            // One with a digest alone is both (moby, `Images`).
+            dangling
+                .is_none_or(|wanted| if wanted { row.tags.is_empty() } else { !row.tags.is_empty() || !row.digests.is_empty() })
                 && before.is_none_or(|time| row.created < time)
                 && since.is_none_or(|time| row.created > time)
                 && filters.labels(&labels)
@@ -241,10 +242,10 @@ impl Engine {
         match self.store.remove_image(&id)? {
             // Its containers keep the layers; only the names go.
             None => {
-                for (repository, tag) in &image.row.tags {
-                    if let Ok(name) = format!("{repository}:{tag}").parse() {
-                        self.store.untag(&name)?;
-                    }
+                let tags = image.row.tags.iter().map(|(repository, tag)| format!("{repository}:{tag}"));
+                let digests = image.row.digests.iter().map(|(repository, digest)| format!("{repository}@{digest}"));
+                for name in tags.chain(digests).filter_map(|name| name.parse().ok()) {
+                    self.store.untag(&name)?;
                 }
             }
             Some(removed) => {

@@ -76,10 +76,13 @@ impl NetworkRecord {
             check_free("fixed-cidr-v6", subnet, used)?;
         }
         self.network.ipv6 = ipv6.map(|subnet| Range { subnet, gateway: Some(subnet.first_host()) });
-        self.ranges[0] = wanted.ipv4_range.unwrap_or(self.ranges[0]);
         let whole = self.network.ipv4.as_ref().map(|own| own.subnet);
+        let is_part =
+            |range: &Subnet| whole.is_some_and(|whole| whole.contains(range.first_host()) && whole.contains(range.last()));
+        // One of another subnet says nothing about this one.
+        self.ranges[0] = wanted.ipv4_range.unwrap_or(self.ranges[0].filter(is_part));
         if let (Some(range), Some(whole)) = (self.ranges[0], whole)
-            && !(whole.contains(range.first_host()) && whole.contains(range.last()))
+            && !is_part(&range)
         {
             return Err(Error::invalid(format!(
                 "fixed-cidr: {range} is no part of {whole}, the subnet of the default network (bip)"

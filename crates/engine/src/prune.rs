@@ -106,7 +106,8 @@ impl Engine {
         let before = self.store.layers_size()?;
         for row in self.store.images()? {
             let labels = row.config.config.as_ref().and_then(|config| config.labels.clone()).unwrap_or_default();
-            let is_nameless = row.tags.is_empty() && row.digests.is_empty();
+            // A digest alone is no name that anybody gave.
+            let is_nameless = row.tags.is_empty();
             let wanted = !used.contains(&row.id)
                 && (is_nameless || !dangling)
                 && filters.labels(&labels)

@@ -8,12 +8,14 @@ use dhow_oci::image::ImageConfig;
 use dhow_oci::image::{Descriptor, Index, Manifest};
 use dhow_oci::{Digest, Platform, Reference};
 use dhow_registry::{Client, Credentials, Document, Fetched, Session};
-use dhow_store::{FetchError, LayerRow, NewImage, Origin, WantedLayer};
+use dhow_store::{FetchError, FetchedLayer, LayerRow, NewImage, Origin, WantedLayer};
 
 use crate::{Engine, Error, Kind, Result, VERSION};
 
 /// Of a config, which is read as a whole.
 const MAX_CONFIG: u64 = 8 << 20;
+/// Of a layer's blob: more than any disk holds.
+const MAX_BLOB: u64 = 1 << 50;
 /// Indexes within indexes.
 const DEPTH: usize = 4;
 
@@ -91,11 +93,14 @@ impl Engine {
         let config = self.config(&mut session, name, &found.manifest)?;
         let (layers, created) = check(&config, &found.manifest)?;
         tell(told, PullEvent::Begun)?;
-        let rows = self.fetch_layers(&client, &mut session, name, &layers, told)?;
+        let fetched = self.fetch_layers(&client, &mut session, name, &layers, told)?;
         let before = self.store.image_by_name(name)?;
         let documents: Vec<_> =
             found.documents.into_iter().map(|document| (document.digest, document.media_type, document.bytes)).collect();
-        let blobs: Vec<_> = layers.iter().map(|layer| (layer.blob.clone(), layer.diff_id)).collect();
+        // Of layers that were here nobody knows whether the manifest is right about their blobs.
+        let came = layers.iter().zip(&fetched).filter(|(_, layer)| matches!(layer, Layer::Fetched(_)));
+        let blobs: Vec<_> = came.map(|(layer, _)| (layer.blob.clone(), layer.diff_id)).collect();
+        let rows = fetched.iter().map(|layer| layer.row().clone()).collect();
         let tags: Vec<Reference> = name.tag.iter().filter(|_| name.digest.is_none()).map(|_| name.clone()).collect();
         let id = self.store.add_image(&NewImage {
             config: &config,
@@ -105,6 +110,8 @@ impl Engine {
             parent: None,
             origin: Some(Origin { repository: name.repository(), digest: origin, documents: &documents, blobs: &blobs }),
         })?;
+        // The blobs are the image's from here on.
+        drop(fetched);
         self.image_event("pull", &id, &name.familiar());
         // Nobody undoes it any more.
         told(PullEvent::Digest(origin));
@@ -132,12 +139,11 @@ impl Engine {
     /// The config's bytes.
     fn config(&self, session: &mut Session<'_>, name: &Reference, manifest: &Manifest) -> Result<Vec<u8>> {
         let descriptor = &manifest.config;
-        if !descriptor.media_type.contains(".image.") {
-            return Err(Error::invalid(format!(
-                "{}: this is no image but an artifact: its config is {}",
-                name.familiar(),
-                descriptor.media_type
-            )));
+        // Old programs have pushed images with the other two (moby, `schema2ManifestDigest`).
+        let kind = descriptor.media_type.as_str();
+        if !kind.contains(".image.") && !matches!(kind, "" | "application/octet-stream") {
+            let kind = dhow_registry::clean(kind);
+            return Err(Error::invalid(format!("{}: this is no image but an artifact: its config is {kind}", name.familiar())));
         }
         if descriptor.size > MAX_CONFIG {
             return Err(Error::invalid(format!("{}: its config is larger than {MAX_CONFIG} bytes", name.familiar())));
@@ -155,7 +161,7 @@ impl Engine {
         }
     }
 
-    /// Fetches the layers that are not here, several at a time: their rows from the bottom to the top.
+    /// Fetches the layers that are not here, several at a time: all, from the bottom to the top.
     fn fetch_layers(
         &self,
         client: &Client,
@@ -163,8 +169,8 @@ impl Engine {
         name: &Reference,
         layers: &[WantedLayer],
         told: Told<'_>,
-    ) -> Result<Vec<LayerRow>> {
-        let mut rows: Vec<Option<LayerRow>> = Vec::new();
+    ) -> Result<Vec<Layer>> {
+        let mut rows: Vec<Option<Layer>> = Vec::new();
         let mut missing = VecDeque::new();
         let chain = dhow_oci::digest::chain_ids(&layers.iter().map(|layer| layer.diff_id).collect::<Vec<_>>());
         for (place, (layer, chain_id)) in layers.iter().zip(&chain).enumerate() {
@@ -174,7 +180,7 @@ impl Engine {
             if row.is_none() {
                 missing.push_back(place);
             }
-            rows.push(row);
+            rows.push(row.map(Layer::Here));
         }
         let at_once = self.settings().max_downloads.clamp(1, missing.len().max(1));
         for place in missing.iter().skip(at_once) {
@@ -182,7 +188,7 @@ impl Engine {
         }
         let queue = Mutex::new(missing);
         let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        let work = |session: &mut Session<'_>| -> Result<Vec<(usize, LayerRow)>> {
+        let work = |session: &mut Session<'_>| -> Result<Vec<(usize, FetchedLayer)>> {
             let mut done = Vec::new();
             while let Some(place) = next() {
                 match self.fetch_layer(session, name, &layers[place], told) {
@@ -212,14 +218,21 @@ impl Engine {
             std::iter::once(own).chain(others.collect::<Vec<_>>()).collect::<Result<Vec<_>>>()
         })?;
         for (place, row) in fetched.into_iter().flatten() {
-            rows[place] = Some(row);
+            rows[place] = Some(Layer::Fetched(row));
         }
         rows.into_iter().map(|row| row.ok_or_else(|| Error::internal("a layer was not fetched"))).collect()
     }
 
-    fn fetch_layer(&self, session: &mut Session<'_>, name: &Reference, layer: &WantedLayer, told: Told<'_>) -> Result<LayerRow> {
+    fn fetch_layer(
+        &self,
+        session: &mut Session<'_>,
+        name: &Reference,
+        layer: &WantedLayer,
+        told: Told<'_>,
+    ) -> Result<FetchedLayer> {
         let total = layer.blob.size;
-        let row = self.store.fetch_layer(layer, |have, take| {
+        let is_wanted = || told(of_layer(layer, Step::Downloading(0, total)));
+        let row = self.store.fetch_layer(layer, &is_wanted, |have, take| {
             let mut here = have;
             told(of_layer(layer, Step::Downloading(here, total)));
             session.blob(name, &layer.blob, have, |bytes| {
@@ -241,6 +254,21 @@ impl Engine {
         })?;
         told(of_layer(layer, Step::Complete));
         Ok(row)
+    }
+}
+
+/// A layer of the image that is pulled.
+enum Layer {
+    Here(LayerRow),
+    Fetched(FetchedLayer),
+}
+
+impl Layer {
+    fn row(&self) -> &LayerRow {
+        match self {
+            Layer::Here(row) => row,
+            Layer::Fetched(fetched) => &fetched.row,
+        }
     }
 }
 
@@ -316,6 +344,9 @@ fn check(config: &[u8], manifest: &Manifest) -> Result<(Vec<WantedLayer>, i64)> 
             manifest.layers.len(),
             diff_ids.len()
         )));
+    }
+    if let Some(layer) = manifest.layers.iter().find(|layer| layer.size > MAX_BLOB) {
+        return Err(Error::invalid(format!("invalid manifest: blob {} is said to have {} bytes", layer.digest, layer.size)));
     }
     let chain = dhow_oci::digest::chain_ids(diff_ids);
     let parents = std::iter::once(None).chain(chain.into_iter().map(Some));

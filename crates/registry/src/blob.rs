@@ -12,6 +12,8 @@ use hyper::{Method, StatusCode};
 use crate::error::{Error, Result};
 use crate::request::{ATTEMPTS, Ask, Session};
 
+/// Bytes of one answer that are worth another attempt.
+const PROGRESS: u64 = 4096;
 /// A connection on which nothing comes for so long is given up.
 const STALL: Duration = Duration::from_secs(30);
 
@@ -33,7 +35,7 @@ impl Session<'_> {
         while offset < blob.size {
             let before = offset;
             let Err(error) = self.some(name, blob, &mut offset, &mut sink) else { continue };
-            attempts = if offset > before { 0 } else { attempts + 1 };
+            attempts = if offset > before + PROGRESS { 0 } else { attempts + 1 };
             if !error.may_pass() || attempts == ATTEMPTS {
                 return Err(error);
             }

@@ -83,11 +83,11 @@ struct One {
 
 /// The refusal that an answer's body tells, as docker writes it: the code in lower-case words, and the message.
 pub(crate) fn refused(status: u16, retry_after: Option<Duration>, body: &[u8]) -> Error {
-    const LONGEST: usize = 512;
     let told = serde_json::from_slice::<Errors>(body).map(|errors| errors.errors).unwrap_or_default();
     let lines: Vec<String> = told
         .iter()
-        .map(|error| format!("{}: {}", error.code.to_ascii_lowercase().replace('_', " "), clean(&error.message, LONGEST)))
+        .take(5)
+        .map(|error| clean(&format!("{}: {}", error.code.to_ascii_lowercase().replace('_', " "), error.message)))
         .collect();
     let text = match lines.is_empty() {
         false => lines.join("\n"),
@@ -100,8 +100,9 @@ pub(crate) fn refused(status: u16, retry_after: Option<Duration>, body: &[u8]) -
 }
 
 /// What a stranger wrote, fit for a terminal.
-fn clean(text: &str, longest: usize) -> String {
-    text.chars().take(longest).map(|c| if c.is_control() { ' ' } else { c }).collect()
+pub fn clean(text: &str) -> String {
+    const LONGEST: usize = 512;
+    text.chars().take(LONGEST).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]

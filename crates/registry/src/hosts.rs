@@ -74,7 +74,7 @@ impl Hosts {
             Some(is_below(address?, network.parse().ok()?, length.parse().ok()?))
         };
         address.is_some_and(|address| address.is_loopback())
-            || self.insecure.iter().any(|entry| entry == authority || entry == host || in_network(entry) == Some(true))
+            || self.insecure.iter().any(|entry| entry == authority || in_network(entry) == Some(true))
     }
 
     fn tls(&self, authority: &str, insecure: bool) -> Result<ClientConfig> {

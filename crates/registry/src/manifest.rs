@@ -1,15 +1,21 @@
 //! Manifests and indexes: fetching them, and telling which of the two a document is.
 
+use std::collections::HashSet;
+use std::time::Duration;
+
 use dhow_oci::image::{DOCKER_INDEX, DOCKER_MANIFEST, Index, Manifest, OCI_INDEX, OCI_MANIFEST};
 use dhow_oci::{Digest, Reference};
 use hyper::Method;
 use hyper::header::{ACCEPT, CONTENT_TYPE, LINK};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, clean};
 use crate::request::{ATTEMPTS, Ask, Session, whole};
 
 /// The documents that are understood, in the order of preference.
 pub const MANIFEST_TYPES: [&str; 4] = [OCI_INDEX, DOCKER_INDEX, OCI_MANIFEST, DOCKER_MANIFEST];
+/// The longest pause before the same question is asked again.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Of a document (distribution-spec, "Pushing Manifests": registries take at least this).
 const MAX_MANIFEST: usize = 4 << 20;
 
@@ -33,7 +39,7 @@ pub enum Document {
 /// It says of itself to be of another type, it has the parts of both (CVE-2021-41190), or is of the first schema.
 pub fn parse(fetched: &Fetched) -> Result<Document> {
     let Fetched { digest, media_type, bytes } = fetched;
-    let broken = |why: &dyn std::fmt::Display| Error::Protocol(format!("manifest {digest}: {why}"));
+    let broken = |why: &dyn std::fmt::Display| Error::Protocol(clean(&format!("manifest {digest}: {why}")));
     let value: serde_json::Value = serde_json::from_slice(bytes).map_err(|error| broken(&error))?;
     if let Some(own) = value.get("mediaType").and_then(serde_json::Value::as_str)
         && own != media_type
@@ -71,7 +77,13 @@ impl Session<'_> {
             let mut attempts = 0;
             let answer = loop {
                 match inner.ask(&ask).await {
-                    Err(error) if error.may_pass() && !error.is_nobody() && attempts + 1 < ATTEMPTS => {
+                    // Who is to come back in a minute is told so at once.
+                    Err(error)
+                        if error.may_pass()
+                            && !error.is_nobody()
+                            && attempts + 1 < ATTEMPTS
+                            && error.pause(attempts) < PATIENCE =>
+                    {
                         attempts += 1;
                         tokio::time::sleep(error.pause(attempts)).await;
                     }
@@ -104,8 +116,10 @@ impl Session<'_> {
         const MOST: usize = 100_000;
         let Session { runtime, inner } = self;
         let mut all: Vec<String> = Vec::new();
+        let mut known = HashSet::new();
         loop {
-            let last = all.last().map(|last| format!("&last={last}")).unwrap_or_default();
+            let last =
+                all.last().map(|last| format!("&last={}", utf8_percent_encode(last, NON_ALPHANUMERIC))).unwrap_or_default();
             let path = format!("tags/list?n={PAGE}{last}");
             let ask = Ask { method: Method::GET, name, path: &path, actions: "pull", headers: Vec::new() };
             let (bytes, more) = runtime.block_on(async {
@@ -115,7 +129,7 @@ impl Session<'_> {
             })?;
             let page: Tags =
                 serde_json::from_slice(&bytes).map_err(|error| Error::Protocol(format!("tags of {name}: {error}")))?;
-            let new: Vec<String> = page.tags.unwrap_or_default().into_iter().filter(|tag| !all.contains(tag)).collect();
+            let new: Vec<String> = page.tags.unwrap_or_default().into_iter().filter(|tag| known.insert(tag.clone())).collect();
             let done = !more || new.is_empty();
             all.extend(new);
             if all.len() > MOST {

@@ -120,8 +120,9 @@ impl Inner<'_> {
             token if token.is_empty() => self.client.known().authorizations.get(&key).cloned(),
             token => Some(format!("Bearer {token}")),
         };
-        let answer = self.follow(endpoint, ask, &url, authorization.clone()).await?;
-        if answer.status() != StatusCode::UNAUTHORIZED {
+        let (answer, is_home) = self.follow(endpoint, ask, &url, authorization.clone()).await?;
+        // What somebody else asks for, to whom one was sent on, he does not get.
+        if answer.status() != StatusCode::UNAUTHORIZED || !is_home {
             return accepted(answer).await;
         }
         let headers = answer.headers().get_all(WWW_AUTHENTICATE);
@@ -134,21 +135,22 @@ impl Inner<'_> {
         let Some(authorization) = authorization else { return accepted(answer).await };
         // Read, so that the connection can go on.
         let _ = whole(answer.into_body(), MAX_ANSWER).await;
-        let answer = self.follow(endpoint, ask, &url, Some(authorization.clone())).await?;
+        let (answer, _) = self.follow(endpoint, ask, &url, Some(authorization.clone())).await?;
         if answer.status() != StatusCode::UNAUTHORIZED {
             self.client.known().authorizations.insert(key, authorization);
         }
         accepted(answer).await
     }
 
-    /// Sends a request and goes where its answers lead. Who one is, is for the registry alone.
+    /// Sends a request and goes where its answers lead: the last answer, and whether it is the registry's. Who one is, is for the
+    /// registry alone.
     async fn follow(
         &mut self,
         endpoint: &Endpoint,
         ask: &Ask<'_>,
         url: &str,
         authorization: Option<String>,
-    ) -> Result<Response<Incoming>> {
+    ) -> Result<(Response<Incoming>, bool)> {
         let mut url = url.to_owned();
         let mut endpoint = endpoint.clone();
         let home = (endpoint.tls.is_some(), endpoint.authority.clone());
@@ -157,7 +159,7 @@ impl Inner<'_> {
             let authorization = authorization.as_deref().filter(|_| is_home);
             let answer = self.send(&endpoint, &ask.method, &url, authorization, &ask.headers, Bytes::new()).await?;
             if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                return Ok(answer);
+                return Ok((answer, is_home));
             }
             let location = answer.headers().get(LOCATION).and_then(|value| value.to_str().ok());
             let location = location.ok_or_else(|| Error::Protocol(format!("{url}: sent on to nowhere")))?.to_owned();
@@ -310,8 +312,15 @@ async fn accepted(answer: Response<Incoming>) -> Result<Response<Incoming>> {
     Err(refused(status, retry_after.map(Duration::from_secs), &body))
 }
 
-/// A body that is small.
-pub(crate) async fn whole(mut body: Incoming, most: usize) -> Result<Vec<u8>> {
+/// A body that is small, and comes soon.
+pub(crate) async fn whole(body: Incoming, most: usize) -> Result<Vec<u8>> {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let broken = |why: String| Error::Unreachable { method: "GET", url: String::new(), why };
+    let read = tokio::time::timeout(PATIENCE, read(body, most)).await;
+    read.map_err(|_| broken("the answer does not end".to_owned()))?
+}
+
+async fn read(mut body: Incoming, most: usize) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| Error::Unreachable { method: "GET", url: String::new(), why: error.to_string() })?;

@@ -380,6 +380,10 @@ pub(crate) fn new_file_system(kind: &str, source: Option<&str>, options: &MountO
     }
     for (key, value) in &options.data {
         match value {
+            Some(value) if key == LOWER => match fsconfig_set_string(&context, LOWER, value.as_str()) {
+                Err(rustix::io::Errno::INVAL) => return overlay_by_string(options),
+                set => set.context(|| format!("option {key}={value}"))?,
+            },
             Some(value) => {
                 // A password is not for logs and clients.
                 let shown = if key.contains("pass") { "***" } else { value };
@@ -389,7 +393,7 @@ pub(crate) fn new_file_system(kind: &str, source: Option<&str>, options: &MountO
         }
     }
     match fsconfig_create(&context) {
-        // The options are looked at when it is created.
+        // Old kernels look at the options when it is created.
         Err(rustix::io::Errno::INVAL) if options.data.iter().any(|(key, _)| key == LOWER) => return overlay_by_string(options),
         created => created.context(|| format!("create the {kind}"))?,
     }

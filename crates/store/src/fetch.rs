@@ -9,6 +9,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
 
 use dhow_oci::image::Descriptor;
 use dhow_oci::{Digest, Hasher};
@@ -45,19 +46,45 @@ impl<E> From<StoreError> for FetchError<E> {
     }
 }
 
+/// A layer that has come, and its blob, which nobody removes as long as this is held: until an image has it.
+#[derive(Debug)]
+pub struct FetchedLayer {
+    pub row: LayerRow,
+    pub blob: File,
+}
+
 impl Store {
     /// Unpacks a layer while `source` brings it. `source` is told how many bytes of the blob there are already, and hands over
     /// the others; it is not called when there are all. As with [`Store::add_image`], only an image makes the layer known.
+    /// `is_wanted` is asked while somebody else brings the same blob.
     ///
     /// # Errors
-    /// What `source` says: the bytes that came are kept for the next attempt. A blob or a layer with another digest: they are not.
+    /// What `source` says: the bytes that came are kept for the next attempt. A blob or a layer with another digest, or what cannot
+    /// be unpacked: they are not.
     pub fn fetch_layer<E>(
         &self,
         wanted: &WantedLayer,
-        source: impl FnOnce(u64, &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<(), E>,
+        is_wanted: &dyn Fn() -> bool,
+        mut source: impl FnMut(u64, &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<(), E>,
+    ) -> Result<FetchedLayer, FetchError<E>> {
+        loop {
+            let mut incoming = Incoming::open(self, &wanted.blob, is_wanted)?;
+            let had = incoming.file.metadata().context(|| format!("look at blob {}", wanted.blob.digest))?.len();
+            match self.try_fetch(wanted, &mut incoming, &mut source) {
+                // What was there was not what it should be: a power cut, or another registry. It is gone now.
+                Err(FetchError::Store(StoreError::WrongDigest { .. })) if had > 0 && !incoming.path.exists() => {}
+                other => return other.map(|row| FetchedLayer { row, blob: incoming.file }),
+            }
+        }
+    }
+
+    fn try_fetch<E>(
+        &self,
+        wanted: &WantedLayer,
+        incoming: &mut Incoming,
+        source: &mut impl FnMut(u64, &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<(), E>,
     ) -> Result<LayerRow, FetchError<E>> {
         let blob = &wanted.blob;
-        let mut incoming = Incoming::open(self, blob)?;
         let (sender, pieces) = sync_channel(PIECES);
         std::thread::scope(|scope| {
             let unpacking = scope.spawn(move || {
@@ -68,15 +95,22 @@ impl Store {
             let unpacked =
                 unpacking.join().map_err(|_| StoreError::Archive(format!("layer {}: a fault of dhow's", blob.digest)))?;
             match (brought, unpacked) {
-                (Ok(()), unpacked) => {
+                (Ok(()), Ok(row)) => {
                     incoming.keep(self)?;
-                    Ok(unpacked?)
+                    Ok(row)
+                }
+                (Ok(()), Err(error)) => {
+                    incoming.discard();
+                    Err(error.into())
                 }
                 // The one who unpacks has stopped, and the one who brings has found nobody there.
-                (Err(FetchError::Source(_)), Err(error)) if incoming.unwanted => Err(error.into()),
+                (Err(FetchError::Source(_)), Err(error)) if incoming.unwanted => {
+                    incoming.discard();
+                    Err(error.into())
+                }
                 (Err(error), _) => {
                     if incoming.hopeless {
-                        let _ = fs::remove_file(&incoming.path);
+                        incoming.discard();
                     }
                     Err(error)
                 }
@@ -94,26 +128,31 @@ impl Store {
         let mut freed = 0;
         for directory in [self.partial_blobs(), self.paths.blobs()] {
             for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-                let digest = format!("sha256:{}", entry.file_name().to_string_lossy());
-                let known = self.database.read::<_, StoreError>(|db| {
-                    let query = "SELECT EXISTS (SELECT 1 FROM blobs WHERE digest = ?1)";
-                    Ok(db.query_row(query, [&digest], |row| row.get::<_, bool>(0))?)
-                })?;
-                let is_whole = directory == self.paths.blobs();
-                let Ok(file) = File::open(entry.path()) else { continue };
-                if (known && is_whole) || rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-                    continue;
-                }
-                freed += file.metadata().map_or(0, |stat| stat.len());
-                match fs::remove_file(entry.path()) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        Err(error).context(|| format!("remove blob {digest}"))?
-                    }
-                    _ => {}
-                }
+                freed += self.remove_blob(&entry.path())?;
             }
         }
         Ok(freed)
+    }
+
+    /// Removes a blob's file if nobody is about to use it and no layer has it. Returns the bytes.
+    pub(crate) fn remove_blob(&self, path: &Path) -> Result<u64> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let Ok(file) = File::open(path) else { return Ok(0) };
+        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Ok(0);
+        }
+        // Asked now: until a moment ago somebody may have had the lock, to say so.
+        let known = self.database.read::<bool, StoreError>(|db| {
+            let query = "SELECT EXISTS (SELECT 1 FROM blobs WHERE digest = ?1)";
+            Ok(db.query_row(query, [format!("sha256:{name}")], |row| row.get(0))?)
+        })?;
+        if known && path.parent() == Some(&*self.paths.blobs()) {
+            return Ok(0);
+        }
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).context(|| format!("remove blob {name}")),
+            _ => Ok(file.metadata().map_or(0, |stat| stat.len())),
+        }
     }
 }
 
@@ -139,23 +178,23 @@ impl Incoming {
         Incoming { file, path, whole, hasher: Hasher::new(), length: 0, written: 0, unwanted: false, hopeless: false }
     }
 
-    fn open(store: &Store, blob: &Descriptor) -> Result<Incoming> {
+    /// Whoever has it brings it, or leaves what he got.
+    fn open(store: &Store, blob: &Descriptor, is_wanted: &dyn Fn() -> bool) -> Result<Incoming> {
         let whole = store.paths.blobs().join(blob.digest.hex());
         let directory = store.partial_blobs();
         fs::create_dir_all(&directory).context(|| format!("create {}", directory.display()))?;
         let path = directory.join(blob.digest.hex());
         loop {
             if let Ok(file) = File::open(&whole) {
-                rustix::fs::flock(&file, FlockOperation::LockShared).context(|| format!("lock blob {}", blob.digest))?;
-                return Ok(Incoming::of(file, whole, true));
+                if lock(&file, &whole, FlockOperation::NonBlockingLockShared, is_wanted)? {
+                    return Ok(Incoming::of(file, whole, true));
+                }
+                continue;
             }
             let mut options = OpenOptions::new();
             let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
             let file = file.context(|| format!("create {}", path.display()))?;
-            // Whoever has it brings it, or leaves what he got.
-            rustix::fs::flock(&file, FlockOperation::LockExclusive).context(|| format!("lock blob {}", blob.digest))?;
-            let same = |stat: &fs::Metadata| file.metadata().is_ok_and(|own| (own.dev(), own.ino()) == (stat.dev(), stat.ino()));
-            if fs::metadata(&path).is_ok_and(|stat| same(&stat)) {
+            if lock(&file, &path, FlockOperation::NonBlockingLockExclusive, is_wanted)? {
                 return Ok(Incoming::of(file, path, false));
             }
         }
@@ -165,7 +204,7 @@ impl Incoming {
         &mut self,
         blob: &Descriptor,
         unpacker: SyncSender<Vec<u8>>,
-        source: impl FnOnce(u64, &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<(), E>,
+        source: &mut impl FnMut(u64, &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<(), E>,
     ) -> Result<(), FetchError<E>> {
         let what = || format!("read blob {}", blob.digest);
         if self.file.metadata().context(what)?.len() > blob.size && !self.whole {
@@ -194,10 +233,14 @@ impl Incoming {
             source(have, &mut take).map_err(FetchError::Source)?;
         }
         let found = self.hasher.clone().finish();
-        if self.length != blob.size || found != blob.digest {
+        if found != blob.digest {
             // Nothing can be made of it, now or later.
             let _ = fs::remove_file(&self.path);
             return Err(StoreError::WrongDigest { what: "blob", expected: blob.digest, found }.into());
+        }
+        if self.length != blob.size {
+            let why = format!("blob {} has {} bytes, and not {}, as the manifest says", blob.digest, self.length, blob.size);
+            return Err(StoreError::Archive(why).into());
         }
         Ok(())
     }
@@ -208,13 +251,43 @@ impl Incoming {
         self.unwanted |= unpacker.send(bytes.to_vec()).is_err();
     }
 
-    /// Gives the blob its name, once it is whole.
+    /// Gives the blob its name, once it is whole. Others may read it from then on.
     fn keep(&self, store: &Store) -> Result<()> {
         if self.whole {
             return Ok(());
         }
         let name: &Path = self.path.file_name().map(Path::new).unwrap_or(Path::new(""));
-        fs::rename(&self.path, store.paths.blobs().join(name)).context(|| format!("keep blob {}", name.display()))
+        let what = || format!("keep blob {}", name.display());
+        fs::rename(&self.path, store.paths.blobs().join(name)).context(what)?;
+        rustix::fs::flock(&self.file, FlockOperation::LockShared).context(what)
+    }
+
+    /// Takes away what nobody can use. What came as a whole is an image's.
+    fn discard(&self) {
+        if !self.whole {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Whether a path still leads to a file.
+fn is_at(file: &File, path: &Path) -> bool {
+    let own = file.metadata().map(|stat| (stat.dev(), stat.ino()));
+    own.is_ok_and(|own| fs::metadata(path).is_ok_and(|stat| (stat.dev(), stat.ino()) == own))
+}
+
+/// Takes a lock when it is free, as long as that is wanted. `false`: the file is not at its path any more, whoever has had it.
+fn lock(file: &File, path: &Path, operation: FlockOperation, is_wanted: &dyn Fn() -> bool) -> Result<bool> {
+    const AGAIN: Duration = Duration::from_millis(50);
+    let what = || format!("lock {}", path.display());
+    loop {
+        match rustix::fs::flock(file, operation) {
+            Err(rustix::io::Errno::WOULDBLOCK) if !is_at(file, path) => return Ok(false),
+            Err(rustix::io::Errno::WOULDBLOCK) if is_wanted() => std::thread::sleep(AGAIN),
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(io::Error::from(io::ErrorKind::Interrupted)).context(what),
+            Err(error) => return Err(error).context(what),
+            Ok(()) => return Ok(is_at(file, path)),
+        }
     }
 }
 

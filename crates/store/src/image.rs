@@ -1,14 +1,13 @@
 //! Images: a config whose digest is the image's ID, its layers, and the names that lead to it.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs;
 
 use dhow_oci::image::{Descriptor, ImageConfig};
 use dhow_oci::time::now;
 use dhow_oci::{Digest, Reference};
 use rusqlite::{Connection, OptionalExtension, params};
 
-use crate::{Context, Durability, LayerRow, Result, Store, StoreError, sync_file_system};
+use crate::{Durability, LayerRow, Result, Store, StoreError, sync_file_system};
 
 /// An image as the database has it.
 #[derive(Clone, Debug)]
@@ -99,15 +98,13 @@ impl Store {
                     params![id.to_string(), position as i64, layer.chain_id.to_string()],
                 )?;
             }
+            // Another process may have removed layers while nobody referred to them: then nothing of this is done.
+            if let Some(layer) = new.layers.iter().find(|layer| !self.has_directory(&layer.chain_id)) {
+                return Err(StoreError::Archive(format!("layer {} was removed meanwhile; try again", layer.chain_id)));
+            }
             new.origin.as_ref().map(|origin| set_origin(tx, &id, origin)).transpose()?;
             new.tags.iter().try_for_each(|tag| set_tag(tx, tag, &id))
         })?;
-        // Another process may have removed the same layers while nobody referred to them.
-        for layer in &new.layers {
-            if self.layer(&layer.chain_id)?.is_none() {
-                return Err(StoreError::Archive(format!("layer {} was removed meanwhile; try again", layer.chain_id)));
-            }
-        }
         Ok(id)
     }
 
@@ -230,17 +227,12 @@ impl Store {
         })?;
         let Some((layers, blobs)) = removed else { return Ok(None) };
         for blob in blobs {
-            let path = self.paths.blobs().join(blob.trim_start_matches("sha256:"));
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    Err(error).context(|| format!("remove blob {blob}"))?
-                }
-                _ => {}
-            }
+            self.remove_blob(&self.paths.blobs().join(blob.trim_start_matches("sha256:")))?;
         }
         let mut result = vec![Untagged::Deleted(*id)];
         for chain_id in layers {
-            self.remove_layer_directory(&chain_id)?;
+            // Somebody may have added an image with it since.
+            self.retire_layer(&chain_id)?;
             result.push(Untagged::Deleted(chain_id));
         }
         Ok(Some(result))

@@ -107,10 +107,14 @@ impl Store {
                 .query_row(query, [chain_id.to_string()], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)? as u64)))
                 .optional()?)
         })?;
-        let exists = self.paths.layers().join(directory_name(chain_id)).is_dir();
+        let exists = self.has_directory(chain_id);
         Ok(row
             .filter(|_| exists)
             .and_then(|(diff_id, size)| Some(LayerRow { chain_id: *chain_id, diff_id: diff_id.parse().ok()?, size })))
+    }
+
+    pub(crate) fn has_directory(&self, chain_id: &Digest) -> bool {
+        self.paths.layers().join(directory_name(chain_id)).is_dir()
     }
 
     /// The directories of layers, from the top to the bottom.
@@ -191,9 +195,18 @@ impl Store {
         made.context(|| "create the init layer".to_owned())
     }
 
-    /// Removes the directories of layers that the database no longer knows.
-    pub(crate) fn remove_layer_directory(&self, chain_id: &Digest) -> Result<()> {
-        remove_below(&self.paths.layers(), &directory_name(chain_id))
+    /// Removes the directory of a layer, unless the database knows it again.
+    pub(crate) fn retire_layer(&self, chain_id: &Digest) -> Result<()> {
+        if !self.has_directory(chain_id) {
+            return Ok(());
+        }
+        let is_known = || {
+            let query = "SELECT EXISTS (SELECT 1 FROM layers WHERE chain_id = ?1)";
+            let known =
+                self.database.read::<bool, StoreError>(|db| Ok(db.query_row(query, [chain_id.to_string()], |row| row.get(0))?));
+            known.unwrap_or(true)
+        };
+        self.retire_layer_directory(&directory_name(chain_id), is_known)
     }
 
     /// The names of the directories that images' layers and the init layer have.
@@ -215,6 +228,7 @@ impl Store {
         if is_wanted() {
             return fs::rename(layers.join(&retired), layers.join(name)).context(|| format!("put layer {name} back"));
         }
+        quota::forget(&layers.join(&retired));
         remove_below(&layers, &retired)
     }
 

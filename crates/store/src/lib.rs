@@ -17,7 +17,7 @@ pub mod quota;
 pub use apply::{ApplyError, CopyOptions, copy_into};
 pub use archive::{LoadedImage, decompressed};
 pub use database::{Database, Durability};
-pub use fetch::{FetchError, WantedLayer};
+pub use fetch::{FetchError, FetchedLayer, WantedLayer};
 pub use image::{Image, ImageRow, NewImage, Origin, Untagged};
 pub use layer::{LayerRow, Mountable};
 pub use pack::Packer;
