@@ -65,7 +65,14 @@ fn try_run(filters: &[String]) -> Result<bool> {
     let built = build(&files)?;
     let directory = built.target.join("vm");
     fs::create_dir_all(&directory).map_err(|error| format!("create {}: {error}", directory.display()))?;
-    let kernel = Kernel::get(&directory)?;
+    let kernel = match Kernel::get(&directory) {
+        Ok(kernel) => kernel,
+        // The lists of packages may be old, or not there.
+        Err(_) => {
+            shell("apt-get", &["update", "-qq"])?;
+            Kernel::get(&directory)?
+        }
+    };
     let root = directory.join("root");
     remove(&root)?;
     let mut commands = String::new();
