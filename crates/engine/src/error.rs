@@ -13,6 +13,8 @@ pub enum Kind {
     NotModified,
     NotImplemented,
     Unavailable,
+    /// Nobody answers at a place elsewhere, such as a registry.
+    Unreachable,
     Internal,
 }
 

@@ -237,9 +237,12 @@ impl Engine {
     /// # Errors
     /// A subnet that another network has; another IPv4 subnet while containers run in it.
     pub fn set_default_network(&self, wanted: &DefaultNetwork) -> Result<()> {
+        if *wanted == DefaultNetwork::default() {
+            return Ok(());
+        }
         let there = self.store.database.read(|db| by_name(db, DEFAULT))?;
-        // What is wanted of a network that nobody has used yet: nothing but the defaults.
-        if *wanted == DefaultNetwork::default() || (there.is_none() && *wanted == DefaultNetwork::default().or_default()) {
+        // One that nobody has used yet will have the defaults.
+        if there.is_none() && *wanted == DefaultNetwork::default().or_default() {
             return Ok(());
         }
         if let Some(before) = there {

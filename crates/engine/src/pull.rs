@@ -8,7 +8,7 @@ use dhow_oci::image::ImageConfig;
 use dhow_oci::image::{Descriptor, Index, Manifest};
 use dhow_oci::{Digest, Platform, Reference};
 use dhow_registry::{Client, Credentials, Document, Fetched, Session};
-use dhow_store::{FetchError, FetchedLayer, LayerRow, NewImage, Origin, WantedLayer};
+use dhow_store::{FetchError, FetchedLayer, LayerRow, NewImage, Origin, StoreError, WantedLayer};
 
 use crate::{Engine, Error, Kind, Result, VERSION};
 
@@ -149,16 +149,13 @@ impl Engine {
             return Err(Error::invalid(format!("{}: its config is larger than {MAX_CONFIG} bytes", name.familiar())));
         }
         let mut bytes = Vec::new();
-        let take = |piece: &[u8]| {
+        let mut take = |piece: &[u8]| {
             bytes.extend_from_slice(piece);
             Ok(())
         };
-        session.blob(name, descriptor, 0, take).map_err(|error| failed(name, &error))?;
-        let digest = Digest::of(&bytes);
-        match digest == descriptor.digest {
-            true => Ok(bytes),
-            false => Err(Error::invalid(format!("config {}: its content has digest {digest}", descriptor.digest))),
-        }
+        session.blob(name, descriptor, 0, &mut take).map_err(|error| failed(name, &error))?;
+        let (expected, found) = (descriptor.digest, Digest::of(&bytes));
+        if found == expected { Ok(bytes) } else { Err(StoreError::WrongDigest { what: "config", expected, found }.into()) }
     }
 
     /// Fetches the layers that are not here, several at a time: all, from the bottom to the top.
@@ -235,7 +232,7 @@ impl Engine {
         let row = self.store.fetch_layer(layer, &is_wanted, |have, take| {
             let mut here = have;
             told(of_layer(layer, Step::Downloading(here, total)));
-            session.blob(name, &layer.blob, have, |bytes| {
+            session.blob(name, &layer.blob, have, &mut |bytes: &[u8]| {
                 take(bytes)?;
                 here += bytes.len() as u64;
                 match told(of_layer(layer, Step::Downloading(here, total))) {
@@ -368,6 +365,7 @@ fn failed(name: &Reference, error: &dhow_registry::Error) -> Error {
         }
         Some(404) => Error::not_found(format!("manifest for {} not found: {error}", name.familiar())),
         Some(429) => Error::new(Kind::Unavailable, error.to_string()),
+        None if matches!(error, dhow_registry::Error::Unreachable { .. }) => Error::new(Kind::Unreachable, error.to_string()),
         _ => Error::internal(error.to_string()),
     }
 }

@@ -18,9 +18,7 @@ const PROGRESS: u64 = 4096;
 const STALL: Duration = Duration::from_secs(30);
 
 /// Takes the bytes as they come; an error ends it.
-pub trait Sink: FnMut(&[u8]) -> io::Result<()> {}
-
-impl<F: FnMut(&[u8]) -> io::Result<()>> Sink for F {}
+type Sink<'a> = &'a mut dyn FnMut(&[u8]) -> io::Result<()>;
 
 impl Session<'_> {
     /// Fetches what of a blob is after its first `have` bytes and hands it to `sink`. Connections that break are made anew, and
@@ -29,12 +27,12 @@ impl Session<'_> {
     ///
     /// # Errors
     /// The registry has no such blob or does not answer any more; it is larger than its descriptor says; what `sink` says.
-    pub fn blob(&mut self, name: &Reference, blob: &Descriptor, have: u64, mut sink: impl Sink) -> Result<()> {
+    pub fn blob(&mut self, name: &Reference, blob: &Descriptor, have: u64, sink: Sink<'_>) -> Result<()> {
         let mut offset = have;
         let mut attempts = 0;
         while offset < blob.size {
             let before = offset;
-            let Err(error) = self.some(name, blob, &mut offset, &mut sink) else { continue };
+            let Err(error) = self.some(name, blob, &mut offset, sink) else { continue };
             attempts = if offset > before + PROGRESS { 0 } else { attempts + 1 };
             if !error.may_pass() || attempts == ATTEMPTS {
                 return Err(error);
@@ -47,16 +45,13 @@ impl Session<'_> {
     }
 
     /// What one answer holds. The sink is called outside of the runtime: it may block.
-    fn some(&mut self, name: &Reference, blob: &Descriptor, offset: &mut u64, sink: &mut impl Sink) -> Result<()> {
+    fn some(&mut self, name: &Reference, blob: &Descriptor, offset: &mut u64, sink: Sink<'_>) -> Result<()> {
         let Session { runtime, inner } = self;
         let path = format!("blobs/{}", blob.digest);
         let headers = if *offset == 0 { Vec::new() } else { vec![(RANGE, format!("bytes={offset}-"))] };
         let answer = runtime.block_on(inner.ask(&Ask { method: Method::GET, name, path: &path, actions: "pull", headers }))?;
-        let broken = |why: &dyn std::fmt::Display| Error::Unreachable {
-            method: "GET",
-            url: format!("{}@{}", name.familiar_repository(), blob.digest),
-            why: why.to_string(),
-        };
+        let url = format!("{}@{}", name.familiar_repository(), blob.digest);
+        let broken = |why: &str| Error::Broken { url: url.clone(), why: why.to_owned() };
         // A server that knows no ranges sends all of it again.
         let mut skip = *offset;
         if answer.status() == StatusCode::PARTIAL_CONTENT {
@@ -73,7 +68,7 @@ impl Session<'_> {
         let mut body = answer.into_body();
         loop {
             let frame = runtime.block_on(async { tokio::time::timeout(STALL, body.frame()).await });
-            let Some(frame) = frame.map_err(|_| broken(&"nothing comes any more"))? else { break };
+            let Some(frame) = frame.map_err(|_| broken("nothing comes any more"))? else { break };
             let frame = frame.map_err(|error| broken(&format!("unexpected EOF: {error}")))?;
             let Some(mut data) = frame.data_ref().map(|data| &data[..]) else { continue };
             let skipped = skip.min(data.len() as u64);
@@ -85,6 +80,6 @@ impl Session<'_> {
             sink(data).map_err(Error::Stopped)?;
             *offset += data.len() as u64;
         }
-        if *offset < blob.size { Err(broken(&"unexpected EOF")) } else { Ok(()) }
+        if *offset < blob.size { Err(broken("unexpected EOF")) } else { Ok(()) }
     }
 }

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::hosts::{Endpoint, host_of};
+use crate::hosts::{Endpoint, split};
 
 /// Until a host has taken a connection, and until it has answered a request's head.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -35,9 +35,7 @@ pub(crate) struct Connection {
 impl Connection {
     /// Blocks while the name is resolved.
     pub async fn open(endpoint: &Endpoint) -> io::Result<Connection> {
-        let host = host_of(&endpoint.authority);
-        let port =
-            endpoint.authority.strip_prefix(&*host_with_brackets(&endpoint.authority)).and_then(|rest| rest.strip_prefix(':'));
+        let (host, port) = split(&endpoint.authority);
         let port = match port {
             Some(port) => port.parse().map_err(|_| io::Error::other(format!("invalid port {port}")))?,
             None if endpoint.tls.is_some() => 443,
@@ -86,11 +84,6 @@ impl Connection {
         let answered = answered.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "timeout awaiting response headers"))?;
         answered.map_err(io::Error::other)
     }
-}
-
-fn host_with_brackets(authority: &str) -> String {
-    let host = host_of(authority);
-    if authority.starts_with('[') { format!("[{host}]") } else { host.to_owned() }
 }
 
 impl AsyncRead for Stream {

@@ -7,9 +7,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody answered, or the connection broke.
-    #[error("{method} \"{url}\": {why}", method = title(.method))]
-    Unreachable { method: &'static str, url: String, why: String },
+    /// There is no connection to be had.
+    #[error("Get \"{url}\": {why}")]
+    Unreachable { url: String, why: String },
+    /// There was one, and it broke, or nothing came by it.
+    #[error("Get \"{url}\": {why}")]
+    Broken { url: String, why: String },
     /// The registry said no; perhaps when to ask again.
     #[error("{text}")]
     Refused { status: u16, text: String, retry_after: Option<Duration> },
@@ -21,28 +24,14 @@ pub enum Error {
     Stopped(io::Error),
 }
 
-/// As Go's client writes it.
-fn title(method: &str) -> &'static str {
-    match method {
-        "HEAD" => "Head",
-        "POST" => "Post",
-        _ => "Get",
-    }
-}
-
 impl Error {
     /// Whether the same request may well succeed in a moment.
     pub fn may_pass(&self) -> bool {
         match self {
-            Error::Unreachable { .. } => true,
+            Error::Unreachable { .. } | Error::Broken { .. } => true,
             Error::Refused { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),
             Error::Protocol(_) | Error::Stopped(_) => false,
         }
-    }
-
-    /// Whether nobody is there at all.
-    pub(crate) fn is_nobody(&self) -> bool {
-        matches!(self, Error::Unreachable { why, .. } if why.starts_with("dial tcp"))
     }
 
     /// How long to wait before another attempt: twice as long each time, or what the registry asks for.

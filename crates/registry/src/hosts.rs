@@ -57,17 +57,22 @@ impl Hosts {
     /// Its certificates cannot be used.
     pub(crate) fn endpoints(&self, domain: &str) -> Result<Vec<Endpoint>> {
         let authority = if domain == DEFAULT_DOMAIN { HUB } else { domain }.to_owned();
-        let insecure = self.is_insecure(&authority);
-        let secure = Endpoint { tls: Some(Arc::new(self.tls(&authority, insecure)?)), authority: authority.clone() };
-        Ok(match insecure {
+        let secure = self.secure(&authority)?;
+        Ok(match self.is_insecure(&authority) {
             true => vec![secure, Endpoint { authority, tls: None }],
             false => vec![secure],
         })
     }
 
+    /// The way to a host by TLS.
+    pub(crate) fn secure(&self, authority: &str) -> Result<Endpoint> {
+        let tls = self.tls(authority, self.is_insecure(authority))?;
+        Ok(Endpoint { authority: authority.to_owned(), tls: Some(Arc::new(tls)) })
+    }
+
     /// Whether a registry is trusted without a look at its certificate.
     pub fn is_insecure(&self, authority: &str) -> bool {
-        let host = host_of(authority);
+        let (host, _) = split(authority);
         let address = if host == "localhost" { Some(IpAddr::from([127, 0, 0, 1])) } else { host.parse::<IpAddr>().ok() };
         let in_network = |text: &str| {
             let (network, length) = text.split_once('/')?;
@@ -95,13 +100,15 @@ impl Hosts {
     }
 }
 
-/// The host of `host[:port]`, without brackets.
-pub(crate) fn host_of(authority: &str) -> &str {
-    let host = match authority.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) && (!host.contains(':') || host.ends_with(']')) => host,
-        _ => authority,
+/// The host of `host[:port]`, without brackets, and the port.
+pub(crate) fn split(authority: &str) -> (&str, Option<&str>) {
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) && (!host.contains(':') || host.ends_with(']')) => {
+            (host, Some(port))
+        }
+        _ => (authority, None),
     };
-    host.trim_start_matches('[').trim_end_matches(']')
+    (host.trim_start_matches('[').trim_end_matches(']'), port)
 }
 
 fn is_below(address: IpAddr, network: IpAddr, length: u32) -> bool {

@@ -16,7 +16,6 @@ mod request;
 
 pub use anybody::Anybody;
 pub use auth::Credentials;
-pub use blob::Sink;
 pub use error::{Error, Result, clean};
 pub use hosts::Hosts;
 pub use manifest::{Document, Fetched, MANIFEST_TYPES, parse};

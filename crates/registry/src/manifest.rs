@@ -80,7 +80,7 @@ impl Session<'_> {
                     // Who is to come back in a minute is told so at once.
                     Err(error)
                         if error.may_pass()
-                            && !error.is_nobody()
+                            && !matches!(error, Error::Unreachable { .. })
                             && attempts + 1 < ATTEMPTS
                             && error.pause(attempts) < PATIENCE =>
                     {
@@ -92,7 +92,7 @@ impl Session<'_> {
             };
             let media_type = answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
             let media_type = media_type.split(';').next().unwrap_or_default().trim().to_owned();
-            let bytes = whole(answer.into_body(), MAX_MANIFEST).await?;
+            let bytes = whole(answer, MAX_MANIFEST).await?;
             let digest = Digest::of(&bytes);
             if let Some(wanted) = wanted.filter(|wanted| *wanted != digest) {
                 return Err(Error::Protocol(format!("manifest verification failed for digest {wanted}: what came has {digest}")));
@@ -125,7 +125,7 @@ impl Session<'_> {
             let (bytes, more) = runtime.block_on(async {
                 let answer = inner.ask(&ask).await?;
                 let more = answer.headers().contains_key(LINK);
-                Ok::<_, Error>((whole(answer.into_body(), MAX_MANIFEST).await?, more))
+                Ok::<_, Error>((whole(answer, MAX_MANIFEST).await?, more))
             })?;
             let page: Tags =
                 serde_json::from_slice(&bytes).map_err(|error| Error::Protocol(format!("tags of {name}: {error}")))?;

@@ -36,6 +36,8 @@ pub struct Client {
 struct Known {
     /// The way that worked, by domain.
     endpoints: HashMap<String, Endpoint>,
+    /// Other places with TLS, by authority.
+    others: HashMap<String, Endpoint>,
     /// By domain and scope, `Authorization`.
     authorizations: HashMap<(String, String), String>,
 }
@@ -96,7 +98,7 @@ impl Inner<'_> {
         for endpoint in endpoints {
             match self.ask_at(&endpoint, ask).await {
                 // Somebody may be there who speaks without TLS.
-                Err(error @ Error::Unreachable { .. }) => {
+                Err(error @ (Error::Unreachable { .. } | Error::Broken { .. })) => {
                     first_failure = Some(match first_failure {
                         Some(first) => better(first, error),
                         None => error,
@@ -134,7 +136,7 @@ impl Inner<'_> {
         };
         let Some(authorization) = authorization else { return accepted(answer).await };
         // Read, so that the connection can go on.
-        let _ = whole(answer.into_body(), MAX_ANSWER).await;
+        let _ = whole(answer, MAX_ANSWER).await;
         let (answer, _) = self.follow(endpoint, ask, &url, Some(authorization.clone())).await?;
         if answer.status() != StatusCode::UNAUTHORIZED {
             self.client.known().authorizations.insert(key, authorization);
@@ -180,11 +182,18 @@ impl Inner<'_> {
         Err(Error::Protocol(format!("{url}: stopped after {REDIRECTS} redirects")))
     }
 
-    /// Of a host that is no registry by itself.
+    /// Of a host that is no registry by itself. Authorities are read once.
     fn endpoint(&self, authority: &str, secure: bool) -> Result<Endpoint> {
-        let ways = self.client.hosts.endpoints(authority)?;
-        let tls = ways.into_iter().next().and_then(|way| way.tls).filter(|_| secure);
-        Ok(Endpoint { authority: authority.to_owned(), tls })
+        let authority = authority.to_owned();
+        if !secure {
+            return Ok(Endpoint { authority, tls: None });
+        }
+        if let Some(known) = self.client.known().others.get(&authority) {
+            return Ok(known.clone());
+        }
+        let endpoint = self.client.hosts.secure(&authority)?;
+        self.client.known().others.insert(authority, endpoint.clone());
+        Ok(endpoint)
     }
 
     /// One request and its answer, as it is.
@@ -197,16 +206,6 @@ impl Inner<'_> {
         headers: &[(HeaderName, String)],
         body: Bytes,
     ) -> Result<Response<Incoming>> {
-        let unreachable = |why: String| Error::Unreachable {
-            method: match *method {
-                Method::HEAD => "HEAD",
-                Method::POST => "POST",
-                _ => "GET",
-            },
-            // What is after the question mark may be a signature.
-            url: url.split('?').next().unwrap_or_default().to_owned(),
-            why,
-        };
         let uri: Uri = url.parse().map_err(|_| Error::Protocol(format!("{url} is no address")))?;
         let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
         let mut request = Request::builder().method(method).uri(path).header("Host", &endpoint.authority);
@@ -229,12 +228,13 @@ impl Inner<'_> {
         }
         // There is none, or the server has closed it in this very moment.
         let mut connection = Connection::open(endpoint).await.map_err(|error| Error::Unreachable {
-            method: "GET",
             // As docker says it, which always asks there first.
             url: format!("{}://{}/v2/", scheme(endpoint), endpoint.authority),
             why: error.to_string(),
         })?;
-        let answer = connection.send(request).await.map_err(|error| unreachable(error.to_string()))?;
+        // What is after the question mark may be a signature.
+        let shown = url.split('?').next().unwrap_or_default().to_owned();
+        let answer = connection.send(request).await.map_err(|error| Error::Broken { url: shown, why: error.to_string() })?;
         self.connections.insert(key, connection);
         Ok(answer)
     }
@@ -262,7 +262,7 @@ impl Inner<'_> {
             }
         };
         let answer = accepted(answer).await?;
-        let body = whole(answer.into_body(), MAX_ANSWER).await?;
+        let body = whole(answer, MAX_ANSWER).await?;
         let token = serde_json::from_slice::<TokenAnswer>(&body).ok().and_then(TokenAnswer::into_token);
         let token =
             token.ok_or_else(|| Error::Protocol("authorization server did not include a token in the response".to_owned()))?;
@@ -277,10 +277,7 @@ impl Inner<'_> {
 /// Of two failures of ways to one registry, the one that tells more: that TLS did not come about where plain HTTP got no
 /// connection either says nothing.
 fn better(first: Error, second: Error) -> Error {
-    match &second {
-        Error::Unreachable { why, .. } if why.starts_with("dial tcp") => second,
-        _ => first,
-    }
+    if matches!(second, Error::Unreachable { .. }) { second } else { first }
 }
 
 fn scheme(endpoint: &Endpoint) -> &'static str {
@@ -308,28 +305,27 @@ async fn accepted(answer: Response<Incoming>) -> Result<Response<Incoming>> {
     }
     let status = answer.status().as_u16();
     let retry_after = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-    let body = whole(answer.into_body(), MAX_ANSWER).await.unwrap_or_default();
+    let body = whole(answer, MAX_ANSWER).await.unwrap_or_default();
     Err(refused(status, retry_after.map(Duration::from_secs), &body))
 }
 
 /// A body that is small, and comes soon.
-pub(crate) async fn whole(body: Incoming, most: usize) -> Result<Vec<u8>> {
+pub(crate) async fn whole(answer: Response<Incoming>, most: usize) -> Result<Vec<u8>> {
     const PATIENCE: Duration = Duration::from_secs(60);
-    let broken = |why: String| Error::Unreachable { method: "GET", url: String::new(), why };
-    let read = tokio::time::timeout(PATIENCE, read(body, most)).await;
-    read.map_err(|_| broken("the answer does not end".to_owned()))?
-}
-
-async fn read(mut body: Incoming, most: usize) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Error::Unreachable { method: "GET", url: String::new(), why: error.to_string() })?;
-        if let Some(data) = frame.data_ref() {
-            if bytes.len() + data.len() > most {
-                return Err(Error::Protocol(format!("an answer of the registry is larger than {most} bytes")));
+    let broken = |why: String| Error::Broken { url: "the registry's answer".to_owned(), why };
+    let mut body = answer.into_body();
+    let read = async {
+        let mut bytes = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| broken(error.to_string()))?;
+            if let Some(data) = frame.data_ref() {
+                if bytes.len() + data.len() > most {
+                    return Err(Error::Protocol(format!("an answer of the registry is larger than {most} bytes")));
+                }
+                bytes.extend_from_slice(data);
             }
-            bytes.extend_from_slice(data);
         }
-    }
-    Ok(bytes)
+        Ok(bytes)
+    };
+    tokio::time::timeout(PATIENCE, read).await.map_err(|_| broken("it does not end".to_owned()))?
 }

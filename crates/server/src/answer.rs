@@ -66,7 +66,7 @@ pub(crate) fn status(kind: Kind) -> StatusCode {
         Kind::NotModified => StatusCode::NOT_MODIFIED,
         Kind::NotImplemented => StatusCode::NOT_IMPLEMENTED,
         Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-        Kind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        Kind::Internal | Kind::Unreachable => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 

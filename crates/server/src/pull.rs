@@ -9,7 +9,7 @@ use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 use dhow_api::image::{Message, Progress};
-use dhow_engine::{Credentials, Engine, Error, LayerEvent, PullEvent, PullRequest, Result, Step};
+use dhow_engine::{Credentials, Engine, Error, Kind, LayerEvent, PullEvent, PullRequest, Result, Step};
 use dhow_oci::{Digest, Platform, Reference};
 use tokio::sync::mpsc;
 
@@ -151,7 +151,7 @@ impl Teller<'_> {
 
     /// Where no registry answers, what comes with this program may do.
     fn bundled(&self, engine: &Engine, error: Error) -> Result<()> {
-        if !error.message.contains(": dial tcp") {
+        if error.kind() != Kind::Unreachable {
             return Err(error);
         }
         let name = &self.request.name;
