@@ -385,15 +385,14 @@ impl Configuration {
 
     /// What it wants of the network named `bridge`.
     fn network(&self) -> Result<DefaultNetwork> {
-        let said = |key: &str| self.keys.contains_key(key);
-        let mtu = if said("mtu") { Some(self.get("mtu")?.filter(|mtu| *mtu > 0)) } else { None };
-        let host_binding = match said("ip") {
+        let mtu = if self.has("mtu") { Some(self.get("mtu")?.filter(|mtu| *mtu > 0)) } else { None };
+        let host_binding = match self.has("ip") {
             true => Some(self.parsed::<IpAddr>("ip")?.filter(|address| !address.is_unspecified())),
             false => None,
         };
         Ok(DefaultNetwork {
             ipv4: self.checked("bip", bridge_address)?,
-            ipv4_range: if said("fixed-cidr") { Some(self.parsed("fixed-cidr")?) } else { None },
+            ipv4_range: if self.has("fixed-cidr") { Some(self.parsed("fixed-cidr")?) } else { None },
             ipv6: self.get("ipv6")?,
             ipv6_subnet: self.checked("fixed-cidr-v6", ipv6_subnet)?,
             mtu,

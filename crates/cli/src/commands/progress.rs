@@ -84,7 +84,7 @@ mod tests {
     fn bars_are_dockers() {
         let shown = |current, total| bar(&Progress { current, total });
         assert_eq!(shown(0, 0), "");
-        assert_eq!(shown(5, 10), format!("[{}>{}] 5B/10B", "=".repeat(25), " ".repeat(24)).replace("] 5B", "]   5B"));
+        assert_eq!(shown(5, 10), format!("[{}>{}]   5B/10B", "=".repeat(25), " ".repeat(24)));
         assert_eq!(shown(10, 10), format!("[{}]  10B/10B", "=".repeat(50)));
         assert_eq!(shown(20, 10), format!("[{}]  20B/10B", "=".repeat(50)));
     }
