@@ -140,6 +140,9 @@ pub struct Message {
     pub error_detail: Option<ErrorDetail>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// What programs read: of a push, tag, digest and size of the manifest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aux: Option<serde_json::Value>,
 }
 
 /// How far something is; without numbers there is nothing to count.

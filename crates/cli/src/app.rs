@@ -271,8 +271,12 @@ enum OnImages {
     Import(image::Import),
     /// Load an image from a tar archive or STDIN
     Load(image::Load),
-    /// Download an image: for now from the list that is built in
+    /// Save one or more images to a tar archive (streamed to STDOUT by default)
+    Save(image::Save),
+    /// Download an image from a registry
     Pull(image::Pull),
+    /// Upload an image to a registry
+    Push(image::Push),
     /// Show the history of an image
     History(image::History),
 }
@@ -618,7 +622,9 @@ async fn on_images(command: OnImages, client: &Client) -> failure::Result {
         OnImages::Tag(tag) => tag.run(client).await,
         OnImages::Import(import) => import.run(client).await,
         OnImages::Load(load) => load.run(client).await,
+        OnImages::Save(save) => save.run(client).await,
         OnImages::Pull(pull) => pull.run(client).await,
+        OnImages::Push(push) => push.run(client).await,
         OnImages::History(history) => history.run(client).await,
     }
 }

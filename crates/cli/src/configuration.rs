@@ -43,7 +43,7 @@ use Key::{Known, Only, Without};
 const NO_CONTAINERD: &str = "there is no containerd";
 const NO_SWARM: &str = "there is no swarm";
 const NO_PROXY: &str = "published ports have no proxy processes";
-const NOT_YET: &str = "this version knows no mirrors and proxies of registries, and does not push or build images";
+const NOT_YET: &str = "this version knows no mirrors and proxies of registries, and does not build images";
 const OWN_TABLES: &str = "rules are in nftables tables of Dhow's own, which containers need";
 
 /// dockerd's keys (28.5), then our own.
@@ -107,7 +107,7 @@ const KEYS: &[(&str, Key)] = &[
     ("log-level", Known),
     ("log-opts", Known),
     ("max-concurrent-downloads", Known),
-    ("max-concurrent-uploads", Without(NOT_YET)),
+    ("max-concurrent-uploads", Known),
     ("max-download-attempts", Without(NOT_YET)),
     ("metrics-addr", Known),
     ("mtu", Known),
@@ -261,6 +261,10 @@ impl Configuration {
             max_downloads: match self.get("max-concurrent-downloads")? {
                 Some(0) => return Err(self.wrong("max-concurrent-downloads", "invalid max concurrent downloads: 0")),
                 given => given.unwrap_or(defaults.max_downloads),
+            },
+            max_uploads: match self.get("max-concurrent-uploads")? {
+                Some(0) => return Err(self.wrong("max-concurrent-uploads", "invalid max concurrent uploads: 0")),
+                given => given.unwrap_or(defaults.max_uploads),
             },
             containers: self.containers(defaults.containers)?,
         })

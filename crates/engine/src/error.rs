@@ -71,7 +71,11 @@ impl From<StoreError> for Error {
             | StoreError::WrongDiffId { .. }
             | StoreError::WrongDigest { .. }
             | StoreError::Json { .. } => Kind::Invalid,
-            StoreError::Io { .. } | StoreError::Database(_) | StoreError::Newer { .. } => Kind::Internal,
+            StoreError::Io { .. }
+            | StoreError::Database(_)
+            | StoreError::Newer { .. }
+            | StoreError::NoTar { .. }
+            | StoreError::Out(_) => Kind::Internal,
         };
         Error::new(kind, error.to_string())
     }

@@ -1,14 +1,15 @@
 //! Images: finding, listing, inspecting, naming, removing, importing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
+use std::io::{Read, Write};
+use std::sync::Arc;
 
 use dhow_api::container::GraphDriver;
 use dhow_api::image::{Deleted, History as ApiHistory, Image as ApiImage, Metadata, RootFs, Summary};
 use dhow_oci::image::{Execution, History, ImageConfig};
 use dhow_oci::reference::familiar_repository;
 use dhow_oci::{Digest, Platform, Reference, time};
-use dhow_store::{Image, ImageRow, LoadedImage, Untagged};
+use dhow_store::{Image, ImageRow, LoadTold, LoadedImage, SavedImage, Untagged};
 use serde_json::{Value, json};
 
 use crate::{Engine, Error, Filters, Result, VERSION};
@@ -261,13 +262,77 @@ impl Engine {
     }
 
     /// Loads an archive of images.
-    pub fn load(&self, archive: impl Read, platform: Option<&Platform>) -> Result<Vec<LoadedImage>> {
+    pub fn load(&self, archive: impl Read, platform: Option<&Platform>, told: LoadTold<'_>) -> Result<Vec<LoadedImage>> {
         let host = Platform::host();
-        let loaded = self.store.load(archive, platform.unwrap_or(&host))?;
+        let loaded = self.store.load(archive, platform.unwrap_or(&host), told)?;
         for image in &loaded {
             self.image_event("load", &image.id, &image.id.to_string());
         }
         Ok(loaded)
+    }
+
+    /// The images with these names, and the way to write an archive of them. A repository's name alone stands for all its tags, an
+    /// ID for an image without a name.
+    ///
+    /// # Errors
+    /// There is no such image, or not for the platform; a layer's archive cannot be made again.
+    pub fn save(
+        self: &Arc<Engine>,
+        references: &[String],
+        platform: Option<&Platform>,
+    ) -> Result<impl FnOnce(&mut dyn Write) -> Result<()> + Send + use<>> {
+        let mut images: Vec<SavedImage> = Vec::new();
+        for reference in references {
+            for (id, name) in self.to_save(reference)? {
+                let image = self.store.image(&id)?.ok_or_else(|| missing(reference))?;
+                if platform.is_some_and(|wanted| !image.row.config.platform().serves(wanted)) {
+                    let platform = platform.map(ToString::to_string).unwrap_or_default();
+                    return Err(Error::not_found(format!("no suitable export target found for platform {platform}")));
+                }
+                let place = images.iter().position(|saved| saved.image.row.id == id).unwrap_or(images.len());
+                if place == images.len() {
+                    images.push(SavedImage { image, names: Vec::new() });
+                }
+                let names = &mut images[place].names;
+                if let Some(name) = name.filter(|name| !names.contains(name)) {
+                    names.push(name);
+                }
+            }
+        }
+        let saving = self.store.prepare_save(&images)?;
+        let engine = self.clone();
+        Ok(move |out: &mut dyn Write| {
+            engine.store.save(&saving, out)?;
+            for saved in &images {
+                let id = saved.image.row.id;
+                engine.image_event("save", &id, &id.to_string());
+            }
+            Ok(())
+        })
+    }
+
+    /// The images that a word of `save` stands for, and their names.
+    fn to_save(&self, reference: &str) -> Result<Vec<(Digest, Option<Reference>)>> {
+        let Ok(name) = reference.parse::<Reference>() else { return Ok(vec![(self.find_image_id(reference)?, None)]) };
+        if name.digest.is_some() || name.familiar_repository() == "sha256" {
+            return Ok(vec![(self.find_image_id(reference)?, None)]);
+        }
+        if name.tag.is_some() {
+            let id = self.store.image_by_name(&name)?;
+            // What looks like a name with a tag may be an ID.
+            let id = id.map_or_else(|| self.find_image_id(reference), Ok).map_err(|_| Error::not_found("reference does not exist"));
+            return Ok(vec![(id?, Some(name))]);
+        }
+        let repository = name.repository();
+        let mut found: Vec<(Digest, Option<Reference>)> = Vec::new();
+        for row in self.store.images()? {
+            let tags = row.tags.iter().filter(|(of, _)| *of == repository);
+            found.extend(tags.filter_map(|(of, tag)| Some((row.id, Some(format!("{of}:{tag}").parse().ok()?)))));
+        }
+        match found.is_empty() {
+            true => Ok(vec![(self.find_image_id(reference)?, None)]),
+            false => Ok(found),
+        }
     }
 
     /// Makes an image of a root file system.

@@ -81,7 +81,7 @@ impl Engine {
     /// platform; something is not what its digest says.
     pub fn pull(&self, request: &PullRequest, told: Told<'_>) -> Result<Digest> {
         let name = &request.name;
-        let client = self.registries(request);
+        let client = self.registries(&request.credentials);
         let mut session = client.session().map_err(|error| failed(name, &error))?;
         let host = Platform::host();
         let platform = request.platform.as_ref().unwrap_or(&host);
@@ -121,7 +121,7 @@ impl Engine {
 
     /// The names of all that a repository has tags for.
     pub fn tags_to_pull(&self, request: &PullRequest) -> Result<Vec<Reference>> {
-        let client = self.registries(request);
+        let client = self.registries(&request.credentials);
         let of = |tag: String| format!("{}:{tag}", request.name.repository()).parse::<Reference>();
         let tags = client.session().and_then(|mut session| session.tags(&request.name));
         let tags = tags.map_err(|error| failed(&request.name, &error))?;
@@ -132,8 +132,8 @@ impl Engine {
         }
     }
 
-    fn registries(&self, request: &PullRequest) -> Client {
-        Client::new(self.settings().registries.clone(), request.credentials.clone(), &format!("dhow/{VERSION}"))
+    pub(crate) fn registries(&self, credentials: &Credentials) -> Client {
+        Client::new(self.settings().registries.clone(), credentials.clone(), &format!("dhow/{VERSION}"))
     }
 
     /// The config's bytes.
@@ -355,6 +355,9 @@ fn check(config: &[u8], manifest: &Manifest) -> Result<(Vec<WantedLayer>, i64)> 
 
 /// What a registry's failure means for who wants an image (moby, `translatePullError`).
 fn failed(name: &Reference, error: &dhow_registry::Error) -> Error {
+    if let dhow_registry::Error::NoCredentials { url } = error {
+        return Error::internal(format!("Head \"{url}\": {error}"));
+    }
     match error.status() {
         Some(401 | 403) => Error::not_found(format!(
             "pull access denied for {}, repository does not exist or may require 'docker login': {error}",

@@ -38,6 +38,8 @@ pub struct Settings {
     pub registries: Hosts,
     /// Layers that are fetched at once.
     pub max_downloads: usize,
+    /// Layers of a push that are handed over at the same time.
+    pub max_uploads: usize,
     pub containers: ContainerDefaults,
 }
 
@@ -195,6 +197,7 @@ impl Default for Settings {
             default_network: DefaultNetwork::default(),
             registries: Hosts::default(),
             max_downloads: 3,
+            max_uploads: 5,
             containers: ContainerDefaults::default(),
         }
     }

@@ -12,6 +12,8 @@ pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+pub const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 
 /// What points to a blob.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,4 +138,10 @@ pub struct ArchiveEntry {
     #[serde(default)]
     pub repo_tags: Option<Vec<String>>,
     pub layers: Vec<String>,
+    /// The ID of the image that it was made of, if that is in the archive, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// By diff ID.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub layer_sources: BTreeMap<String, Descriptor>,
 }

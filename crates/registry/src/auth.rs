@@ -9,14 +9,21 @@ use serde::Deserialize;
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Credentials {
+    #[serde(deserialize_with = "text")]
     pub username: String,
+    #[serde(deserialize_with = "text")]
     pub password: String,
     /// What `docker login` got for user name and password, where the registry gives such.
-    #[serde(rename = "identitytoken")]
+    #[serde(rename = "identitytoken", deserialize_with = "text")]
     pub identity_token: String,
     /// A token that is sent as it is.
-    #[serde(rename = "registrytoken")]
+    #[serde(rename = "registrytoken", deserialize_with = "text")]
     pub registry_token: String,
+}
+
+/// A text; `null` is none, as to Go.
+fn text<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// Not for logs.
@@ -174,5 +181,7 @@ mod tests {
         assert!(!format!("{credentials:?}").contains("secret"));
         assert_eq!(credentials.basic().as_deref(), Some("Basic bWU6c2VjcmV0"));
         assert_eq!(Credentials::default().basic(), None);
+        let sent = r#"{"username":"me","password":"secret","auth":null,"identitytoken":null,"registrytoken":null}"#;
+        assert!(serde_json::from_str::<Credentials>(sent).unwrap() == credentials);
     }
 }

@@ -10,7 +10,7 @@ use hyper::header::{CONTENT_RANGE, RANGE};
 use hyper::{Method, StatusCode};
 
 use crate::error::{Error, Result};
-use crate::request::{ATTEMPTS, Ask, Session};
+use crate::request::{ATTEMPTS, Ask, PULL, Session};
 
 /// Bytes of one answer that are worth another attempt.
 const PROGRESS: u64 = 4096;
@@ -48,8 +48,11 @@ impl Session<'_> {
     fn some(&mut self, name: &Reference, blob: &Descriptor, offset: &mut u64, sink: Sink<'_>) -> Result<()> {
         let Session { runtime, inner } = self;
         let path = format!("blobs/{}", blob.digest);
-        let headers = if *offset == 0 { Vec::new() } else { vec![(RANGE, format!("bytes={offset}-"))] };
-        let answer = runtime.block_on(inner.ask(&Ask { method: Method::GET, name, path: &path, actions: "pull", headers }))?;
+        let mut ask = Ask::new(Method::GET, name, &path, PULL);
+        if *offset > 0 {
+            ask = ask.with(RANGE, format!("bytes={offset}-"));
+        }
+        let answer = runtime.block_on(inner.ask(&ask))?;
         let url = format!("{}@{}", name.familiar_repository(), blob.digest);
         let broken = |why: &str| Error::Broken { url: url.clone(), why: why.to_owned() };
         // A server that knows no ranges sends all of it again.

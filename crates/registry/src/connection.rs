@@ -2,17 +2,20 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
+use hyper::body::{Frame, SizeHint};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -21,7 +24,54 @@ use crate::hosts::{Endpoint, split};
 /// Until a host has taken a connection, and until it has answered a request's head.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-pub(crate) type Body = Full<Bytes>;
+/// The body of a request.
+pub(crate) enum Body {
+    Whole(Option<Bytes>),
+    Stream(Outgoing),
+}
+
+/// A body that comes in pieces. When whoever sends them stops, it is at its end; an error breaks it off.
+pub(crate) struct Outgoing {
+    pub first: Option<Bytes>,
+    pub pieces: mpsc::Receiver<io::Result<Bytes>>,
+    /// Bytes of it all, if that is known.
+    pub length: Option<u64>,
+    /// Counts what the connection has taken.
+    pub taken: Arc<AtomicU64>,
+}
+
+impl hyper::body::Body for Body {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        match self.get_mut() {
+            Body::Whole(bytes) => Poll::Ready(bytes.take().filter(|bytes| !bytes.is_empty()).map(|bytes| Ok(Frame::data(bytes)))),
+            Body::Stream(outgoing) => {
+                let next = match outgoing.first.take() {
+                    Some(first) => Poll::Ready(Some(Ok(first))),
+                    None => outgoing.pieces.poll_recv(context),
+                };
+                if let Poll::Ready(Some(Ok(piece))) = &next {
+                    outgoing.taken.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                }
+                next.map(|next| next.map(|piece| piece.map(Frame::data)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self, Body::Whole(bytes) if bytes.as_ref().is_none_or(Bytes::is_empty))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Body::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Body::Stream(Outgoing { length: Some(length), .. }) => SizeHint::with_exact(*length),
+            Body::Stream(_) => SizeHint::default(),
+        }
+    }
+}
 
 enum Stream {
     Plain(TcpStream),
@@ -80,9 +130,23 @@ impl Connection {
     }
 
     pub async fn send(&mut self, request: Request<Body>) -> io::Result<Response<hyper::body::Incoming>> {
-        let answered = tokio::time::timeout(PATIENCE, self.sender.send_request(request)).await;
-        let answered = answered.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "timeout awaiting response headers"))?;
-        answered.map_err(io::Error::other)
+        let taken = match request.body() {
+            Body::Whole(_) => Arc::default(),
+            Body::Stream(outgoing) => outgoing.taken.clone(),
+        };
+        let mut answer = std::pin::pin!(self.sender.send_request(request));
+        let mut before = 0;
+        loop {
+            if let Ok(answered) = tokio::time::timeout(PATIENCE, &mut answer).await {
+                return answered.map_err(io::Error::other);
+            }
+            // As long as the body goes on there is no hurry.
+            let now = taken.load(Ordering::Relaxed);
+            if now == before {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "timeout awaiting response headers"));
+            }
+            before = now;
+        }
     }
 }
 

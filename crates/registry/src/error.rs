@@ -16,6 +16,9 @@ pub enum Error {
     /// The registry said no; perhaps when to ask again.
     #[error("{text}")]
     Refused { status: u16, text: String, retry_after: Option<Duration> },
+    /// The registry wants a password, and none is known.
+    #[error("no basic auth credentials")]
+    NoCredentials { url: String },
     /// What came is not what was asked for, or is none of what the protocol knows.
     #[error("{0}")]
     Protocol(String),
@@ -30,7 +33,7 @@ impl Error {
         match self {
             Error::Unreachable { .. } | Error::Broken { .. } => true,
             Error::Refused { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),
-            Error::Protocol(_) | Error::Stopped(_) => false,
+            Error::NoCredentials { .. } | Error::Protocol(_) | Error::Stopped(_) => false,
         }
     }
 

@@ -12,6 +12,7 @@ mod connection;
 mod error;
 mod hosts;
 mod manifest;
+mod push;
 mod request;
 
 pub use anybody::Anybody;
@@ -19,4 +20,5 @@ pub use auth::Credentials;
 pub use error::{Error, Result, clean};
 pub use hosts::Hosts;
 pub use manifest::{Document, Fetched, MANIFEST_TYPES, parse};
+pub use push::{Mount, Source, Upload};
 pub use request::{Client, Session};

@@ -10,7 +10,7 @@ use hyper::header::{ACCEPT, CONTENT_TYPE, LINK};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::error::{Error, Result, clean};
-use crate::request::{ATTEMPTS, Ask, Session, whole};
+use crate::request::{ATTEMPTS, Ask, PULL, Session, whole};
 
 /// The documents that are understood, in the order of preference.
 pub const MANIFEST_TYPES: [&str; 4] = [OCI_INDEX, DOCKER_INDEX, OCI_MANIFEST, DOCKER_MANIFEST];
@@ -70,8 +70,7 @@ impl Session<'_> {
         let wanted = digest.or(name.digest.as_ref()).copied();
         let which = wanted.map_or_else(|| name.tag.clone().unwrap_or_else(|| "latest".to_owned()), |digest| digest.to_string());
         let path = format!("manifests/{which}");
-        let headers = vec![(ACCEPT, MANIFEST_TYPES.join(", "))];
-        let ask = Ask { method: Method::GET, name, path: &path, actions: "pull", headers };
+        let ask = Ask::new(Method::GET, name, &path, PULL).with(ACCEPT, MANIFEST_TYPES.join(", "));
         let Session { runtime, inner } = self;
         runtime.block_on(async {
             let mut attempts = 0;
@@ -121,7 +120,7 @@ impl Session<'_> {
             let last =
                 all.last().map(|last| format!("&last={}", utf8_percent_encode(last, NON_ALPHANUMERIC))).unwrap_or_default();
             let path = format!("tags/list?n={PAGE}{last}");
-            let ask = Ask { method: Method::GET, name, path: &path, actions: "pull", headers: Vec::new() };
+            let ask = Ask::new(Method::GET, name, &path, PULL);
             let (bytes, more) = runtime.block_on(async {
                 let answer = inner.ask(&ask).await?;
                 let more = answer.headers().contains_key(LINK);

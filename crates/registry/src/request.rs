@@ -12,7 +12,7 @@ use hyper::header::{AUTHORIZATION, HeaderName, LOCATION, RETRY_AFTER, WWW_AUTHEN
 use hyper::{Method, Request, Response, StatusCode, Uri};
 
 use crate::auth::{Challenge, Credentials, TokenAnswer, TokenRequest, challenge};
-use crate::connection::Connection;
+use crate::connection::{Body, Connection, Outgoing};
 use crate::error::{Error, Result, refused};
 use crate::hosts::{Endpoint, Hosts};
 
@@ -73,16 +73,46 @@ pub(crate) struct Inner<'a> {
     connections: HashMap<(bool, String), Connection>,
 }
 
-/// A request of the protocol, below `/v2/`.
+/// A request of the protocol.
 pub(crate) struct Ask<'a> {
     pub method: Method,
     /// Whose repository, without tag and digest.
     pub name: &'a Reference,
-    /// After the repository's name: `manifests/latest`.
+    /// After the repository's name: `manifests/latest`. With a slash or a scheme at its beginning: where the registry said to go.
     pub path: &'a str,
-    /// What is to be done there: `pull`, `pull,push`.
+    /// What is to be done there: [`PULL`], [`PUSH`].
     pub actions: &'a str,
     pub headers: Vec<(HeaderName, String)>,
+    pub body: Bytes,
+}
+
+pub(crate) const PULL: &str = "pull";
+pub(crate) const PUSH: &str = "pull,push";
+
+impl<'a> Ask<'a> {
+    /// A request without a body.
+    pub fn new(method: Method, name: &'a Reference, path: &'a str, actions: &'a str) -> Ask<'a> {
+        Ask { method, name, path, actions, headers: Vec::new(), body: Bytes::new() }
+    }
+
+    pub fn with(mut self, name: HeaderName, value: impl Into<String>) -> Ask<'a> {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    /// The address at the registry.
+    fn url(&self, endpoint: &Endpoint) -> String {
+        let home = || format!("{}://{}", scheme(endpoint), endpoint.authority);
+        match self.path {
+            path if path.starts_with('/') => format!("{}{path}", home()),
+            path if path.contains("://") => path.to_owned(),
+            path => format!("{}/v2/{}/{path}", home(), self.name.path),
+        }
+    }
+
+    fn scope(&self) -> String {
+        format!("repository:{}:{}", self.name.path, self.actions)
+    }
 }
 
 impl Inner<'_> {
@@ -114,15 +144,9 @@ impl Inner<'_> {
     }
 
     async fn ask_at(&mut self, endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Response<Incoming>> {
-        let scheme = if endpoint.tls.is_some() { "https" } else { "http" };
-        let url = format!("{scheme}://{}/v2/{}/{}", endpoint.authority, ask.name.path, ask.path);
-        let scope = format!("repository:{}:{}", ask.name.path, ask.actions);
-        let key = (ask.name.domain.clone(), scope.clone());
-        let authorization = match &self.client.credentials.registry_token {
-            token if token.is_empty() => self.client.known().authorizations.get(&key).cloned(),
-            token => Some(format!("Bearer {token}")),
-        };
-        let (answer, is_home) = self.follow(endpoint, ask, &url, authorization.clone()).await?;
+        let scope = ask.scope();
+        let authorization = self.authorization(ask);
+        let (answer, is_home) = self.follow(endpoint, ask, authorization).await?;
         // What somebody else asks for, to whom one was sent on, he does not get.
         if answer.status() != StatusCode::UNAUTHORIZED || !is_home {
             return accepted(answer).await;
@@ -130,17 +154,52 @@ impl Inner<'_> {
         let headers = answer.headers().get_all(WWW_AUTHENTICATE);
         let wanted = challenge(headers.iter().filter_map(|value| value.to_str().ok()), &scope);
         let authorization = match wanted {
-            Some(Challenge::Basic) => self.client.credentials.basic(),
-            Some(Challenge::Bearer(request)) => Some(format!("Bearer {}", self.token(endpoint, &request).await?)),
-            None => None,
+            Some(Challenge::Basic) => {
+                let none = || Error::NoCredentials { url: ask.url(endpoint) };
+                self.client.credentials.basic().ok_or_else(none)?
+            }
+            Some(Challenge::Bearer(request)) => format!("Bearer {}", self.token(endpoint, ask.name, &request).await?),
+            None => return accepted(answer).await,
         };
-        let Some(authorization) = authorization else { return accepted(answer).await };
         // Read, so that the connection can go on.
         let _ = whole(answer, MAX_ANSWER).await;
-        let (answer, _) = self.follow(endpoint, ask, &url, Some(authorization.clone())).await?;
+        let (answer, _) = self.follow(endpoint, ask, Some(authorization.clone())).await?;
         if answer.status() != StatusCode::UNAUTHORIZED {
-            self.client.known().authorizations.insert(key, authorization);
+            self.client.known().authorizations.insert((ask.name.domain.clone(), scope), authorization);
         }
+        accepted(answer).await
+    }
+
+    /// What one said to the registry before.
+    fn authorization(&self, ask: &Ask<'_>) -> Option<String> {
+        match &self.client.credentials.registry_token {
+            token if token.is_empty() => {
+                self.client.known().authorizations.get(&(ask.name.domain.clone(), ask.scope())).cloned()
+            }
+            token => Some(format!("Bearer {token}")),
+        }
+    }
+
+    /// Sends what comes in pieces to where the registry said to send it. Whatever the answer, it is not sent again.
+    pub async fn stream(&mut self, ask: &Ask<'_>, body: Outgoing) -> Result<Response<Incoming>> {
+        let known = self.client.known().endpoints.get(&ask.name.domain).cloned();
+        let home = known.ok_or_else(|| Error::Protocol(format!("nothing was asked of {} before", ask.name.domain)))?;
+        let (endpoint, url) = self.place(&home, &ask.url(&home))?;
+        let authorization = self.authorization(ask).filter(|_| is_same(&endpoint, &home));
+        let key = (endpoint.tls.is_some(), endpoint.authority.clone());
+        let mut open = None;
+        if let Some(mut known) = self.connections.remove(&key)
+            && known.is_open().await
+        {
+            open = Some(known);
+        }
+        let mut connection = match open {
+            Some(open) => open,
+            None => connect(&endpoint).await?,
+        };
+        let request = self.request(&endpoint, ask, &url, authorization.as_deref(), Body::Stream(body))?;
+        let answer = connection.send(request).await.map_err(|error| broken(&url, &error))?;
+        self.connections.insert(key, connection);
         accepted(answer).await
     }
 
@@ -148,38 +207,42 @@ impl Inner<'_> {
     /// registry alone.
     async fn follow(
         &mut self,
-        endpoint: &Endpoint,
+        home: &Endpoint,
         ask: &Ask<'_>,
-        url: &str,
         authorization: Option<String>,
     ) -> Result<(Response<Incoming>, bool)> {
-        let mut url = url.to_owned();
-        let mut endpoint = endpoint.clone();
-        let home = (endpoint.tls.is_some(), endpoint.authority.clone());
+        let (mut endpoint, mut url) = self.place(home, &ask.url(home))?;
         for _ in 0..REDIRECTS {
-            let is_home = (endpoint.tls.is_some(), &endpoint.authority) == (home.0, &home.1);
+            let is_home = is_same(&endpoint, home);
             let authorization = authorization.as_deref().filter(|_| is_home);
-            let answer = self.send(&endpoint, &ask.method, &url, authorization, &ask.headers, Bytes::new()).await?;
+            let answer = self.send(&endpoint, ask, &url, authorization).await?;
             if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
                 return Ok((answer, is_home));
             }
             let location = answer.headers().get(LOCATION).and_then(|value| value.to_str().ok());
             let location = location.ok_or_else(|| Error::Protocol(format!("{url}: sent on to nowhere")))?.to_owned();
-            if location.starts_with('/') {
-                url = format!("{}://{}{location}", scheme(&endpoint), endpoint.authority);
-                continue;
-            }
-            let target: Uri = location.parse().map_err(|_| Error::Protocol(format!("{url}: sent on to what is no address")))?;
-            let authority = target.authority().map(|authority| authority.host_and_port()).unwrap_or_default();
-            let secure = match target.scheme_str() {
-                Some("https") => true,
-                Some("http") if endpoint.tls.is_none() => false,
-                _ => return Err(Error::Protocol(format!("{url}: sent on from TLS to a place without, {authority}"))),
-            };
-            endpoint = self.endpoint(&authority, secure)?;
-            url = location;
+            (endpoint, url) = self.place(&endpoint, &location)?;
         }
         Err(Error::Protocol(format!("{url}: stopped after {REDIRECTS} redirects")))
+    }
+
+    /// Where an address leads that somebody gave, and the address in full.
+    fn place(&self, from: &Endpoint, location: &str) -> Result<(Endpoint, String)> {
+        if location.starts_with('/') {
+            return Ok((from.clone(), format!("{}://{}{location}", scheme(from), from.authority)));
+        }
+        let target: Uri = location.parse().map_err(|_| Error::Protocol(format!("{location}: this is no address")))?;
+        let authority = target.authority().map(|authority| authority.host_and_port()).unwrap_or_default();
+        let secure = match target.scheme_str() {
+            Some("https") => true,
+            Some("http") if from.tls.is_none() => false,
+            _ => return Err(Error::Protocol(format!("sent on from TLS at {} to a place without, {authority}", from.authority))),
+        };
+        let endpoint = match secure == from.tls.is_some() && authority == from.authority {
+            true => from.clone(),
+            false => self.endpoint(&authority, secure)?,
+        };
+        Ok((endpoint, location.to_owned()))
     }
 
     /// Of a host that is no registry by itself. Authorities are read once.
@@ -200,46 +263,49 @@ impl Inner<'_> {
     async fn send(
         &mut self,
         endpoint: &Endpoint,
-        method: &Method,
+        ask: &Ask<'_>,
         url: &str,
         authorization: Option<&str>,
-        headers: &[(HeaderName, String)],
-        body: Bytes,
     ) -> Result<Response<Incoming>> {
-        let uri: Uri = url.parse().map_err(|_| Error::Protocol(format!("{url} is no address")))?;
-        let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-        let mut request = Request::builder().method(method).uri(path).header("Host", &endpoint.authority);
-        request = request.header("User-Agent", &self.client.agent);
-        for (name, value) in headers {
-            request = request.header(name, value);
-        }
-        if let Some(authorization) = authorization {
-            request = request.header(AUTHORIZATION, authorization);
-        }
-        let request = request.body(http_body_util::Full::new(body));
-        let request = request.map_err(|error| Error::Protocol(format!("{url}: {error}")))?;
+        let body = || Body::Whole(Some(ask.body.clone()));
         let key = (endpoint.tls.is_some(), endpoint.authority.clone());
         if let Some(mut open) = self.connections.remove(&key)
             && open.is_open().await
-            && let Ok(answer) = open.send(request.clone()).await
+            && let Ok(answer) = open.send(self.request(endpoint, ask, url, authorization, body())?).await
         {
             self.connections.insert(key, open);
             return Ok(answer);
         }
         // There is none, or the server has closed it in this very moment.
-        let mut connection = Connection::open(endpoint).await.map_err(|error| Error::Unreachable {
-            // As docker says it, which always asks there first.
-            url: format!("{}://{}/v2/", scheme(endpoint), endpoint.authority),
-            why: error.to_string(),
-        })?;
-        // What is after the question mark may be a signature.
-        let shown = url.split('?').next().unwrap_or_default().to_owned();
-        let answer = connection.send(request).await.map_err(|error| Error::Broken { url: shown, why: error.to_string() })?;
+        let mut connection = connect(endpoint).await?;
+        let request = self.request(endpoint, ask, url, authorization, body())?;
+        let answer = connection.send(request).await.map_err(|error| broken(url, &error))?;
         self.connections.insert(key, connection);
         Ok(answer)
     }
 
-    async fn token(&mut self, registry: &Endpoint, request: &TokenRequest) -> Result<String> {
+    fn request(
+        &self,
+        endpoint: &Endpoint,
+        ask: &Ask<'_>,
+        url: &str,
+        authorization: Option<&str>,
+        body: Body,
+    ) -> Result<Request<Body>> {
+        let uri: Uri = url.parse().map_err(|_| Error::Protocol(format!("{url} is no address")))?;
+        let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+        let mut request = Request::builder().method(&ask.method).uri(path).header("Host", &endpoint.authority);
+        request = request.header("User-Agent", &self.client.agent);
+        for (name, value) in &ask.headers {
+            request = request.header(name, value);
+        }
+        if let Some(authorization) = authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        request.body(body).map_err(|error| Error::Protocol(format!("{url}: {error}")))
+    }
+
+    async fn token(&mut self, registry: &Endpoint, name: &Reference, request: &TokenRequest) -> Result<String> {
         let credentials = &self.client.credentials;
         let url = match credentials.identity_token.is_empty() {
             true => request.url(&credentials.username),
@@ -253,14 +319,15 @@ impl Inner<'_> {
             _ => return Err(Error::Protocol(format!("the realm {} has no TLS", request.realm))),
         };
         let endpoint = self.endpoint(&authority, secure)?;
-        let form = request.form(&credentials.identity_token);
-        let answer = match credentials.identity_token.is_empty() {
-            true => self.send(&endpoint, &Method::GET, &url, credentials.basic().as_deref(), &[], Bytes::new()).await?,
-            false => {
-                let kind = [(hyper::header::CONTENT_TYPE, "application/x-www-form-urlencoded".to_owned())];
-                self.send(&endpoint, &Method::POST, &url, None, &kind, Bytes::from(form)).await?
-            }
-        };
+        let method = if credentials.identity_token.is_empty() { Method::GET } else { Method::POST };
+        let mut ask = Ask::new(method, name, &url, "");
+        let mut authorization = credentials.basic();
+        if !credentials.identity_token.is_empty() {
+            authorization = None;
+            ask = ask.with(hyper::header::CONTENT_TYPE, "application/x-www-form-urlencoded");
+            ask.body = Bytes::from(request.form(&credentials.identity_token));
+        }
+        let answer = self.send(&endpoint, &ask, &url, authorization.as_deref()).await?;
         let answer = accepted(answer).await?;
         let body = whole(answer, MAX_ANSWER).await?;
         let token = serde_json::from_slice::<TokenAnswer>(&body).ok().and_then(TokenAnswer::into_token);
@@ -278,6 +345,23 @@ impl Inner<'_> {
 /// connection either says nothing.
 fn better(first: Error, second: Error) -> Error {
     if matches!(second, Error::Unreachable { .. }) { second } else { first }
+}
+
+fn is_same(one: &Endpoint, other: &Endpoint) -> bool {
+    one.tls.is_some() == other.tls.is_some() && one.authority == other.authority
+}
+
+async fn connect(endpoint: &Endpoint) -> Result<Connection> {
+    Connection::open(endpoint).await.map_err(|error| Error::Unreachable {
+        // As docker says it, which always asks there first.
+        url: format!("{}://{}/v2/", scheme(endpoint), endpoint.authority),
+        why: error.to_string(),
+    })
+}
+
+/// What is after the question mark may be a signature.
+fn broken(url: &str, error: &std::io::Error) -> Error {
+    Error::Broken { url: url.split('?').next().unwrap_or_default().to_owned(), why: error.to_string() }
 }
 
 fn scheme(endpoint: &Endpoint) -> &'static str {

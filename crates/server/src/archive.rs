@@ -41,7 +41,7 @@ fn tell(answer: &mut Answer, stat: &PathStat) -> Result<()> {
 }
 
 /// Packs where it holds nobody up. What fails on the way breaks the answer off, so that nobody takes it for whole.
-fn send_packed(sender: FallibleSender, pack: impl FnOnce(&mut dyn Write) -> Result<()> + Send + 'static) {
+pub(crate) fn send_packed(sender: FallibleSender, pack: impl FnOnce(&mut dyn Write) -> Result<()> + Send + 'static) {
     tokio::task::spawn_blocking(move || {
         let mut out = Pieces { sender, piece: Vec::with_capacity(PIECE) };
         if let Err(error) = pack(&mut out) {

@@ -1,17 +1,19 @@
 //! `/images`
 
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use dhow_api::Version;
 use dhow_api::config::Config;
-use dhow_api::image::{ErrorDetail, Message};
-use dhow_engine::{CommitOptions, Engine, Error, Filters, Result};
+use dhow_api::image::{ErrorDetail, Message, Progress};
+use dhow_engine::{CommitOptions, Engine, Error, Filters, LoadProgress, Result};
 use dhow_oci::{Platform, Reference};
 use hyper::StatusCode;
 use serde_json::json;
 
 use crate::answer::{self, Answer, Sender};
+use crate::archive::send_packed;
 use crate::request::{Call, blocking_body};
 use crate::route::{blocking, quick};
 use crate::shape::{self, V52};
@@ -127,22 +129,47 @@ pub(crate) fn platform(text: &str) -> Result<Option<Platform>> {
     parsed.map(Some)
 }
 
+/// The images of the parameter `names`, which may be given several times, as an archive.
+pub(crate) async fn save(engine: Arc<Engine>, names: Vec<String>, call: &Call) -> Result<Answer> {
+    let platforms = call.parameters.all("platform").iter().map(|text| platform(text)).collect::<Result<Vec<_>>>()?;
+    let platform = platforms.into_iter().flatten().next();
+    let write = blocking(move || engine.save(&names, platform.as_ref())).await?;
+    let (answer, sender) = answer::fallible_stream("application/x-tar");
+    send_packed(sender, write);
+    Ok(answer)
+}
+
 pub(crate) async fn load(engine: Arc<Engine>, call: Call) -> Result<Answer> {
     let platform = platform(call.parameters.get("platform"))?;
-    let body = blocking_body(call.request.into_body());
+    let is_quiet = call.parameters.is("quiet");
+    let mut body = blocking_body(call.request.into_body());
     let (answer, sender) = answer::stream("application/json");
-    tokio::task::spawn_blocking(move || match engine.load(body, platform.as_ref()) {
-        Ok(images) => {
-            for image in images {
-                let names = image.names.iter().map(|name| format!("Loaded image: {}\n", name.familiar()));
-                let names: Vec<String> = names.collect();
-                let lines = if names.is_empty() { vec![format!("Loaded image ID: {}\n", image.id)] } else { names };
-                for line in lines {
-                    send(&sender, &Message { stream: Some(line), ..Message::default() });
+    tokio::task::spawn_blocking(move || {
+        let told = |progress: LoadProgress| {
+            let LoadProgress { digest, current, total } = progress;
+            let (status, id) = (Some("Loading layer".to_owned()), Some(digest.short()));
+            let progress_detail = Some(Progress { current, total });
+            match is_quiet {
+                true => !sender.is_closed(),
+                false => send(&sender, &Message { status, id, progress_detail, ..Message::default() }),
+            }
+        };
+        let loaded = engine.load(&mut body, platform.as_ref(), &told);
+        // A client that still sends would not hear the answer.
+        let _ = io::copy(&mut body, &mut io::sink());
+        match loaded {
+            Ok(images) => {
+                for image in images {
+                    let names = image.names.iter().map(|name| format!("Loaded image: {}\n", name.familiar()));
+                    let names: Vec<String> = names.collect();
+                    let lines = if names.is_empty() { vec![format!("Loaded image ID: {}\n", image.id)] } else { names };
+                    for line in lines {
+                        send(&sender, &Message { stream: Some(line), ..Message::default() });
+                    }
                 }
             }
+            Err(error) => drop(send(&sender, &error_message(&error))),
         }
-        Err(error) => drop(send(&sender, &error_message(&error))),
     });
     Ok(answer)
 }

@@ -13,6 +13,7 @@ mod metrics;
 mod networks;
 pub mod pem;
 mod pull;
+mod push;
 mod request;
 mod route;
 mod scope;

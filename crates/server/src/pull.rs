@@ -18,7 +18,7 @@ use crate::images::{error_message, line};
 use crate::request::Call;
 
 /// Between two messages of how far a layer is.
-const OFTEN: Duration = Duration::from_millis(100);
+pub(crate) const OFTEN: Duration = Duration::from_millis(100);
 
 /// Who the client says to be to registries: base64 of JSON, in either alphabet, with padding or without (moby,
 /// `registry.DecodeAuthConfig`). What cannot be read is nobody, as with dockerd.

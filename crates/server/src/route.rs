@@ -205,6 +205,10 @@ async fn dispatch(engine: Arc<Engine>, path: &str, mut call: Call) -> Option<Res
         ["images", "json"] if method == get => images::list(engine, call).await,
         ["images", "create"] if method == post => images::create(engine, call).await,
         ["images", "load"] if method == post => images::load(engine, call).await,
+        ["images", "get"] if method == get => images::save(engine, call.parameters.all("names").to_vec(), &call).await,
+        ["images", ref name @ .., "get"] if method == get && !name.is_empty() => {
+            images::save(engine, vec![name.join("/")], &call).await
+        }
         ["images", ref name @ .., "json"] if method == get && !name.is_empty() => {
             images::inspect(engine, name.join("/"), &call).await
         }
@@ -215,6 +219,9 @@ async fn dispatch(engine: Arc<Engine>, path: &str, mut call: Call) -> Option<Res
             images::history(engine, name.join("/")).await
         }
         ["images", ref name @ .., "tag"] if method == post && !name.is_empty() => images::tag(engine, name.join("/"), call).await,
+        ["images", ref name @ .., "push"] if method == post && !name.is_empty() => {
+            crate::push::push(engine, name.join("/"), &call).await
+        }
         ["images", ref name @ ..] if method == delete && !name.is_empty() => images::remove(engine, name.join("/"), call).await,
         // A part of docker that this engine has not, or not yet: as a dockerd that is in no swarm.
         ["swarm" | "nodes" | "services" | "tasks" | "secrets" | "configs", ..] => {

@@ -67,9 +67,10 @@ pub enum Right {
     /// Remove and prune.
     #[serde(rename = "containers:remove")]
     Remove,
+    /// List, inspect, save.
     #[serde(rename = "images:read")]
     ReadImages,
-    /// Fetch, load, tag, remove, prune.
+    /// Fetch, push, load, tag, remove, prune.
     #[serde(rename = "images:write")]
     WriteImages,
     #[serde(rename = "networks:read")]
@@ -152,8 +153,8 @@ fn needs<'a>(method: &Method, words: &[&'a str], parameters: &'a Parameters) -> 
         ["exec", id, "start" | "resize"] if post => (Exec, Object::Exec(id)),
         ["images", "json"] if get => (ReadImages, None),
         ["images", "create" | "load" | "prune"] if post => (WriteImages, None),
-        ["images", .., "json" | "history" | "attestations"] if get => (ReadImages, None),
-        ["images", .., "tag"] if post => (WriteImages, None),
+        ["images", .., "json" | "history" | "attestations" | "get"] | ["images", "get"] if get => (ReadImages, None),
+        ["images", .., "tag" | "push"] if post => (WriteImages, None),
         ["images", ..] if delete => (WriteImages, None),
         _ => return Needs::Never,
     };

@@ -13,6 +13,8 @@ use dhow_sys::root::{Root, descriptor_path, remove_tree};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use tar::{Archive, Entry, EntryType};
 
+use crate::tar_split::Recording;
+
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     #[error("read the layer: {}", tar_error(.0))]
@@ -53,9 +55,10 @@ const XATTR_PREFIX: &str = "SCHILY.xattr.";
 const WORTH_BEGINNING: u64 = 64 * 1024;
 const BUFFER: usize = 128 * 1024;
 
-/// Unpacks `tar` into `root`, which is empty and nobody else's. Returns the bytes of its files.
-pub(crate) fn apply(tar: impl Read, root: &Root) -> Result<u64, ApplyError> {
-    unpack(tar, root, None)
+/// Unpacks `tar` into `root`, which is empty and nobody else's. Returns the bytes of its files. A recording takes down what is
+/// read, by the reader itself; it is told here what belongs to which file.
+pub(crate) fn apply(tar: impl Read, root: &Root, recording: Option<&Recording>) -> Result<u64, ApplyError> {
+    unpack(tar, root, None, recording)
 }
 
 /// How files are copied into a directory that is in use.
@@ -70,12 +73,18 @@ pub struct CopyOptions {
 /// Unpacks `tar` into `root`, which may be a container's and in use. Names of layers' own mean nothing here; what leads out
 /// of `root` does not exist.
 pub fn copy_into(tar: impl Read, root: &Root, options: CopyOptions) -> Result<(), ApplyError> {
-    unpack(tar, root, Some(options)).map(drop)
+    unpack(tar, root, Some(options), None).map(drop)
 }
 
-fn unpack(tar: impl Read, root: &Root, copy: Option<CopyOptions>) -> Result<u64, ApplyError> {
+fn unpack(
+    tar: impl Read,
+    root: &Root,
+    copy: Option<CopyOptions>,
+    recording: Option<&Recording>,
+) -> Result<u64, ApplyError> {
     let mut archive = Archive::new(tar);
-    let mut unpacker = Unpacker { root, copy, size: 0, directories: Vec::new(), parent: None, buffer: vec![0; BUFFER] };
+    let mut unpacker =
+        Unpacker { root, copy, recording, size: 0, directories: Vec::new(), parent: None, buffer: vec![0; BUFFER] };
     for entry in archive.entries().map_err(ApplyError::Tar)? {
         unpacker.entry(entry.map_err(ApplyError::Tar)?)?;
     }
@@ -87,6 +96,7 @@ struct Unpacker<'a> {
     root: &'a Root,
     /// `None`: a layer.
     copy: Option<CopyOptions>,
+    recording: Option<&'a Recording>,
     size: u64,
     /// Directories whose times are set when nothing is added to them any more.
     directories: Vec<(PathBuf, Timestamps)>,
@@ -134,7 +144,7 @@ impl Unpacker<'_> {
         }
         let Some((_, parent)) = &self.parent else { return Ok(()) };
         if self.copy.is_none() && name.as_bytes().starts_with(WHITEOUT) {
-            return whiteout(parent, name.as_bytes(), &shown);
+            return self.whiteout(parent, name.as_bytes(), &path, &shown);
         }
         let existing = rustix::fs::statat(parent, &name, AtFlags::SYMLINK_NOFOLLOW).ok();
         let keep = kind == EntryType::Directory
@@ -147,7 +157,7 @@ impl Unpacker<'_> {
             }
         }
         if existing.is_some() && !keep {
-            remove_tree(parent.as_fd(), Path::new(&name)).map_err(failed)?;
+            self.remove(parent, &name, &path).map_err(failed)?;
         }
         let number = |number: io::Result<Option<u32>>| number.ok().flatten().unwrap_or(0);
         match kind {
@@ -161,6 +171,10 @@ impl Unpacker<'_> {
                 let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let file = rustix::fs::openat(parent, &name, flags, Mode::from_raw_mode(0o600)).map_err(|e| failed(e.into()))?;
                 let mut file = std::fs::File::from(file);
+                // The holes of a sparse file are no bytes of the tar.
+                if let Some(recording) = self.recording.filter(|_| kind != EntryType::GNUSparse) {
+                    recording.content(&path, entry.size()).map_err(failed)?;
+                }
                 let written = copy(&mut entry, &mut file, &mut self.buffer).map_err(failed)?;
                 if self.copy.is_none() && written >= WORTH_BEGINNING {
                     dhow_sys::descriptor::begin_writing(&file);
@@ -199,6 +213,36 @@ impl Unpacker<'_> {
         set_attributes(&handle, &attributes, kind != EntryType::Symlink).map_err(failed)
     }
 
+    /// Takes away what an earlier entry made.
+    fn remove(&self, parent: &OwnedFd, name: &OsStr, path: &Path) -> io::Result<()> {
+        match self.recording {
+            Some(recording) => recording.set_aside(parent, name, path),
+            None => remove_tree(parent.as_fd(), Path::new(name)),
+        }
+    }
+
+    fn whiteout(&self, parent: &OwnedFd, name: &[u8], path: &Path, shown: &str) -> Result<(), ApplyError> {
+        let failed = |source: io::Error| ApplyError::Entry { path: shown.to_owned(), source };
+        if name == OPAQUE {
+            let path = descriptor_path(parent.as_fd());
+            return rustix::fs::setxattr(path, "trusted.overlay.opaque", b"y", XattrFlags::empty()).map_err(|e| failed(e.into()));
+        }
+        if name.starts_with(RESERVED) {
+            // AUFS's own bookkeeping (.wh..wh.plnk and the like) means nothing elsewhere.
+            return Ok(());
+        }
+        let hidden = &name[WHITEOUT.len()..];
+        if matches!(hidden, b"" | b"." | b"..") {
+            return Err(ApplyError::Whiteout(shown.to_owned()));
+        }
+        let hidden = OsStr::from_bytes(hidden);
+        if rustix::fs::statat(parent, hidden, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+            self.remove(parent, hidden, &path.with_file_name(hidden)).map_err(failed)?;
+        }
+        rustix::fs::mknodat(parent, hidden, FileType::CharacterDevice, Mode::empty(), rustix::fs::makedev(0, 0))
+            .map_err(|e| failed(e.into()))
+    }
+
     /// Sets the directories' times, the innermost first.
     fn finish(&mut self) -> Result<(), ApplyError> {
         self.parent = None;
@@ -211,25 +255,6 @@ impl Unpacker<'_> {
         }
         Ok(())
     }
-}
-
-fn whiteout(parent: &OwnedFd, name: &[u8], shown: &str) -> Result<(), ApplyError> {
-    let failed = |error: rustix::io::Errno| ApplyError::Entry { path: shown.to_owned(), source: error.into() };
-    if name == OPAQUE {
-        let path = descriptor_path(parent.as_fd());
-        return rustix::fs::setxattr(path, "trusted.overlay.opaque", b"y", XattrFlags::empty()).map_err(failed);
-    }
-    if name.starts_with(RESERVED) {
-        // AUFS's own bookkeeping (.wh..wh.plnk and the like) means nothing elsewhere.
-        return Ok(());
-    }
-    let hidden = &name[WHITEOUT.len()..];
-    if matches!(hidden, b"" | b"." | b"..") {
-        return Err(ApplyError::Whiteout(shown.to_owned()));
-    }
-    let hidden = OsStr::from_bytes(hidden);
-    remove_tree(parent.as_fd(), Path::new(hidden)).map_err(|source| ApplyError::Entry { path: shown.to_owned(), source })?;
-    rustix::fs::mknodat(parent, hidden, FileType::CharacterDevice, Mode::empty(), rustix::fs::makedev(0, 0)).map_err(failed)
 }
 
 /// The path without `.`, `..` and a leading `/`; `None` when it climbs above its start.
@@ -252,7 +277,10 @@ fn clean(path: &Path) -> Option<PathBuf> {
 fn attributes(entry: &mut Entry<'_, impl Read>) -> io::Result<Attributes> {
     let header = entry.header();
     let id = |id: io::Result<u64>| id.ok().and_then(|id| u32::try_from(id).ok()).unwrap_or(0);
-    let (mode, uid, gid) = (header.mode()? & 0o7777, id(header.uid()), id(header.gid()));
+    // A field of nothing is zero, as to Go.
+    let is_empty = header.as_old().mode.iter().all(|byte| matches!(byte, 0 | b' '));
+    let mode = if is_empty { 0 } else { header.mode()? & 0o7777 };
+    let (uid, gid) = (id(header.uid()), id(header.gid()));
     let mut modified = (header.mtime().unwrap_or(0) as i64, 0);
     let mut xattrs = Vec::new();
     if let Some(extensions) = entry.pax_extensions()? {
@@ -372,7 +400,7 @@ mod tests {
 
     fn unpack(entries: &[(EntryType, &str, &str)]) -> (tempfile::TempDir, Result<u64, ApplyError>) {
         let dir = tempfile::tempdir().unwrap();
-        let result = apply(&tar(entries)[..], &Root::open_path(dir.path()).unwrap());
+        let result = apply(&tar(entries)[..], &Root::open_path(dir.path()).unwrap(), None);
         (dir, result)
     }
 

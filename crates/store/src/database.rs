@@ -111,6 +111,11 @@ const MIGRATIONS: &[&str] = &[
      CREATE TABLE blobs (digest TEXT PRIMARY KEY, diff_id TEXT NOT NULL, media_type TEXT NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;
      CREATE INDEX blobs_by_layer ON blobs (diff_id);
      CREATE INDEX layers_by_content ON layers (diff_id);",
+    // Which blobs repositories of registries have, with what in them.
+    "CREATE TABLE remote_blobs (
+         diff_id TEXT NOT NULL, repository TEXT NOT NULL, digest TEXT NOT NULL, media_type TEXT NOT NULL, size INTEGER NOT NULL,
+         PRIMARY KEY (diff_id, repository, digest)
+     ) WITHOUT ROWID;",
 ];
 
 impl Database {

@@ -292,14 +292,14 @@ fn lock(file: &File, path: &Path, operation: FlockOperation, is_wanted: &dyn Fn(
 }
 
 /// What comes in pieces, as a reader.
-struct Pieces {
+pub(crate) struct Pieces {
     receiver: Receiver<Vec<u8>>,
     piece: Vec<u8>,
     read: usize,
 }
 
 impl Pieces {
-    fn of(receiver: Receiver<Vec<u8>>) -> Pieces {
+    pub fn of(receiver: Receiver<Vec<u8>>) -> Pieces {
         Pieces { receiver, piece: Vec::new(), read: 0 }
     }
 }

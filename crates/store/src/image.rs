@@ -7,6 +7,7 @@ use dhow_oci::time::now;
 use dhow_oci::{Digest, Reference};
 use rusqlite::{Connection, OptionalExtension, params};
 
+use crate::blobs::note_remote;
 use crate::{Durability, LayerRow, Result, Store, StoreError, sync_file_system};
 
 /// An image as the database has it.
@@ -158,6 +159,14 @@ impl Store {
         })
     }
 
+    /// An image's config, as it came.
+    pub fn config_of(&self, id: &Digest) -> Result<Option<Vec<u8>>> {
+        self.database.read::<_, StoreError>(|db| {
+            let query = "SELECT config FROM images WHERE id = ?1";
+            Ok(db.query_row(query, [id.to_string()], |row| row.get::<_, String>(0)).optional()?.map(String::into_bytes))
+        })
+    }
+
     /// All images, the newest first.
     pub fn images(&self) -> Result<Vec<ImageRow>> {
         self.database.read::<_, StoreError>(|db| {
@@ -241,6 +250,7 @@ impl Store {
 
 /// Forgets the blobs of layers that there are no more.
 fn forget_blobs(tx: &Connection) -> Result<Vec<String>> {
+    tx.execute("DELETE FROM remote_blobs WHERE NOT EXISTS (SELECT 1 FROM layers WHERE layers.diff_id = remote_blobs.diff_id)", [])?;
     let query = "DELETE FROM blobs WHERE NOT EXISTS (SELECT 1 FROM layers WHERE layers.diff_id = blobs.diff_id) RETURNING digest";
     let mut statement = tx.prepare(query)?;
     Ok(statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?)
@@ -289,7 +299,7 @@ fn set_origin(tx: &Connection, id: &Digest, origin: &Origin<'_>) -> Result<()> {
             params![blob.digest.to_string(), diff_id.to_string(), blob.media_type, blob.size as i64],
         )?;
     }
-    Ok(())
+    note_remote(tx, &origin.repository, origin.blobs)
 }
 
 fn set_tag(tx: &Connection, name: &Reference, id: &Digest) -> Result<()> {

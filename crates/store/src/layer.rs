@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use dhow_oci::{Digest, Hasher};
@@ -11,6 +12,7 @@ use dhow_sys::root::Root;
 use rusqlite::OptionalExtension;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
+use crate::tar_split::{Recorded, Recording, duplicate};
 use crate::{Context, Result, Store, StoreError, apply, quota, random_name};
 
 /// An unpacked layer.
@@ -40,7 +42,7 @@ const INIT_DIRECTORIES: [&str; 5] = ["dev/pts", "dev/shm", "proc", "sys", "etc"]
 const INIT_FILES: [&str; 5] = ["dev/console", "etc/hosts", "etc/hostname", "etc/resolv.conf", ".dockerenv"];
 
 /// The directory of an unpacked layer. Half of the chain ID keeps the list of sixty layers within a page.
-fn directory_name(chain_id: &Digest) -> String {
+pub(crate) fn directory_name(chain_id: &Digest) -> String {
     chain_id.hex()[..32].to_owned()
 }
 
@@ -48,55 +50,57 @@ impl Store {
     /// Unpacks a layer of which `tar`, uncompressed, is the content, and returns its row. With `expected` the content
     /// must have that diff ID. Does not touch the database: [`Store::add_image`] does when all layers are there.
     pub(crate) fn unpack(&self, parent: Option<Digest>, tar: impl Read, expected: Option<Digest>) -> Result<LayerRow> {
-        let layers = self.paths.layers();
-        let temporary = layers.join(format!("tmp-{}", random_name()?));
-        let unpacked = self.unpack_into(&temporary, parent, tar, expected);
-        let placed = unpacked.and_then(|row| match fs::rename(&temporary, layers.join(directory_name(&row.chain_id))) {
-            Ok(()) => Ok(row),
-            // Another process was faster with the same content.
-            Err(error) if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty) => {
-                // It is somebody's again: whoever looks for left ones goes by its age.
-                let directory = layers.join(directory_name(&row.chain_id));
-                let _ = fs::File::open(&directory).and_then(|directory| directory.set_modified(std::time::SystemTime::now()));
-                Ok(row)
-            }
-            Err(error) => Err(error).context(|| "place the layer".to_owned()),
-        });
-        let _ = fs::remove_dir_all(&temporary);
-        placed
+        let unpacked = self.unpack_apart(tar)?;
+        if let Some(expected) = expected.filter(|expected| *expected != unpacked.diff_id) {
+            return Err(StoreError::WrongDiffId { expected, found: unpacked.diff_id });
+        }
+        self.place(unpacked, parent)
     }
 
-    fn unpack_into(
-        &self,
-        temporary: &Path,
-        parent: Option<Digest>,
-        tar: impl Read,
-        expected: Option<Digest>,
-    ) -> Result<LayerRow> {
-        let fs_directory = temporary.join("fs");
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(&fs_directory)
-            .context(|| "create the layer's directory".to_owned())?;
-        let root = Root::open_path(&fs_directory).context(|| "open the layer's directory".to_owned())?;
-        // Held while unpacking: whoever cleans up leaves it alone.
-        let directory = rustix::fs::open(temporary, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .context(|| "open the layer's directory".to_owned())?;
+    /// Unpacks a layer whose parent is not known yet.
+    pub(crate) fn unpack_apart(&self, tar: impl Read) -> Result<Unpacked> {
+        let what = || "open the layer's directory".to_owned();
+        let path = self.paths.layers().join(format!("tmp-{}", random_name()?));
+        let files = path.join("fs");
+        let mut builder = fs::DirBuilder::new();
+        let made = builder.recursive(true).mode(0o755).create(&files).context(|| "create the layer's directory".to_owned());
+        // From here on it is removed whatever happens.
+        let mut unpacked = Unpacked { path, lock: None, diff_id: Digest::of(b""), size: 0 };
+        made?;
+        let root = Root::open_path(&files).context(what)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(&unpacked.path, flags, Mode::empty()).context(what)?;
         rustix::fs::flock(&directory, FlockOperation::LockExclusive).context(|| "lock the layer".to_owned())?;
-        let mut reader = HashingReader { inner: tar, hasher: Hasher::new() };
-        let size = apply::apply(&mut reader, &root)?;
+        let record = || "take down the layer's archive".to_owned();
+        let recording = duplicate(&directory).and_then(Recording::begin).context(record)?;
+        unpacked.lock = Some(directory);
+        let mut reader = Recorded { inner: tar, hasher: Hasher::new(), recording: &recording };
+        unpacked.size = apply::apply(&mut reader, &root, Some(&recording))?;
         // The diff ID covers what follows the end-of-archive blocks too.
         io::copy(&mut reader, &mut io::sink()).context(|| "read the layer".to_owned())?;
-        let diff_id = reader.hasher.finish();
-        if let Some(expected) = expected.filter(|expected| *expected != diff_id) {
-            return Err(StoreError::WrongDiffId { expected, found: diff_id });
-        }
+        unpacked.diff_id = reader.hasher.finish();
+        recording.finish().context(record)?;
+        Ok(unpacked)
+    }
+
+    /// Gives an unpacked layer its place above its parent.
+    pub(crate) fn place(&self, unpacked: Unpacked, parent: Option<Digest>) -> Result<LayerRow> {
+        let diff_id = unpacked.diff_id;
         let chain_id = match parent {
             None => diff_id,
             Some(parent) => Digest::of(format!("{parent} {diff_id}").as_bytes()),
         };
-        Ok(LayerRow { chain_id, diff_id, size })
+        let directory = self.paths.layers().join(directory_name(&chain_id));
+        match fs::rename(&unpacked.path, &directory) {
+            Ok(()) => {}
+            // Another process was faster with the same content.
+            Err(error) if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty) => {
+                // It is somebody's again: whoever looks for left ones goes by its age.
+                let _ = fs::File::open(&directory).and_then(|directory| directory.set_modified(std::time::SystemTime::now()));
+            }
+            Err(error) => return Err(error).context(|| "place the layer".to_owned()),
+        }
+        Ok(LayerRow { chain_id, diff_id, size: unpacked.size })
     }
 
     /// A layer that the database knows and the disk has.
@@ -111,6 +115,30 @@ impl Store {
         Ok(row
             .filter(|_| exists)
             .and_then(|(diff_id, size)| Some(LayerRow { chain_id: *chain_id, diff_id: diff_id.parse().ok()?, size })))
+    }
+
+    /// A layer with this content, above whatever it may be.
+    pub(crate) fn layer_of_content(&self, diff_id: &Digest) -> Result<Option<LayerRow>> {
+        let chain_ids: Vec<String> = self.database.read::<_, StoreError>(|db| {
+            let mut statement = db.prepare_cached("SELECT chain_id FROM layers WHERE diff_id = ?1")?;
+            Ok(statement.query_map([diff_id.to_string()], |row| row.get(0))?.collect::<Result<_, _>>()?)
+        })?;
+        for chain_id in chain_ids.iter().filter_map(|id| id.parse().ok()) {
+            if let Some(row) = self.layer(&chain_id)?.filter(|row| self.tar_size(&row.chain_id).is_ok()) {
+                return Ok(Some(row));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The diff ID of a layer that is here, by it or by the digest of a blob that it came in.
+    pub(crate) fn content_of(&self, digest: &Digest) -> Result<Option<Digest>> {
+        let blob: Option<String> = self.database.read::<_, StoreError>(|db| {
+            let query = "SELECT diff_id FROM blobs WHERE digest = ?1";
+            Ok(db.query_row(query, [digest.to_string()], |row| row.get(0)).optional()?)
+        })?;
+        let diff_id = blob.and_then(|diff_id| diff_id.parse().ok()).unwrap_or(*digest);
+        Ok(self.layer_of_content(&diff_id)?.map(|row| row.diff_id))
     }
 
     pub(crate) fn has_directory(&self, chain_id: &Digest) -> bool {
@@ -257,15 +285,21 @@ fn remove_below(directory: &Path, name: &str) -> Result<()> {
     dhow_sys::root::remove_tree(root.as_fd(), Path::new(name)).context(|| format!("remove {}/{name}", directory.display()))
 }
 
-struct HashingReader<R> {
-    inner: R,
-    hasher: Hasher,
+/// An unpacked layer without a place; what has none in the end is removed.
+#[derive(Debug)]
+pub(crate) struct Unpacked {
+    path: PathBuf,
+    /// Held until it has its place: whoever cleans up leaves it alone.
+    lock: Option<OwnedFd>,
+    pub diff_id: Digest,
+    /// Bytes of its files.
+    size: u64,
 }
 
-impl<R: Read> Read for HashingReader<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.inner.read(buffer)?;
-        self.hasher.update(&buffer[..length]);
-        Ok(length)
+impl Drop for Unpacked {
+    fn drop(&mut self) {
+        // After it was placed there is nothing there.
+        let _ = fs::remove_dir_all(&self.path);
+        self.lock = None;
     }
 }

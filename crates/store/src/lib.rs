@@ -6,22 +6,29 @@
 
 mod apply;
 mod archive;
+mod blobs;
 mod database;
 mod fetch;
 mod image;
 mod layer;
+mod load;
 mod pack;
 mod paths;
 pub mod quota;
+mod save;
+mod tar_split;
 
 pub use apply::{ApplyError, CopyOptions, copy_into};
-pub use archive::{LoadedImage, decompressed};
+pub use archive::decompressed;
+pub use blobs::{RemoteBlob, StoredManifest};
 pub use database::{Database, Durability};
 pub use fetch::{FetchError, FetchedLayer, WantedLayer};
 pub use image::{Image, ImageRow, NewImage, Origin, Untagged};
 pub use layer::{LayerRow, Mountable};
+pub use load::{LoadProgress, LoadTold, LoadedImage};
 pub use pack::Packer;
 pub use paths::Paths;
+pub use save::{SavedImage, Saving};
 pub use rusqlite;
 
 use std::io;
@@ -48,6 +55,11 @@ pub enum StoreError {
     WrongDiffId { expected: Digest, found: Digest },
     #[error("{what} {expected}: its content has digest {found}")]
     WrongDigest { what: &'static str, expected: Digest, found: Digest },
+    #[error("layer {chain_id}: how its archive looked is not known ({source}); remove its images, and pull or load them again")]
+    NoTar { chain_id: Digest, source: io::Error },
+    /// Whoever is written to takes no more.
+    #[error("write: {0}")]
+    Out(io::Error),
     #[error(transparent)]
     Apply(#[from] ApplyError),
     #[error("{path}: its file system has no project quotas, or they are off: {source}")]

@@ -1,6 +1,6 @@
-//! A registry that misbehaves as it is told: images to be pulled, over plain HTTP on loopback.
+//! A registry that misbehaves as it is told: images are pulled from it and pushed to it, over plain HTTP on loopback.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
@@ -34,6 +34,14 @@ pub struct Faults {
     pub account: Option<(String, String)>,
     /// Blobs are elsewhere.
     pub redirect_to: Option<SocketAddr>,
+    /// A connection is cut after so many bytes of an upload, which are kept.
+    pub cut_uploads_after: Option<usize>,
+    /// So many uploads are completed without an answer.
+    pub lost_answers: usize,
+    /// Where an upload has got to is not told.
+    pub forgetful: bool,
+    /// Nothing is taken from another repository.
+    pub without_mounts: bool,
 }
 
 #[derive(Default)]
@@ -46,6 +54,12 @@ struct State {
     requests: Vec<(String, Option<String>)>,
     /// Of blobs.
     bytes_sent: u64,
+    /// Of uploads.
+    bytes_taken: u64,
+    /// Which repository has which blob.
+    held: HashSet<(String, String)>,
+    /// What has come of uploads.
+    uploads: HashMap<String, Vec<u8>>,
 }
 
 #[derive(Clone)]
@@ -130,7 +144,9 @@ impl Registry {
         let size = blobs.iter().map(|blob| blob.len() as u64).sum();
         let mut state = self.state();
         for blob in blobs.into_iter().chain([config]) {
-            state.blobs.insert(digest_of(&blob), blob);
+            let digest = digest_of(&blob);
+            state.held.insert((repository.to_owned(), digest.clone()));
+            state.blobs.insert(digest, blob);
         }
         state.manifests.insert((repository.to_owned(), digest_of(&manifest)), (MANIFEST.to_owned(), manifest));
         drop(state);
@@ -143,6 +159,23 @@ impl Registry {
         for reference in [tag.to_owned(), digest_of(document)] {
             self.state().manifests.insert((repository.to_owned(), reference), (media_type.to_owned(), document.to_vec()));
         }
+    }
+
+    /// A document's media type and bytes, by tag or digest.
+    pub fn manifest(&self, repository: &str, reference: &str) -> Option<(String, Vec<u8>)> {
+        self.state().manifests.get(&(repository.to_owned(), reference.to_owned())).cloned()
+    }
+
+    /// A blob that a repository has.
+    pub fn blob(&self, repository: &str, digest: &str) -> Option<Vec<u8>> {
+        let state = self.state();
+        let is_held = state.held.contains(&(repository.to_owned(), digest.to_owned()));
+        state.blobs.get(digest).filter(|_| is_held).cloned()
+    }
+
+    /// The bytes of uploads that came since the last call.
+    pub fn taken(&self) -> u64 {
+        std::mem::take(&mut self.state().bytes_taken)
     }
 
     /// Has the blobs of another registry too.
@@ -159,7 +192,8 @@ impl Registry {
             if reader.read_line(&mut line)? == 0 {
                 return Ok(());
             }
-            if !line.starts_with("GET ") {
+            let method = line.split(' ').next().unwrap_or_default().to_owned();
+            if !["GET", "HEAD", "POST", "PATCH", "PUT"].contains(&method.as_str()) {
                 // A greeting of TLS, to which there is no answer.
                 return out.shutdown(Shutdown::Both);
             }
@@ -174,7 +208,8 @@ impl Registry {
             let who = headers.get("authorization").cloned();
             let (faults, status) = {
                 let mut state = self.state();
-                state.requests.push((path.clone(), who.clone()));
+                let asked = if method == "GET" { path.clone() } else { format!("{method} {path}") };
+                state.requests.push((asked, who.clone()));
                 let status = state.faults.statuses.pop_front();
                 (state.faults.clone(), status)
             };
@@ -198,7 +233,94 @@ impl Registry {
                     continue;
                 }
             }
-            self.document(&mut out, &path, headers.get("range"), &faults)?;
+            match method == "GET" && !path.contains("/blobs/uploads/") {
+                true => self.document(&mut out, &path, headers.get("range"), &faults)?,
+                false => self.take(&mut out, &mut reader, &method, &path, &headers, &faults)?,
+            }
+        }
+    }
+
+    /// What is pushed.
+    fn take(
+        &self,
+        out: &mut TcpStream,
+        reader: &mut impl BufRead,
+        method: &str,
+        path: &str,
+        headers: &HashMap<String, String>,
+        faults: &Faults,
+    ) -> std::io::Result<()> {
+        let rest = path.strip_prefix("/v2/").unwrap_or_default();
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let parameter = |name: &str| {
+            let found = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+            found.map(|value| value.replace("%2F", "/"))
+        };
+        if let Some((repository, reference)) = rest.rsplit_once("/manifests/") {
+            let mut document = Vec::new();
+            body(reader, headers, usize::MAX, &mut |bytes| document.extend_from_slice(bytes))?;
+            self.put(repository, reference, headers.get("content-type").map_or("", String::as_str), &document);
+            return answer(out, 201, &[&format!("Location: {path}")], b"");
+        }
+        if let Some((repository, begun)) = rest.rsplit_once("/blobs/uploads/") {
+            let at = |upload: &str| format!("Location: /v2/{repository}/blobs/uploads/{upload}?state=x");
+            return match method {
+                "POST" => {
+                    let mount = parameter("mount").zip(parameter("from"));
+                    let mut state = self.state();
+                    if let Some((digest, from)) = mount.filter(|_| !faults.without_mounts)
+                        && state.held.contains(&(from, digest.clone()))
+                    {
+                        state.held.insert((repository.to_owned(), digest.clone()));
+                        drop(state);
+                        return answer(out, 201, &[&format!("Location: /v2/{repository}/blobs/{digest}")], b"");
+                    }
+                    let upload = format!("upload-{}", state.uploads.len());
+                    state.uploads.insert(upload.clone(), Vec::new());
+                    drop(state);
+                    answer(out, 202, &[&at(&upload)], b"")
+                }
+                "GET" => match self.state().uploads.get(begun).filter(|_| !faults.forgetful) {
+                    Some(bytes) => answer(out, 204, &[&at(begun), &format!("Range: 0-{}", bytes.len().saturating_sub(1))], b""),
+                    None => answer(out, 404, &[], b"{}"),
+                },
+                "PATCH" => {
+                    let most = faults.cut_uploads_after.unwrap_or(usize::MAX);
+                    let whole = body(reader, headers, most, &mut |bytes| {
+                        let mut state = self.state();
+                        state.bytes_taken += bytes.len() as u64;
+                        state.uploads.entry(begun.to_owned()).or_default().extend_from_slice(bytes);
+                    })?;
+                    match whole {
+                        true => answer(out, 202, &[&at(begun)], b""),
+                        false => out.shutdown(Shutdown::Both),
+                    }
+                }
+                _ => {
+                    let bytes = self.state().uploads.remove(begun).unwrap_or_default();
+                    let digest = parameter("digest").unwrap_or_default();
+                    if digest_of(&bytes) != digest {
+                        let why = json!({ "errors": [{ "code": "DIGEST_INVALID", "message": "provided digest did not match" }] });
+                        return answer(out, 400, &[], why.to_string().as_bytes());
+                    }
+                    let mut state = self.state();
+                    state.held.insert((repository.to_owned(), digest.clone()));
+                    state.blobs.insert(digest.clone(), bytes);
+                    if state.faults.lost_answers > 0 {
+                        state.faults.lost_answers -= 1;
+                        drop(state);
+                        return out.shutdown(Shutdown::Both);
+                    }
+                    drop(state);
+                    answer(out, 201, &[&format!("Location: /v2/{repository}/blobs/{digest}")], b"")
+                }
+            };
+        }
+        let (repository, digest) = rest.rsplit_once("/blobs/").unwrap_or_default();
+        // The length is of the blob; `HEAD` has no body.
+        match self.blob(repository, digest) {
+            Some(blob) => out.write_all(format!("HTTP/1.1 200 X\r\nContent-Length: {}\r\n\r\n", blob.len()).as_bytes()),
+            None => answer(out, 404, &[], b""),
         }
     }
 
@@ -255,6 +377,40 @@ impl Registry {
             out.shutdown(Shutdown::Both)?;
         }
         Ok(())
+    }
+}
+
+/// Reads a request's body, by its length or in chunks, up to so many bytes; whether it was all.
+fn body(
+    reader: &mut impl BufRead,
+    headers: &HashMap<String, String>,
+    most: usize,
+    take: &mut dyn FnMut(&[u8]),
+) -> std::io::Result<bool> {
+    let is_chunked = headers.get("transfer-encoding").is_some_and(|encoding| encoding == "chunked");
+    let mut left = most;
+    loop {
+        let length = match is_chunked {
+            true => {
+                let mut line = String::new();
+                reader.read_line(&mut line)?;
+                usize::from_str_radix(line.trim(), 16).unwrap_or_default()
+            }
+            false => headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or_default(),
+        };
+        let mut piece = vec![0; length.min(left)];
+        reader.read_exact(&mut piece)?;
+        take(&piece);
+        left -= piece.len();
+        if piece.len() < length {
+            return Ok(false);
+        }
+        if is_chunked {
+            reader.read_line(&mut String::new())?;
+        }
+        if length == 0 || !is_chunked {
+            return Ok(true);
+        }
     }
 }
 

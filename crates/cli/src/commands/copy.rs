@@ -412,51 +412,56 @@ pub struct Export {
 impl Export {
     pub async fn run(self, client: &Client) -> Result {
         let path = format!("/containers/{}/export", segment(&self.container));
-        let failed = |why: String| Failure::new(format!("failed to export container: {why}"));
-        if self.output.is_empty() {
-            if io::stdout().is_terminal() {
-                return Err(Failure::new("cowardly refusing to save to a terminal. Use the -o flag or redirect"));
-            }
-            let mut body = client.get(&path).await?.into_body();
-            while let Some(frame) = body.frame().await {
-                if let Ok(data) = frame?.into_data() {
-                    crate::output::print_bytes(&data)?;
-                }
-            }
-            return Ok(());
-        }
-        let target = Path::new(&self.output);
-        let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        if let Err(error) = std::fs::metadata(parent) {
-            return Err(failed(format!("invalid output path: stat {}: {}", parent.display(), text_of(&error))));
-        }
-        match std::fs::metadata(target).map(|stat| stat.file_type()) {
-            Ok(kind) if kind.is_dir() => return Err(failed("cannot write to a directory".to_owned())),
-            Ok(kind) if std::os::unix::fs::FileTypeExt::is_char_device(&kind) => {
-                return Err(failed("cannot write to a character device file".to_owned()));
-            }
-            _ => {}
-        }
-        let mut body = client.get(&path).await?.into_body();
-        // Under another name until it is whole.
-        let random = dhow_engine::random_id().map_err(|error| Failure::new(error.to_string()))?;
-        let temporary = parent.join(format!(".dhow-export-{}", &random[..12]));
-        let written = async {
-            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-            let file: OwnedFd =
-                rustix::fs::open(&temporary, flags, Mode::from_raw_mode(0o600)).map_err(|error| io_failure(error.into()))?;
-            let mut file = std::fs::File::from(file);
-            while let Some(frame) = body.frame().await {
-                if let Ok(data) = frame?.into_data() {
-                    file.write_all(&data).map_err(io_failure)?;
-                }
-            }
-            std::fs::rename(&temporary, target).map_err(io_failure)
-        };
-        let written: Result = written.await;
-        if written.is_err() {
-            let _ = std::fs::remove_file(&temporary);
-        }
-        written
+        write_archive(client, &path, &self.output, "failed to export container").await
     }
+}
+
+/// Writes what a path of the API answers to a file, or to standard output if there is none. `what` begins the errors about the file.
+pub async fn write_archive(client: &Client, path: &str, output: &str, what: &str) -> Result {
+    let failed = |why: String| Failure::new(format!("{what}: {why}"));
+    if output.is_empty() {
+        if io::stdout().is_terminal() {
+            return Err(Failure::new("cowardly refusing to save to a terminal. Use the -o flag or redirect"));
+        }
+        let mut body = client.get(path).await?.into_body();
+        while let Some(frame) = body.frame().await {
+            if let Ok(data) = frame?.into_data() {
+                crate::output::print_bytes(&data)?;
+            }
+        }
+        return Ok(());
+    }
+    let target = Path::new(output);
+    let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if let Err(error) = std::fs::metadata(parent) {
+        return Err(failed(format!("invalid output path: stat {}: {}", parent.display(), text_of(&error))));
+    }
+    match std::fs::metadata(target).map(|stat| stat.file_type()) {
+        Ok(kind) if kind.is_dir() => return Err(failed("cannot write to a directory".to_owned())),
+        Ok(kind) if std::os::unix::fs::FileTypeExt::is_char_device(&kind) => {
+            return Err(failed("cannot write to a character device file".to_owned()));
+        }
+        _ => {}
+    }
+    let mut body = client.get(path).await?.into_body();
+    // Under another name until it is whole.
+    let random = dhow_engine::random_id().map_err(|error| Failure::new(error.to_string()))?;
+    let temporary = parent.join(format!(".dhow-export-{}", &random[..12]));
+    let written = async {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        let file: OwnedFd =
+            rustix::fs::open(&temporary, flags, Mode::from_raw_mode(0o600)).map_err(|error| io_failure(error.into()))?;
+        let mut file = std::fs::File::from(file);
+        while let Some(frame) = body.frame().await {
+            if let Ok(data) = frame?.into_data() {
+                file.write_all(&data).map_err(io_failure)?;
+            }
+        }
+        std::fs::rename(&temporary, target).map_err(io_failure)
+    };
+    let written: Result = written.await;
+    if written.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written
 }

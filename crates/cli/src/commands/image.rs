@@ -7,12 +7,13 @@ use clap::Args;
 use dhow_api::client::{Client, query, segment};
 use dhow_api::image::{Deleted, History as ApiHistory, Message, Summary};
 use dhow_engine::units::{human_duration, human_size};
-use dhow_oci::Reference;
+use dhow_oci::{Platform, Reference};
 use hyper::body::Incoming;
 use hyper::{Method, Response};
 use serde_json::{Map, Value, json};
 use tokio::io::AsyncRead;
 
+use super::copy::write_archive;
 use super::progress::Display;
 use super::{delete, filters, json_lines, long_time};
 use crate::failure::{Failure, Result, each};
@@ -247,13 +248,35 @@ impl Load {
             return Err(Failure::new("requested load from stdin, but stdin is empty"));
         }
         let body = input(self.input.as_ref()).await?;
-        let parameters = query(&[("quiet", if self.quiet { "1" } else { "0" }), ("platform", &self.platform)]);
+        let quiet = self.quiet || !std::io::stdout().is_terminal();
+        let parameters = query(&[("quiet", if quiet { "1" } else { "0" }), ("platform", &self.platform)]);
         let response = client.post_stream(&format!("/images/load{parameters}"), body).await?;
-        messages(response, |message| match message.stream {
-            Some(text) => print(&text),
-            None => Ok(()),
+        let mut display = Display::on_output();
+        messages(response, |message| match &message.stream {
+            Some(text) => print(text),
+            None => display.show(&message),
         })
         .await
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct Save {
+    /// Write to a file, instead of STDOUT
+    #[arg(short, long, default_value = "", hide_default_value = true)]
+    output: String,
+    /// Save only the given platform variant. Formatted as "os[/arch[/variant]]" (e.g., "linux/amd64")
+    #[arg(long, default_value = "", hide_default_value = true)]
+    platform: String,
+    #[arg(required = true)]
+    images: Vec<String>,
+}
+
+impl Save {
+    pub async fn run(self, client: &Client) -> Result {
+        let mut pairs: Vec<(&str, &str)> = self.images.iter().map(|name| ("names", name.as_str())).collect();
+        pairs.push(("platform", &self.platform));
+        write_archive(client, &format!("/images/get{}", query(&pairs)), &self.output, "failed to save image").await
     }
 }
 
@@ -309,6 +332,54 @@ pub async fn pull(client: &Client, name: &Reference, platform: &str, mut display
         None => Ok(()),
     })
     .await
+}
+
+#[derive(Args, Debug)]
+pub struct Push {
+    /// Push all tags of an image to the repository
+    #[arg(short, long)]
+    all_tags: bool,
+    /// Skip image signing
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "true", hide = true)]
+    disable_content_trust: bool,
+    /// Push a platform-specific manifest as a single-platform image to the registry: os[/arch[/variant]]
+    #[arg(long, default_value = "", hide_default_value = true)]
+    platform: String,
+    /// Suppress verbose output
+    #[arg(short, long)]
+    quiet: bool,
+    name: String,
+}
+
+impl Push {
+    pub async fn run(self, client: &Client) -> Result {
+        let given = self.name.parse::<Reference>().map_err(|error| Failure::new(error.to_string()))?;
+        if self.all_tags && (given.tag.is_some() || given.digest.is_some()) {
+            return Err(Failure::new("tag can't be used with --all-tags/-a"));
+        }
+        let name = if self.all_tags { given.clone() } else { given.clone().or_latest() };
+        if name != given && !self.quiet {
+            print(&format!("Using default tag: {}\n", name.tag.as_deref().unwrap_or_default()))?;
+        }
+        let platform = match self.platform.as_str() {
+            "" => String::new(),
+            text => {
+                let platform: Platform = text.parse().map_err(|error| Failure::new(format!("{error}")))?;
+                serde_json::to_string(&platform)?
+            }
+        };
+        let parameters = query(&[("tag", name.tag.as_deref().unwrap_or_default()), ("platform", &platform)]);
+        let path = format!("/images/{}/push{parameters}", segment(&name.familiar_repository()));
+        let headers = [crate::credentials::header(client.folder(), &name)];
+        let response = client.call_with(Method::POST, &path, &headers, None::<&()>).await?;
+        let mut display = (!self.quiet).then(Display::on_output);
+        messages(response, |message| match &mut display {
+            Some(display) => display.show(&message),
+            None => Ok(()),
+        })
+        .await?;
+        if self.quiet { print(&format!("{name}\n")) } else { Ok(()) }
+    }
 }
 
 #[derive(Args, Debug)]

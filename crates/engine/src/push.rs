@@ -1,0 +1,409 @@
+//! Handing images to registries.
+//!
+//! What an image was pulled as is pushed again, byte for byte, if all its blobs are here or at the registry already. Otherwise its
+//! layers are compressed on their way, and it gets a manifest of their blobs.
+
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::sync::{Mutex, PoisonError};
+
+use dhow_oci::image::{DOCKER_CONFIG, DOCKER_LAYER, DOCKER_MANIFEST, Descriptor, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
+use dhow_oci::{Digest, Platform, Reference};
+use dhow_registry::{Client, Credentials, Document, Fetched, Mount, Session, Source, Upload};
+use dhow_store::{Image, LayerRow, StoreError};
+use serde::Serialize;
+
+use crate::{Engine, Error, Kind, Result};
+
+/// What is to be handed on.
+#[derive(Clone, Debug)]
+pub struct PushRequest {
+    /// Without a tag: all of its repository's.
+    pub name: Reference,
+    /// The image must be for it.
+    pub platform: Option<Platform>,
+    pub credentials: Credentials,
+}
+
+/// What has come about, in the order of docker's messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PushEvent {
+    Layer(PushLayer),
+    /// An image is there, by this tag.
+    Done {
+        tag: String,
+        /// Of its manifest.
+        digest: Digest,
+        /// Bytes of its manifest.
+        size: u64,
+    },
+}
+
+/// Something about one layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PushLayer {
+    pub diff_id: Digest,
+    pub step: PushStep,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PushStep {
+    Preparing,
+    Waiting,
+    /// Bytes of the layer's tar, or of its blob, and of the whole.
+    Pushing(u64, u64),
+    Pushed,
+    Exists,
+    /// From another repository of the same registry.
+    Mounted(String),
+}
+
+/// Hears of what comes about. `false` ends the push.
+pub type PushTold<'a> = &'a (dyn Fn(PushEvent) -> bool + Sync);
+
+/// Bytes of a blob's file that are read at a time.
+const BUFFER: usize = 128 * 1024;
+
+/// One layer of a push.
+struct Wanted {
+    row: LayerRow,
+    /// What the image's own manifest calls it.
+    own: Option<Descriptor>,
+}
+
+impl Engine {
+    /// Hands an image, or all of a repository, to the registry of its name.
+    ///
+    /// # Errors
+    /// In dockerd's words: there is no such image; the registry does not take it, or does not answer.
+    pub fn push(&self, request: &PushRequest, told: PushTold<'_>) -> Result<()> {
+        let name = &request.name;
+        let repository = name.repository();
+        let mut tags: Vec<(String, Digest)> = Vec::new();
+        for row in self.store.images()? {
+            let own = row.tags.iter().filter(|(of, _)| *of == repository);
+            tags.extend(own.map(|(_, tag)| (tag.clone(), row.id)));
+        }
+        tags.sort();
+        if tags.is_empty() {
+            let text = format!("An image does not exist locally with the tag: {}", name.familiar_repository());
+            return Err(Error::not_found(text));
+        }
+        if let Some(wanted) = &name.tag {
+            tags.retain(|(tag, _)| tag == wanted);
+            if tags.is_empty() {
+                return Err(Error::not_found(format!("tag does not exist: {}", name.familiar())));
+            }
+        }
+        let client = self.registries(&request.credentials);
+        let mut session = client.session().map_err(|error| failed(&error))?;
+        for (tag, id) in tags {
+            let name = Reference { tag: Some(tag), digest: None, ..name.clone() };
+            let gone = || Error::not_found(format!("tag does not exist: {}", name.familiar()));
+            let image = self.store.image(&id)?.ok_or_else(gone)?;
+            self.push_image(&client, &mut session, &name, &image, told)?;
+        }
+        Ok(())
+    }
+
+    /// Whether an image is what the request says, before anything is sent.
+    ///
+    /// # Errors
+    /// It is for another platform.
+    pub fn check_push(&self, request: &PushRequest) -> Result<()> {
+        let Some(wanted) = &request.platform else { return Ok(()) };
+        let Ok(image) = self.find_image(&request.name.familiar()) else { return Ok(()) };
+        let own = image.row.config.platform();
+        match own.serves(wanted) {
+            true => Ok(()),
+            false => Err(Error::not_found(format!(
+                "image with reference {} was found but its platform ({own}) does not match the specified platform ({wanted})",
+                request.name.familiar()
+            ))),
+        }
+    }
+
+    fn push_image(
+        &self,
+        client: &Client,
+        session: &mut Session<'_>,
+        name: &Reference,
+        image: &Image,
+        told: PushTold<'_>,
+    ) -> Result<()> {
+        let id = image.row.id;
+        let gone = || Error::not_found(format!("image {id} was removed meanwhile"));
+        let config = self.store.config_of(&id)?.ok_or_else(gone)?;
+        let own = self.own_manifest(&id)?;
+        let rows = self.store.layers_of(image)?;
+        let wanted: Vec<Wanted> = rows
+            .into_iter()
+            .enumerate()
+            .map(|(place, row)| Wanted { row, own: own.as_ref().and_then(|(_, own)| own.layers.get(place).cloned()) })
+            .collect();
+        let blobs = self.push_layers(client, session, name, &wanted, told)?;
+        let push_config = |session: &mut Session<'_>| -> dhow_registry::Result<()> {
+            if session.blob_size(name, &id)?.is_none() {
+                session.push_blob(name, None, Some(config.len() as u64), &|take| take(&config))?;
+            }
+            Ok(())
+        };
+        push_config(session).map_err(|error| failed(&error))?;
+        let same = |(_, own): &(Fetched, Manifest)| {
+            own.layers.len() == blobs.len() && own.layers.iter().zip(&blobs).all(|(own, blob)| own.digest == blob.digest)
+        };
+        let (media_type, bytes) = match own.filter(same) {
+            Some((document, _)) => (document.media_type, document.bytes),
+            None => manifest(&id, config.len() as u64, &blobs)?,
+        };
+        let digest = Digest::of(&bytes);
+        let tag = name.tag.clone().unwrap_or_default();
+        session.push_manifest(name, &tag, &media_type, &bytes).map_err(|error| failed(&error))?;
+        let known: Vec<_> = blobs.into_iter().zip(wanted.iter().map(|layer| layer.row.diff_id)).collect();
+        self.store.note_pushed(name, &digest, &id, &known)?;
+        self.image_event("push", &id, &name.familiar());
+        told(PushEvent::Done { tag, digest, size: bytes.len() as u64 });
+        Ok(())
+    }
+
+    /// The manifest that an image was pulled by.
+    fn own_manifest(&self, id: &Digest) -> Result<Option<(Fetched, Manifest)>> {
+        for stored in self.store.manifests_of(id)? {
+            let document = Fetched { digest: stored.digest, media_type: stored.media_type, bytes: stored.bytes };
+            if let Ok(Document::Manifest(manifest)) = dhow_registry::parse(&document)
+                && manifest.config.digest == *id
+            {
+                return Ok(Some((document, manifest)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Has the registry take all layers, several at a time: what their blobs are, from the bottom to the top.
+    fn push_layers(
+        &self,
+        client: &Client,
+        first: &mut Session<'_>,
+        name: &Reference,
+        wanted: &[Wanted],
+        told: PushTold<'_>,
+    ) -> Result<Vec<Descriptor>> {
+        // From the top, as docker does. The same content twice is one blob.
+        let mut queue: VecDeque<usize> = VecDeque::new();
+        for place in (0..wanted.len()).rev() {
+            if !queue.iter().any(|other| wanted[*other].row.diff_id == wanted[place].row.diff_id) {
+                tell(told, &wanted[place], PushStep::Preparing)?;
+                queue.push_back(place);
+            }
+        }
+        let at_once = self.settings().max_uploads.clamp(1, queue.len().max(1));
+        for place in queue.iter().skip(at_once) {
+            tell(told, &wanted[*place], PushStep::Waiting)?;
+        }
+        let queue = Mutex::new(queue);
+        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let work = |session: &mut Session<'_>| -> Result<Vec<(Digest, Descriptor)>> {
+            let mut done = Vec::new();
+            while let Some(place) = next() {
+                match self.push_layer(session, name, &wanted[place], told) {
+                    Ok(blob) => done.push((wanted[place].row.diff_id, blob)),
+                    Err(error) => {
+                        queue.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                        return Err(error);
+                    }
+                }
+            }
+            Ok(done)
+        };
+        let pushed = std::thread::scope(|scope| {
+            let more: Vec<_> = (1..at_once)
+                .map(|_| scope.spawn(|| work(&mut client.session().map_err(|error| failed(&error))?)))
+                .collect();
+            let own = work(first);
+            let fault = || Err(Error::internal("push a layer: a fault of dhow's"));
+            let others: Vec<_> = more.into_iter().map(|thread| thread.join().unwrap_or_else(|_| fault())).collect();
+            std::iter::once(own).chain(others).collect::<Result<Vec<_>>>()
+        })?;
+        let pushed: Vec<_> = pushed.into_iter().flatten().collect();
+        let of = |layer: &Wanted| pushed.iter().find(|(diff_id, _)| *diff_id == layer.row.diff_id).map(|(_, blob)| blob.clone());
+        wanted.iter().map(|layer| of(layer).ok_or_else(|| Error::internal("a layer was not pushed"))).collect()
+    }
+
+    /// Has the registry take one layer, in the cheapest way: it has it, another of its repositories has it, there is a blob of it
+    /// here, it is compressed.
+    fn push_layer(&self, session: &mut Session<'_>, name: &Reference, layer: &Wanted, told: PushTold<'_>) -> Result<Descriptor> {
+        let diff_id = layer.row.diff_id;
+        let here = self.store.blobs_of(&diff_id)?;
+        let remote = self.store.remote_blobs(&name.domain, &diff_id)?;
+        let mut candidates: Vec<Descriptor> = layer.own.iter().cloned().collect();
+        for blob in here.iter().chain(remote.iter().map(|remote| &remote.blob)) {
+            if !candidates.iter().any(|known| known.digest == blob.digest) {
+                candidates.push(blob.clone());
+            }
+        }
+        for blob in &candidates {
+            if session.blob_size(name, &blob.digest).map_err(|error| failed(&error))? == Some(blob.size) {
+                tell(told, layer, PushStep::Exists)?;
+                return Ok(plain(blob));
+            }
+        }
+        let mut begun: Option<Upload> = None;
+        for known in remote.iter().filter(|known| known.repository != name.repository()) {
+            let path = known.repository.strip_prefix(&format!("{}/", name.domain)).unwrap_or(&known.repository);
+            match session.mount_blob(name, &known.blob.digest, path) {
+                Ok(Mount::Mounted) => {
+                    tell(told, layer, PushStep::Mounted(path.to_owned()))?;
+                    return Ok(plain(&known.blob));
+                }
+                Ok(Mount::Refused(upload)) => {
+                    begun = Some(upload);
+                    break;
+                }
+                // Whoever may not read there uploads.
+                Err(_) => {}
+            }
+        }
+        let file = candidates.iter().find(|blob| here.iter().any(|file| file.digest == blob.digest));
+        let pushed = match file {
+            Some(blob) => self.push_file(session, name, layer, blob, begun, told),
+            None => self.push_compressed(session, name, layer, begun, told),
+        };
+        let blob = pushed.map_err(|error| failed(&error))?;
+        tell(told, layer, PushStep::Pushed)?;
+        Ok(blob)
+    }
+
+    fn push_file(
+        &self,
+        session: &mut Session<'_>,
+        name: &Reference,
+        layer: &Wanted,
+        blob: &Descriptor,
+        begun: Option<Upload>,
+        told: PushTold<'_>,
+    ) -> dhow_registry::Result<Descriptor> {
+        let source: Source<'_> = &|take| {
+            let mut file = self.store.open_blob(&blob.digest).map_err(io::Error::other)?;
+            let mut buffer = vec![0; BUFFER];
+            let mut sent = 0;
+            loop {
+                let length = file.read(&mut buffer)?;
+                if length == 0 {
+                    return Ok(());
+                }
+                take(&buffer[..length])?;
+                sent += length as u64;
+                goes_on(told, layer, PushStep::Pushing(sent, blob.size))?;
+            }
+        };
+        let (digest, size) = session.push_blob(name, begun, Some(blob.size), source)?;
+        // The registry has verified it; but it is not what it should be.
+        if digest != blob.digest {
+            let wrong = StoreError::WrongDigest { what: "blob", expected: blob.digest, found: digest };
+            return Err(dhow_registry::Error::Stopped(io::Error::other(wrong)));
+        }
+        Ok(Descriptor { size, ..plain(blob) })
+    }
+
+    fn push_compressed(
+        &self,
+        session: &mut Session<'_>,
+        name: &Reference,
+        layer: &Wanted,
+        begun: Option<Upload>,
+        told: PushTold<'_>,
+    ) -> dhow_registry::Result<Descriptor> {
+        let total = self.store.tar_size(&layer.row.chain_id).map_err(|error| dhow_registry::Error::Stopped(io::Error::other(error)))?;
+        let source: Source<'_> = &|take| {
+            let mut out = Handing { take, told, layer, total, sent: 0 };
+            self.store.write_compressed(&layer.row, &mut out).map_err(|error| match error {
+                StoreError::Out(error) => error,
+                other => io::Error::other(other),
+            })
+        };
+        let (digest, size) = session.push_blob(name, begun, None, source)?;
+        Ok(Descriptor { media_type: DOCKER_LAYER.to_owned(), digest, size, platform: None, annotations: Default::default() })
+    }
+}
+
+/// Hands compressed bytes on, and tells of it.
+struct Handing<'a, 'b> {
+    take: &'a mut dyn FnMut(&[u8]) -> io::Result<()>,
+    told: PushTold<'b>,
+    layer: &'b Wanted,
+    total: u64,
+    sent: u64,
+}
+
+impl io::Write for Handing<'_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        (self.take)(bytes)?;
+        self.sent += bytes.len() as u64;
+        goes_on(self.told, self.layer, PushStep::Pushing(self.sent, self.total))?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn of_layer(layer: &Wanted, step: PushStep) -> PushEvent {
+    PushEvent::Layer(PushLayer { diff_id: layer.row.diff_id, step })
+}
+
+fn tell(told: PushTold<'_>, layer: &Wanted, step: PushStep) -> Result<()> {
+    if told(of_layer(layer, step)) { Ok(()) } else { Err(cancelled()) }
+}
+
+fn goes_on(told: PushTold<'_>, layer: &Wanted, step: PushStep) -> io::Result<()> {
+    if told(of_layer(layer, step)) { Ok(()) } else { Err(io::Error::other("context canceled")) }
+}
+
+fn cancelled() -> Error {
+    Error::internal("context canceled")
+}
+
+/// What of a descriptor says what the blob is.
+fn plain(blob: &Descriptor) -> Descriptor {
+    Descriptor { platform: None, annotations: Default::default(), ..blob.clone() }
+}
+
+/// The manifest of a config and blobs: of Docker's form, as dockerd's, unless a blob is of a kind that only OCI has.
+fn manifest(id: &Digest, config_size: u64, blobs: &[Descriptor]) -> Result<(String, Vec<u8>)> {
+    let is_gzip = |blob: &Descriptor| blob.media_type == DOCKER_LAYER || blob.media_type == format!("{OCI_LAYER}+gzip");
+    let is_docker = blobs.iter().all(is_gzip);
+    let (kind, config_kind) = if is_docker { (DOCKER_MANIFEST, DOCKER_CONFIG) } else { (OCI_MANIFEST, OCI_CONFIG) };
+    let of = |media_type: &str, digest: Digest, size: u64| Descriptor {
+        media_type: media_type.to_owned(),
+        digest,
+        size,
+        platform: None,
+        annotations: Default::default(),
+    };
+    let gzip = if is_docker { DOCKER_LAYER.to_owned() } else { format!("{OCI_LAYER}+gzip") };
+    let layers = blobs
+        .iter()
+        .map(|blob| of(if is_gzip(blob) { &gzip } else { &blob.media_type }, blob.digest, blob.size))
+        .collect();
+    let manifest = Manifest {
+        schema_version: 2,
+        media_type: Some(kind.to_owned()),
+        config: of(config_kind, *id, config_size),
+        layers,
+    };
+    // As docker writes it.
+    let mut bytes = Vec::new();
+    let formatter = serde_json::ser::PrettyFormatter::with_indent(b"   ");
+    let written = manifest.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, formatter));
+    written.map_err(|error| Error::internal(format!("write the manifest: {error}")))?;
+    Ok((kind.to_owned(), bytes))
+}
+
+/// What a registry's failure means for who hands an image on: its own words, as dockerd's.
+fn failed(error: &dhow_registry::Error) -> Error {
+    match error {
+        dhow_registry::Error::Unreachable { .. } => Error::new(Kind::Unreachable, error.to_string()),
+        error => Error::internal(error.to_string()),
+    }
+}

@@ -1,0 +1,116 @@
+//! What image layers are outside of here: the blobs they came in, where registries have them, and how they are compressed to be
+//! handed on.
+
+use std::fs::File;
+use std::io::Write;
+
+use dhow_oci::image::Descriptor;
+use dhow_oci::{Digest, Reference};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use rusqlite::{Connection, Row, params};
+use rustix::fs::FlockOperation;
+
+use crate::{Context, Durability, LayerRow, Result, Store, StoreError};
+
+/// Measured on programs and libraries: twice as fast as the usual 6, for 3 % more bytes.
+const LEVEL: u32 = 3;
+
+/// A document that an image came by.
+#[derive(Clone, Debug)]
+pub struct StoredManifest {
+    pub digest: Digest,
+    pub media_type: String,
+    pub bytes: Vec<u8>,
+}
+
+/// A blob that a repository of a registry has, at least it had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteBlob {
+    /// In the canonical form.
+    pub repository: String,
+    pub blob: Descriptor,
+}
+
+impl Store {
+    /// The documents that an image came by: manifests, and the indexes that led to them.
+    pub fn manifests_of(&self, id: &Digest) -> Result<Vec<StoredManifest>> {
+        self.database.read::<_, StoreError>(|db| {
+            let mut statement = db.prepare_cached("SELECT digest, media_type, content FROM manifests WHERE image_id = ?1")?;
+            let rows = statement.query_map([id.to_string()], |row| Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?)))?;
+            let rows: Vec<(String, String, Vec<u8>)> = rows.collect::<Result<_, _>>()?;
+            let parsed = rows.into_iter().filter_map(|(digest, media_type, bytes)| {
+                Some(StoredManifest { digest: digest.parse().ok()?, media_type, bytes })
+            });
+            Ok(parsed.collect())
+        })
+    }
+
+    /// The blobs with a layer's content that are here.
+    pub fn blobs_of(&self, diff_id: &Digest) -> Result<Vec<Descriptor>> {
+        let blobs: Vec<Descriptor> = self.database.read::<_, StoreError>(|db| {
+            let mut statement = db.prepare_cached("SELECT digest, media_type, size FROM blobs WHERE diff_id = ?1")?;
+            Ok(statement.query_map([diff_id.to_string()], |row| descriptor(row, 0))?.filter_map(|blob| blob.ok()?).collect())
+        })?;
+        Ok(blobs.into_iter().filter(|blob| self.paths.blobs().join(blob.digest.hex()).exists()).collect())
+    }
+
+    /// A whole blob, which nobody removes while it is open.
+    pub fn open_blob(&self, digest: &Digest) -> Result<File> {
+        let what = || format!("open blob {digest}");
+        let file = File::open(self.paths.blobs().join(digest.hex())).context(what)?;
+        rustix::fs::flock(&file, FlockOperation::LockShared).context(what)?;
+        Ok(file)
+    }
+
+    /// Where the registry of a domain has a layer's content.
+    pub fn remote_blobs(&self, domain: &str, diff_id: &Digest) -> Result<Vec<RemoteBlob>> {
+        let begin = format!("{domain}/");
+        self.database.read::<_, StoreError>(|db| {
+            let query = "SELECT repository, digest, media_type, size FROM remote_blobs
+                WHERE diff_id = ?1 AND substr(repository, 1, length(?2)) = ?2";
+            let mut statement = db.prepare_cached(query)?;
+            let rows = statement.query_map([&diff_id.to_string(), &begin], |row| {
+                Ok(descriptor(row, 1)?.map(|blob| (row.get(0), blob)))
+            })?;
+            Ok(rows.filter_map(|row| row.ok()?).filter_map(|(name, blob)| Some(RemoteBlob { repository: name.ok()?, blob })).collect())
+        })
+    }
+
+    /// A repository has got an image: under this digest, with these blobs and the diff IDs of their content.
+    pub fn note_pushed(&self, name: &Reference, digest: &Digest, id: &Digest, blobs: &[(Descriptor, Digest)]) -> Result<()> {
+        self.database.write::<_, StoreError>(Durability::Process, |tx| {
+            let query = "INSERT INTO digests (repository, digest, image_id) SELECT ?1, ?2, ?3
+                WHERE EXISTS (SELECT 1 FROM images WHERE id = ?3)
+                ON CONFLICT (repository, digest) DO UPDATE SET image_id = excluded.image_id";
+            tx.execute(query, params![name.repository(), digest.to_string(), id.to_string()])?;
+            note_remote(tx, &name.repository(), blobs)
+        })
+    }
+
+    /// Writes a layer as a gzip'ed tar. The same layer makes the same bytes.
+    pub fn write_compressed(&self, layer: &LayerRow, out: &mut dyn Write) -> Result<()> {
+        let mut encoder = GzEncoder::new(out, Compression::new(LEVEL));
+        self.write_tar(layer, &mut encoder)?;
+        encoder.finish().map(drop).map_err(StoreError::Out)
+    }
+}
+
+/// Blobs that a repository has, as far as their layers are here.
+pub(crate) fn note_remote(tx: &Connection, repository: &str, blobs: &[(Descriptor, Digest)]) -> Result<()> {
+    for (blob, diff_id) in blobs {
+        tx.execute(
+            "INSERT OR REPLACE INTO remote_blobs (repository, diff_id, digest, media_type, size) SELECT ?1, ?2, ?3, ?4, ?5
+             WHERE EXISTS (SELECT 1 FROM layers WHERE diff_id = ?2)",
+            params![repository, diff_id.to_string(), blob.digest.to_string(), blob.media_type, blob.size as i64],
+        )?;
+    }
+    Ok(())
+}
+
+/// Digest, media type and size, from a column on.
+fn descriptor(row: &Row<'_>, from: usize) -> rusqlite::Result<Option<Descriptor>> {
+    let (digest, media_type, size) = (row.get::<_, String>(from)?, row.get(from + 1)?, row.get::<_, i64>(from + 2)?);
+    let digest = digest.parse::<Digest>().ok();
+    Ok(digest.map(|digest| Descriptor { media_type, digest, size: size as u64, platform: None, annotations: Default::default() }))
+}

@@ -1,0 +1,229 @@
+//! `save`: images as an archive that is docker's and an OCI layout at once.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::io::Write;
+
+use dhow_oci::image::{ArchiveEntry, Descriptor, Index, Manifest, OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST};
+use dhow_oci::{Digest, Reference};
+
+use crate::{Image, LayerRow, Result, Store, StoreError};
+
+/// An image that is to be saved, and the names it has in the archive.
+#[derive(Clone, Debug)]
+pub struct SavedImage {
+    pub image: Image,
+    /// With tags.
+    pub names: Vec<Reference>,
+}
+
+/// An archive about to be written: everything of it is known but the layers' content.
+pub struct Saving {
+    /// By their diff ID, with the bytes of their tars.
+    layers: BTreeMap<String, (LayerRow, u64)>,
+    /// Other blobs, by their digest.
+    documents: BTreeMap<String, Vec<u8>>,
+    /// What is not named by a digest.
+    rest: Vec<(&'static str, Vec<u8>)>,
+}
+
+impl Store {
+    /// Prepares an archive of images.
+    ///
+    /// # Errors
+    /// A layer's archive cannot be made again.
+    pub fn prepare_save(&self, images: &[SavedImage]) -> Result<Saving> {
+        let json = |source| StoreError::Json { path: "archive".to_owned(), source };
+        let mut saving = Saving { layers: BTreeMap::new(), documents: BTreeMap::new(), rest: Vec::new() };
+        let ids: HashSet<Digest> = images.iter().map(|saved| saved.image.row.id).collect();
+        let mut entries = Vec::new();
+        let mut index = Index { schema_version: 2, media_type: Some(OCI_INDEX.to_owned()), manifests: Vec::new() };
+        let mut repositories: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+        for SavedImage { image, names } in images {
+            let id = image.row.id;
+            let config = self.config_of(&id)?.ok_or_else(|| StoreError::Archive(format!("image {id} was removed meanwhile")))?;
+            let mut layers = Vec::new();
+            for row in self.layers_of(image)? {
+                let size = self.tar_size(&row.chain_id)?;
+                layers.push(descriptor(OCI_LAYER, row.diff_id, size));
+                saving.layers.insert(row.diff_id.hex().to_owned(), (row, size));
+            }
+            let manifest = Manifest {
+                schema_version: 2,
+                media_type: Some(OCI_MANIFEST.to_owned()),
+                config: descriptor(OCI_CONFIG, id, config.len() as u64),
+                layers,
+            };
+            let document = serde_json::to_vec(&manifest).map_err(json)?;
+            let of = descriptor(OCI_MANIFEST, Digest::of(&document), document.len() as u64);
+            saving.documents.insert(of.digest.hex().to_owned(), document);
+            saving.documents.insert(id.hex().to_owned(), config);
+            let path = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
+            for name in names {
+                let tag = name.tag.clone().unwrap_or_default();
+                let mut of = of.clone();
+                of.annotations.insert("io.containerd.image.name".to_owned(), name.to_string());
+                of.annotations.insert("org.opencontainers.image.ref.name".to_owned(), tag.clone());
+                index.manifests.push(of);
+                if let Some(top) = manifest.layers.last() {
+                    let tags = repositories.entry(name.familiar_repository()).or_default();
+                    tags.insert(tag, top.digest.hex().to_owned());
+                }
+            }
+            if names.is_empty() {
+                index.manifests.push(of);
+            }
+            entries.push(ArchiveEntry {
+                config: path(&id),
+                repo_tags: Some(names.iter().map(Reference::familiar).collect()).filter(|names: &Vec<_>| !names.is_empty()),
+                layers: manifest.layers.iter().map(|layer| path(&layer.digest)).collect(),
+                parent: image.row.parent.filter(|parent| ids.contains(parent)).map(|parent| parent.to_string()),
+                layer_sources: manifest.layers.iter().map(|layer| (layer.digest.to_string(), layer.clone())).collect(),
+            });
+        }
+        // Line ends as docker's.
+        let line = |bytes: Vec<u8>| [bytes, b"\n".to_vec()].concat();
+        saving.rest = vec![
+            ("index.json", serde_json::to_vec(&index).map_err(json)?),
+            ("manifest.json", serde_json::to_vec(&entries).map(line).map_err(json)?),
+            ("oci-layout", br#"{"imageLayoutVersion": "1.0.0"}"#.to_vec()),
+        ];
+        if !repositories.is_empty() {
+            saving.rest.push(("repositories", serde_json::to_vec(&repositories).map(line).map_err(json)?));
+        }
+        Ok(saving)
+    }
+
+    /// Writes an archive. Two of the same images are the same, byte for byte.
+    ///
+    /// # Errors
+    /// [`StoreError::Out`] of whoever is written to; a layer is not what it was.
+    pub fn save(&self, saving: &Saving, out: &mut dyn Write) -> Result<()> {
+        for directory in ["blobs/", "blobs/sha256/"] {
+            out.write_all(header(directory, tar::EntryType::Directory, 0)?.as_bytes()).map_err(StoreError::Out)?;
+        }
+        let hexes: BTreeSet<&String> = saving.layers.keys().chain(saving.documents.keys()).collect();
+        for hex in hexes {
+            let path = format!("blobs/sha256/{hex}");
+            if let Some((layer, size)) = saving.layers.get(hex) {
+                out.write_all(header(&path, tar::EntryType::Regular, *size)?.as_bytes()).map_err(StoreError::Out)?;
+                self.write_tar(layer, out)?;
+                pad(*size, out)?;
+            } else if let Some(document) = saving.documents.get(hex) {
+                file(&path, document, out)?;
+            }
+        }
+        for (name, content) in &saving.rest {
+            file(name, content, out)?;
+        }
+        out.write_all(&[0; 1024]).and_then(|()| out.flush()).map_err(StoreError::Out)
+    }
+}
+
+fn descriptor(media_type: &str, digest: Digest, size: u64) -> Descriptor {
+    Descriptor { media_type: media_type.to_owned(), digest, size, platform: None, annotations: BTreeMap::new() }
+}
+
+fn header(path: &str, kind: tar::EntryType, size: u64) -> Result<tar::Header> {
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(kind);
+    header.set_path(path).map_err(StoreError::Out)?;
+    header.set_mode(if kind == tar::EntryType::Directory { 0o755 } else { 0o644 });
+    header.set_size(size);
+    header.set_mtime(0);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_cksum();
+    Ok(header)
+}
+
+fn file(path: &str, content: &[u8], out: &mut dyn Write) -> Result<()> {
+    let size = content.len() as u64;
+    out.write_all(header(path, tar::EntryType::Regular, size)?.as_bytes()).map_err(StoreError::Out)?;
+    out.write_all(content).map_err(StoreError::Out)?;
+    pad(size, out)
+}
+
+fn pad(size: u64, out: &mut dyn Write) -> Result<()> {
+    const BLOCK: usize = 512;
+    let rest = size as usize % BLOCK;
+    let padding = if rest == 0 { 0 } else { BLOCK - rest };
+    out.write_all(&[0; BLOCK][..padding]).map_err(StoreError::Out)
+}
+
+#[cfg(test)]
+mod tests {
+    use dhow_oci::Platform;
+    use dhow_oci::image::ImageConfig;
+
+    use super::*;
+    use crate::{Paths, StoreError};
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(Paths::new(&directory.path().join("data"), &directory.path().join("run"))).unwrap();
+        (directory, store)
+    }
+
+    fn tar_of(name: &str, content: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        file(name, content, &mut out).unwrap();
+        out.resize(out.len() + 1024, 0);
+        out
+    }
+
+    #[test]
+    fn what_is_saved_loads_elsewhere_and_is_saved_the_same() {
+        let (_from, store) = store();
+        let name = |text: &str| text.parse::<Reference>().unwrap();
+        let config = ImageConfig { os: "linux".into(), architecture: "amd64".into(), ..ImageConfig::default() };
+        let base = store.import(&tar_of("a", b"one")[..], config.clone(), Some(&name("base:1")), 5).unwrap();
+        let base = store.image(&base).unwrap().unwrap();
+        // The layer on top has the content of the one below: the same tar in two places.
+        let above = store.commit(Some(&base), &tar_of("a", b"one")[..], config, Some(&name("me/above:2")), 6).unwrap();
+        let above = store.image(&above).unwrap().unwrap();
+        let images = [
+            SavedImage { image: above.clone(), names: vec![name("me/above:2")] },
+            SavedImage { image: base, names: vec![name("base:1"), name("base:2")] },
+        ];
+        let archive = |store: &Store, images: &[SavedImage]| {
+            let mut out = Vec::new();
+            store.save(&store.prepare_save(images).unwrap(), &mut out).unwrap();
+            out
+        };
+        let saved = archive(&store, &images);
+        assert!(saved == archive(&store, &images), "reproducible");
+        let (_to, other) = self::store();
+        let loaded = other.load(&saved[..], &Platform::host(), &|_| true).unwrap();
+        let names: Vec<String> = loaded.iter().flat_map(|image| image.names.iter().map(Reference::familiar)).collect();
+        assert_eq!(names, ["me/above:2", "base:1", "base:2"]);
+        let again: Vec<SavedImage> = images
+            .iter()
+            .map(|saved| SavedImage { image: other.image(&saved.image.row.id).unwrap().unwrap(), names: saved.names.clone() })
+            .collect();
+        assert!(archive(&other, &again) == saved);
+        // Loading what is there changes nothing.
+        let again = other.load(&saved[..], &Platform::host(), &|_| true).unwrap();
+        assert_eq!(again.len(), 2);
+        assert_eq!(std::fs::read_dir(other.paths.data.join("tmp")).unwrap().count(), 0);
+        let layers = std::fs::read_dir(other.paths.layers()).unwrap().flatten();
+        assert_eq!(layers.filter(|entry| entry.file_name().to_string_lossy().starts_with("tmp-")).count(), 0);
+    }
+
+    #[test]
+    fn a_changed_archive_is_refused_and_leaves_nothing() {
+        let (_from, store) = store();
+        let config = ImageConfig { os: "linux".into(), architecture: "amd64".into(), ..ImageConfig::default() };
+        let id = store.import(&tar_of("a", b"one")[..], config, None, 5).unwrap();
+        let images = [SavedImage { image: store.image(&id).unwrap().unwrap(), names: vec![] }];
+        let mut saved = Vec::new();
+        store.save(&store.prepare_save(&images).unwrap(), &mut saved).unwrap();
+        let place = saved.windows(3).position(|bytes| bytes == b"one").unwrap();
+        saved[place] = b'O';
+        let (_to, other) = self::store();
+        let refused = other.load(&saved[..], &Platform::host(), &|_| true).unwrap_err();
+        assert!(matches!(refused, StoreError::WrongDigest { what: "layer", .. }), "{refused}");
+        let stopped = other.load(&saved[..], &Platform::host(), &|_| false).unwrap_err();
+        assert!(stopped.to_string().contains("canceled"), "{stopped}");
+        assert_eq!(std::fs::read_dir(other.paths.layers()).unwrap().count(), 0);
+    }
+}
