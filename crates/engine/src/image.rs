@@ -320,7 +320,8 @@ impl Engine {
         if name.tag.is_some() {
             let id = self.store.image_by_name(&name)?;
             // What looks like a name with a tag may be an ID.
-            let id = id.map_or_else(|| self.find_image_id(reference), Ok).map_err(|_| Error::not_found("reference does not exist"));
+            let id =
+                id.map_or_else(|| self.find_image_id(reference), Ok).map_err(|_| Error::not_found("reference does not exist"));
             return Ok(vec![(id?, Some(name))]);
         }
         let repository = name.repository();

@@ -216,9 +216,8 @@ impl Engine {
             Ok(done)
         };
         let pushed = std::thread::scope(|scope| {
-            let more: Vec<_> = (1..at_once)
-                .map(|_| scope.spawn(|| work(&mut client.session().map_err(|error| failed(&error))?)))
-                .collect();
+            let more: Vec<_> =
+                (1..at_once).map(|_| scope.spawn(|| work(&mut client.session().map_err(|error| failed(&error))?))).collect();
             let own = work(first);
             let fault = || Err(Error::internal("push a layer: a fault of dhow's"));
             let others: Vec<_> = more.into_iter().map(|thread| thread.join().unwrap_or_else(|_| fault())).collect();
@@ -313,7 +312,8 @@ impl Engine {
         begun: Option<Upload>,
         told: PushTold<'_>,
     ) -> dhow_registry::Result<Descriptor> {
-        let total = self.store.tar_size(&layer.row.chain_id).map_err(|error| dhow_registry::Error::Stopped(io::Error::other(error)))?;
+        let total =
+            self.store.tar_size(&layer.row.chain_id).map_err(|error| dhow_registry::Error::Stopped(io::Error::other(error)))?;
         let source: Source<'_> = &|take| {
             let mut out = Handing { take, told, layer, total, sent: 0 };
             self.store.write_compressed(&layer.row, &mut out).map_err(|error| match error {
@@ -382,16 +382,10 @@ fn manifest(id: &Digest, config_size: u64, blobs: &[Descriptor]) -> Result<(Stri
         annotations: Default::default(),
     };
     let gzip = if is_docker { DOCKER_LAYER.to_owned() } else { format!("{OCI_LAYER}+gzip") };
-    let layers = blobs
-        .iter()
-        .map(|blob| of(if is_gzip(blob) { &gzip } else { &blob.media_type }, blob.digest, blob.size))
-        .collect();
-    let manifest = Manifest {
-        schema_version: 2,
-        media_type: Some(kind.to_owned()),
-        config: of(config_kind, *id, config_size),
-        layers,
-    };
+    let layers =
+        blobs.iter().map(|blob| of(if is_gzip(blob) { &gzip } else { &blob.media_type }, blob.digest, blob.size)).collect();
+    let manifest =
+        Manifest { schema_version: 2, media_type: Some(kind.to_owned()), config: of(config_kind, *id, config_size), layers };
     // As docker writes it.
     let mut bytes = Vec::new();
     let formatter = serde_json::ser::PrettyFormatter::with_indent(b"   ");

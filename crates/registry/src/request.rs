@@ -173,9 +173,7 @@ impl Inner<'_> {
     /// What one said to the registry before.
     fn authorization(&self, ask: &Ask<'_>) -> Option<String> {
         match &self.client.credentials.registry_token {
-            token if token.is_empty() => {
-                self.client.known().authorizations.get(&(ask.name.domain.clone(), ask.scope())).cloned()
-            }
+            token if token.is_empty() => self.client.known().authorizations.get(&(ask.name.domain.clone(), ask.scope())).cloned(),
             token => Some(format!("Bearer {token}")),
         }
     }

@@ -76,12 +76,7 @@ pub fn copy_into(tar: impl Read, root: &Root, options: CopyOptions) -> Result<()
     unpack(tar, root, Some(options), None).map(drop)
 }
 
-fn unpack(
-    tar: impl Read,
-    root: &Root,
-    copy: Option<CopyOptions>,
-    recording: Option<&Recording>,
-) -> Result<u64, ApplyError> {
+fn unpack(tar: impl Read, root: &Root, copy: Option<CopyOptions>, recording: Option<&Recording>) -> Result<u64, ApplyError> {
     let mut archive = Archive::new(tar);
     let mut unpacker =
         Unpacker { root, copy, recording, size: 0, directories: Vec::new(), parent: None, buffer: vec![0; BUFFER] };

@@ -70,10 +70,12 @@ impl Store {
             let query = "SELECT repository, digest, media_type, size FROM remote_blobs
                 WHERE diff_id = ?1 AND substr(repository, 1, length(?2)) = ?2";
             let mut statement = db.prepare_cached(query)?;
-            let rows = statement.query_map([&diff_id.to_string(), &begin], |row| {
-                Ok(descriptor(row, 1)?.map(|blob| (row.get(0), blob)))
-            })?;
-            Ok(rows.filter_map(|row| row.ok()?).filter_map(|(name, blob)| Some(RemoteBlob { repository: name.ok()?, blob })).collect())
+            let rows = statement
+                .query_map([&diff_id.to_string(), &begin], |row| Ok(descriptor(row, 1)?.map(|blob| (row.get(0), blob))))?;
+            Ok(rows
+                .filter_map(|row| row.ok()?)
+                .filter_map(|(name, blob)| Some(RemoteBlob { repository: name.ok()?, blob }))
+                .collect())
         })
     }
 

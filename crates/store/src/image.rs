@@ -250,7 +250,10 @@ impl Store {
 
 /// Forgets the blobs of layers that there are no more.
 fn forget_blobs(tx: &Connection) -> Result<Vec<String>> {
-    tx.execute("DELETE FROM remote_blobs WHERE NOT EXISTS (SELECT 1 FROM layers WHERE layers.diff_id = remote_blobs.diff_id)", [])?;
+    tx.execute(
+        "DELETE FROM remote_blobs WHERE NOT EXISTS (SELECT 1 FROM layers WHERE layers.diff_id = remote_blobs.diff_id)",
+        [],
+    )?;
     let query = "DELETE FROM blobs WHERE NOT EXISTS (SELECT 1 FROM layers WHERE layers.diff_id = blobs.diff_id) RETURNING digest";
     let mut statement = tx.prepare(query)?;
     Ok(statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?)

@@ -28,8 +28,8 @@ pub use layer::{LayerRow, Mountable};
 pub use load::{LoadProgress, LoadTold, LoadedImage};
 pub use pack::Packer;
 pub use paths::Paths;
-pub use save::{SavedImage, Saving};
 pub use rusqlite;
+pub use save::{SavedImage, Saving};
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -135,7 +135,8 @@ impl Held {
         }
         let whole = io::Cursor::new(start).chain(from);
         let digest = claimed.unwrap_or_else(|| Digest::of(name.as_bytes()));
-        let mut blob = Blob { inner: whole, hasher: claimed.map(|_| Hasher::new()), told, read: 0, heard: 0, total: size, digest };
+        let mut blob =
+            Blob { inner: whole, hasher: claimed.map(|_| Hasher::new()), told, read: 0, heard: 0, total: size, digest };
         blob.tell().map_err(|_| StoreError::Archive("context canceled".to_owned()))?;
         let mut unpack = || -> Result<Unpacked> {
             let unpacked = store.unpack_apart(decompressed(&mut blob).context(|| format!("decompress {name}"))?)?;
@@ -356,13 +357,7 @@ impl Store {
         Ok(())
     }
 
-    fn load_image(
-        &self,
-        held: &mut Held,
-        config: &[u8],
-        layers: &[String],
-        names: Vec<Reference>,
-    ) -> Result<LoadedImage> {
+    fn load_image(&self, held: &mut Held, config: &[u8], layers: &[String], names: Vec<Reference>) -> Result<LoadedImage> {
         let parsed: ImageConfig =
             serde_json::from_slice(config).map_err(|source| StoreError::Json { path: "image config".to_owned(), source })?;
         let diff_ids = &parsed.rootfs.diff_ids;
@@ -438,7 +433,8 @@ impl Store {
         std::thread::scope(|scope| {
             let packing = scope.spawn(move || self.write_tar(&from, &mut Sending(sender)));
             let row = self.unpack(parent, Pieces::of(pieces), Some(diff_id));
-            let packed = packing.join().unwrap_or_else(|_| Err(StoreError::Archive("copy a layer: a fault of dhow's".to_owned())));
+            let packed =
+                packing.join().unwrap_or_else(|_| Err(StoreError::Archive("copy a layer: a fault of dhow's".to_owned())));
             match packed {
                 // Whoever unpacks has stopped.
                 Err(StoreError::Out(_)) | Ok(()) => row,

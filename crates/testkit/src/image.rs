@@ -47,3 +47,22 @@ pub fn busybox_archive() -> Vec<u8> {
 fn find_busybox() -> Option<PathBuf> {
     ["/bin/busybox", "/usr/bin/busybox"].iter().map(PathBuf::from).find(|path| path.exists())
 }
+
+/// A tar of one file with content that no compression makes small.
+pub fn layer(name: &str, megabytes: usize) -> Vec<u8> {
+    let mut seed = name.bytes().fold(1u64, |seed, byte| seed.wrapping_mul(31) + u64::from(byte));
+    let content: Vec<u8> = std::iter::repeat_with(|| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed as u8
+    })
+    .take(megabytes << 20)
+    .collect();
+    let mut header = tar::Header::new_ustar();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o644);
+    let mut archive = tar::Builder::new(Vec::new());
+    archive.append_data(&mut header, name, &content[..]).expect("memory takes all");
+    archive.into_inner().expect("memory takes all")
+}

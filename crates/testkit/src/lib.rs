@@ -13,7 +13,7 @@ pub mod registry;
 
 pub use bundle::Bundle;
 pub use certificates::Authority;
-pub use image::busybox_archive;
+pub use image::{busybox_archive, layer};
 pub use registry::Registry;
 
 use std::io::{Read, Write};

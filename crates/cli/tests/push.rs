@@ -1,0 +1,211 @@
+//! Images on their way out: to registries, and into archives.
+
+use std::process::Stdio;
+
+use dhow_testkit::registry::{Faults, Registry, digest_of};
+use dhow_testkit::{busybox_archive, layer, sandboxed, text};
+
+/// What a container of each client writes, made an image of two layers: the name.
+fn committed(sandbox: &dhow_testkit::Sandbox, name: &str) {
+    sandbox.ok(&["run", "--name", "made", "busybox", "sh", "-c", "mkdir /d; echo made >/d/file; ln /d/file /d/hard; rm /bin/vi"]);
+    sandbox.ok(&["commit", "made", name]);
+    sandbox.ok(&["rm", "made"]);
+}
+
+#[test]
+fn an_image_is_pushed_and_pulled() {
+    let mut sandbox = sandboxed!();
+    let (registry, other) = (Registry::start(), Registry::start());
+    committed(&sandbox, "made");
+    let name = registry.name("group/made:1");
+    let short = name.trim_end_matches(":1").to_owned();
+    sandbox.ok(&["tag", "made", &name]);
+    let told = sandbox.ok(&["push", &name]);
+    let lines: Vec<&str> = told.lines().collect();
+    assert_eq!(lines[0], format!("The push refers to repository [{short}]"), "{told}");
+    assert_eq!((told.matches(": Preparing").count(), told.matches(": Pushed").count()), (2, 2), "{told}");
+    let (kind, manifest) = registry.manifest("group/made", "1").unwrap();
+    assert_eq!(kind, "application/vnd.docker.distribution.manifest.v2+json");
+    let digest = digest_of(&manifest);
+    assert_eq!(lines[lines.len() - 1], format!("1: digest: {digest} size: {}", manifest.len()));
+    assert_eq!(sandbox.ok(&["inspect", "-f", "{{.RepoDigests}}", "made"]), format!("[{short}@{digest}]"));
+    // All that it names is there.
+    let document: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    for blob in document["layers"].as_array().unwrap().iter().chain([&document["config"]]) {
+        let content = registry.blob("group/made", blob["digest"].as_str().unwrap()).unwrap();
+        assert_eq!(content.len() as u64, blob["size"].as_u64().unwrap());
+    }
+
+    // Once more costs no bytes, neither in another repository of the registry.
+    registry.taken();
+    assert_eq!(sandbox.ok(&["push", &name]).matches(": Layer already exists").count(), 2);
+    let second = registry.name("second:1");
+    sandbox.ok(&["tag", "made", &second]);
+    assert_eq!(sandbox.ok(&["push", &second]).matches(": Mounted from group/made").count(), 2);
+    assert!(registry.taken() < 4096, "the config alone");
+    let third = registry.name("third:1");
+    sandbox.ok(&["tag", "made", &third]);
+    registry.misbehave(Faults { without_mounts: true, ..Faults::default() });
+    assert_eq!(sandbox.ok(&["push", &third]).matches(": Pushed").count(), 2);
+    registry.misbehave(Faults::default());
+
+    // What was pulled is pushed as it was, to whomever.
+    sandbox.ok(&["rmi", "made", &name, &second, &third]);
+    let from = other.name("oci:1");
+    // Not the sandbox's own layer, of which there is no blob here.
+    let base = [busybox_archive(), vec![0; 512]].concat();
+    let (index, _) = other.add("oci", "1", &[base, layer("data", 1)]);
+    sandbox.ok(&["pull", &from]);
+    let onward = registry.name("onward:1");
+    sandbox.ok(&["tag", &from, &onward]);
+    sandbox.ok(&["push", "-q", &onward]);
+    let (kind, manifest) = registry.manifest("onward", "1").unwrap();
+    let (_, listed) = other.manifest("oci", &index).unwrap();
+    let listed: serde_json::Value = serde_json::from_slice(&listed).unwrap();
+    assert_eq!(
+        (kind.as_str(), digest_of(&manifest).as_str()),
+        ("application/vnd.oci.image.manifest.v1+json", listed["manifests"][1]["digest"].as_str().unwrap())
+    );
+
+    sandbox.start_daemon();
+    for client in dhow_testkit::clients() {
+        sandbox.ok(&["tag", &from, &registry.name(&format!("{client}:a"))]);
+        sandbox.ok(&["tag", "busybox", &registry.name(&format!("{client}:b"))]);
+        let of = registry.name(client);
+        let (code, out, err) = sandbox.by(client, &["push", "-a", &of]);
+        assert_eq!(code, 0, "{client}: {err}");
+        assert!(out.contains("\na: digest: sha256:") && out.contains("\nb: digest: sha256:"), "{client}: {out}");
+        let (_, out, _) = sandbox.by(client, &["push", "-q", &format!("{of}:b")]);
+        assert_eq!(out.trim(), format!("{of}:b"), "{client}");
+        for (args, why) in [
+            (&["push", &format!("{of}:none")][..], format!("tag does not exist: {of}:none")),
+            (
+                &["push", &registry.name("none")],
+                format!("An image does not exist locally with the tag: {}", registry.name("none")),
+            ),
+            (&["push", "-a", &format!("{of}:a")], "tag can't be used with --all-tags/-a".to_owned()),
+            (
+                &["push", "--platform", "linux/arm/v7", &format!("{of}:b")],
+                format!(
+                    "Error response from daemon: image with reference {of}:b was found but its platform (linux/amd64) does not match the specified platform (linux/arm/v7)"
+                ),
+            ),
+        ] {
+            let (code, _, err) = sandbox.by(client, args);
+            // Docker has a hint before the last.
+            assert_eq!((code, err.trim().lines().last()), (1, Some(why.as_str())), "{client} {args:?}");
+        }
+        sandbox.ok(&["rmi", &format!("{of}:a"), &format!("{of}:b")]);
+        assert_eq!(sandbox.by(client, &["run", "--rm", &format!("{of}:a"), "sh", "-c", "wc -c </data"]).1.trim(), "1048576");
+        sandbox.ok(&["rmi", &format!("{of}:a")]);
+    }
+    sandbox.finish();
+}
+
+#[test]
+fn a_push_goes_on_where_it_was_cut() {
+    let sandbox = sandboxed!();
+    let registry = Registry::start();
+    let source = Registry::start();
+    let (_, large) = source.add("large", "1", &[layer("large", 8)]);
+    let from = source.name("large:1");
+    sandbox.ok(&["pull", "-q", &from]);
+    let push = |tag: &str| {
+        let name = registry.name(&format!("large-{tag}:1"));
+        sandbox.ok(&["tag", &from, &name]);
+        let output = sandbox.run(&["push", &name]);
+        sandbox.ok(&["rmi", &name]);
+        (output.status.success(), text(&output.stderr), registry.taken())
+    };
+    // The blob's file, in pieces: nothing twice, since the registry tells how far it got.
+    registry.misbehave(Faults { cut_uploads_after: Some(500_000), ..Faults::default() });
+    let (pushed, why, taken) = push("cut");
+    assert!(pushed && taken < large + large / 20, "{why}: {taken}");
+    // One that does not tell is sent all of it again, until it takes no more of that.
+    registry.misbehave(Faults { cut_uploads_after: Some(3 << 20), forgetful: true, without_mounts: true, ..Faults::default() });
+    let (pushed, why, taken) = push("forgetful");
+    assert!(!pushed && taken <= 6 * (3 << 20), "{taken}");
+    assert!(why.contains("large-forgetful"), "{why}");
+    // An upload whose answer was lost is there.
+    registry.misbehave(Faults { lost_answers: 1, without_mounts: true, ..Faults::default() });
+    let (pushed, why, taken) = push("lost");
+    assert!(pushed && taken < large + large / 20, "{why}: {taken}");
+    registry.misbehave(Faults { statuses: [503, 429, 500].into(), without_mounts: true, ..Faults::default() });
+    let (pushed, why, _) = push("busy");
+    assert!(pushed, "{why}");
+    registry.misbehave(Faults { account: Some(("me".into(), "secret".into())), ..Faults::default() });
+    let (pushed, why, _) = push("account");
+    assert!(!pushed && why.contains("unexpected status from the registry: 401"), "{why}");
+
+    // A layer that is compressed on its way: the same, and the same bytes each time.
+    registry.misbehave(Faults { cut_uploads_after: Some(100_000), ..Faults::default() });
+    committed(&sandbox, "made");
+    for place in ["one", "two"] {
+        sandbox.ok(&["tag", "made", &registry.name(&format!("{place}:1"))]);
+        sandbox.ok(&["push", &registry.name(&format!("{place}:1"))]);
+    }
+    assert!(registry.manifest("one", "1") == registry.manifest("two", "1"));
+    assert!(registry.taken() < 2 << 20);
+    sandbox.finish();
+}
+
+#[test]
+fn images_are_saved_and_loaded() {
+    let mut sandbox = sandboxed!();
+    committed(&sandbox, "made:1");
+    sandbox.ok(&["tag", "made:1", "made:2"]);
+    let id = sandbox.ok(&["images", "-q", "--no-trunc", "made:1"]);
+    let archive = sandbox.path("images.tar");
+    let archive = archive.to_str().unwrap();
+    sandbox.ok(&["save", "-o", archive, "made", "busybox"]);
+    let first = std::fs::read(archive).unwrap();
+    sandbox.start_daemon();
+    for client in dhow_testkit::clients() {
+        let (code, _, err) = sandbox.by(client, &["save", "-o", archive, "made", "busybox"]);
+        assert_eq!((code, err.as_str()), (0, ""), "{client}");
+        assert!(std::fs::read(archive).unwrap() == first, "{client}: the same images are the same archive");
+        sandbox.ok(&["rmi", "made:1", "made:2", "busybox"]);
+        let (code, out, err) = sandbox.by(client, &["load", "-i", archive]);
+        let mut loaded: Vec<&str> = out.lines().collect();
+        loaded.sort_unstable();
+        assert_eq!(
+            (code, loaded.as_slice()),
+            (0, &["Loaded image: busybox:latest", "Loaded image: made:1", "Loaded image: made:2"][..]),
+            "{client}: {err}"
+        );
+        assert_eq!(sandbox.ok(&["images", "-q", "--no-trunc", "made:2"]), id);
+        let listed = sandbox.ok(&["run", "--rm", "made:1", "sh", "-c", "cat /d/hard; stat -c %h /d/file; test -e /bin/vi || echo none"]);
+        assert_eq!(listed, "made\n2\nnone", "{client}");
+
+        // By ID without a name, by a pipe, compressed.
+        let (_, _, err) = sandbox.by(client, &["save", "-o", archive, id.trim_start_matches("sha256:").get(..12).unwrap()]);
+        assert_eq!(err, "", "{client}");
+        let compressed = std::process::Command::new("gzip").args(["-c", archive]).output().unwrap().stdout;
+        sandbox.ok(&["rmi", "made:1", "made:2"]);
+        let mut child = sandbox.client(client, &["load"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), &compressed).unwrap();
+        assert_eq!(text(&child.wait_with_output().unwrap().stdout).trim(), format!("Loaded image ID: {id}"), "{client}");
+        // That archive did not tell what the image was made of.
+        sandbox.ok(&["rmi", &id, "busybox"]);
+        std::fs::write(archive, &first).unwrap();
+        sandbox.ok(&["load", "-i", archive]);
+
+        for (args, why) in [
+            (&["save", "-o", archive, "none:1"][..], "Error response from daemon: reference does not exist"),
+            (&["save", "-o", archive, "none"], "Error response from daemon: No such image: none:latest"),
+            (
+                &["save", "-o", "/none/at/all", "made"],
+                "failed to save image: invalid output path: stat /none/at: no such file or directory",
+            ),
+            (
+                &["save", "--platform", "linux/arm64", "-o", archive, "made"],
+                "Error response from daemon: no suitable export target found for platform linux/arm64",
+            ),
+            (&["load", "-i", "/none"], "open /none: no such file or directory"),
+        ] {
+            let (code, _, err) = sandbox.by(client, args);
+            assert_eq!((code, err.trim()), (1, why), "{client} {args:?}");
+        }
+    }
+    sandbox.finish();
+}
