@@ -164,3 +164,41 @@ fn is_zero(number: &u64) -> bool {
 pub struct ErrorDetail {
     pub message: String,
 }
+
+/// What a registry has by a name (`DistributionInspect`).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Distribution {
+    pub descriptor: Descriptor,
+    /// In the form of the image specification.
+    pub platforms: Vec<Value>,
+}
+
+/// What points to a document of a registry.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    pub media_type: String,
+    pub digest: String,
+    pub size: u64,
+}
+
+/// One image that a search found.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SearchResult {
+    pub star_count: i64,
+    pub is_official: bool,
+    pub name: String,
+    pub is_automated: bool,
+    pub description: String,
+}
+
+/// What `POST /auth` answers.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Authenticated {
+    /// To be shown instead of the password from now on.
+    pub identity_token: String,
+    pub status: String,
+}

@@ -9,8 +9,8 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use dhow_api::client::Client;
 
 use crate::commands::{
-    self, commit, context, copy, create, daemon, exec, image, inspect, lifecycle, list, logs, network, prune, run, stats, system,
-    update, volume,
+    self, commit, context, copy, create, daemon, exec, image, inspect, lifecycle, list, logs, network, prune, registry, run,
+    stats, system, update, volume,
 };
 use crate::connect::contexts::{DEFAULT, Folder, Selected};
 use crate::connect::{Roots, Target, TlsOptions};
@@ -193,6 +193,15 @@ enum Command {
     OnSystem(OnSystem),
     /// Show the version information
     Version(system::Version),
+    /// Authenticate to a registry. Defaults to Docker Hub if no server is specified.
+    Login(registry::Login),
+    /// Log out from a registry. If no server is specified, it is Docker Hub.
+    Logout(registry::Logout),
+    /// Search Docker Hub for images
+    Search(registry::Search),
+    /// Show the manifests of registries
+    #[command(subcommand)]
+    Manifest(registry::Manifest),
     /// Run the engine as a daemon behind a socket
     Daemon(daemon::Daemon),
     /// Manage contexts
@@ -517,8 +526,12 @@ async fn dispatch(app: App) -> failure::Result {
     }
     let folder = Folder::find(app.globals.config.as_deref());
     let selected = Selected::find(&folder, app.globals.context.as_deref());
-    if let Command::Context(command) = app.command {
-        return context::run(command, &folder, &selected);
+    // What needs no engine.
+    match app.command {
+        Command::Context(command) => return context::run(command, &folder, &selected),
+        Command::Logout(logout) => return logout.run(folder.path()),
+        Command::Manifest(registry::Manifest::Inspect(inspect)) => return inspect.run(folder.path()).await,
+        _ => {}
     }
     let run = match &app.command {
         Command::OnContainers(command) | Command::Container(Container::Same(command)) => match &**command {
@@ -565,6 +578,9 @@ async fn dispatch(app: App) -> failure::Result {
         },
         Command::Version(version) => version.run(&client).await,
         Command::System(System::DialStdio) => system::dial_stdio(&client).await,
+        Command::Login(login) => login.run(&client).await,
+        Command::Search(search) => search.run(&client).await,
+        Command::Logout(_) | Command::Manifest(_) => Ok(()),
         Command::Daemon(_) | Command::Context(_) | Command::System(System::Reap { .. }) => Ok(()),
     }
 }

@@ -14,6 +14,7 @@ pub mod logs;
 pub mod network;
 mod progress;
 pub mod prune;
+pub mod registry;
 pub mod run;
 pub mod stats;
 pub mod system;

@@ -7,13 +7,13 @@ use dhow_api::client::Client;
 use dhow_api::frame::{Demultiplexer, Stream};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 
 use crate::failure::{Failure, Result};
 
-/// Standard input in raw mode until dropped.
+/// Standard input in another mode until dropped.
 pub struct Raw(Termios);
 
 impl Raw {
@@ -24,6 +24,15 @@ impl Raw {
         tcsetattr(std::io::stdin(), OptionalActions::Now, &raw).ok()?;
         Some(Raw(before))
     }
+}
+
+/// Standard input without an echo until dropped.
+pub fn hidden() -> Option<Raw> {
+    let before = tcgetattr(std::io::stdin()).ok()?;
+    let mut hidden = before.clone();
+    hidden.local_modes.remove(LocalModes::ECHO);
+    tcsetattr(std::io::stdin(), OptionalActions::Now, &hidden).ok()?;
+    Some(Raw(before))
 }
 
 impl Drop for Raw {

@@ -174,7 +174,8 @@ fn images_are_saved_and_loaded() {
             "{client}: {err}"
         );
         assert_eq!(sandbox.ok(&["images", "-q", "--no-trunc", "made:2"]), id);
-        let listed = sandbox.ok(&["run", "--rm", "made:1", "sh", "-c", "cat /d/hard; stat -c %h /d/file; test -e /bin/vi || echo none"]);
+        let listed =
+            sandbox.ok(&["run", "--rm", "made:1", "sh", "-c", "cat /d/hard; stat -c %h /d/file; test -e /bin/vi || echo none"]);
         assert_eq!(listed, "made\n2\nnone", "{client}");
 
         // By ID without a name, by a pipe, compressed.

@@ -10,6 +10,8 @@ pub enum Kind {
     Conflict,
     Invalid,
     Forbidden,
+    /// To a registry.
+    Unauthorized,
     NotModified,
     NotImplemented,
     Unavailable,

@@ -37,6 +37,7 @@ mod prune;
 mod pull;
 mod push;
 mod reconcile;
+mod registries;
 mod remove;
 mod security;
 mod settings;

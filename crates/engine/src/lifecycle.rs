@@ -215,9 +215,7 @@ impl Engine {
             let error = name_conflict(tx, name)?;
             Err(Error { message: format!("Error when allocating new name: {}", error.message), ..error })
         })?;
-        if let Some(monitor) = self.monitor(&container) {
-            ask(&monitor, &Request::Update { name: Some(name.to_owned()), restart: None })?;
-        }
+        self.tell_monitor(&container, &Request::Update { name: Some(name.to_owned()), restart: None })?;
         let old = container.name.clone();
         let renamed = Container { name: name.to_owned(), ..container };
         self.container_event(&renamed, "rename", &[("oldName", format!("/{old}"))]);

@@ -60,6 +60,14 @@ impl Engine {
         exchange(&monitor, request).map_err(|_| not_running()).and_then(accepted)
     }
 
+    /// Tells a container's monitor something, if there is one. One that goes without an answer need not know any more.
+    pub(crate) fn tell_monitor(&self, container: &Container, request: &Request) -> Result<()> {
+        match self.monitor(container).map(|monitor| exchange(&monitor, request)) {
+            Some(Ok(reply)) => accepted(reply).map(drop),
+            Some(Err(_)) | None => Ok(()),
+        }
+    }
+
     /// Asks a monitor that [`Engine::ensure_monitor`] gave. One whose container has just ended still listens for a moment and
     /// refuses `Start` and `Attach`: then its successor is asked. Returns the monitor that answered.
     pub(crate) fn ask_living_monitor(

@@ -137,7 +137,7 @@ impl Engine {
     }
 
     /// The config's bytes.
-    fn config(&self, session: &mut Session<'_>, name: &Reference, manifest: &Manifest) -> Result<Vec<u8>> {
+    pub(crate) fn config(&self, session: &mut Session<'_>, name: &Reference, manifest: &Manifest) -> Result<Vec<u8>> {
         let descriptor = &manifest.config;
         // Old programs have pushed images with the other two (moby, `schema2ManifestDigest`).
         let kind = descriptor.media_type.as_str();

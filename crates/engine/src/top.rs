@@ -33,12 +33,17 @@ const TICKS: u64 = 100;
 impl Engine {
     pub fn top(&self, reference: &str, arguments: &str) -> Result<Top> {
         let container = self.container(reference)?;
+        let not_running = || Error::conflict(format!("container {} is not running", container.id));
         if !container.is_running() {
-            return Err(Error::conflict(format!("container {} is not running", container.id)));
+            return Err(not_running());
         }
         let columns = columns(arguments)?;
         let cgroup = Cgroup::open(&container.state.cgroup).map_err(|error| Error::internal(error.to_string()))?;
-        let pids = cgroup.processes().context(|| "read the container's cgroup".to_owned())?;
+        let pids = match cgroup.processes() {
+            // It has ended since.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(not_running()),
+            pids => pids.context(|| "read the container's cgroup".to_owned())?,
+        };
         let users = Users::read();
         let clock = Clock::read();
         let row = |process: ProcessInfo| columns.iter().map(|column| value(column, &process, &users, &clock)).collect();

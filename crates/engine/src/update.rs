@@ -6,7 +6,6 @@ use dhow_runtime::cgroup::Cgroup;
 use dhow_runtime::spec::{BlockIo, ThrottleDevice};
 
 use crate::container::Container;
-use crate::link::ask;
 use crate::{Engine, Error, Kind, Result};
 
 impl Engine {
@@ -56,11 +55,9 @@ impl Engine {
             self.update_running(&container, &after, before)?;
         }
         self.edit_record(&container, |record| merge(&mut record.host_config, &wanted))?;
-        if !update.restart_policy.name.is_empty()
-            && let Some(monitor) = self.monitor(&container)
-        {
+        if !update.restart_policy.name.is_empty() {
             let restart = crate::container::restart(&after.restart_policy);
-            ask(&monitor, &Request::Update { name: None, restart: Some(restart) })?;
+            self.tell_monitor(&container, &Request::Update { name: None, restart: Some(restart) })?;
         }
         self.container_event(&container, "update", &[]);
         Ok(warnings)

@@ -5,6 +5,8 @@ use base64::engine::general_purpose::STANDARD;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
+use crate::Error;
+
 /// Who one is to a registry.
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
@@ -59,13 +61,25 @@ pub(crate) struct TokenRequest {
 #[derive(Deserialize, Default)]
 #[serde(default)]
 pub(crate) struct TokenAnswer {
-    pub token: String,
-    pub access_token: String,
+    #[serde(deserialize_with = "text")]
+    token: String,
+    #[serde(deserialize_with = "text")]
+    access_token: String,
+    /// An identity token.
+    #[serde(deserialize_with = "text")]
+    pub refresh_token: String,
 }
 
 impl TokenAnswer {
-    pub fn into_token(self) -> Option<String> {
-        Some(if self.token.is_empty() { self.access_token } else { self.token }).filter(|token| !token.is_empty())
+    pub fn into_token(self) -> Result<String, Error> {
+        let token = if self.token.is_empty() { self.access_token } else { self.token };
+        let none = "authorization server did not include a token in the response";
+        match token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            true if token.is_empty() => Err(Error::Protocol(none.to_owned())),
+            // It becomes a header.
+            true => Ok(token),
+            false => Err(Error::Protocol("the authorization server's token is none".to_owned())),
+        }
     }
 }
 
@@ -77,8 +91,8 @@ fn encoded(text: &str) -> String {
 }
 
 impl TokenRequest {
-    /// The address to ask, with the account if there is one.
-    pub fn url(&self, account: &str) -> String {
+    /// The address to ask, with the account if there is one; `offline` for an identity token, too.
+    pub fn url(&self, account: &str, offline: bool) -> String {
         let mut url =
             format!("{}{}service={}", self.realm, if self.realm.contains('?') { '&' } else { '?' }, encoded(&self.service));
         for scope in self.scope.split(' ').filter(|scope| !scope.is_empty()) {
@@ -86,6 +100,9 @@ impl TokenRequest {
         }
         if !account.is_empty() {
             url += &format!("&account={}", encoded(account));
+        }
+        if offline {
+            url += "&client_id=dhow&offline_token=true";
         }
         url
     }
@@ -160,7 +177,7 @@ mod tests {
         let Some(Challenge::Bearer(request)) = challenge([hub, "Basic realm=x"].into_iter(), "") else { panic!() };
         assert_eq!((request.service.as_str(), request.scope.as_str()), ("registry.docker.io", "repository:library/x:pull,push"));
         assert_eq!(
-            request.url("me & you"),
+            request.url("me & you", false),
             "https://auth.docker.io/token?service=registry.docker.io&scope=repository:library/x:pull,push&account=me%20%26%20you"
         );
         assert_eq!(challenge(["Basic realm=\"x\""].into_iter(), ""), Some(Challenge::Basic));
@@ -169,7 +186,7 @@ mod tests {
         else {
             panic!()
         };
-        assert_eq!(request.url(""), "a\"b?x=1&service=s&scope=repository:y:pull");
+        assert_eq!(request.url("", false), "a\"b?x=1&service=s&scope=repository:y:pull");
         for none in ["", "Negotiate", "Bearer", "Bearer service=x", "Bearer realm"] {
             assert_eq!(challenge([none].into_iter(), ""), None, "{none}");
         }

@@ -11,6 +11,7 @@ mod blob;
 mod connection;
 mod error;
 mod hosts;
+mod login;
 mod manifest;
 mod push;
 mod request;

@@ -101,7 +101,7 @@ impl<'a> Ask<'a> {
     }
 
     /// The address at the registry.
-    fn url(&self, endpoint: &Endpoint) -> String {
+    pub fn url(&self, endpoint: &Endpoint) -> String {
         let home = || format!("{}://{}", scheme(endpoint), endpoint.authority);
         match self.path {
             path if path.starts_with('/') => format!("{}{path}", home()),
@@ -111,13 +111,22 @@ impl<'a> Ask<'a> {
     }
 
     fn scope(&self) -> String {
+        if self.actions.is_empty() {
+            return String::new();
+        }
         format!("repository:{}:{}", self.name.path, self.actions)
     }
 }
 
 impl Inner<'_> {
-    /// Sends a request until somebody answers it: with success, or a status of `expected`.
+    /// Sends a request until somebody answers it: with success.
     pub async fn ask(&mut self, ask: &Ask<'_>) -> Result<Response<Incoming>> {
+        let (endpoint, answer) = self.unauthorized(ask).await?;
+        self.authorized(&endpoint, ask, answer).await
+    }
+
+    /// The first answer to a request, as whoever one was before: perhaps the question who one is; and where it came from.
+    pub async fn unauthorized(&mut self, ask: &Ask<'_>) -> Result<(Endpoint, (Response<Incoming>, bool))> {
         let domain = &ask.name.domain;
         let known = self.client.known().endpoints.get(domain).cloned();
         let endpoints = match known {
@@ -126,7 +135,8 @@ impl Inner<'_> {
         };
         let mut first_failure = None;
         for endpoint in endpoints {
-            match self.ask_at(&endpoint, ask).await {
+            let authorization = self.authorization(ask);
+            match self.follow(&endpoint, ask, authorization).await {
                 // Somebody may be there who speaks without TLS.
                 Err(error @ (Error::Unreachable { .. } | Error::Broken { .. })) => {
                     first_failure = Some(match first_failure {
@@ -135,18 +145,22 @@ impl Inner<'_> {
                     });
                 }
                 answered => {
-                    self.client.known().endpoints.insert(domain.clone(), endpoint);
-                    return answered;
+                    self.client.known().endpoints.insert(domain.clone(), endpoint.clone());
+                    return Ok((endpoint, answered?));
                 }
             }
         }
         Err(first_failure.unwrap_or_else(|| Error::Protocol(format!("there is no way to {domain}"))))
     }
 
-    async fn ask_at(&mut self, endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Response<Incoming>> {
+    /// Says who one is if that was asked, and asks again.
+    async fn authorized(
+        &mut self,
+        endpoint: &Endpoint,
+        ask: &Ask<'_>,
+        (answer, is_home): (Response<Incoming>, bool),
+    ) -> Result<Response<Incoming>> {
         let scope = ask.scope();
-        let authorization = self.authorization(ask);
-        let (answer, is_home) = self.follow(endpoint, ask, authorization).await?;
         // What somebody else asks for, to whom one was sent on, he does not get.
         if answer.status() != StatusCode::UNAUTHORIZED || !is_home {
             return accepted(answer).await;
@@ -158,7 +172,9 @@ impl Inner<'_> {
                 let none = || Error::NoCredentials { url: ask.url(endpoint) };
                 self.client.credentials.basic().ok_or_else(none)?
             }
-            Some(Challenge::Bearer(request)) => format!("Bearer {}", self.token(endpoint, ask.name, &request).await?),
+            Some(Challenge::Bearer(request)) => {
+                format!("Bearer {}", self.token(endpoint, ask.name, &request, false).await?.into_token()?)
+            }
             None => return accepted(answer).await,
         };
         // Read, so that the connection can go on.
@@ -203,7 +219,7 @@ impl Inner<'_> {
 
     /// Sends a request and goes where its answers lead: the last answer, and whether it is the registry's. Who one is, is for the
     /// registry alone.
-    async fn follow(
+    pub async fn follow(
         &mut self,
         home: &Endpoint,
         ask: &Ask<'_>,
@@ -303,10 +319,21 @@ impl Inner<'_> {
         request.body(body).map_err(|error| Error::Protocol(format!("{url}: {error}")))
     }
 
-    async fn token(&mut self, registry: &Endpoint, name: &Reference, request: &TokenRequest) -> Result<String> {
+    pub fn credentials(&self) -> &Credentials {
+        &self.client.credentials
+    }
+
+    /// What the server that a registry names says of who one is; `offline`: also what can be shown instead of the password.
+    pub async fn token(
+        &mut self,
+        registry: &Endpoint,
+        name: &Reference,
+        request: &TokenRequest,
+        offline: bool,
+    ) -> Result<TokenAnswer> {
         let credentials = &self.client.credentials;
         let url = match credentials.identity_token.is_empty() {
-            true => request.url(&credentials.username),
+            true => request.url(&credentials.username, offline),
             false => request.realm.clone(),
         };
         let uri: Uri = url.parse().map_err(|_| Error::Protocol(format!("the realm {} is no address", request.realm)))?;
@@ -328,14 +355,7 @@ impl Inner<'_> {
         let answer = self.send(&endpoint, &ask, &url, authorization.as_deref()).await?;
         let answer = accepted(answer).await?;
         let body = whole(answer, MAX_ANSWER).await?;
-        let token = serde_json::from_slice::<TokenAnswer>(&body).ok().and_then(TokenAnswer::into_token);
-        let token =
-            token.ok_or_else(|| Error::Protocol("authorization server did not include a token in the response".to_owned()))?;
-        // It becomes a header.
-        match token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            true => Ok(token),
-            false => Err(Error::Protocol("the authorization server's token is none".to_owned())),
-        }
+        serde_json::from_slice(&body).map_err(|error| Error::Protocol(format!("the authorization server's answer: {error}")))
     }
 }
 
@@ -381,7 +401,7 @@ impl HostAndPort for hyper::http::uri::Authority {
 }
 
 /// An answer that is a success; otherwise what the registry says instead.
-async fn accepted(answer: Response<Incoming>) -> Result<Response<Incoming>> {
+pub(crate) async fn accepted(answer: Response<Incoming>) -> Result<Response<Incoming>> {
     if answer.status().is_success() {
         return Ok(answer);
     }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use dhow_api::Version;
 use dhow_api::config::Config;
-use dhow_api::image::{ErrorDetail, Message, Progress};
+use dhow_api::image::{Authenticated, ErrorDetail, Message, Progress};
 use dhow_engine::{CommitOptions, Engine, Error, Filters, LoadProgress, Result};
 use dhow_oci::{Platform, Reference};
 use hyper::StatusCode;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::answer::{self, Answer, Sender};
 use crate::archive::send_packed;
@@ -200,4 +200,29 @@ pub(crate) async fn commit(engine: Arc<Engine>, mut call: Call) -> Result<Answer
     };
     let id = blocking(move || engine.commit(&container, &options)).await?;
     Ok(answer::json(StatusCode::CREATED, &json!({ "Id": id.to_string() })))
+}
+
+/// What a registry has by a name.
+pub(crate) async fn distribution(engine: Arc<Engine>, name: String, call: &Call) -> Result<Answer> {
+    let name: Reference = name.parse().map_err(|error| Error::invalid(format!("{error}")))?;
+    let credentials = crate::pull::credentials(call);
+    let found = blocking(move || engine.distribution(&name.or_latest(), &credentials)).await?;
+    Ok(answer::json(StatusCode::OK, &found))
+}
+
+pub(crate) async fn search(engine: Arc<Engine>, call: &Call) -> Result<Answer> {
+    let filters = Filters::parse(call.parameters.get("filters"))?;
+    let (term, limit) = (call.parameters.get("term").to_owned(), call.parameters.number("limit")?);
+    let credentials = crate::pull::credentials(call);
+    let found = blocking(move || engine.search(&term, limit, &filters, &credentials)).await?;
+    Ok(answer::json(StatusCode::OK, &found))
+}
+
+/// Whether a registry knows somebody.
+pub(crate) async fn authenticate(engine: Arc<Engine>, mut call: Call) -> Result<Answer> {
+    let body: Value = call.json(false).await?;
+    let server = body["serveraddress"].as_str().unwrap_or_default().to_owned();
+    let credentials = serde_json::from_value(body).map_err(|error| Error::invalid(error.to_string()))?;
+    let identity_token = blocking(move || engine.login(&credentials, &server)).await?;
+    Ok(answer::json(StatusCode::OK, &Authenticated { identity_token, status: "Login Succeeded".to_owned() }))
 }

@@ -205,6 +205,11 @@ async fn dispatch(engine: Arc<Engine>, path: &str, mut call: Call) -> Option<Res
         ["images", "json"] if method == get => images::list(engine, call).await,
         ["images", "create"] if method == post => images::create(engine, call).await,
         ["images", "load"] if method == post => images::load(engine, call).await,
+        ["images", "search"] if method == get => images::search(engine, &call).await,
+        ["distribution", ref name @ .., "json"] if method == get && !name.is_empty() => {
+            images::distribution(engine, name.join("/"), &call).await
+        }
+        ["auth"] if method == post => images::authenticate(engine, call).await,
         ["images", "get"] if method == get => images::save(engine, call.parameters.all("names").to_vec(), &call).await,
         ["images", ref name @ .., "get"] if method == get && !name.is_empty() => {
             images::save(engine, vec![name.join("/")], &call).await

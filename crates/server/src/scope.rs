@@ -151,6 +151,8 @@ fn needs<'a>(method: &Method, words: &[&'a str], parameters: &'a Parameters) -> 
         ["commit"] if post => (Files, Container(parameters.get("container"))),
         ["exec", id, "json"] if get => (Exec, Object::Exec(id)),
         ["exec", id, "start" | "resize"] if post => (Exec, Object::Exec(id)),
+        ["images", "search"] | ["distribution", .., "json"] if get => (WriteImages, None),
+        ["auth"] if post => (WriteImages, None),
         ["images", "json"] if get => (ReadImages, None),
         ["images", "create" | "load" | "prune"] if post => (WriteImages, None),
         ["images", .., "json" | "history" | "attestations" | "get"] | ["images", "get"] if get => (ReadImages, None),

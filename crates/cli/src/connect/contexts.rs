@@ -96,7 +96,7 @@ impl Folder {
         self.tls(name).join(DOCKER)
     }
 
-    fn config(&self) -> PathBuf {
+    pub fn config(&self) -> PathBuf {
         self.0.join("config.json")
     }
 
@@ -181,7 +181,8 @@ impl Folder {
         remove_directory(&self.tls(name))
     }
 
-    fn settings(&self) -> Result<Map<String, Value>> {
+    /// What is in `config.json`.
+    pub fn settings(&self) -> Result<Map<String, Value>> {
         let path = self.config();
         match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Map::new()),
@@ -208,6 +209,11 @@ impl Folder {
             name => drop(settings.insert("currentContext".to_owned(), name.into())),
         }
         settings.entry("auths").or_insert_with(|| Value::Object(Map::new()));
+        self.save_settings(&settings)
+    }
+
+    /// Writes `config.json`, as docker does.
+    pub fn save_settings(&self, settings: &Map<String, Value>) -> Result {
         let mut text = Vec::new();
         let mut writer = serde_json::Serializer::with_formatter(&mut text, serde_json::ser::PrettyFormatter::with_indent(b"\t"));
         settings.serialize(&mut writer)?;

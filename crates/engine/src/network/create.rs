@@ -44,19 +44,18 @@ impl Engine {
                 return forbidden(format!("only one instance of \"{}\" network is allowed", request.driver));
             }
             "overlay" => {
-                return Err(Error::new(
-                    Kind::Unavailable,
-                    "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.",
-                ));
+                return forbidden(
+                    "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.".to_owned(),
+                );
             }
             "bridge" | "macvlan" | "ipvlan" | "" => {}
             other => return Err(Error::not_found(format!("plugin \"{other}\" not found"))),
         }
         if request.ingress {
-            return Err(Error::invalid("Ingress network can only be global scope network"));
+            return forbidden("Ingress network can only be global scope network".to_owned());
         }
         if !matches!(request.scope.as_str(), "" | "local") {
-            return Err(Error::invalid("cannot create a swarm scoped network when swarm is not active"));
+            return forbidden("cannot create a swarm scoped network when swarm is not active".to_owned());
         }
         let ipam = request.ipam.clone().unwrap_or_default();
         if !matches!(ipam.driver.as_str(), "" | "default") {

@@ -1,0 +1,372 @@
+//! `login`, `logout`, `search`, `manifest inspect`
+
+use std::io::{BufRead, IsTerminal, Read, Write};
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use clap::{Args, Subcommand};
+use dhow_api::client::{Client, query};
+use dhow_api::image::{Authenticated, SearchResult};
+use dhow_oci::Reference;
+use dhow_oci::image::{DOCKER_MANIFEST, ImageConfig};
+use dhow_registry::{Credentials, Document, Fetched, Hosts};
+use http_body_util::BodyExt;
+use hyper::Method;
+use serde_json::{Map, Value, json};
+
+use super::filters;
+use crate::credentials::{self, HUB, Login as Kept};
+use crate::failure::{Failure, Result};
+use crate::output::{List, ellipsis, print};
+
+#[derive(Args, Debug)]
+pub struct Login {
+    /// Password or Personal Access Token (PAT)
+    #[arg(short, long, default_value = "", hide_default_value = true)]
+    password: String,
+    /// Take the Password or Personal Access Token (PAT) from stdin
+    #[arg(long)]
+    password_stdin: bool,
+    /// Username
+    #[arg(short, long, default_value = "", hide_default_value = true)]
+    username: String,
+    server: Option<String>,
+}
+
+/// The key of a server in docker's file: its host, without scheme and path.
+fn server_of(given: Option<&str>) -> String {
+    let host = given.map(|given| given.split_once("://").map_or(given, |(_, rest)| rest));
+    match host.and_then(|host| host.split('/').next()) {
+        None | Some("" | "docker.io" | "index.docker.io" | "registry-1.docker.io") => HUB.to_owned(),
+        Some(host) => host.to_owned(),
+    }
+}
+
+impl Login {
+    pub async fn run(mut self, client: &Client) -> Result {
+        if !self.password.is_empty() {
+            if self.password_stdin {
+                return Err(Failure::new("conflicting options: cannot specify both --password and --password-stdin"));
+            }
+            eprintln!("WARNING! Using --password via the CLI is insecure. Use --password-stdin.");
+        }
+        if self.password_stdin {
+            if self.username.is_empty() {
+                return Err(Failure::new("the --password-stdin option requires --username to be set"));
+            }
+            std::io::stdin().read_to_string(&mut self.password)?;
+            self.password = self.password.trim_end_matches(['\r', '\n']).to_owned();
+        }
+        let server = server_of(self.server.as_deref());
+        let known = credentials::of(client.folder(), &server).unwrap_or_default();
+        let text = |key: &str| known.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        if self.username.is_empty() && self.password.is_empty() && !known.is_empty() {
+            eprint!("Authenticating with existing credentials...");
+            if !text("username").is_empty() {
+                eprint!(" [Username: {}]", text("username"));
+            }
+            eprintln!("\n\n Info -> To login with a different account, run 'docker logout' followed by 'docker login'\n\n");
+            match self.authenticate(client, &Value::Object(known.clone())).await {
+                Ok(_) => return print("Login Succeeded\n"),
+                Err(error) => eprintln!("Login did not succeed, error: {error}"),
+            }
+        }
+        self.ask(&text("username"))?;
+        let mut login = Kept { username: self.username.clone(), password: self.password.clone(), ..Kept::default() };
+        let shown = json!({ "username": login.username, "password": login.password, "serveraddress": server });
+        let answer = self.authenticate(client, &shown).await?;
+        if !answer.identity_token.is_empty() {
+            login.password = String::new();
+            login.identity_token = answer.identity_token;
+        }
+        if let Some(path) = credentials::keep(client.folder(), &server, &login)? {
+            eprintln!(
+                "\nWARNING! Your credentials are stored unencrypted in '{}'.\nConfigure a credential helper to remove this warning. See\nhttps://docs.docker.com/go/credential-store/\n",
+                path.display()
+            );
+        }
+        print(&format!("{}\n", answer.status))
+    }
+
+    async fn authenticate(&self, client: &Client, shown: &Value) -> Result<Authenticated> {
+        Ok(client.post_json("/auth", shown).await?)
+    }
+
+    /// Asks on the terminal for what is missing.
+    fn ask(&mut self, known: &str) -> Result {
+        if !self.username.is_empty() && !self.password.is_empty() {
+            return Ok(());
+        }
+        if !std::io::stdin().is_terminal() {
+            return Err(Failure::new("Error: Cannot perform an interactive login from a non TTY device"));
+        }
+        if self.username.is_empty() {
+            let hint = if known.is_empty() { String::new() } else { format!(" ({known})") };
+            self.username = prompted(&format!("Username{hint}: "))?;
+            if self.username.is_empty() {
+                self.username = known.to_owned();
+            }
+            if self.username.is_empty() {
+                return Err(Failure::new("Error: Non-null Username Required"));
+            }
+        }
+        if self.password.is_empty() {
+            let hidden = crate::streams::hidden();
+            self.password = prompted("Password: ")?;
+            drop(hidden);
+            println_to_terminal();
+            if self.password.is_empty() {
+                return Err(Failure::new("Error: Password Required"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn prompted(prompt: &str) -> Result<String> {
+    print(prompt)?;
+    std::io::stdout().flush()?;
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line)?;
+    Ok(line.trim().to_owned())
+}
+
+/// The line end that was not echoed.
+fn println_to_terminal() {
+    let _ = std::io::stdout().write_all(b"\n");
+}
+
+#[derive(Args, Debug)]
+pub struct Logout {
+    server: Option<String>,
+}
+
+impl Logout {
+    /// `folder` is the user's, with docker's files.
+    pub fn run(self, folder: &Path) -> Result {
+        let server = server_of(self.server.as_deref());
+        print(&format!("Removing login credentials for {server}\n"))?;
+        credentials::forget(folder, &server)
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct Search {
+    /// Filter output based on conditions provided
+    #[arg(short, long)]
+    filter: Vec<String>,
+    /// Pretty-print search using a Go template
+    #[arg(long)]
+    format: Option<String>,
+    /// Max number of search results
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    limit: u32,
+    /// Don't truncate output
+    #[arg(long)]
+    no_trunc: bool,
+    term: String,
+}
+
+const RESULTS: [(&str, &str); 5] = [
+    ("Name", "NAME"),
+    ("Description", "DESCRIPTION"),
+    ("StarCount", "STARS"),
+    ("IsOfficial", "OFFICIAL"),
+    ("IsAutomated", "AUTOMATED"),
+];
+
+impl Search {
+    pub async fn run(self, client: &Client) -> Result {
+        let limit = if self.limit == 0 { String::new() } else { self.limit.to_string() };
+        let parameters = query(&[("term", &self.term), ("limit", &limit), ("filters", &filters(&self.filter)?)]);
+        let name: Reference = self.term.parse().map_err(|error| Failure::new(format!("{error}")))?;
+        let headers = [credentials::header(client.folder(), &name)];
+        let path = format!("/images/search{parameters}");
+        let answer = client.call_with(Method::GET, &path, &headers, None::<&()>).await?;
+        let found: Vec<SearchResult> = serde_json::from_slice(&answer.into_body().collect().await?.to_bytes())?;
+        let ok = |is: bool| if is { "[OK]" } else { "" };
+        let row = |result: &SearchResult| -> Map<String, Value> {
+            let description = result.description.replace(['\n', '\r'], " ");
+            let description = if self.no_trunc { description } else { ellipsis(&description, 45) };
+            let value = json!({
+                "Name": result.name, "Description": description, "StarCount": result.star_count.to_string(),
+                "IsOfficial": ok(result.is_official), "IsAutomated": ok(result.is_automated),
+            });
+            value.as_object().cloned().unwrap_or_default()
+        };
+        List {
+            headers: &RESULTS,
+            columns: vec!["Name", "Description", "StarCount", "IsOfficial"],
+            rows: found.iter().map(row).collect(),
+            id: "Name",
+            template_error: "template parsing error",
+            type_name: "*formatter.searchContext",
+        }
+        .print(self.format.as_deref(), false)
+    }
+}
+
+/// What registries have, asked by the command itself.
+#[derive(Subcommand, Debug)]
+pub enum Manifest {
+    /// Display an image manifest, or manifest list
+    Inspect(InspectManifest),
+}
+
+#[derive(Args, Debug)]
+pub struct InspectManifest {
+    /// Allow communication with an insecure registry
+    #[arg(long)]
+    insecure: bool,
+    /// Output additional info including layers and platform
+    #[arg(short, long)]
+    verbose: bool,
+    name: String,
+}
+
+impl InspectManifest {
+    /// `folder` is the user's, with docker's files.
+    pub async fn run(self, folder: &Path) -> Result {
+        let name = self.name.parse::<Reference>().map_err(|error| Failure::new(error.to_string()))?.or_latest();
+        let mut hosts = Hosts::default();
+        if self.insecure {
+            hosts.insecure.push(name.domain.clone());
+        }
+        let known = credentials::of(folder, credentials::server_of(&name.domain)).unwrap_or_default();
+        let known: Credentials = serde_json::from_value(Value::Object(known))?;
+        let agent = concat!("dhow/", env!("CARGO_PKG_VERSION"));
+        let asked = tokio::task::spawn_blocking(move || inspect(&name, self.verbose, hosts, known, agent)).await;
+        print(&format!("{}\n", asked.map_err(|error| Failure::new(error.to_string()))??))
+    }
+}
+
+fn inspect(name: &Reference, verbose: bool, hosts: Hosts, known: Credentials, agent: &str) -> Result<String> {
+    let failed = |error: dhow_registry::Error| match error.status() {
+        Some(404) => Failure::new(format!("no such manifest: {}", name.familiar())),
+        _ => Failure::new(error.to_string()),
+    };
+    let client = dhow_registry::Client::new(hosts, known, agent);
+    let mut session = client.session().map_err(failed)?;
+    let fetched = session.manifest(name, None).map_err(failed)?;
+    if !verbose {
+        return Ok(indented(&String::from_utf8_lossy(&fetched.bytes)));
+    }
+    let mut one = |fetched: &Fetched, reference: &str, platform: Option<Value>| -> Result<String> {
+        let Document::Manifest(manifest) = dhow_registry::parse(fetched).map_err(failed)? else {
+            return Err(Failure::new(format!("{reference}: an index within an index")));
+        };
+        let platform = match platform {
+            Some(platform) => platform,
+            None => {
+                let mut config = Vec::new();
+                let mut take = |bytes: &[u8]| {
+                    config.extend_from_slice(bytes);
+                    Ok(())
+                };
+                session.blob(name, &manifest.config, 0, &mut take).map_err(failed)?;
+                serde_json::to_value(serde_json::from_slice::<ImageConfig>(&config)?.platform())?
+            }
+        };
+        let key = if fetched.media_type == DOCKER_MANIFEST { "SchemaV2Manifest" } else { "OCIManifest" };
+        let descriptor = format!(
+            "{{\"mediaType\":{},\"digest\":\"{}\",\"size\":{},\"platform\":{platform}}}",
+            json!(fetched.media_type),
+            fetched.digest,
+            fetched.bytes.len()
+        );
+        let (raw, document) = (STANDARD.encode(&fetched.bytes), String::from_utf8_lossy(&fetched.bytes));
+        Ok(format!("{{\"Ref\":{},\"Descriptor\":{descriptor},\"Raw\":\"{raw}\",\"{key}\":{document}}}", json!(reference)))
+    };
+    let text = match dhow_registry::parse(&fetched).map_err(failed)? {
+        Document::Manifest(_) => one(&fetched, &name.to_string(), None)?,
+        Document::Index(index) => {
+            let mut entries = Vec::new();
+            for entry in index.manifests {
+                let platform = entry.platform.as_ref().map(serde_json::to_value).transpose()?.unwrap_or_else(|| json!({}));
+                let mut again = client.session().map_err(failed)?;
+                let fetched = again.manifest(name, Some(&entry.digest)).map_err(failed)?;
+                entries.push(one(&fetched, &format!("{name}@{}", entry.digest), Some(platform))?);
+            }
+            format!("[{}]", entries.join(","))
+        }
+    };
+    Ok(indented(&text))
+}
+
+/// JSON in the order that it has, written anew with a tab for each level.
+fn indented(text: &str) -> String {
+    let mut out = String::new();
+    let (mut depth, mut quoted, mut escaped) = (0usize, false, false);
+    let mut characters = text.chars().peekable();
+    let line = |out: &mut String, depth: usize| {
+        out.push('\n');
+        out.extend(std::iter::repeat_n('\t', depth));
+    };
+    while let Some(c) = characters.next() {
+        if quoted {
+            out.push(c);
+            quoted = escaped || c != '"';
+            escaped = c == '\\' && !escaped;
+            continue;
+        }
+        match c {
+            '"' => {
+                quoted = true;
+                out.push(c);
+            }
+            '{' | '[' => {
+                out.push(c);
+                while characters.peek().is_some_and(|c| c.is_whitespace()) {
+                    characters.next();
+                }
+                if characters.peek().is_some_and(|next| matches!(next, '}' | ']')) {
+                    out.extend(characters.next());
+                } else {
+                    depth += 1;
+                    line(&mut out, depth);
+                }
+            }
+            '}' | ']' => {
+                depth = depth.saturating_sub(1);
+                line(&mut out, depth);
+                out.push(c);
+            }
+            ',' => {
+                out.push(c);
+                line(&mut out, depth);
+            }
+            ':' => out.push_str(": "),
+            c if c.is_whitespace() => {}
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_keeps_its_order() {
+        let text = r#"{ "b":[1, {}],"a": "x\"{,:" ,"c":{"d":null}}"#;
+        assert_eq!(
+            indented(text),
+            "{\n\t\"b\": [\n\t\t1,\n\t\t{}\n\t],\n\t\"a\": \"x\\\"{,:\",\n\t\"c\": {\n\t\t\"d\": null\n\t}\n}"
+        );
+    }
+
+    #[test]
+    fn servers_are_hosts() {
+        for (given, server) in [
+            (None, HUB),
+            (Some("docker.io"), HUB),
+            (Some("https://index.docker.io/v1/"), HUB),
+            (Some("http://localhost:5000/v2/"), "localhost:5000"),
+            (Some("reg.example"), "reg.example"),
+        ] {
+            assert_eq!(server_of(given), server);
+        }
+    }
+}
