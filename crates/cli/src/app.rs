@@ -66,6 +66,7 @@ fn arguments_of(command: &str) -> &'static str {
         "network connect" | "network disconnect" => return "[OPTIONS] NETWORK CONTAINER",
         "network inspect" => return "[OPTIONS] NETWORK [NETWORK...]",
         "network rm" => return "NETWORK [NETWORK...]",
+        "manifest inspect" => return "[OPTIONS] MANIFEST",
         _ => {}
     }
     match command.rsplit(' ').next().unwrap_or_default() {
@@ -87,8 +88,13 @@ fn arguments_of(command: &str) -> &'static str {
         "tag" => "SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]",
         "import" => "[OPTIONS] file|URL|- [REPOSITORY[:TAG]]",
         "pull" => "[OPTIONS] NAME[:TAG|@DIGEST]",
+        "push" => "[OPTIONS] NAME[:TAG]",
+        "save" => "[OPTIONS] IMAGE [IMAGE...]",
+        "login" => "[OPTIONS] [SERVER]",
+        "logout" => "[SERVER]",
+        "search" => "[OPTIONS] TERM",
         "history" => "[OPTIONS] IMAGE",
-        "container" | "image" | "network" | "system" | "volume" => "COMMAND",
+        "container" | "image" | "manifest" | "network" | "system" | "volume" => "COMMAND",
         "" => "[OPTIONS] COMMAND",
         _ => "[OPTIONS]",
     }

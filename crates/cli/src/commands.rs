@@ -73,6 +73,15 @@ pub fn filters(given: &[String]) -> Result<String> {
     if all.is_empty() { Ok(String::new()) } else { Ok(serde_json::to_string(&all)?) }
 }
 
+/// `--platform os[/arch[/variant]]` as the API takes it where it wants JSON.
+pub fn platform(text: &str) -> Result<String> {
+    if text.is_empty() {
+        return Ok(String::new());
+    }
+    let parsed: dhow_oci::Platform = text.parse().map_err(|error| Failure::new(format!("{error}")))?;
+    Ok(serde_json::to_string(&parsed)?)
+}
+
 /// `--label key=value` and the like, several times.
 pub fn pairs(given: &[String]) -> std::collections::BTreeMap<String, String> {
     let pair = |text: &String| {

@@ -210,3 +210,47 @@ fn images_are_saved_and_loaded() {
     }
     sandbox.finish();
 }
+
+#[test]
+fn who_logs_in_may_push_until_he_logs_out() {
+    let mut sandbox = sandboxed!();
+    let registry = Registry::start();
+    registry.misbehave(Faults { account: Some(("me".into(), "secret".into())), ..Faults::default() });
+    let server = registry.address.to_string();
+    let name = registry.name("mine:1");
+    let folder = sandbox.path("client");
+    std::fs::create_dir(&folder).unwrap();
+    sandbox.ok(&["tag", "busybox", &name]);
+    sandbox.start_daemon();
+    for program in dhow_testkit::clients() {
+        let by = |args: &[&str], input: &str| {
+            let mut command = sandbox.client(program, args);
+            command.env("DOCKER_CONFIG", &folder).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            std::io::Write::write_all(&mut child.stdin.take().unwrap(), input.as_bytes()).unwrap();
+            let output = child.wait_with_output().unwrap();
+            (output.status.success(), text(&output.stdout).trim().to_owned(), text(&output.stderr).trim().to_owned())
+        };
+        let kept = || std::fs::read_to_string(folder.join("config.json")).unwrap_or_default();
+        let (done, _, err) = by(&["login", "-u", "me", "--password-stdin", &server], "wrong\n");
+        assert!(!done && err.contains("401") && kept().is_empty(), "{program}: {err}");
+        let (done, out, err) = by(&["login", "-u", "me", "--password-stdin", &server], "secret\n");
+        assert!(done && out == "Login Succeeded" && err.contains("stored unencrypted"), "{program}: {err}");
+        // me:secret
+        assert!(kept().contains("bWU6c2VjcmV0"), "{program}: {}", kept());
+        let (done, _, err) = by(&["push", &name], "");
+        assert!(done, "{program}: {err}");
+        let (done, out, _) = by(&["login", &server], "");
+        assert!(done && out == "Login Succeeded", "{program}");
+        assert_eq!(by(&["logout", &server], "").1, format!("Removing login credentials for {server}"), "{program}");
+        assert!(!kept().contains("bWU6c2VjcmV0"), "{program}");
+        let (done, _, err) = by(&["push", &name], "");
+        assert!(!done && !err.is_empty(), "{program}");
+        let (done, _, err) = by(&["login", "--password-stdin", &server], "secret");
+        assert!(!done && err == "the --password-stdin option requires --username to be set", "{program}: {err}");
+        std::fs::remove_file(folder.join("config.json")).unwrap();
+    }
+    let log = std::fs::read_to_string(sandbox.path("daemon.log")).unwrap();
+    assert!(!log.contains("secret"), "{log}");
+    sandbox.finish();
+}

@@ -98,6 +98,19 @@ impl Engine {
         })
     }
 
+    /// # Errors
+    /// The image is for another platform than is asked for.
+    pub fn check_platform(&self, reference: &str, wanted: Option<&Platform>) -> Result<()> {
+        let Some(wanted) = wanted else { return Ok(()) };
+        let own = self.find_image(reference)?.row.config.platform();
+        match own.serves(wanted) {
+            true => Ok(()),
+            false => Err(Error::not_found(format!(
+                "image with reference {reference} was found but its platform ({own}) does not match the specified platform ({wanted})"
+            ))),
+        }
+    }
+
     pub fn inspect_image(&self, reference: &str) -> Result<ApiImage> {
         let image = self.find_image(reference)?;
         let (row, config) = (&image.row, &image.row.config);

@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::sync::{Mutex, PoisonError};
 
 use dhow_oci::image::{DOCKER_CONFIG, DOCKER_LAYER, DOCKER_MANIFEST, Descriptor, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
-use dhow_oci::{Digest, Platform, Reference};
+use dhow_oci::{Digest, Reference};
 use dhow_registry::{Client, Credentials, Document, Fetched, Mount, Session, Source, Upload};
 use dhow_store::{Image, LayerRow, StoreError};
 use serde::Serialize;
@@ -20,8 +20,6 @@ use crate::{Engine, Error, Kind, Result};
 pub struct PushRequest {
     /// Without a tag: all of its repository's.
     pub name: Reference,
-    /// The image must be for it.
-    pub platform: Option<Platform>,
     pub credentials: Credentials,
 }
 
@@ -104,23 +102,6 @@ impl Engine {
             self.push_image(&client, &mut session, &name, &image, told)?;
         }
         Ok(())
-    }
-
-    /// Whether an image is what the request says, before anything is sent.
-    ///
-    /// # Errors
-    /// It is for another platform.
-    pub fn check_push(&self, request: &PushRequest) -> Result<()> {
-        let Some(wanted) = &request.platform else { return Ok(()) };
-        let Ok(image) = self.find_image(&request.name.familiar()) else { return Ok(()) };
-        let own = image.row.config.platform();
-        match own.serves(wanted) {
-            true => Ok(()),
-            false => Err(Error::not_found(format!(
-                "image with reference {} was found but its platform ({own}) does not match the specified platform ({wanted})",
-                request.name.familiar()
-            ))),
-        }
     }
 
     fn push_image(

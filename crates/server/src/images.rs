@@ -35,7 +35,12 @@ pub(crate) async fn list(engine: Arc<Engine>, call: Call) -> Result<Answer> {
 }
 
 pub(crate) async fn inspect(engine: Arc<Engine>, name: String, call: &Call) -> Result<Answer> {
-    let mut image = quick(move || engine.inspect_image(&name)).await?;
+    let platform = platform(call.parameters.get("platform"))?;
+    let inspect = move || {
+        engine.check_platform(&name, platform.as_ref())?;
+        engine.inspect_image(&name)
+    };
+    let mut image = quick(inspect).await?;
     if call.version < Version(1, 44) {
         image.virtual_size = Some(image.size);
     }
@@ -51,8 +56,13 @@ pub(crate) async fn attestations(engine: Arc<Engine>, name: String) -> Result<An
     Ok(answer::json(StatusCode::OK, &json!([])))
 }
 
-pub(crate) async fn history(engine: Arc<Engine>, name: String) -> Result<Answer> {
-    let history = quick(move || engine.image_history(&name)).await?;
+pub(crate) async fn history(engine: Arc<Engine>, name: String, call: &Call) -> Result<Answer> {
+    let platform = platform(call.parameters.get("platform"))?;
+    let history = move || {
+        engine.check_platform(&name, platform.as_ref())?;
+        engine.image_history(&name)
+    };
+    let history = quick(history).await?;
     Ok(answer::json(StatusCode::OK, &history))
 }
 
@@ -64,7 +74,12 @@ pub(crate) async fn tag(engine: Arc<Engine>, name: String, call: Call) -> Result
 
 pub(crate) async fn remove(engine: Arc<Engine>, name: String, call: Call) -> Result<Answer> {
     let force = call.parameters.is("force");
-    let deleted = blocking(move || engine.remove_image(&name, force)).await?;
+    let platforms = call.parameters.all("platforms").iter().map(|text| platform(text)).collect::<Result<Vec<_>>>()?;
+    let remove = move || {
+        platforms.iter().try_for_each(|platform| engine.check_platform(&name, platform.as_ref()))?;
+        engine.remove_image(&name, force)
+    };
+    let deleted = blocking(remove).await?;
     Ok(answer::json(StatusCode::OK, &deleted))
 }
 

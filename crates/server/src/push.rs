@@ -26,9 +26,14 @@ pub(crate) async fn push(engine: Arc<Engine>, name: String, call: &Call) -> Resu
         return Err(Error::invalid("cannot push a digest reference"));
     }
     let platform = platform(call.parameters.get("platform"))?;
-    let request = PushRequest { name, platform, credentials: credentials(call) };
-    let (checking, checked) = (engine.clone(), request.clone());
-    quick(move || checking.check_push(&checked)).await?;
+    let request = PushRequest { name, credentials: credentials(call) };
+    let (checking, checked) = (engine.clone(), request.name.familiar());
+    quick(move || match checking.check_platform(&checked, platform.as_ref()) {
+        // That there is no such image is told in the stream.
+        Err(error) if error.message.starts_with("No such image") => Ok(()),
+        checked => checked,
+    })
+    .await?;
     let (answer, sender) = answer::stream("application/json");
     tokio::task::spawn_blocking(move || {
         let teller = Teller { sender, last: Mutex::default() };

@@ -221,7 +221,7 @@ async fn dispatch(engine: Arc<Engine>, path: &str, mut call: Call) -> Option<Res
             images::attestations(engine, name.join("/")).await
         }
         ["images", ref name @ .., "history"] if method == get && !name.is_empty() => {
-            images::history(engine, name.join("/")).await
+            images::history(engine, name.join("/"), &call).await
         }
         ["images", ref name @ .., "tag"] if method == post && !name.is_empty() => images::tag(engine, name.join("/"), call).await,
         ["images", ref name @ .., "push"] if method == post && !name.is_empty() => {

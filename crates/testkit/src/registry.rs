@@ -326,6 +326,9 @@ impl Registry {
 
     fn document(&self, out: &mut TcpStream, path: &str, range: Option<&String>, faults: &Faults) -> std::io::Result<()> {
         let rest = path.strip_prefix("/v2/").unwrap_or_default();
+        if path == "/v2/" {
+            return answer(out, 200, &[], b"{}");
+        }
         if let Some((repository, reference)) = rest.rsplit_once("/manifests/") {
             let found = self.state().manifests.get(&(repository.to_owned(), reference.to_owned())).cloned();
             return match found {

@@ -7,7 +7,7 @@ use clap::Args;
 use dhow_api::client::{Client, query, segment};
 use dhow_api::image::{Deleted, History as ApiHistory, Message, Summary};
 use dhow_engine::units::{human_duration, human_size};
-use dhow_oci::{Platform, Reference};
+use dhow_oci::Reference;
 use hyper::body::Incoming;
 use hyper::{Method, Response};
 use serde_json::{Map, Value, json};
@@ -39,6 +39,9 @@ pub struct Images {
     /// Only show image IDs
     #[arg(short, long)]
     quiet: bool,
+    /// List multi-platform images as a tree (EXPERIMENTAL)
+    #[arg(long)]
+    tree: bool,
     /// REPOSITORY[:TAG]
     repository: Option<String>,
 }
@@ -63,6 +66,9 @@ impl Images {
         given.extend(self.repository.iter().map(|name| format!("reference={name}")));
         let parameters = query(&[("all", if self.all { "1" } else { "" }), ("filters", &filters(&given)?)]);
         let images: Vec<Summary> = client.get_json(&format!("/images/json{parameters}")).await?;
+        if self.tree {
+            return self.print_tree(&images);
+        }
         let mut rows = Vec::new();
         for image in &images {
             let untagged = vec!["<none>:<none>".to_owned()];
@@ -89,6 +95,34 @@ impl Images {
     }
 }
 
+impl Images {
+    /// Each image once, below all its names, with what it takes.
+    fn print_tree(&self, images: &[Summary]) -> Result {
+        for (given, option) in [(self.quiet, "--quiet"), (self.no_trunc, "--no-trunc"), (self.digests, "--digests")] {
+            if given {
+                return Err(Failure::new(format!("{option} is not yet supported with --tree")));
+            }
+        }
+        if self.format.as_ref().is_some_and(|format| !format.is_empty()) {
+            return Err(Failure::new("--format is not yet supported with --tree"));
+        }
+        eprintln!("WARNING: This is an experimental feature. The output may change and shouldn't be depended on.");
+        let mut lines = vec![["IMAGE", "ID", "DISK USAGE", "CONTENT SIZE", "EXTRA"].map(str::to_owned).to_vec()];
+        for image in images {
+            let untagged = vec!["<untagged>".to_owned()];
+            let names = if image.repo_tags.is_empty() { &untagged } else { &image.repo_tags };
+            let (last, others) = names.split_last().unwrap_or((&untagged[0], &[]));
+            lines.extend(others.iter().map(|name| vec![name.clone()]));
+            let id = image.id.trim_start_matches("sha256:").chars().take(12).collect();
+            let used = if image.containers > 0 { "U" } else { "" };
+            // What came compressed is not told by this list.
+            lines.push(vec![last.clone(), id, human_size(image.size as u64), human_size(0), used.to_owned()]);
+        }
+        print(&crate::output::tabulate(&lines))?;
+        print("\nInfo -> U In Use\n")
+    }
+}
+
 fn row(image: &Summary, name: &str, truncate: bool) -> Map<String, Value> {
     let (repository, tag) = name.rsplit_once(':').unwrap_or((name, "<none>"));
     let id = if truncate { image.id.trim_start_matches("sha256:").chars().take(12).collect() } else { image.id.clone() };
@@ -112,14 +146,19 @@ pub struct Rmi {
     /// Do not delete untagged parents
     #[arg(long)]
     no_prune: bool,
+    /// Remove only the given platform variant. Formatted as "os[/arch[/variant]]" (e.g., "linux/amd64")
+    #[arg(long)]
+    platform: Vec<String>,
     #[arg(required = true)]
     images: Vec<String>,
 }
 
 impl Rmi {
     pub async fn run(self, client: &Client) -> Result {
-        let parameters =
-            query(&[("force", if self.force { "1" } else { "" }), ("noprune", if self.no_prune { "1" } else { "" })]);
+        let platforms = self.platform.iter().map(|text| super::platform(text)).collect::<Result<Vec<_>>>()?;
+        let mut pairs = vec![("force", if self.force { "1" } else { "" }), ("noprune", if self.no_prune { "1" } else { "" })];
+        pairs.extend(platforms.iter().map(|platform| ("platforms", platform.as_str())));
+        let parameters = query(&pairs);
         each(&self.images, async |image| {
             let Some(bytes) = delete(client, &format!("/images/{}{parameters}", segment(image)), self.force).await? else {
                 return Ok(());
@@ -296,6 +335,9 @@ pub struct Pull {
     /// Download all tagged images in the repository
     #[arg(short, long)]
     all_tags: bool,
+    /// Skip image verification
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "true", action = clap::ArgAction::Set)]
+    disable_content_trust: bool,
     /// Set platform if server is multi-platform capable
     #[arg(long, default_value = "")]
     platform: String,
@@ -340,7 +382,7 @@ pub struct Push {
     #[arg(short, long)]
     all_tags: bool,
     /// Skip image signing
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "true", hide = true)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "true", action = clap::ArgAction::Set)]
     disable_content_trust: bool,
     /// Push a platform-specific manifest as a single-platform image to the registry: os[/arch[/variant]]
     #[arg(long, default_value = "", hide_default_value = true)]
@@ -361,13 +403,7 @@ impl Push {
         if name != given && !self.quiet {
             print(&format!("Using default tag: {}\n", name.tag.as_deref().unwrap_or_default()))?;
         }
-        let platform = match self.platform.as_str() {
-            "" => String::new(),
-            text => {
-                let platform: Platform = text.parse().map_err(|error| Failure::new(format!("{error}")))?;
-                serde_json::to_string(&platform)?
-            }
-        };
+        let platform = super::platform(&self.platform)?;
         let parameters = query(&[("tag", name.tag.as_deref().unwrap_or_default()), ("platform", &platform)]);
         let path = format!("/images/{}/push{parameters}", segment(&name.familiar_repository()));
         let headers = [crate::credentials::header(client.folder(), &name)];
@@ -393,6 +429,9 @@ pub struct History {
     /// Don't truncate output
     #[arg(long)]
     no_trunc: bool,
+    /// Show history for the given platform. Formatted as "os[/arch[/variant]]" (e.g., "linux/amd64")
+    #[arg(long, default_value = "", hide_default_value = true)]
+    platform: String,
     /// Only show image IDs
     #[arg(short, long)]
     quiet: bool,
@@ -410,7 +449,8 @@ const HISTORY: [(&str, &str); 6] = [
 
 impl History {
     pub async fn run(self, client: &Client) -> Result {
-        let steps: Vec<ApiHistory> = client.get_json(&format!("/images/{}/history", segment(&self.image))).await?;
+        let platform = query(&[("platform", &super::platform(&self.platform)?)]);
+        let steps: Vec<ApiHistory> = client.get_json(&format!("/images/{}/history{platform}", segment(&self.image))).await?;
         let row = |step: &ApiHistory| {
             let id =
                 if self.no_trunc { step.id.clone() } else { step.id.trim_start_matches("sha256:").chars().take(12).collect() };

@@ -42,8 +42,8 @@ pub struct InspectImage {
     #[arg(short, long)]
     format: Option<String>,
     /// Inspect a specific platform of the multi-platform image
-    #[arg(long, hide = true)]
-    platform: Option<String>,
+    #[arg(long, default_value = "", hide_default_value = true)]
+    platform: String,
     #[arg(required = true)]
     names: Vec<String>,
 }
@@ -71,13 +71,13 @@ pub struct InspectNetwork {
 
 impl InspectNetwork {
     pub async fn run(self, client: &Client) -> Result {
-        inspect(client, &self.names, &["network"], false, self.format.as_deref()).await
+        inspect(client, &self.names, &["network"], "", self.format.as_deref()).await
     }
 }
 
 impl InspectVolume {
     pub async fn run(self, client: &Client) -> Result {
-        inspect(client, &self.names, &["volume"], false, self.format.as_deref()).await
+        inspect(client, &self.names, &["volume"], "", self.format.as_deref()).await
     }
 }
 
@@ -91,24 +91,30 @@ impl Inspect {
             Some("volume") => &["volume"],
             Some(other) => return Err(Failure::new(format!("unknown type: \"{other}\""))),
         };
-        inspect(client, &self.names, kinds, self.size, self.format.as_deref()).await
+        inspect(client, &self.names, kinds, with_size(self.size), self.format.as_deref()).await
     }
 }
 
 impl InspectContainer {
     pub async fn run(self, client: &Client) -> Result {
-        inspect(client, &self.names, &["container"], self.size, self.format.as_deref()).await
+        inspect(client, &self.names, &["container"], with_size(self.size), self.format.as_deref()).await
     }
 }
 
 impl InspectImage {
     pub async fn run(self, client: &Client) -> Result {
-        inspect(client, &self.names, &["image"], false, self.format.as_deref()).await
+        let platform = query(&[("platform", &super::platform(&self.platform)?)]);
+        inspect(client, &self.names, &["image"], &platform, self.format.as_deref()).await
     }
 }
 
-/// Looks a name up among each kind in turn.
-async fn inspect(client: &Client, names: &[String], kinds: &[&str], size: bool, format: Option<&str>) -> Result {
+/// The parameter of containers; images know none of this name.
+fn with_size(size: bool) -> &'static str {
+    if size { "?size=1" } else { "" }
+}
+
+/// Looks a name up among each kind in turn. `parameters` are of a container or an image.
+async fn inspect(client: &Client, names: &[String], kinds: &[&str], parameters: &str, format: Option<&str>) -> Result {
     let mut found = Vec::new();
     let mut missing = Vec::new();
     for name in names {
@@ -116,8 +122,8 @@ async fn inspect(client: &Client, names: &[String], kinds: &[&str], size: bool, 
         let mut last = format!("Error: No such object: {name}");
         for kind in kinds {
             let path = match *kind {
-                "container" => format!("/containers/{}/json{}", segment(name), if size { "?size=1" } else { "" }),
-                "image" => format!("/images/{}/json", segment(name)),
+                "container" => format!("/containers/{}/json{parameters}", segment(name)),
+                "image" => format!("/images/{}/json{parameters}", segment(name)),
                 "volume" => format!("/volumes/{}", segment(name)),
                 _ => format!("/networks/{}", segment(name)),
             };
