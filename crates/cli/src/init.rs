@@ -27,7 +27,8 @@ pub fn main(args: &[OsString]) -> i32 {
         }
     };
     // The program gets a process group of its own, so that a terminal's signals reach it by way of us alone.
-    let child = Command::new(program).args(rest).process_group(0).spawn();
+    let mut command = Command::new(program);
+    let child = dhow_sys::process::with_default_signals(command.args(rest).process_group(0)).spawn();
     let child = match child {
         Ok(child) => child,
         Err(error) => {

@@ -271,3 +271,65 @@ fn a_dry_run_of_prune_tells_what_a_prune_removes() {
     sandbox.ok(&["network", "rm", "busy"]);
     sandbox.finish();
 }
+
+#[test]
+fn an_init_hands_signals_on_and_may_be_replaced() {
+    let mut sandbox = sandboxed!();
+    let program = sandbox.path("program");
+    let like = sandbox.daemon(&[]);
+    std::fs::copy(like.get_program(), &program).unwrap();
+    let mut command = std::process::Command::new(&program);
+    command.args(like.get_args());
+    command.envs(like.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    sandbox.start_daemon_by(command);
+    // As a package's upgrade does it.
+    let newer = sandbox.path("newer");
+    std::fs::copy(like.get_program(), &newer).unwrap();
+    std::fs::rename(newer, &program).unwrap();
+    let by_daemon = |args: &[&str]| sandbox.by("dhow", args);
+    for name in ["first", "second"] {
+        assert_eq!(by_daemon(&["run", "-d", "--init", "--name", name, "busybox", "sleep", "1000"]).0, 0);
+        assert_eq!(by_daemon(&["stop", "-t", "10", name]).0, 0);
+        assert_eq!(by_daemon(&["inspect", "-f", "{{.State.ExitCode}}", name]).1.trim(), "143", "SIGTERM arrives");
+    }
+    std::fs::remove_file(&program).unwrap();
+    let (code, _, why) = by_daemon(&["run", "--rm", "--init", "busybox", "true"]);
+    assert!(code == 125 && why.contains("the init of --init, is there no more"), "{why}");
+    assert_eq!(by_daemon(&["run", "--rm", "busybox", "true"]).0, 0);
+    sandbox.finish();
+}
+
+#[test]
+fn who_is_said_to_have_died_is_dead() {
+    use std::io::BufRead;
+    let sandbox = sandboxed!();
+    sandbox.ok(&["network", "create", "other"]);
+    let mut events = sandbox.command(&["events", "--filter", "event=die", "--format", "{{.Actor.ID}}"]);
+    let mut events = events.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut lines = std::io::BufReader::new(events.stdout.take().unwrap()).lines();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    for _ in 0..10 {
+        let id = sandbox.ok(&["run", "-d", "--network", "other", "busybox", "sh", "-c", "exit 4"]);
+        assert_eq!(lines.next().unwrap().unwrap(), id);
+        assert_eq!(
+            sandbox.ok(&["inspect", "-f", "{{.State.Status}} {{.State.Running}} {{.State.ExitCode}}", &id]),
+            "exited false 4"
+        );
+        sandbox.ok(&["rm", &id]);
+    }
+    events.kill().unwrap();
+    events.wait().unwrap();
+
+    // What fails before anything is started is known of the container, too.
+    sandbox.ok(&["network", "create", "--subnet", "10.213.7.0/24", "fixed"]);
+    let fixed = ["--network", "fixed", "--ip", "10.213.7.9", "busybox", "sleep", "100"];
+    sandbox.ok(&[&["run", "-d", "--name", "one"][..], &fixed].concat());
+    let (_, why) = sandbox.fails(&[&["run", "-d", "--name", "two"][..], &fixed].concat());
+    assert!(why.contains("failed to set up container networking: Address already in use"), "{why}");
+    let state = sandbox.ok(&["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}} {{.State.Error}}", "two"]);
+    assert_eq!(state, "created 128 failed to set up container networking: Address already in use");
+    assert_eq!(sandbox.ok(&["wait", "two"]), "128");
+    sandbox.ok(&["rm", "-f", "one", "two"]);
+    sandbox.ok(&["network", "prune", "-f"]);
+    sandbox.finish();
+}

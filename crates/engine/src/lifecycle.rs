@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixStream;
 
 use dhow_monitor::protocol::{Attach, CopyUp, Policy, Reply, Request, Start};
-use dhow_monitor::state::Status;
+use dhow_monitor::state::{State, Status};
 use dhow_store::Durability;
 use dhow_store::rusqlite::params;
 
@@ -52,11 +52,27 @@ impl Engine {
             && error.kind != Kind::NotModified
         {
             self.abandon(container);
+            self.record_failure(container, error);
             if container.auto_remove() {
                 let _ = self.remove_container(container, true);
             }
         }
         started
+    }
+
+    /// Why a container did not start, if it was not its monitor that failed, which has written it down.
+    fn record_failure(&self, container: &Container, error: &Error) {
+        const NOT_STARTED: i32 = 128;
+        let Ok(now) = self.container(&container.id.0) else { return };
+        let known = now.state.error.is_empty() || now.state.error == container.state.error;
+        if now.is_running() || !known {
+            return;
+        }
+        let state = State { exit_code: NOT_STARTED, error: error.message.clone(), ..now.state };
+        // It is told all the same.
+        if let Err(error) = dhow_monitor::state::save(&self.paths().container(&container.id.0), &state) {
+            tracing::warn!("record why container {} did not start: {error}", container.id);
+        }
     }
 
     fn try_start(&self, container: &Container, size: Option<(u16, u16)>) -> Result<()> {

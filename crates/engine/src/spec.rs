@@ -189,10 +189,15 @@ impl Engine {
     }
 }
 
-/// Where this program lies; it is the init of `--init` too.
+/// Where this program lies; it is the init of `--init` too. One that was replaced since it was started is as good.
 fn own_program() -> Result<String> {
     let path = std::fs::read_link("/proc/self/exe").context(|| "find the own program".to_owned())?;
-    Ok(path.to_string_lossy().into_owned())
+    let path = path.to_string_lossy();
+    let replaced = path.strip_suffix(" (deleted)").unwrap_or(&path);
+    match std::path::Path::new(replaced).exists() {
+        true => Ok(replaced.to_owned()),
+        false => Err(Error::internal(format!("{replaced}, which is the init of --init, is there no more: install it again"))),
+    }
 }
 
 fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount {

@@ -392,7 +392,7 @@ impl Monitor {
             if let Err(failed) = self.launch() {
                 self.state.error = failed.message;
                 self.state.exit_code = failed.code;
-                self.after_exit();
+                self.after_exit(None);
             }
         }
     }

@@ -184,6 +184,14 @@ pub fn trim_heap() {
     unsafe { libc::malloc_trim(0) };
 }
 
+/// Has a command's process start with every signal unblocked and at its default, whatever the caller has blocked: the standard
+/// library hands the mask on.
+pub fn with_default_signals(command: &mut std::process::Command) -> &mut std::process::Command {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: between fork and exec only system calls are made, and nothing is allocated.
+    unsafe { command.pre_exec(super::signal::reset) }
+}
+
 /// As [`trim_heap`], and unmaps the program's code: what runs again is mapped again, out of the kernel's cache, page by page.
 /// For a process that has just come up or has nothing to do; most of its code has run for the last time.
 ///

@@ -195,7 +195,7 @@ impl Monitor {
 
     pub(super) fn cancel_restart(&mut self) {
         self.restart_at = None;
-        self.end();
+        self.end(None);
     }
 
     pub(super) fn freeze(&mut self, frozen: bool) -> Result<(), (FailureKind, String)> {
@@ -266,8 +266,8 @@ impl Monitor {
         if self.state.oom_killed {
             self.event("oom", &[]);
         }
-        self.event("die", &[("execDuration", ran.as_secs().to_string()), ("exitCode", code.to_string())]);
-        self.after_exit();
+        let died = [("execDuration", ran.as_secs().to_string()), ("exitCode", code.to_string())];
+        self.after_exit(Some(&died));
         if let Some(cgroup) = cgroup {
             // Nobody waits for that. One that cannot be removed now is found by whoever looks for leftovers.
             let _ = cgroup.remove();
@@ -278,8 +278,8 @@ impl Monitor {
         }
     }
 
-    /// Restarts by policy, or ends.
-    pub(super) fn after_exit(&mut self) {
+    /// Restarts by policy, or ends. Whoever hears that the container died finds it so: `died` is told of when the state says it.
+    pub(super) fn after_exit(&mut self, died: Option<&[(&str, String)]>) {
         let wanted = match self.setup.restart.policy {
             Policy::No => false,
             Policy::Always | Policy::UnlessStopped => true,
@@ -295,17 +295,24 @@ impl Monitor {
         if (wanted || again) && !self.state.stopped_by_user {
             self.state.status = Status::Restarting;
             let _ = state::save(&self.setup.run, &self.state);
+            self.tell_death(died);
             self.restart_at = Some(Instant::now() + self.backoff);
             self.backoff = (self.backoff * 2).min(MAX_BACKOFF);
             self.finish_streams(INIT);
             self.tell_waiting(false);
         } else {
-            self.end();
+            self.end(died);
         }
     }
 
-    /// The container has ended for good: record it, tell everybody, and be gone.
-    pub(super) fn end(&mut self) {
+    fn tell_death(&self, died: Option<&[(&str, String)]>) {
+        if let Some(died) = died {
+            self.event("die", died);
+        }
+    }
+
+    /// The container has ended for good: record it, tell everybody, and be gone. `died`: of what it died of right now.
+    pub(super) fn end(&mut self, died: Option<&[(&str, String)]>) {
         let stopped = self.stopping.take().is_some();
         self.detach_network();
         self.volumes.clear();
@@ -318,6 +325,7 @@ impl Monitor {
             // Without room for it the engine that looks next finds the copy in the run directory.
             let _ = state::save(&self.setup.directory, &self.state);
         }
+        self.tell_death(died);
         if stopped {
             self.event("stop", &[]);
         }
