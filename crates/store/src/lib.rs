@@ -9,6 +9,7 @@ mod archive;
 mod blobs;
 mod database;
 mod fetch;
+mod gzip;
 mod image;
 mod layer;
 mod load;

@@ -1,0 +1,163 @@
+//! Compressing with all processors: a stream is cut into blocks, which become members of a gzip file (RFC 1952, 2.2), each by
+//! itself. The same content makes the same bytes, however many processors there are.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
+
+use libdeflater::{CompressionLvl, Compressor};
+
+use crate::{Result, StoreError};
+
+/// Bytes of a block: windows are 32 KiB, so that more would make little of a difference.
+const BLOCK: usize = 256 * 1024;
+/// Measured on programs and libraries: twice as fast as zlib's 3, for 3 % more bytes.
+const LEVEL: i32 = 1;
+/// Blocks on their way, for each thread.
+const AHEAD: usize = 4;
+
+/// Writes, compressed, what `content` writes.
+///
+/// # Errors
+/// What `content` says; [`StoreError::Out`] of `out`.
+pub(crate) fn compressed(out: &mut dyn Write, content: impl FnOnce(&mut dyn Write) -> Result<()> + Send) -> Result<()> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let (blocks, waiting) = sync_channel(threads * AHEAD);
+    let (done, members) = sync_channel(threads * AHEAD);
+    let waiting = Mutex::new(Some(waiting));
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(move || {
+            let mut blocks = Blocks { sender: blocks, block: Vec::with_capacity(BLOCK), number: 0 };
+            content(&mut blocks).and_then(|()| blocks.finish().map_err(StoreError::Out))
+        });
+        for _ in 0..threads {
+            let done = done.clone();
+            scope.spawn(|| compress(&waiting, done));
+        }
+        drop(done);
+        let written = in_order(members, out);
+        // Whoever still writes finds nobody there any more.
+        *waiting.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let content = writing.join().unwrap_or_else(|_| Err(StoreError::Archive("compress a layer: a fault of dhow's".to_owned())));
+        written.map_err(StoreError::Out).and(content)
+    })
+}
+
+type Numbered = (u64, Vec<u8>);
+
+/// Takes blocks as long as there are any.
+fn compress(waiting: &Mutex<Option<Receiver<Numbered>>>, done: SyncSender<Numbered>) {
+    // The levels from 1 to 12 are all there are.
+    let mut compressor = Compressor::new(CompressionLvl::new(LEVEL).unwrap_or_default());
+    loop {
+        let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(|waiting| waiting.recv().ok());
+        let Some((number, block)) = next else { return };
+        let mut member = vec![0; compressor.gzip_compress_bound(block.len())];
+        // The bound is enough for whatever the block holds.
+        let Ok(length) = compressor.gzip_compress(&block, &mut member) else { return };
+        member.truncate(length);
+        if done.send((number, member)).is_err() {
+            return;
+        }
+    }
+}
+
+fn in_order(members: Receiver<Numbered>, out: &mut dyn Write) -> io::Result<()> {
+    let mut early = BTreeMap::new();
+    let mut next = 0;
+    for (number, member) in members {
+        early.insert(number, member);
+        while let Some(member) = early.remove(&next) {
+            out.write_all(&member)?;
+            next += 1;
+        }
+    }
+    match early.is_empty() {
+        true => out.flush(),
+        false => Err(io::Error::other("a block could not be compressed")),
+    }
+}
+
+/// Cuts what is written into blocks.
+struct Blocks {
+    sender: SyncSender<Numbered>,
+    block: Vec<u8>,
+    number: u64,
+}
+
+impl Blocks {
+    fn send(&mut self) -> io::Result<()> {
+        let block = std::mem::replace(&mut self.block, Vec::with_capacity(BLOCK));
+        let sent = self.sender.send((self.number, block));
+        self.number += 1;
+        sent.map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    /// Of nothing, too, something is made.
+    fn finish(mut self) -> io::Result<()> {
+        if self.block.is_empty() && self.number > 0 { Ok(()) } else { self.send() }
+    }
+}
+
+impl Write for Blocks {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = bytes.len().min(BLOCK - self.block.len());
+        self.block.extend_from_slice(&bytes[..length]);
+        if self.block.len() == BLOCK {
+            self.send()?;
+        }
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn what_is_compressed_comes_out_again() {
+        for length in [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 17] {
+            let content: Vec<u8> = (0..length).map(|place| (place / 100 + place % 7) as u8).collect();
+            let pack = || {
+                let mut packed = Vec::new();
+                compressed(&mut packed, |out| out.write_all(&content).map_err(StoreError::Out)).unwrap();
+                packed
+            };
+            let packed = pack();
+            assert!(packed == pack(), "{length}: the same bytes each time");
+            let mut plain = Vec::new();
+            flate2::read::MultiGzDecoder::new(&packed[..]).read_to_end(&mut plain).unwrap();
+            assert!(plain == content, "{length}");
+        }
+    }
+
+    #[test]
+    fn failures_of_both_ends_are_told() {
+        struct Full;
+        impl Write for Full {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let much = |out: &mut dyn Write| {
+            for _ in 0..100 {
+                out.write_all(&vec![7; BLOCK]).map_err(StoreError::Out)?;
+            }
+            Ok(())
+        };
+        let failed = compressed(&mut Full, much).unwrap_err();
+        assert!(matches!(&failed, StoreError::Out(error) if error.kind() == io::ErrorKind::StorageFull), "{failed}");
+        let failed = compressed(&mut Vec::new(), |_| Err(StoreError::Archive("gone".to_owned()))).unwrap_err();
+        assert!(failed.to_string().contains("gone"), "{failed}");
+    }
+}
