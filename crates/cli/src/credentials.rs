@@ -63,7 +63,7 @@ pub fn of(folder: &Path, server: &str) -> Option<Map<String, Value>> {
 }
 
 /// Who one is to a registry from now on.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Login {
     pub username: String,
     pub password: String,

@@ -146,6 +146,21 @@ fn a_push_goes_on_where_it_was_cut() {
     }
     assert!(registry.manifest("one", "1") == registry.manifest("two", "1"));
     assert!(registry.taken() < 2 << 20);
+    // By another format it is another image of the same content.
+    registry.misbehave(Faults { without_mounts: true, ..Faults::default() });
+    sandbox.ok(&["rmi", &registry.name("one:1"), &registry.name("two:1")]);
+    let fresh = Registry::start();
+    let name = fresh.name("fast:1");
+    sandbox.ok(&["tag", "made", &name]);
+    sandbox.ok(&["push", "--compression-format", "zstd", &name]);
+    let (kind, manifest) = fresh.manifest("fast", "1").unwrap();
+    assert_eq!(kind, "application/vnd.oci.image.manifest.v1+json");
+    assert!(text(&manifest).contains("application/vnd.oci.image.layer.v1.tar+zstd"));
+    let id = sandbox.ok(&["images", "-q", "--no-trunc", "made"]);
+    sandbox.ok(&["rmi", "-f", &id]);
+    assert_eq!(sandbox.ok(&["run", "--rm", &name, "cat", "/d/hard"]), "made");
+    let (_, why) = sandbox.fails(&["push", "--compression-format", "lzma", &name]);
+    assert!(why.contains("compression \"lzma\" is not supported: gzip and zstd are"), "{why}");
     sandbox.finish();
 }
 

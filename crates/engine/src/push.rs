@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use dhow_oci::image::{DOCKER_CONFIG, DOCKER_LAYER, DOCKER_MANIFEST, Descriptor, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
 use dhow_oci::{Digest, Reference};
 use dhow_registry::{Client, Credentials, Document, Fetched, Mount, Session, Source, Upload};
-use dhow_store::{Image, LayerRow, StoreError};
+use dhow_store::{Compression, Image, LayerRow, StoreError};
 use serde::Serialize;
 
 use crate::{Engine, Error, Kind, Result};
@@ -21,6 +21,8 @@ pub struct PushRequest {
     /// Without a tag: all of its repository's.
     pub name: Reference,
     pub credentials: Credentials,
+    /// Of layers of which there is no blob here or there.
+    pub compression: Compression,
 }
 
 /// What has come about, in the order of docker's messages.
@@ -67,6 +69,7 @@ struct Wanted {
     row: LayerRow,
     /// What the image's own manifest calls it.
     own: Option<Descriptor>,
+    compression: Compression,
 }
 
 impl Engine {
@@ -99,7 +102,7 @@ impl Engine {
             let name = Reference { tag: Some(tag), digest: None, ..name.clone() };
             let gone = || Error::not_found(format!("tag does not exist: {}", name.familiar()));
             let image = self.store.image(&id)?.ok_or_else(gone)?;
-            self.push_image(&client, &mut session, &name, &image, told)?;
+            self.push_image(&client, &mut session, &name, &image, request.compression, told)?;
         }
         Ok(())
     }
@@ -110,6 +113,7 @@ impl Engine {
         session: &mut Session<'_>,
         name: &Reference,
         image: &Image,
+        compression: Compression,
         told: PushTold<'_>,
     ) -> Result<()> {
         let id = image.row.id;
@@ -120,7 +124,10 @@ impl Engine {
         let wanted: Vec<Wanted> = rows
             .into_iter()
             .enumerate()
-            .map(|(place, row)| Wanted { row, own: own.as_ref().and_then(|(_, own)| own.layers.get(place).cloned()) })
+            .map(|(place, row)| {
+                let own = own.as_ref().and_then(|(_, own)| own.layers.get(place).cloned());
+                Wanted { row, own, compression }
+            })
             .collect();
         let blobs = self.push_layers(client, session, name, &wanted, told)?;
         let push_config = |session: &mut Session<'_>| -> dhow_registry::Result<()> {
@@ -297,13 +304,17 @@ impl Engine {
             self.store.tar_size(&layer.row.chain_id).map_err(|error| dhow_registry::Error::Stopped(io::Error::other(error)))?;
         let source: Source<'_> = &|take| {
             let mut out = Handing { take, told, layer, total, sent: 0 };
-            self.store.write_compressed(&layer.row, &mut out).map_err(|error| match error {
+            self.store.write_compressed(&layer.row, layer.compression, &mut out).map_err(|error| match error {
                 StoreError::Out(error) => error,
                 other => io::Error::other(other),
             })
         };
         let (digest, size) = session.push_blob(name, begun, None, source)?;
-        Ok(Descriptor { media_type: DOCKER_LAYER.to_owned(), digest, size, platform: None, annotations: Default::default() })
+        let media_type = match layer.compression {
+            Compression::Gzip => DOCKER_LAYER.to_owned(),
+            Compression::Zstd => format!("{OCI_LAYER}+zstd"),
+        };
+        Ok(Descriptor { media_type, digest, size, platform: None, annotations: Default::default() })
     }
 }
 

@@ -54,7 +54,7 @@ impl Session<'_> {
         }
         let answer = runtime.block_on(inner.ask(&ask))?;
         let url = format!("{}@{}", name.familiar_repository(), blob.digest);
-        let broken = |why: &str| Error::Broken { url: url.clone(), why: why.to_owned() };
+        let broken = |why: &str| Error::Broken { verb: "Get", url: url.clone(), why: why.to_owned() };
         // A server that knows no ranges sends all of it again.
         let mut skip = *offset;
         if answer.status() == StatusCode::PARTIAL_CONTENT {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::{Request, Response};
+use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -21,8 +21,10 @@ use tokio_rustls::client::TlsStream;
 
 use crate::hosts::{Endpoint, split};
 
-/// Until a host has taken a connection, and until it has answered a request's head.
+/// Until a host has taken a connection, and until it has answered a question.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Until it has put away what it was given: registries that keep blobs elsewhere copy them first.
+const LONG_PATIENCE: Duration = Duration::from_secs(300);
 
 /// The body of a request.
 pub(crate) enum Body {
@@ -134,10 +136,12 @@ impl Connection {
             Body::Whole(_) => Arc::default(),
             Body::Stream(outgoing) => outgoing.taken.clone(),
         };
+        let is_question = matches!(*request.method(), Method::GET | Method::HEAD);
+        let patience = if is_question { PATIENCE } else { LONG_PATIENCE };
         let mut answer = std::pin::pin!(self.sender.send_request(request));
         let mut before = 0;
         loop {
-            if let Ok(answered) = tokio::time::timeout(PATIENCE, &mut answer).await {
+            if let Ok(answered) = tokio::time::timeout(patience, &mut answer).await {
                 return answered.map_err(io::Error::other);
             }
             // As long as the body goes on there is no hurry.

@@ -11,8 +11,8 @@ pub enum Error {
     #[error("Get \"{url}\": {why}")]
     Unreachable { url: String, why: String },
     /// There was one, and it broke, or nothing came by it.
-    #[error("Get \"{url}\": {why}")]
-    Broken { url: String, why: String },
+    #[error("{verb} \"{url}\": {why}")]
+    Broken { verb: &'static str, url: String, why: String },
     /// The registry said no; perhaps when to ask again.
     #[error("{text}")]
     Refused { status: u16, text: String, retry_after: Option<Duration> },

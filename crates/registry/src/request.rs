@@ -212,7 +212,7 @@ impl Inner<'_> {
             None => connect(&endpoint).await?,
         };
         let request = self.request(&endpoint, ask, &url, authorization.as_deref(), Body::Stream(body))?;
-        let answer = connection.send(request).await.map_err(|error| broken(&url, &error))?;
+        let answer = connection.send(request).await.map_err(|error| broken(ask, &url, &error))?;
         self.connections.insert(key, connection);
         accepted(answer).await
     }
@@ -293,7 +293,7 @@ impl Inner<'_> {
         // There is none, or the server has closed it in this very moment.
         let mut connection = connect(endpoint).await?;
         let request = self.request(endpoint, ask, url, authorization, body())?;
-        let answer = connection.send(request).await.map_err(|error| broken(url, &error))?;
+        let answer = connection.send(request).await.map_err(|error| broken(ask, url, &error))?;
         self.connections.insert(key, connection);
         Ok(answer)
     }
@@ -378,8 +378,16 @@ async fn connect(endpoint: &Endpoint) -> Result<Connection> {
 }
 
 /// What is after the question mark may be a signature.
-fn broken(url: &str, error: &std::io::Error) -> Error {
-    Error::Broken { url: url.split('?').next().unwrap_or_default().to_owned(), why: error.to_string() }
+fn broken(ask: &Ask<'_>, url: &str, error: &std::io::Error) -> Error {
+    // As Go's client begins its errors.
+    let verb = match ask.method {
+        Method::HEAD => "Head",
+        Method::POST => "Post",
+        Method::PATCH => "Patch",
+        Method::PUT => "Put",
+        _ => "Get",
+    };
+    Error::Broken { verb, url: url.split('?').next().unwrap_or_default().to_owned(), why: error.to_string() }
 }
 
 fn scheme(endpoint: &Endpoint) -> &'static str {
@@ -414,7 +422,7 @@ pub(crate) async fn accepted(answer: Response<Incoming>) -> Result<Response<Inco
 /// A body that is small, and comes soon.
 pub(crate) async fn whole(answer: Response<Incoming>, most: usize) -> Result<Vec<u8>> {
     const PATIENCE: Duration = Duration::from_secs(60);
-    let broken = |why: String| Error::Broken { url: "the registry's answer".to_owned(), why };
+    let broken = |why: String| Error::Broken { verb: "Read", url: "the registry's answer".to_owned(), why };
     let mut body = answer.into_body();
     let read = async {
         let mut bytes = Vec::new();

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use dhow_api::image::{Message, Progress};
-use dhow_engine::{Engine, Error, PushEvent, PushLayer, PushRequest, PushStep, Result};
+use dhow_engine::{Compression, Engine, Error, PushEvent, PushLayer, PushRequest, PushStep, Result};
 use dhow_oci::{Digest, Reference};
 use serde_json::json;
 
@@ -16,6 +16,7 @@ use crate::request::Call;
 use crate::route::quick;
 
 /// The parameter `tag` names one image; without it, and without a tag of the name's own, all of the repository are pushed.
+/// `compression`, which is our own, is `gzip` or `zstd`.
 pub(crate) async fn push(engine: Arc<Engine>, name: String, call: &Call) -> Result<Answer> {
     let text = match call.parameters.get("tag") {
         "" => name,
@@ -26,7 +27,12 @@ pub(crate) async fn push(engine: Arc<Engine>, name: String, call: &Call) -> Resu
         return Err(Error::invalid("cannot push a digest reference"));
     }
     let platform = platform(call.parameters.get("platform"))?;
-    let request = PushRequest { name, credentials: credentials(call) };
+    let compression = match call.parameters.get("compression") {
+        "" | "gzip" => Compression::Gzip,
+        "zstd" => Compression::Zstd,
+        other => return Err(Error::invalid(format!("compression {other:?} is not supported: gzip and zstd are"))),
+    };
+    let request = PushRequest { name, credentials: credentials(call), compression };
     let (checking, checked) = (engine.clone(), request.name.familiar());
     quick(move || match checking.check_platform(&checked, platform.as_ref()) {
         // That there is no such image is told in the stream.

@@ -9,7 +9,7 @@ use dhow_oci::{Digest, Reference};
 use rusqlite::{Connection, Row, params};
 use rustix::fs::FlockOperation;
 
-use crate::gzip::compressed;
+use crate::compress::{Compression, compressed};
 use crate::{Context, Durability, LayerRow, Result, Store, StoreError};
 
 /// A document that an image came by.
@@ -86,9 +86,9 @@ impl Store {
         })
     }
 
-    /// Writes a layer as a gzip'ed tar. The same layer makes the same bytes.
-    pub fn write_compressed(&self, layer: &LayerRow, out: &mut dyn Write) -> Result<()> {
-        compressed(out, |blocks| self.write_tar(layer, blocks))
+    /// Writes a layer as a compressed tar. The same layer makes the same bytes.
+    pub fn write_compressed(&self, layer: &LayerRow, format: Compression, out: &mut dyn Write) -> Result<()> {
+        compressed(format, out, |blocks| self.write_tar(layer, blocks))
     }
 }
 

@@ -7,9 +7,9 @@
 mod apply;
 mod archive;
 mod blobs;
+mod compress;
 mod database;
 mod fetch;
-mod gzip;
 mod image;
 mod layer;
 mod load;
@@ -22,6 +22,7 @@ mod tar_split;
 pub use apply::{ApplyError, CopyOptions, copy_into};
 pub use archive::decompressed;
 pub use blobs::{RemoteBlob, StoredManifest};
+pub use compress::Compression;
 pub use database::{Database, Durability};
 pub use fetch::{FetchError, FetchedLayer, WantedLayer};
 pub use image::{Image, ImageRow, NewImage, Origin, Untagged};

@@ -381,6 +381,9 @@ pub struct Push {
     /// Push all tags of an image to the repository
     #[arg(short, long)]
     all_tags: bool,
+    /// How layers are compressed that no registry has: gzip (default) or zstd, which takes half the time
+    #[arg(long, default_value = "", hide_default_value = true)]
+    compression_format: String,
     /// Skip image signing
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "true", action = clap::ArgAction::Set)]
     disable_content_trust: bool,
@@ -404,7 +407,11 @@ impl Push {
             print(&format!("Using default tag: {}\n", name.tag.as_deref().unwrap_or_default()))?;
         }
         let platform = super::platform(&self.platform)?;
-        let parameters = query(&[("tag", name.tag.as_deref().unwrap_or_default()), ("platform", &platform)]);
+        let parameters = query(&[
+            ("tag", name.tag.as_deref().unwrap_or_default()),
+            ("platform", &platform),
+            ("compression", &self.compression_format),
+        ]);
         let path = format!("/images/{}/push{parameters}", segment(&name.familiar_repository()));
         let headers = [crate::credentials::header(client.folder(), &name)];
         let response = client.call_with(Method::POST, &path, &headers, None::<&()>).await?;

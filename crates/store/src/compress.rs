@@ -1,5 +1,5 @@
-//! Compressing with all processors: a stream is cut into blocks, which become members of a gzip file (RFC 1952, 2.2), each by
-//! itself. The same content makes the same bytes, however many processors there are.
+//! Compressing with all processors: a stream is cut into blocks, which become members of a gzip file (RFC 1952, 2.2) or frames of
+//! zstd (RFC 8878, 3.1), each by itself. The same content makes the same bytes, however many processors there are.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -10,10 +10,33 @@ use libdeflater::{CompressionLvl, Compressor};
 
 use crate::{Result, StoreError};
 
+/// How layers are compressed that are handed on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// What every program reads.
+    #[default]
+    Gzip,
+    /// Docker since version 23, podman and containerd read it.
+    Zstd,
+}
+
+impl Compression {
+    fn block(self) -> usize {
+        match self {
+            Compression::Gzip => BLOCK,
+            Compression::Zstd => FRAME,
+        }
+    }
+}
+
 /// Bytes of a block: windows are 32 KiB, so that more would make little of a difference.
 const BLOCK: usize = 256 * 1024;
+/// Bytes of a frame, which has a window of its own.
+const FRAME: usize = 1 << 20;
 /// Measured on programs and libraries: twice as fast as zlib's 3, for 3 % more bytes.
-const LEVEL: i32 = 1;
+const GZIP_LEVEL: i32 = 1;
+/// Twice as fast again, for 1 % more bytes.
+const ZSTD_LEVEL: i32 = 1;
 /// Blocks on their way, for each thread.
 const AHEAD: usize = 4;
 
@@ -21,25 +44,30 @@ const AHEAD: usize = 4;
 ///
 /// # Errors
 /// What `content` says; [`StoreError::Out`] of `out`.
-pub(crate) fn compressed(out: &mut dyn Write, content: impl FnOnce(&mut dyn Write) -> Result<()> + Send) -> Result<()> {
+pub(crate) fn compressed(
+    format: Compression,
+    out: &mut dyn Write,
+    content: impl FnOnce(&mut dyn Write) -> Result<()> + Send,
+) -> Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let (blocks, waiting) = sync_channel(threads * AHEAD);
     let (done, members) = sync_channel(threads * AHEAD);
     let waiting = Mutex::new(Some(waiting));
     std::thread::scope(|scope| {
         let writing = scope.spawn(move || {
-            let mut blocks = Blocks { sender: blocks, block: Vec::with_capacity(BLOCK), number: 0 };
+            let mut blocks = Blocks { sender: blocks, block: Vec::new(), most: format.block(), number: 0 };
             content(&mut blocks).and_then(|()| blocks.finish().map_err(StoreError::Out))
         });
         for _ in 0..threads {
-            let done = done.clone();
-            scope.spawn(|| compress(&waiting, done));
+            let (waiting, done) = (&waiting, done.clone());
+            scope.spawn(move || compress(format, waiting, done));
         }
         drop(done);
         let written = in_order(members, out);
         // Whoever still writes finds nobody there any more.
         *waiting.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        let content = writing.join().unwrap_or_else(|_| Err(StoreError::Archive("compress a layer: a fault of dhow's".to_owned())));
+        let content =
+            writing.join().unwrap_or_else(|_| Err(StoreError::Archive("compress a layer: a fault of dhow's".to_owned())));
         written.map_err(StoreError::Out).and(content)
     })
 }
@@ -47,16 +75,28 @@ pub(crate) fn compressed(out: &mut dyn Write, content: impl FnOnce(&mut dyn Writ
 type Numbered = (u64, Vec<u8>);
 
 /// Takes blocks as long as there are any.
-fn compress(waiting: &Mutex<Option<Receiver<Numbered>>>, done: SyncSender<Numbered>) {
-    // The levels from 1 to 12 are all there are.
-    let mut compressor = Compressor::new(CompressionLvl::new(LEVEL).unwrap_or_default());
+fn compress(format: Compression, waiting: &Mutex<Option<Receiver<Numbered>>>, done: SyncSender<Numbered>) {
+    let mut one = match format {
+        Compression::Gzip => {
+            // The levels from 1 to 12 are all there are.
+            let mut compressor = Compressor::new(CompressionLvl::new(GZIP_LEVEL).unwrap_or_default());
+            Box::new(move |block: &[u8]| {
+                let mut member = vec![0; compressor.gzip_compress_bound(block.len())];
+                // The bound is enough for whatever the block holds.
+                let length = compressor.gzip_compress(block, &mut member).ok()?;
+                member.truncate(length);
+                Some(member)
+            }) as Box<dyn FnMut(&[u8]) -> Option<Vec<u8>>>
+        }
+        Compression::Zstd => {
+            let Ok(mut compressor) = zstd::bulk::Compressor::new(ZSTD_LEVEL) else { return };
+            Box::new(move |block: &[u8]| compressor.compress(block).ok())
+        }
+    };
     loop {
         let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(|waiting| waiting.recv().ok());
         let Some((number, block)) = next else { return };
-        let mut member = vec![0; compressor.gzip_compress_bound(block.len())];
-        // The bound is enough for whatever the block holds.
-        let Ok(length) = compressor.gzip_compress(&block, &mut member) else { return };
-        member.truncate(length);
+        let Some(member) = one(&block) else { return };
         if done.send((number, member)).is_err() {
             return;
         }
@@ -83,12 +123,14 @@ fn in_order(members: Receiver<Numbered>, out: &mut dyn Write) -> io::Result<()> 
 struct Blocks {
     sender: SyncSender<Numbered>,
     block: Vec<u8>,
+    /// Bytes of a block.
+    most: usize,
     number: u64,
 }
 
 impl Blocks {
     fn send(&mut self) -> io::Result<()> {
-        let block = std::mem::replace(&mut self.block, Vec::with_capacity(BLOCK));
+        let block = std::mem::replace(&mut self.block, Vec::with_capacity(self.most));
         let sent = self.sender.send((self.number, block));
         self.number += 1;
         sent.map_err(|_| io::ErrorKind::BrokenPipe.into())
@@ -102,9 +144,9 @@ impl Blocks {
 
 impl Write for Blocks {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let length = bytes.len().min(BLOCK - self.block.len());
+        let length = bytes.len().min(self.most - self.block.len());
         self.block.extend_from_slice(&bytes[..length]);
-        if self.block.len() == BLOCK {
+        if self.block.len() == self.most {
             self.send()?;
         }
         Ok(length)
@@ -123,18 +165,20 @@ mod tests {
 
     #[test]
     fn what_is_compressed_comes_out_again() {
-        for length in [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 17] {
-            let content: Vec<u8> = (0..length).map(|place| (place / 100 + place % 7) as u8).collect();
-            let pack = || {
-                let mut packed = Vec::new();
-                compressed(&mut packed, |out| out.write_all(&content).map_err(StoreError::Out)).unwrap();
-                packed
-            };
-            let packed = pack();
-            assert!(packed == pack(), "{length}: the same bytes each time");
-            let mut plain = Vec::new();
-            flate2::read::MultiGzDecoder::new(&packed[..]).read_to_end(&mut plain).unwrap();
-            assert!(plain == content, "{length}");
+        for format in [Compression::Gzip, Compression::Zstd] {
+            for length in [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 17] {
+                let content: Vec<u8> = (0..length).map(|place| (place / 100 + place % 7) as u8).collect();
+                let pack = || {
+                    let mut packed = Vec::new();
+                    compressed(format, &mut packed, |out| out.write_all(&content).map_err(StoreError::Out)).unwrap();
+                    packed
+                };
+                let packed = pack();
+                assert!(packed == pack(), "{format:?} {length}: the same bytes each time");
+                let mut plain = Vec::new();
+                crate::decompressed(&packed[..]).unwrap().read_to_end(&mut plain).unwrap();
+                assert!(plain == content, "{format:?} {length}");
+            }
         }
     }
 
@@ -155,9 +199,9 @@ mod tests {
             }
             Ok(())
         };
-        let failed = compressed(&mut Full, much).unwrap_err();
+        let failed = compressed(Compression::Gzip, &mut Full, much).unwrap_err();
         assert!(matches!(&failed, StoreError::Out(error) if error.kind() == io::ErrorKind::StorageFull), "{failed}");
-        let failed = compressed(&mut Vec::new(), |_| Err(StoreError::Archive("gone".to_owned()))).unwrap_err();
+        let failed = compressed(Compression::Gzip, &mut Vec::new(), |_| Err(StoreError::Archive("gone".to_owned()))).unwrap_err();
         assert!(failed.to_string().contains("gone"), "{failed}");
     }
 }
