@@ -269,3 +269,60 @@ fn who_logs_in_may_push_until_he_logs_out() {
     assert!(!log.contains("secret"), "{log}");
     sandbox.finish();
 }
+
+/// How many times something is killed; the long form is `DHOW_TEST_KILLS=200`.
+fn kills() -> u64 {
+    std::env::var("DHOW_TEST_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(12)
+}
+
+#[test]
+fn killed_anywhere_no_image_is_half_there() {
+    let sandbox = sandboxed!();
+    let registry = Registry::start();
+    registry.add("app", "1", &[[busybox_archive(), vec![0; 512]].concat(), layer("pulled", 2)]);
+    let pulled = registry.name("app:1");
+    sandbox.ok(&["pull", "-q", &pulled]);
+    let archive = sandbox.path("image.tar");
+    let archive = archive.to_str().unwrap();
+    sandbox.ok(&["save", "-o", archive, &pulled]);
+    let names = || sandbox.ok(&["images", "--format", "{{.Repository}}:{{.Tag}}"]);
+    let mut seed = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = |below: u64| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed % below
+    };
+    let mut killed = 0;
+    for _ in 0..kills() {
+        for (args, longest) in [
+            (&["rmi", "-f", &pulled][..], 12),
+            (&["image", "prune", "-af"], 12),
+            (&["load", "-q", "-i", archive], 60),
+            (&["rmi", "-f", &pulled], 12),
+            (&["pull", "-q", &pulled], 60),
+        ] {
+            let mut command = sandbox.command(args);
+            let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            std::thread::sleep(std::time::Duration::from_micros(random(longest * 1000)));
+            let _ = child.kill();
+            killed += usize::from(child.wait().unwrap().code().is_none());
+            // What is listed is whole.
+            if names().contains(&pulled) {
+                assert_eq!(sandbox.ok(&["run", "--rm", &pulled, "sh", "-c", "wc -c </pulled"]), "2097152", "after {args:?}");
+            }
+            let checked = sandbox.ok(&["system", "check", "--repair"]);
+            assert!(checked.contains(" 0 left"), "after {args:?}: {checked}");
+        }
+    }
+    assert!(killed as u64 > kills(), "{killed}");
+    sandbox.ok(&["pull", "-q", &pulled]);
+    sandbox.ok(&["rmi", "-f", &pulled]);
+    sandbox.ok(&["image", "prune", "-af"]);
+    sandbox.ok(&["system", "check", "--repair"]);
+    for directory in ["tmp", "blobs/sha256", "blobs/partial"] {
+        let left: Vec<_> = std::fs::read_dir(sandbox.data_root().join(directory)).unwrap().flatten().collect();
+        assert!(left.is_empty(), "{directory}: {left:?}");
+    }
+    sandbox.finish();
+}

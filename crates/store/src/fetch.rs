@@ -271,7 +271,7 @@ impl Incoming {
 }
 
 /// Whether a path still leads to a file.
-fn is_at(file: &File, path: &Path) -> bool {
+pub(crate) fn is_at(file: &File, path: &Path) -> bool {
     let own = file.metadata().map(|stat| (stat.dev(), stat.ino()));
     own.is_ok_and(|own| fs::metadata(path).is_ok_and(|stat| (stat.dev(), stat.ino()) == own))
 }

@@ -3,15 +3,15 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use dhow_oci::{Digest, Hasher};
 use dhow_sys::root::Root;
 use rusqlite::OptionalExtension;
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode};
 
+use crate::fetch::is_at;
 use crate::tar_split::{Recorded, Recording, duplicate};
 use crate::{Context, Result, Store, StoreError, apply, quota, random_name};
 
@@ -34,6 +34,8 @@ pub struct Mountable {
     pub work: String,
 }
 
+/// How the names of directories begin that are no layers yet, or no more.
+const TEMPORARY: &str = "tmp-";
 /// The layer between image and container: mount points of what every container gets, as ordinary files and directories,
 /// so that links in the image are hidden before anything is mounted there (CVE-2026-41579's class). Always the same, so
 /// all containers share it.
@@ -60,20 +62,14 @@ impl Store {
     /// Unpacks a layer whose parent is not known yet.
     pub(crate) fn unpack_apart(&self, tar: impl Read) -> Result<Unpacked> {
         let what = || "open the layer's directory".to_owned();
-        let path = self.paths.layers().join(format!("tmp-{}", random_name()?));
-        let files = path.join("fs");
-        let mut builder = fs::DirBuilder::new();
-        let made = builder.recursive(true).mode(0o755).create(&files).context(|| "create the layer's directory".to_owned());
+        let (path, lock) = claim(&self.paths.layers(), TEMPORARY)?;
         // From here on it is removed whatever happens.
-        let mut unpacked = Unpacked { path, lock: None, diff_id: Digest::of(b""), size: 0 };
-        made?;
+        let mut unpacked = Unpacked { path, lock, diff_id: Digest::of(b""), size: 0 };
+        let files = unpacked.path.join("fs");
+        fs::DirBuilder::new().mode(0o755).create(&files).context(|| "create the layer's directory".to_owned())?;
         let root = Root::open_path(&files).context(what)?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(&unpacked.path, flags, Mode::empty()).context(what)?;
-        rustix::fs::flock(&directory, FlockOperation::LockExclusive).context(|| "lock the layer".to_owned())?;
         let record = || "take down the layer's archive".to_owned();
-        let recording = duplicate(&directory).and_then(Recording::begin).context(record)?;
-        unpacked.lock = Some(directory);
+        let recording = duplicate(&unpacked.lock).and_then(Recording::begin).context(record)?;
         let mut reader = Recorded { inner: tar, hasher: Hasher::new(), recording: &recording };
         unpacked.size = apply::apply(&mut reader, &root, Some(&recording))?;
         // The diff ID covers what follows the end-of-archive blocks too.
@@ -202,7 +198,7 @@ impl Store {
         if layers.join(INIT).is_dir() {
             return Ok(());
         }
-        let temporary = layers.join(format!("tmp-{}", random_name()?));
+        let (temporary, _lock) = claim(&layers, TEMPORARY)?;
         let root = temporary.join("fs");
         let made = (|| -> io::Result<()> {
             for name in INIT_DIRECTORIES {
@@ -251,8 +247,15 @@ impl Store {
     /// Removes a directory of layers that nobody has, unless somebody wants it once it is out of the way.
     pub fn retire_layer_directory(&self, name: &str, is_wanted: impl Fn() -> bool) -> Result<()> {
         let layers = self.paths.layers();
-        let retired = format!("tmp-{}", random_name()?);
-        fs::rename(layers.join(name), layers.join(&retired)).context(|| format!("move layer {name}"))?;
+        let what = || format!("move layer {name}");
+        let retired = format!("{TEMPORARY}{}", random_name()?);
+        // Until it is known whether it goes, whoever cleans up is to leave it alone.
+        let directory = fs::File::open(layers.join(name)).context(what)?;
+        if rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).is_err() {
+            // Somebody is about to have an image of it.
+            return Ok(());
+        }
+        fs::rename(layers.join(name), layers.join(&retired)).context(what)?;
         if is_wanted() {
             return fs::rename(layers.join(&retired), layers.join(name)).context(|| format!("put layer {name} back"));
         }
@@ -260,22 +263,36 @@ impl Store {
         remove_below(&layers, &retired)
     }
 
-    /// Removes what crashed processes left while unpacking. Directories in use are locked.
+    /// Removes what killed processes left while they unpacked or removed something. Directories in use are locked.
     pub fn sweep_temporary(&self) -> Result<()> {
+        self.sweep_loads();
         let layers = self.paths.layers();
         for entry in fs::read_dir(&layers).context(|| format!("read {}", layers.display()))?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            if !name.starts_with("tmp-") {
+            if !name.starts_with(TEMPORARY) {
                 continue;
             }
             let Ok(directory) = fs::File::open(entry.path()) else { continue };
-            let old =
-                entry.metadata().ok().and_then(|stat| stat.modified().ok()?.elapsed().ok()).is_some_and(|age| age.as_secs() > 60);
-            if old && rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            if rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok() {
                 remove_below(&layers, &name)?;
             }
         }
         Ok(())
+    }
+}
+
+/// A new directory, which is its maker's as long as he has the lock on it.
+pub(crate) fn claim(below: &Path, prefix: &str) -> Result<(PathBuf, fs::File)> {
+    loop {
+        let path = below.join(format!("{prefix}{}", random_name()?));
+        let what = || format!("create {}", path.display());
+        fs::DirBuilder::new().mode(0o755).create(&path).context(what)?;
+        // Whoever looks for left ones may come in between, and take it for one.
+        let Ok(directory) = fs::File::open(&path) else { continue };
+        let locked = rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok();
+        if locked && is_at(&directory, &path) {
+            return Ok((path, directory));
+        }
     }
 }
 
@@ -290,7 +307,7 @@ fn remove_below(directory: &Path, name: &str) -> Result<()> {
 pub(crate) struct Unpacked {
     path: PathBuf,
     /// Held until it has its place: whoever cleans up leaves it alone.
-    lock: Option<OwnedFd>,
+    lock: fs::File,
     pub diff_id: Digest,
     /// Bytes of its files.
     size: u64,
@@ -300,6 +317,5 @@ impl Drop for Unpacked {
     fn drop(&mut self) {
         // After it was placed there is nothing there.
         let _ = fs::remove_dir_all(&self.path);
-        self.lock = None;
     }
 }

@@ -11,12 +11,13 @@ use std::sync::mpsc::sync_channel;
 
 use dhow_oci::image::{ArchiveEntry, Descriptor, ImageConfig, Index, Manifest};
 use dhow_oci::{Digest, Hasher, Platform, Reference};
+use rustix::fs::FlockOperation;
 
 use crate::archive::decompressed;
 use crate::fetch::Pieces;
 use crate::image::NewImage;
-use crate::layer::Unpacked;
-use crate::{Context, Durability, LayerRow, Result, Store, StoreError, random_name};
+use crate::layer::{Unpacked, claim};
+use crate::{Context, Durability, LayerRow, Result, Store, StoreError};
 
 /// An image that an archive held.
 #[derive(Debug)]
@@ -44,11 +45,15 @@ const MAX_DOCUMENT: u64 = 8 << 20;
 const MAX_ENTRIES: usize = 100_000;
 /// Bytes of a layer that are worth telling.
 const TELLING: u64 = 4 << 20;
+/// How the directories are called.
+const LOAD: &str = "load-";
 const BLOBS: &str = "blobs/sha256/";
 
 /// What an archive holds, by the path in it; what nobody takes is removed in the end.
 struct Held {
     directory: PathBuf,
+    /// Whose lock is free has gone.
+    _lock: fs::File,
     files: HashMap<String, PathBuf>,
     layers: HashMap<String, Layer>,
 }
@@ -76,9 +81,8 @@ fn malformed(error: io::Error) -> StoreError {
 
 impl Held {
     fn read(store: &Store, archive: impl Read, told: LoadTold<'_>) -> Result<Held> {
-        let directory = store.paths.data.join("tmp").join(format!("load-{}", random_name()?));
-        fs::create_dir(&directory).context(|| format!("create {}", directory.display()))?;
-        let mut held = Held { directory, files: HashMap::new(), layers: HashMap::new() };
+        let (directory, lock) = claim(&store.paths.temporary(), LOAD)?;
+        let mut held = Held { directory, _lock: lock, files: HashMap::new(), layers: HashMap::new() };
         let mut tar = tar::Archive::new(decompressed(archive).map_err(malformed)?);
         let mut links = Vec::new();
         for (number, entry) in tar.entries().map_err(malformed)?.enumerate() {
@@ -277,6 +281,17 @@ impl Store {
             return Ok(loaded);
         }
         Err(StoreError::Archive("neither manifest.json nor index.json is in it: this is no image archive".to_owned()))
+    }
+
+    /// Removes what loads left that were killed.
+    pub(crate) fn sweep_loads(&self) {
+        for entry in fs::read_dir(self.paths.temporary()).into_iter().flatten().flatten() {
+            let is_load = entry.file_name().to_string_lossy().starts_with(LOAD);
+            let Some(lock) = fs::File::open(entry.path()).ok().filter(|_| is_load) else { continue };
+            if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
     }
 
     fn load_entry(&self, held: &mut Held, entry: &ArchiveEntry) -> Result<LoadedImage> {

@@ -29,6 +29,11 @@ impl Paths {
         self.data.join("blobs/sha256")
     }
 
+    /// What somebody is at work on, one directory each.
+    pub(crate) fn temporary(&self) -> PathBuf {
+        self.data.join("tmp")
+    }
+
     /// A container's logs, `hosts`, `hostname`, `resolv.conf` and last state.
     pub fn container(&self, id: &str) -> PathBuf {
         self.data.join("containers").join(id)
