@@ -19,7 +19,7 @@ use crate::request::{ATTEMPTS, Ask, PUSH, Session, whole};
 /// Bytes of one attempt that are worth another.
 const PROGRESS: u64 = 64 * 1024;
 /// Pieces on their way from whoever makes them to the connection.
-const PIECES: usize = 16;
+const PIECES: usize = 4;
 const MAX_ANSWER: usize = 1 << 20;
 
 /// Hands a blob's bytes over, from the first to the last: always the same. It is called again when an attempt is cut short.
