@@ -146,10 +146,9 @@ impl Held {
             let unpacked = store.unpack_apart(decompressed(&mut blob).context(|| format!("decompress {name}"))?)?;
             // What is after the end of a compressed stream is the blob's, too.
             io::copy(&mut blob, &mut io::sink()).map_err(malformed)?;
-            match (claimed, blob.hasher.take().map(Hasher::finish)) {
-                (Some(expected), Some(found)) if expected != found => {
-                    Err(StoreError::WrongDigest { what: "layer", expected, found })
-                }
+            let found = blob.hasher.take().map_or(unpacked.diff_id, Hasher::finish);
+            match claimed {
+                Some(expected) if expected != found => Err(StoreError::WrongDigest { what: "layer", expected, found }),
                 _ => Ok(unpacked),
             }
         };
@@ -213,8 +212,13 @@ fn beside(base: &Path, target: &str) -> String {
 
 /// Whether a file begins as a tar does, or as a compressed one: it says `ustar` at 257 (pax(1)), or gzip's or zstd's magic number.
 fn is_layer(start: &[u8]) -> bool {
-    let compressed = start.starts_with(&[0x1f, 0x8b]) || start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]);
-    compressed || start.get(257..262) == Some(b"ustar".as_slice()) || start.len() == 512 && start.iter().all(|byte| *byte == 0)
+    is_compressed(start)
+        || start.get(257..262) == Some(b"ustar".as_slice())
+        || start.len() == 512 && start.iter().all(|byte| *byte == 0)
+}
+
+fn is_compressed(start: &[u8]) -> bool {
+    start.starts_with(&[0x1f, 0x8b]) || start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd])
 }
 
 /// A layer's file, which is hashed and told of while it is read.
