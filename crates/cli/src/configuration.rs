@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use dhow_api::config::{LogConfig, Ulimit};
 use dhow_engine::units::parse_bytes;
 use dhow_engine::{ContainerDefaults, DefaultNetwork, Hosts, OWN_RUNTIMES, Pool, Runtime, Settings, Subnet};
+use dhow_oci::reference::DEFAULT_DOMAIN;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -43,7 +44,7 @@ use Key::{Known, Only, Without};
 const NO_CONTAINERD: &str = "there is no containerd";
 const NO_SWARM: &str = "there is no swarm";
 const NO_PROXY: &str = "published ports have no proxy processes";
-const NOT_YET: &str = "this version knows no mirrors and proxies of registries, and does not build images";
+const NOT_YET: &str = "this version knows no proxies of registries, and does not build images";
 const OWN_TABLES: &str = "rules are in nftables tables of Dhow's own, which containers need";
 
 /// dockerd's keys (28.5), then our own.
@@ -119,7 +120,7 @@ const KEYS: &[(&str, Key)] = &[
     ("pidfile", Known),
     ("proxies", Without(NOT_YET)),
     ("raw-logs", Without("the log has no colours")),
-    ("registry-mirrors", Without(NOT_YET)),
+    ("registry-mirrors", Known),
     ("resolv-conf", Only(Empty, "containers ask through the host's own resolv.conf")),
     ("runtimes", Known),
     ("seccomp-profile", Known),
@@ -141,6 +142,7 @@ const KEYS: &[(&str, Key)] = &[
     // Our own.
     ("bind-ownership", Known),
     ("publish", Known),
+    ("mirrors", Known),
     ("scoped-sockets", Known),
 ];
 
@@ -257,7 +259,11 @@ impl Configuration {
             pools: pools.collect::<Result<_>>()?,
             network_options: self.get("default-network-opts")?.unwrap_or_default(),
             default_network: self.network()?,
-            registries: Hosts { insecure: self.get("insecure-registries")?.unwrap_or_default(), ..defaults.registries },
+            registries: Hosts {
+                insecure: self.get("insecure-registries")?.unwrap_or_default(),
+                mirrors: self.mirrors()?,
+                ..defaults.registries
+            },
             max_downloads: match self.get("max-concurrent-downloads")? {
                 Some(0) => return Err(self.wrong("max-concurrent-downloads", "invalid max concurrent downloads: 0")),
                 given => given.unwrap_or(defaults.max_downloads),
@@ -276,6 +282,22 @@ impl Configuration {
             Failure::new(format!("unable to configure the daemon with file {}: {error}", self.path.display()))
         };
         settings.check_files().map_err(refused)
+    }
+
+    /// Mirrors of registries, by domain; dockerd's are of the default one.
+    fn mirrors(&self) -> Result<BTreeMap<String, Vec<String>>> {
+        let mut mirrors: BTreeMap<String, Vec<String>> = self.get("mirrors")?.unwrap_or_default();
+        let dockers: Vec<String> = self.get("registry-mirrors")?.unwrap_or_default();
+        for mirror in mirrors.values().flatten() {
+            dhow_registry::check_mirror(mirror).map_err(|why| self.wrong("mirrors", &why))?;
+        }
+        for mirror in &dockers {
+            dhow_registry::check_mirror(mirror).map_err(|why| self.wrong("registry-mirrors", &why))?;
+        }
+        if !dockers.is_empty() {
+            mirrors.entry(DEFAULT_DOMAIN.to_owned()).or_default().extend(dockers);
+        }
+        Ok(mirrors)
     }
 
     /// Other OCI runtimes.

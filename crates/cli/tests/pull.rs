@@ -240,3 +240,52 @@ fn a_registry_hears_who_asks_and_nobody_else_does() {
     assert!(!log.contains("pass:word") && !log.contains("bWU6cGFzczp3b3Jk"), "{log}");
     sandbox.finish();
 }
+
+#[test]
+fn mirrors_are_asked_first_and_the_registry_when_they_fail() {
+    let mut sandbox = sandboxed!();
+    let (registry, mirror) = (Registry::start(), Registry::start());
+    let layers = [layer("both", 1)];
+    registry.add("both", "1", &layers);
+    mirror.add("both", "1", &layers);
+    registry.add("own", "1", &[layer("own", 1)]);
+    let account = Some(("me".to_owned(), "secret".to_owned()));
+    let configuration = sandbox.path("daemon.json");
+    let write = |mirrors: &[String]| {
+        let text = serde_json::json!({ "mirrors": { registry.address.to_string(): mirrors } });
+        std::fs::write(&configuration, text.to_string()).unwrap();
+    };
+    // One where nobody is, and one that has not everything.
+    write(&["http://127.0.0.1:1".to_owned(), format!("http://{}", mirror.address)]);
+    sandbox.start_daemon_with(&["--config-file", configuration.to_str().unwrap()]);
+    let folder = sandbox.path("client");
+    std::fs::create_dir(&folder).unwrap();
+    // me:secret
+    let known = format!(r#"{{"auths": {{"{}": {{"auth": "bWU6c2VjcmV0"}}}}}}"#, registry.address);
+    std::fs::write(folder.join("config.json"), known).unwrap();
+    let pull = |name: &str| {
+        let mut command = sandbox.client("dhow", &["pull", "-q", &registry.name(name)]);
+        let output = command.env("DOCKER_CONFIG", &folder).output().unwrap();
+        (output.status.success(), text(&output.stderr))
+    };
+    assert_eq!(pull("both:1"), (true, String::new()));
+    assert_eq!(registry.seen().0.len(), 0, "the mirror has it");
+    let (asked, _) = mirror.seen();
+    assert!(!asked.is_empty() && asked.iter().all(|(_, who)| who.is_none()), "{asked:?}");
+    registry.misbehave(Faults { account: account.clone(), ..Faults::default() });
+    assert_eq!(pull("own:1"), (true, String::new()));
+    assert!(registry.seen().1 > 1 << 20 && mirror.seen().1 == 0, "the registry has it");
+    // One that does not answer to strangers is none; and nothing is pushed to any.
+    mirror.misbehave(Faults { account, ..Faults::default() });
+    sandbox.ok(&["rmi", &registry.name("both:1")]);
+    assert_eq!(pull("both:1"), (true, String::new()));
+    assert!(mirror.seen().0.iter().all(|(_, who)| who.is_none()), "credentials are for the registry alone");
+    registry.misbehave(Faults::default());
+    sandbox.ok(&["tag", "busybox", &registry.name("mine:1")]);
+    assert_eq!(sandbox.by("dhow", &["push", "-q", &registry.name("mine:1")]).0, 0);
+    assert!(mirror.seen().0.is_empty() && registry.manifest("mine", "1").is_some());
+    write(&["ftp://mirror".to_owned()]);
+    let output = sandbox.daemon(&["--config-file", configuration.to_str().unwrap(), "--validate"]).output().unwrap();
+    assert!(text(&output.stderr).contains("unsupported scheme \"ftp\""), "{}", text(&output.stderr));
+    sandbox.finish();
+}

@@ -124,6 +124,15 @@ impl Engine {
         let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
         let os_value =
             |key: &str| release.lines().find_map(|line| line.strip_prefix(key)).map(|value| value.trim_matches('"').to_owned());
+        // With a slash at the end, as dockerd has them.
+        let mirrors: Vec<String> = settings
+            .registries
+            .mirrors
+            .get(dhow_oci::reference::DEFAULT_DOMAIN)
+            .into_iter()
+            .flatten()
+            .map(|mirror| format!("{}/", mirror.trim_end_matches('/')))
+            .collect();
         let mut security = vec![match settings.containers.seccomp_profile.as_str() {
             profile @ ("builtin" | "unconfined") => format!("name=seccomp,profile={profile}"),
             _ => "name=seccomp,profile=custom".to_owned(),
@@ -171,8 +180,8 @@ impl Engine {
             "OSType": "linux",
             "Architecture": text(uname.machine()),
             "IndexServerAddress": "https://index.docker.io/v1/",
-            "RegistryConfig": { "IndexConfigs": { "docker.io": { "Mirrors": [], "Name": "docker.io", "Official": true, "Secure": true } },
-                "InsecureRegistryCIDRs": ["::1/128", "127.0.0.0/8"], "Mirrors": null },
+            "RegistryConfig": { "IndexConfigs": { "docker.io": { "Mirrors": mirrors, "Name": "docker.io", "Official": true, "Secure": true } },
+                "InsecureRegistryCIDRs": ["::1/128", "127.0.0.0/8"], "Mirrors": if mirrors.is_empty() { Value::Null } else { mirrors.clone().into() } },
             "NCPU": cpus(),
             "MemTotal": crate::stats::host_memory(),
             "GenericResources": null,

@@ -1,5 +1,6 @@
 //! Where registries are, and which of them are trusted without certificates.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,8 @@ pub struct Hosts {
     /// `host[:port]`, or a network `10.0.0.0/8`: their certificates are not looked at, and plain HTTP will do. What is on this
     /// host's loopback is among them, as with dockerd.
     pub insecure: Vec<String>,
+    /// By domain, `http[s]://host[:port]`: asked first, as nobody in particular, for what is pulled.
+    pub mirrors: BTreeMap<String, Vec<String>>,
     /// Directories with a directory for each `host[:port]`: authorities in `*.crt`, the client's own in `*.cert` and `*.key`.
     pub certificates: Vec<PathBuf>,
 }
@@ -37,7 +40,7 @@ pub struct Hosts {
 impl Default for Hosts {
     fn default() -> Hosts {
         let certificates = ["/etc/dhow/certs.d", "/etc/docker/certs.d"].map(PathBuf::from).to_vec();
-        Hosts { insecure: Vec::new(), certificates }
+        Hosts { insecure: Vec::new(), mirrors: BTreeMap::new(), certificates }
     }
 }
 
@@ -62,6 +65,21 @@ impl Hosts {
             true => vec![secure, Endpoint { authority, tls: None }],
             false => vec![secure],
         })
+    }
+
+    /// The mirrors of a domain.
+    ///
+    /// # Errors
+    /// The certificates for one cannot be used.
+    pub(crate) fn mirrors_of(&self, domain: &str) -> Result<Vec<Endpoint>> {
+        let mirrors = self.mirrors.get(domain).into_iter().flatten();
+        mirrors
+            .map(|mirror| match mirror.trim_end_matches('/').split_once("://") {
+                Some(("https", authority)) => self.secure(authority),
+                Some(("http", authority)) => Ok(Endpoint { authority: authority.to_owned(), tls: None }),
+                _ => Err(Error::Protocol(check_mirror(mirror).err().unwrap_or_default())),
+            })
+            .collect()
     }
 
     /// The way to a host by TLS.
@@ -97,6 +115,28 @@ impl Hosts {
                 .map_err(|error| Error::Protocol(format!("client certificate for {authority}: {error}"))),
             None => Ok(builder.with_no_client_auth()),
         }
+    }
+}
+
+/// # Errors
+/// A mirror's address is none, in dockerd's words.
+pub fn check_mirror(mirror: &str) -> Result<(), String> {
+    let Some((scheme, rest)) = mirror.split_once("://") else {
+        return Err(format!("invalid mirror: no scheme specified for \"{mirror}\": must use either 'https://' or 'http://'"));
+    };
+    let host = rest.trim_end_matches('/');
+    match scheme {
+        "http" | "https" if host.contains(['/', '?', '#']) => {
+            Err(format!("invalid mirror: path, query, or fragment at end of the URI \"{mirror}\""))
+        }
+        "http" | "https" if host.contains('@') => {
+            Err(format!("invalid mirror: username/password not allowed in URI \"{mirror}\""))
+        }
+        "http" | "https" if !host.is_empty() => Ok(()),
+        "http" | "https" => Err(format!("invalid mirror: \"{mirror}\" is not a valid URI")),
+        _ => Err(format!(
+            "invalid mirror: unsupported scheme \"{scheme}\" in \"{mirror}\": must use either 'https://' or 'http://'"
+        )),
     }
 }
 
@@ -168,6 +208,18 @@ mod tests {
         }
         for authority in ["registry-1.docker.io", "10.2.0.1:80", "reg.example:5001", "reg.example", "localhost.example"] {
             assert!(!hosts.is_insecure(authority), "{authority}");
+        }
+    }
+
+    #[test]
+    fn mirrors_are_hosts() {
+        for good in ["https://mirror.example", "http://10.0.0.1:5000/"] {
+            assert_eq!(check_mirror(good), Ok(()));
+        }
+        for bad in
+            ["mirror.example", "ftp://mirror", "https://mirror/path", "https://me:secret@mirror", "https://", "https://m?x"]
+        {
+            assert!(check_mirror(bad).is_err(), "{bad}");
         }
     }
 

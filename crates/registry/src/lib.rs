@@ -19,7 +19,7 @@ mod request;
 pub use anybody::Anybody;
 pub use auth::Credentials;
 pub use error::{Error, Result, clean};
-pub use hosts::Hosts;
+pub use hosts::{Hosts, check_mirror};
 pub use manifest::{Document, Fetched, MANIFEST_TYPES, parse};
 pub use push::{Mount, Source, Upload};
 pub use request::{Client, Session};

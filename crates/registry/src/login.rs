@@ -64,12 +64,13 @@ impl Inner<'_> {
         let (authorization, identity) = match wanted {
             Some(Challenge::Basic) => (self.credentials().basic(), None),
             Some(Challenge::Bearer(request)) => {
-                let answer = self.token(&endpoint, name, &request, true).await.map_err(|error| match error {
-                    Error::Refused { status, text, retry_after } => {
-                        Error::Refused { status, text: format!("Get \"{url}\": {text}"), retry_after }
-                    }
-                    other => other,
-                })?;
+                let answer =
+                    self.token(&endpoint, name, &request, true, self.credentials()).await.map_err(|error| match error {
+                        Error::Refused { status, text, retry_after } => {
+                            Error::Refused { status, text: format!("Get \"{url}\": {text}"), retry_after }
+                        }
+                        other => other,
+                    })?;
                 let identity = answer.refresh_token.clone();
                 (Some(format!("Bearer {}", answer.into_token()?)), Some(identity).filter(|token| !token.is_empty()))
             }

@@ -38,6 +38,10 @@ struct Known {
     endpoints: HashMap<String, Endpoint>,
     /// Other places with TLS, by authority.
     others: HashMap<String, Endpoint>,
+    /// Those that answer, by domain.
+    mirrors: HashMap<String, Vec<Endpoint>>,
+    /// By authority and scope, `Authorization`.
+    mirror_tokens: HashMap<(String, String), String>,
     /// By domain and scope, `Authorization`.
     authorizations: HashMap<(String, String), String>,
 }
@@ -118,11 +122,63 @@ impl<'a> Ask<'a> {
     }
 }
 
-impl Inner<'_> {
+impl<'a> Inner<'a> {
     /// Sends a request until somebody answers it: with success.
     pub async fn ask(&mut self, ask: &Ask<'_>) -> Result<Response<Incoming>> {
+        if ask.actions == PULL
+            && let Some(answer) = self.ask_mirrors(ask).await?
+        {
+            return Ok(answer);
+        }
         let (endpoint, answer) = self.unauthorized(ask).await?;
         self.authorized(&endpoint, ask, answer).await
+    }
+
+    /// What a mirror has, if there is one that has it.
+    async fn ask_mirrors(&mut self, ask: &Ask<'_>) -> Result<Option<Response<Incoming>>> {
+        let domain = &ask.name.domain;
+        let known = self.client.known().mirrors.get(domain).cloned();
+        let mirrors = match known {
+            Some(mirrors) => mirrors,
+            None => {
+                let mirrors = self.client.hosts.mirrors_of(domain)?;
+                self.client.known().mirrors.insert(domain.clone(), mirrors.clone());
+                mirrors
+            }
+        };
+        for mirror in mirrors {
+            match self.ask_mirror(&mirror, ask).await {
+                Ok(answer) => return Ok(Some(answer)),
+                // Nobody waits for it again.
+                Err(Error::Unreachable { .. }) => {
+                    if let Some(mirrors) = self.client.known().mirrors.get_mut(domain) {
+                        mirrors.retain(|other| !is_same(other, &mirror));
+                    }
+                }
+                // It may not have this.
+                Err(_) => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// Asks as nobody in particular: who one is, is for the registry itself.
+    async fn ask_mirror(&mut self, mirror: &Endpoint, ask: &Ask<'_>) -> Result<Response<Incoming>> {
+        let key = (mirror.authority.clone(), ask.scope());
+        let token = self.client.known().mirror_tokens.get(&key).cloned();
+        let (answer, is_home) = self.follow(mirror, ask, token).await?;
+        if answer.status() != StatusCode::UNAUTHORIZED || !is_home {
+            return accepted(answer).await;
+        }
+        let headers = answer.headers().get_all(WWW_AUTHENTICATE);
+        let wanted = challenge(headers.iter().filter_map(|value| value.to_str().ok()), &ask.scope());
+        let Some(Challenge::Bearer(request)) = wanted else { return accepted(answer).await };
+        let _ = whole(answer, MAX_ANSWER).await;
+        let token = self.token(mirror, ask.name, &request, false, &Credentials::default()).await?.into_token()?;
+        let token = format!("Bearer {token}");
+        self.client.known().mirror_tokens.insert(key, token.clone());
+        let (answer, _) = self.follow(mirror, ask, Some(token)).await?;
+        accepted(answer).await
     }
 
     /// The first answer to a request, as whoever one was before: perhaps the question who one is; and where it came from.
@@ -173,7 +229,7 @@ impl Inner<'_> {
                 self.client.credentials.basic().ok_or_else(none)?
             }
             Some(Challenge::Bearer(request)) => {
-                format!("Bearer {}", self.token(endpoint, ask.name, &request, false).await?.into_token()?)
+                format!("Bearer {}", self.token(endpoint, ask.name, &request, false, self.credentials()).await?.into_token()?)
             }
             None => return accepted(answer).await,
         };
@@ -319,7 +375,7 @@ impl Inner<'_> {
         request.body(body).map_err(|error| Error::Protocol(format!("{url}: {error}")))
     }
 
-    pub fn credentials(&self) -> &Credentials {
+    pub fn credentials(&self) -> &'a Credentials {
         &self.client.credentials
     }
 
@@ -330,8 +386,8 @@ impl Inner<'_> {
         name: &Reference,
         request: &TokenRequest,
         offline: bool,
+        credentials: &Credentials,
     ) -> Result<TokenAnswer> {
-        let credentials = &self.client.credentials;
         let url = match credentials.identity_token.is_empty() {
             true => request.url(&credentials.username, offline),
             false => request.realm.clone(),
