@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Mutex, PoisonError};
 
 use dhow_oci::image::ImageConfig;
 use dhow_oci::image::{Descriptor, Index, Manifest};
@@ -10,6 +9,7 @@ use dhow_oci::{Digest, Platform, Reference};
 use dhow_registry::{Client, Credentials, Document, Fetched, Session};
 use dhow_store::{FetchError, FetchedLayer, LayerRow, NewImage, Origin, StoreError, WantedLayer};
 
+use crate::registries::several;
 use crate::{Engine, Error, Kind, Result, VERSION};
 
 /// Of a config, which is read as a whole.
@@ -183,38 +183,9 @@ impl Engine {
         for place in missing.iter().skip(at_once) {
             tell(told, of_layer(&layers[*place], Step::Waiting))?;
         }
-        let queue = Mutex::new(missing);
-        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        let work = |session: &mut Session<'_>| -> Result<Vec<(usize, FetchedLayer)>> {
-            let mut done = Vec::new();
-            while let Some(place) = next() {
-                match self.fetch_layer(session, name, &layers[place], told) {
-                    Ok(row) => done.push((place, row)),
-                    Err(error) => {
-                        // Nobody begins another one; those that are being fetched go on, and are kept.
-                        queue.lock().unwrap_or_else(PoisonError::into_inner).clear();
-                        return Err(error);
-                    }
-                }
-            }
-            Ok(done)
-        };
-        let fetched = std::thread::scope(|scope| {
-            let more: Vec<_> = (1..at_once)
-                .map(|_| {
-                    scope.spawn(|| {
-                        let mut session = client.session().map_err(|error| failed(name, &error))?;
-                        work(&mut session)
-                    })
-                })
-                .collect();
-            let own = work(first);
-            let others = more
-                .into_iter()
-                .map(|thread| thread.join().unwrap_or_else(|_| Err(Error::internal("fetch a layer: a fault of dhow's"))));
-            std::iter::once(own).chain(others.collect::<Vec<_>>()).collect::<Result<Vec<_>>>()
-        })?;
-        for (place, row) in fetched.into_iter().flatten() {
+        let fetch = |session: &mut Session<'_>, place: usize| self.fetch_layer(session, name, &layers[place], told);
+        let fetched = several(client, first, at_once, missing, |error| failed(name, error), fetch)?;
+        for (place, row) in fetched {
             rows[place] = Some(Layer::Fetched(row));
         }
         rows.into_iter().map(|row| row.ok_or_else(|| Error::internal("a layer was not fetched"))).collect()

@@ -5,7 +5,6 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
-use std::sync::{Mutex, PoisonError};
 
 use dhow_oci::image::{DOCKER_CONFIG, DOCKER_LAYER, DOCKER_MANIFEST, Descriptor, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
 use dhow_oci::{Digest, Reference};
@@ -13,6 +12,7 @@ use dhow_registry::{Client, Credentials, Document, Fetched, Mount, Session, Sour
 use dhow_store::{Compression, Image, LayerRow, StoreError};
 use serde::Serialize;
 
+use crate::registries::several;
 use crate::{Engine, Error, Kind, Result};
 
 /// What is to be handed on.
@@ -188,31 +188,10 @@ impl Engine {
         for place in queue.iter().skip(at_once) {
             tell(told, &wanted[*place], PushStep::Waiting)?;
         }
-        let queue = Mutex::new(queue);
-        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        let work = |session: &mut Session<'_>| -> Result<Vec<(Digest, Descriptor)>> {
-            let mut done = Vec::new();
-            while let Some(place) = next() {
-                match self.push_layer(session, name, &wanted[place], told) {
-                    Ok(blob) => done.push((wanted[place].row.diff_id, blob)),
-                    Err(error) => {
-                        queue.lock().unwrap_or_else(PoisonError::into_inner).clear();
-                        return Err(error);
-                    }
-                }
-            }
-            Ok(done)
-        };
-        let pushed = std::thread::scope(|scope| {
-            let more: Vec<_> =
-                (1..at_once).map(|_| scope.spawn(|| work(&mut client.session().map_err(|error| failed(&error))?))).collect();
-            let own = work(first);
-            let fault = || Err(Error::internal("push a layer: a fault of dhow's"));
-            let others: Vec<_> = more.into_iter().map(|thread| thread.join().unwrap_or_else(|_| fault())).collect();
-            std::iter::once(own).chain(others).collect::<Result<Vec<_>>>()
-        })?;
-        let pushed: Vec<_> = pushed.into_iter().flatten().collect();
-        let of = |layer: &Wanted| pushed.iter().find(|(diff_id, _)| *diff_id == layer.row.diff_id).map(|(_, blob)| blob.clone());
+        let push = |session: &mut Session<'_>, place: usize| self.push_layer(session, name, &wanted[place], told);
+        let pushed = several(client, first, at_once, queue, failed, push)?;
+        let is_same = |layer: &Wanted, place: usize| wanted[place].row.diff_id == layer.row.diff_id;
+        let of = |layer: &Wanted| pushed.iter().find(|(place, _)| is_same(layer, *place)).map(|(_, blob)| blob.clone());
         wanted.iter().map(|layer| of(layer).ok_or_else(|| Error::internal("a layer was not pushed"))).collect()
     }
 

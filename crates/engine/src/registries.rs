@@ -1,10 +1,13 @@
-//! Questions to registries: who one is to them, what they have.
+//! Questions to registries: who one is to them, what they have; and how several layers are dealt with at once.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
 
 use dhow_api::image::{Descriptor, Distribution, SearchResult};
 use dhow_oci::image::ImageConfig;
 use dhow_oci::reference::DEFAULT_DOMAIN;
 use dhow_oci::{Platform, Reference};
-use dhow_registry::{Credentials, Document};
+use dhow_registry::{Client, Credentials, Document, Session};
 use serde::Deserialize;
 
 use crate::{Engine, Error, Filters, Kind, Result};
@@ -84,6 +87,42 @@ impl Engine {
         };
         Ok(found.results.into_iter().filter(matches).collect())
     }
+}
+
+/// Does something with each of `places`, `at_once` at a time, each thread with a session of its own: what came of each. After a
+/// failure nothing more is begun; what was begun is done.
+pub(crate) fn several<T: Send>(
+    client: &Client,
+    first: &mut Session<'_>,
+    at_once: usize,
+    places: VecDeque<usize>,
+    failed: impl Fn(&dhow_registry::Error) -> Error + Sync,
+    work: impl Fn(&mut Session<'_>, usize) -> Result<T> + Sync,
+) -> Result<Vec<(usize, T)>> {
+    let queue = Mutex::new(places);
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    let all = |session: &mut Session<'_>| -> Result<Vec<(usize, T)>> {
+        let mut done = Vec::new();
+        while let Some(place) = next() {
+            match work(session, place) {
+                Ok(result) => done.push((place, result)),
+                Err(error) => {
+                    queue.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(done)
+    };
+    let done = std::thread::scope(|scope| {
+        let more: Vec<_> =
+            (1..at_once).map(|_| scope.spawn(|| all(&mut client.session().map_err(|error| failed(&error))?))).collect();
+        let own = all(first);
+        let fault = || Err(Error::internal("a fault of dhow's in a thread for a layer"));
+        let others: Vec<_> = more.into_iter().map(|thread| thread.join().unwrap_or_else(|_| fault())).collect();
+        std::iter::once(own).chain(others).collect::<Result<Vec<_>>>()
+    })?;
+    Ok(done.into_iter().flatten().collect())
 }
 
 /// The domain of a registry's address: `https://index.docker.io/v1/`, `localhost:5000`.

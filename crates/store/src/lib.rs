@@ -120,3 +120,15 @@ fn sync_file_system(path: &Path) -> Result<()> {
     let directory = std::fs::File::open(path).context(|| format!("open {}", path.display()))?;
     rustix::fs::syncfs(&directory).context(|| format!("sync {}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A store of its own in a directory that goes with the test.
+    pub(crate) fn store() -> (tempfile::TempDir, Store) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(Paths::new(&directory.path().join("data"), &directory.path().join("run"))).unwrap();
+        (directory, store)
+    }
+}

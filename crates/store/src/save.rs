@@ -156,13 +156,8 @@ mod tests {
     use dhow_oci::image::ImageConfig;
 
     use super::*;
-    use crate::{Paths, StoreError};
-
-    fn store() -> (tempfile::TempDir, Store) {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(Paths::new(&directory.path().join("data"), &directory.path().join("run"))).unwrap();
-        (directory, store)
-    }
+    use crate::StoreError;
+    use crate::tests::store;
 
     fn tar_of(name: &str, content: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
@@ -192,7 +187,7 @@ mod tests {
         };
         let saved = archive(&store, &images);
         assert!(saved == archive(&store, &images), "reproducible");
-        let (_to, other) = self::store();
+        let (_to, other) = crate::tests::store();
         let loaded = other.load(&saved[..], &Platform::host(), &|_| true).unwrap();
         let names: Vec<String> = loaded.iter().flat_map(|image| image.names.iter().map(Reference::familiar)).collect();
         assert_eq!(names, ["me/above:2", "base:1", "base:2"]);
@@ -219,7 +214,7 @@ mod tests {
         store.save(&store.prepare_save(&images).unwrap(), &mut saved).unwrap();
         let place = saved.windows(3).position(|bytes| bytes == b"one").unwrap();
         saved[place] = b'O';
-        let (_to, other) = self::store();
+        let (_to, other) = crate::tests::store();
         let refused = other.load(&saved[..], &Platform::host(), &|_| true).unwrap_err();
         assert!(matches!(refused, StoreError::WrongDigest { what: "layer", .. }), "{refused}");
         let stopped = other.load(&saved[..], &Platform::host(), &|_| false).unwrap_err();

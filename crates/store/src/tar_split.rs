@@ -349,13 +349,7 @@ pub(crate) fn duplicate(directory: &impl AsFd) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Paths;
-
-    fn store() -> (tempfile::TempDir, Store) {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(Paths::new(&directory.path().join("data"), &directory.path().join("run"))).unwrap();
-        (directory, store)
-    }
+    use crate::tests::store;
 
     fn header(kind: tar::EntryType, path: &str, size: u64) -> tar::Header {
         let mut header = tar::Header::new_gnu();

@@ -330,6 +330,19 @@ async fn messages(response: Response<Incoming>, mut show: impl FnMut(Message) ->
     .await
 }
 
+/// The name that is pulled or pushed: a repository's for all its tags.
+fn transferred(name: &str, all_tags: bool, quiet: bool) -> Result<Reference> {
+    let given = name.parse::<Reference>().map_err(|error| Failure::new(error.to_string()))?;
+    if all_tags && (given.tag.is_some() || given.digest.is_some()) {
+        return Err(Failure::new("tag can't be used with --all-tags/-a"));
+    }
+    let name = if all_tags { given.clone() } else { given.clone().or_latest() };
+    if name != given && !quiet {
+        print(&format!("Using default tag: {}\n", name.tag.as_deref().unwrap_or_default()))?;
+    }
+    Ok(name)
+}
+
 #[derive(Args, Debug)]
 pub struct Pull {
     /// Download all tagged images in the repository
@@ -349,14 +362,7 @@ pub struct Pull {
 
 impl Pull {
     pub async fn run(self, client: &Client) -> Result {
-        let given = self.name.parse::<Reference>().map_err(|error| Failure::new(error.to_string()))?;
-        if self.all_tags && (given.tag.is_some() || given.digest.is_some()) {
-            return Err(Failure::new("tag can't be used with --all-tags/-a"));
-        }
-        let name = if self.all_tags { given.clone() } else { given.clone().or_latest() };
-        if name != given && !self.quiet {
-            print(&format!("Using default tag: {}\n", name.tag.as_deref().unwrap_or_default()))?;
-        }
+        let name = transferred(&self.name, self.all_tags, self.quiet)?;
         pull(client, &name, &self.platform, (!self.quiet).then(Display::on_output)).await?;
         print(&format!("{name}\n"))
     }
@@ -398,14 +404,7 @@ pub struct Push {
 
 impl Push {
     pub async fn run(self, client: &Client) -> Result {
-        let given = self.name.parse::<Reference>().map_err(|error| Failure::new(error.to_string()))?;
-        if self.all_tags && (given.tag.is_some() || given.digest.is_some()) {
-            return Err(Failure::new("tag can't be used with --all-tags/-a"));
-        }
-        let name = if self.all_tags { given.clone() } else { given.clone().or_latest() };
-        if name != given && !self.quiet {
-            print(&format!("Using default tag: {}\n", name.tag.as_deref().unwrap_or_default()))?;
-        }
+        let name = transferred(&self.name, self.all_tags, self.quiet)?;
         let platform = super::platform(&self.platform)?;
         let parameters = query(&[
             ("tag", name.tag.as_deref().unwrap_or_default()),
