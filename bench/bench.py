@@ -7,11 +7,11 @@ usage: bench.py [--cases CASE,…] [--runs N] [--json FILE] NAME='command prefix
        NAME_DAEMON='command' starts its daemon in the foreground, for the case scale: it is started and ended there.
 
 Cases: run_bridge run_none exec ps burst idle logs tcp scale pull (of the image that PULL names, by registry, which nobody
-       else must need). Each engine must have an image busybox:latest. Engines take turns
-within a case, so that ratios hold when the machine drifts: quote ratios of medians of one run. What an
+       else must need) push (of PUSH) archive (save and load of ARCHIVE, which nobody else must need).
+Each engine must have an image busybox:latest. Engines take turns within a case, so that ratios hold when the machine drifts: quote ratios of medians of one run. What an
 engine does after its command has returned is counted for nobody: see TURN.
 """
-import argparse, json, os, shlex, socket, statistics, subprocess, sys, threading, time
+import argparse, json, os, shlex, socket, statistics, subprocess, sys, tempfile, threading, time
 
 LINE = "0123456789" * 7
 
@@ -106,6 +106,53 @@ def case_pull(engines, runs, pause=10):
             time.sleep(pause)
             times[engine.name].append(timed(lambda: engine.run("pull", "-q", image)))
     return {name: {"median_ms": round(statistics.median(t)), "min_ms": round(min(t))} for name, t in times.items()}
+
+
+def case_push(engines, runs, port=5099):
+    """The image that PUSH names, to a registry (Debian's docker-registry) that has nothing, a new one each time. PUSH_WITH: more
+    options, such as NAME=--compression-format=zstd."""
+    image = os.environ["PUSH"]
+    name, _, options = os.environ.get("PUSH_WITH", "").partition("=")
+    times = {engine.name: [] for engine in engines}
+    for number in range(max(2, runs // 10)):
+        for engine in engines:
+            with tempfile.TemporaryDirectory() as directory:
+                with open(f"{directory}/config.yml", "w") as config:
+                    config.write(
+                        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {directory}/data}}}}\n"
+                        f"http: {{addr: '127.0.0.1:{port}'}}\n"
+                    )
+                serve = ["docker-registry", "serve", f"{directory}/config.yml"]
+                registry = subprocess.Popen(serve, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                # A repository of its own: an engine that knows where the registry had a layer asks for it there.
+                target = f"127.0.0.1:{port}/bench-{os.getpid()}-{engine.name}-{number}:1"
+                try:
+                    time.sleep(1)
+                    engine.run("tag", image, target)
+                    more = shlex.split(options) if engine.name == name else []
+                    times[engine.name].append(timed(lambda: engine.run("push", "-q", *more, target)))
+                finally:
+                    engine.run("rmi", target, check=False)
+                    registry.terminate()
+                    registry.wait()
+    return {name: {"median_ms": round(statistics.median(t)), "min_ms": round(min(t))} for name, t in times.items()}
+
+
+def case_archive(engines, runs):
+    """The image that ARCHIVE names, saved to a file below SCRATCH and loaded again."""
+    image, scratch = os.environ["ARCHIVE"], os.environ.get("SCRATCH", "/tmp")
+    results = {engine.name: {"save_ms": [], "load_ms": []} for engine in engines}
+    for _ in range(max(2, runs // 10)):
+        for engine in engines:
+            path = f"{scratch}/bench-{os.getpid()}.tar"
+            try:
+                results[engine.name]["save_ms"].append(timed(lambda: engine.run("save", "-o", path, image)))
+                engine.run("rmi", "-f", image)
+                os.sync()
+                results[engine.name]["load_ms"].append(timed(lambda: engine.run("load", "-i", path)))
+            finally:
+                os.path.exists(path) and os.unlink(path)
+    return {name: {key: round(statistics.median(t)) for key, t in both.items()} for name, both in results.items()}
 
 
 def case_idle(engines, runs):
