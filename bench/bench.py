@@ -8,8 +8,8 @@ usage: bench.py [--cases CASE,…] [--runs N] [--json FILE] NAME='command prefix
 
 Cases: run_bridge run_none exec ps burst idle logs tcp scale pull (of the image that PULL names, by registry, which nobody
        else must need) push (of PUSH) archive (save and load of ARCHIVE, which nobody else must need).
-Each engine must have an image busybox:latest. Engines take turns within a case, so that ratios hold when the machine drifts: quote ratios of medians of one run. What an
-engine does after its command has returned is counted for nobody: see TURN.
+Each engine must have an image busybox:latest. Engines take turns within a case, so that ratios hold when the machine drifts:
+quote ratios of medians of one run. What an engine does after its command has returned is counted for nobody: see TURN.
 """
 import argparse, json, os, shlex, socket, statistics, subprocess, sys, tempfile, threading, time
 
