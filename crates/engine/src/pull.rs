@@ -248,7 +248,7 @@ fn tell(told: Told<'_>, event: PullEvent) -> Result<()> {
     if told(event) { Ok(()) } else { Err(cancelled()) }
 }
 
-fn cancelled() -> Error {
+pub(crate) fn cancelled() -> Error {
     Error::internal("context canceled")
 }
 

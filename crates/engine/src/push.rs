@@ -12,6 +12,7 @@ use dhow_registry::{Client, Credentials, Document, Fetched, Mount, Session, Sour
 use dhow_store::{Compression, Image, LayerRow, StoreError};
 use serde::Serialize;
 
+use crate::pull::cancelled;
 use crate::registries::several;
 use crate::{Engine, Error, Kind, Result};
 
@@ -132,7 +133,7 @@ impl Engine {
         let blobs = self.push_layers(client, session, name, &wanted, told)?;
         let push_config = |session: &mut Session<'_>| -> dhow_registry::Result<()> {
             if session.blob_size(name, &id)?.is_none() {
-                session.push_blob(name, None, Some(config.len() as u64), &|take| take(&config))?;
+                session.push_blob(name, None, Some((id, config.len() as u64)), &|take| take(&config))?;
             }
             Ok(())
         };
@@ -262,13 +263,8 @@ impl Engine {
                 goes_on(told, layer, PushStep::Pushing(sent, blob.size))?;
             }
         };
-        let (digest, size) = session.push_blob(name, begun, Some(blob.size), source)?;
-        // The registry has verified it; but it is not what it should be.
-        if digest != blob.digest {
-            let wrong = StoreError::WrongDigest { what: "blob", expected: blob.digest, found: digest };
-            return Err(dhow_registry::Error::Stopped(io::Error::other(wrong)));
-        }
-        Ok(Descriptor { size, ..plain(blob) })
+        session.push_blob(name, begun, Some((blob.digest, blob.size)), source)?;
+        Ok(plain(blob))
     }
 
     fn push_compressed(
@@ -293,7 +289,7 @@ impl Engine {
             Compression::Gzip => DOCKER_LAYER.to_owned(),
             Compression::Zstd => format!("{OCI_LAYER}+zstd"),
         };
-        Ok(Descriptor { media_type, digest, size, platform: None, annotations: Default::default() })
+        Ok(Descriptor::new(&media_type, digest, size))
     }
 }
 
@@ -331,13 +327,9 @@ fn goes_on(told: PushTold<'_>, layer: &Wanted, step: PushStep) -> io::Result<()>
     if told(of_layer(layer, step)) { Ok(()) } else { Err(io::Error::other("context canceled")) }
 }
 
-fn cancelled() -> Error {
-    Error::internal("context canceled")
-}
-
 /// What of a descriptor says what the blob is.
 fn plain(blob: &Descriptor) -> Descriptor {
-    Descriptor { platform: None, annotations: Default::default(), ..blob.clone() }
+    Descriptor::new(&blob.media_type, blob.digest, blob.size)
 }
 
 /// The manifest of a config and blobs: of Docker's form, as dockerd's, unless a blob is of a kind that only OCI has.
@@ -345,18 +337,17 @@ fn manifest(id: &Digest, config_size: u64, blobs: &[Descriptor]) -> Result<(Stri
     let is_gzip = |blob: &Descriptor| blob.media_type == DOCKER_LAYER || blob.media_type == format!("{OCI_LAYER}+gzip");
     let is_docker = blobs.iter().all(is_gzip);
     let (kind, config_kind) = if is_docker { (DOCKER_MANIFEST, DOCKER_CONFIG) } else { (OCI_MANIFEST, OCI_CONFIG) };
-    let of = |media_type: &str, digest: Digest, size: u64| Descriptor {
-        media_type: media_type.to_owned(),
-        digest,
-        size,
-        platform: None,
-        annotations: Default::default(),
-    };
     let gzip = if is_docker { DOCKER_LAYER.to_owned() } else { format!("{OCI_LAYER}+gzip") };
-    let layers =
-        blobs.iter().map(|blob| of(if is_gzip(blob) { &gzip } else { &blob.media_type }, blob.digest, blob.size)).collect();
-    let manifest =
-        Manifest { schema_version: 2, media_type: Some(kind.to_owned()), config: of(config_kind, *id, config_size), layers };
+    let layers = blobs
+        .iter()
+        .map(|blob| Descriptor::new(if is_gzip(blob) { &gzip } else { &blob.media_type }, blob.digest, blob.size))
+        .collect();
+    let manifest = Manifest {
+        schema_version: 2,
+        media_type: Some(kind.to_owned()),
+        config: Descriptor::new(config_kind, *id, config_size),
+        layers,
+    };
     // As docker writes it.
     let mut bytes = Vec::new();
     let formatter = serde_json::ser::PrettyFormatter::with_indent(b"   ");

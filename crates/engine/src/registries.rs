@@ -139,8 +139,7 @@ fn failed(error: &dhow_registry::Error) -> Error {
         (dhow_registry::Error::Unreachable { .. }, _) => Kind::Unreachable,
         (_, Some(404)) => Kind::NotFound,
         (_, Some(403)) => Kind::Forbidden,
-        // As dockerd answers to a refused login.
-        (_, Some(401)) if !error.to_string().starts_with("login attempt") => Kind::Unauthorized,
+        (_, Some(401)) => Kind::Unauthorized,
         _ => Kind::Internal,
     };
     let text = match error {

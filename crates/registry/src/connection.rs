@@ -2,8 +2,8 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -32,10 +32,13 @@ pub(crate) enum Body {
     Stream(Outgoing),
 }
 
+pub(crate) type Pieces = Arc<Mutex<mpsc::Receiver<io::Result<Bytes>>>>;
+
 /// A body that comes in pieces. When whoever sends them stops, it is at its end; an error breaks it off.
 pub(crate) struct Outgoing {
     pub first: Option<Bytes>,
-    pub pieces: mpsc::Receiver<io::Result<Bytes>>,
+    /// Shared with whoever sent the request: a connection may hold the body longer than anybody drives it.
+    pub pieces: Pieces,
     /// Bytes of it all, if that is known.
     pub length: Option<u64>,
     /// Counts what the connection has taken.
@@ -52,7 +55,7 @@ impl hyper::body::Body for Body {
             Body::Stream(outgoing) => {
                 let next = match outgoing.first.take() {
                     Some(first) => Poll::Ready(Some(Ok(first))),
-                    None => outgoing.pieces.poll_recv(context),
+                    None => outgoing.pieces.lock().unwrap_or_else(PoisonError::into_inner).poll_recv(context),
                 };
                 if let Poll::Ready(Some(Ok(piece))) = &next {
                     outgoing.taken.fetch_add(piece.len() as u64, Ordering::Relaxed);

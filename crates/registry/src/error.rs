@@ -16,6 +16,9 @@ pub enum Error {
     /// The registry said no; perhaps when to ask again.
     #[error("{text}")]
     Refused { status: u16, text: String, retry_after: Option<Duration> },
+    /// Whoever shows himself is nobody to the registry.
+    #[error("login attempt to {url} failed with status: {status}")]
+    Login { url: String, status: hyper::StatusCode },
     /// The registry wants a password, and none is known.
     #[error("no basic auth credentials")]
     NoCredentials { url: String },
@@ -33,7 +36,7 @@ impl Error {
         match self {
             Error::Unreachable { .. } | Error::Broken { .. } => true,
             Error::Refused { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),
-            Error::NoCredentials { .. } | Error::Protocol(_) | Error::Stopped(_) => false,
+            Error::Login { .. } | Error::NoCredentials { .. } | Error::Protocol(_) | Error::Stopped(_) => false,
         }
     }
 

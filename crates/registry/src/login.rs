@@ -53,11 +53,7 @@ impl Inner<'_> {
             return Ok(None);
         }
         let url = ask.url(&endpoint);
-        let refused = |status: StatusCode| Error::Refused {
-            status: status.as_u16(),
-            text: format!("login attempt to {url} failed with status: {status}"),
-            retry_after: None,
-        };
+        let refused = |status: StatusCode| Error::Login { url: url.clone(), status };
         let headers = answer.headers().get_all(WWW_AUTHENTICATE);
         let wanted = challenge(headers.iter().filter_map(|value| value.to_str().ok()), "");
         let _ = whole(answer, MAX_ANSWER).await;

@@ -1,8 +1,8 @@
 //! Handing blobs and manifests to a registry.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use dhow_oci::{Digest, Hasher, Reference};
@@ -59,7 +59,8 @@ impl Session<'_> {
         }
     }
 
-    /// Uploads a blob: its digest and its bytes. What breaks off goes on from where the registry has got to.
+    /// Uploads a blob: its digest and its bytes, which are those that are expected. What breaks off goes on from where the registry
+    /// has got to.
     ///
     /// # Errors
     /// The registry does not want it; what the source says, as [`Error::Stopped`].
@@ -67,7 +68,7 @@ impl Session<'_> {
         &mut self,
         name: &Reference,
         begun: Option<Upload>,
-        length: Option<u64>,
+        expected: Option<(Digest, u64)>,
         source: Source<'_>,
     ) -> Result<(Digest, u64)> {
         let mut begun = begun.map(|upload| (upload, 0));
@@ -79,7 +80,7 @@ impl Session<'_> {
                 Some(begun) => begun,
                 None => (location(&self.retried(&Ask::new(Method::POST, name, "blobs/uploads/", PUSH))?)?, 0),
             };
-            let error = match self.send_blob(name, &upload, have, length, source) {
+            let error = match self.send_blob(name, &upload, have, expected, source) {
                 Ok(pushed) => return Ok(pushed),
                 Err(error) => error,
             };
@@ -92,7 +93,7 @@ impl Session<'_> {
                 std::thread::sleep(error.pause(attempts));
             }
             attempts += 1;
-            if !matches!(error, Error::Refused { .. }) {
+            if error.may_pass() {
                 begun = self.resume(name, upload);
             }
             let have = begun.as_ref().map_or(0, |(_, have)| *have);
@@ -119,10 +120,12 @@ impl Session<'_> {
         name: &Reference,
         upload: &Upload,
         have: u64,
-        length: Option<u64>,
+        expected: Option<(Digest, u64)>,
         source: Source<'_>,
     ) -> Result<(Digest, u64)> {
-        let (sender, mut pieces) = mpsc::channel::<io::Result<Bytes>>(PIECES);
+        let (sender, pieces) = mpsc::channel::<io::Result<Bytes>>(PIECES);
+        let pieces = Arc::new(Mutex::new(pieces));
+        let held = || pieces.lock().unwrap_or_else(PoisonError::into_inner);
         let Session { runtime, inner } = self;
         std::thread::scope(|scope| {
             let making = scope.spawn(move || {
@@ -144,22 +147,33 @@ impl Session<'_> {
                 made.map(|()| (hasher.finish(), total))
             });
             let answered = runtime.block_on(async {
-                let Some(first) = pieces.recv().await.transpose().map_err(Error::Stopped)? else { return Ok(None) };
-                let length = length.map(|length| length.saturating_sub(have));
-                let body = Outgoing { first: Some(first), pieces, length, taken: Arc::new(AtomicU64::new(0)) };
+                let first = std::future::poll_fn(|context| held().poll_recv(context)).await;
+                let Some(first) = first.transpose().map_err(Error::Stopped)? else { return Ok(None) };
+                let length = expected.map(|(_, length)| length.saturating_sub(have));
+                let body = Outgoing { first: Some(first), pieces: pieces.clone(), length, taken: Arc::new(AtomicU64::new(0)) };
                 let ask = Ask::new(Method::PATCH, name, &upload.0, PUSH).with(CONTENT_TYPE, "application/octet-stream");
                 inner.stream(&ask, body).await.map(Some)
             });
+            // The connection, which nobody drives any more, may hold the body still: nothing more is taken.
+            held().close();
             let made = making.join().unwrap_or_else(|_| Err(io::Error::other("a fault of dhow's")));
             let upload = match (answered, made) {
                 // Whoever makes it found nobody there any more.
                 (Err(error), Err(made)) if made.kind() == io::ErrorKind::BrokenPipe => return Err(error),
+                (Ok(_), Err(made)) if made.kind() == io::ErrorKind::BrokenPipe => {
+                    let why = "the registry answered before it had all of it".to_owned();
+                    return Err(Error::Broken { verb: "Patch", url: name.familiar_repository(), why });
+                }
                 (_, Err(made)) => return Err(Error::Stopped(made)),
                 (Err(error), Ok(_)) => return Err(error),
                 (Ok(Some(answer)), Ok(made)) => (location(&answer)?, made),
                 (Ok(None), Ok(made)) => (Upload(upload.0.clone()), made),
             };
             let (Upload(location), (digest, total)) = upload;
+            if let Some((wanted, _)) = expected.filter(|(wanted, _)| *wanted != digest) {
+                let why = format!("blob {wanted}: its content has digest {digest}");
+                return Err(Error::Stopped(io::Error::new(io::ErrorKind::InvalidData, why)));
+            }
             let path = format!("{location}{}digest={digest}", if location.contains('?') { '&' } else { '?' });
             let ask = Ask::new(Method::PUT, name, &path, PUSH).with(CONTENT_TYPE, "application/octet-stream");
             let Err(error) = runtime.block_on(inner.ask(&ask)) else { return Ok((digest, total)) };

@@ -1,6 +1,7 @@
 //! `POST /images/create?fromImage=`: a pull, told in docker's messages as it goes on.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use crate::images::{error_message, line};
 use crate::request::Call;
 
 /// Between two messages of how far a layer is.
-pub(crate) const OFTEN: Duration = Duration::from_millis(100);
+const OFTEN: Duration = Duration::from_millis(100);
 
 /// Who the client says to be to registries: base64 of JSON, in either alphabet, with padding or without (moby,
 /// `registry.DecodeAuthConfig`). What cannot be read is nobody, as with dockerd.
@@ -39,7 +40,7 @@ pub(crate) async fn pull(engine: Arc<Engine>, call: &Call, name: Reference, plat
     let work = tokio::task::spawn_blocking(move || {
         let is_one = request.name.tag.is_some() || request.name.digest.is_some();
         let names = if is_one { vec![request.name.clone()] } else { engine.tags_to_pull(&request)? };
-        let begun = Mutex::default();
+        let begun = Begun::default();
         for name in names {
             let request = PullRequest { name, ..request.clone() };
             let teller = Teller { request: &request, sender: &sender, begun: &begun };
@@ -81,19 +82,34 @@ pub(crate) async fn pull(engine: Arc<Engine>, call: &Call, name: Reference, plat
 struct Teller<'a> {
     request: &'a PullRequest,
     sender: &'a mpsc::Sender<Bytes>,
-    begun: &'a Mutex<Begun>,
+    begun: &'a Begun,
 }
 
 #[derive(Default)]
 struct Begun {
-    any: bool,
-    /// When something was last said of how far a layer is.
-    last: HashMap<Digest, Instant>,
+    any: AtomicBool,
+    pace: Pace,
+}
+
+/// When something was last said of how far a layer is.
+#[derive(Default)]
+pub(crate) struct Pace(Mutex<HashMap<Digest, Instant>>);
+
+impl Pace {
+    /// Whether it is time to say something again; then it is said.
+    pub fn is_due(&self, layer: &Digest) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = last.get(layer).is_none_or(|last| last.elapsed() >= OFTEN);
+        if is_due {
+            last.insert(*layer, Instant::now());
+        }
+        is_due
+    }
 }
 
 impl Teller<'_> {
     fn has_begun(&self) -> bool {
-        self.begun.lock().unwrap_or_else(PoisonError::into_inner).any
+        self.begun.any.load(Ordering::Relaxed)
     }
 
     fn tell(&self, event: &PullEvent) -> bool {
@@ -125,7 +141,7 @@ impl Teller<'_> {
             Step::Wanted => say("Pulling fs layer", nothing),
             Step::Exists => say("Already exists", nothing),
             Step::Waiting => say("Waiting", nothing),
-            Step::Downloading(current, total) => match self.is_due(&event.digest) {
+            Step::Downloading(current, total) => match self.begun.pace.is_due(&event.digest) {
                 true => say("Downloading", Progress { current, total }),
                 false => !self.sender.is_closed(),
             },
@@ -135,17 +151,8 @@ impl Teller<'_> {
         }
     }
 
-    fn is_due(&self, layer: &Digest) -> bool {
-        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due = begun.last.get(layer).is_none_or(|last| last.elapsed() >= OFTEN);
-        if is_due {
-            begun.last.insert(*layer, Instant::now());
-        }
-        is_due
-    }
-
     fn send(&self, message: &Message) -> bool {
-        self.begun.lock().unwrap_or_else(PoisonError::into_inner).any = true;
+        self.begun.any.store(true, Ordering::Relaxed);
         self.sender.blocking_send(line(message)).is_ok()
     }
 

@@ -1,17 +1,15 @@
 //! `POST /images/{name}/push`, told in docker's messages as it goes on.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::Arc;
 
 use dhow_api::image::{Message, Progress};
 use dhow_engine::{Compression, Engine, Error, PushEvent, PushLayer, PushRequest, PushStep, Result};
-use dhow_oci::{Digest, Reference};
+use dhow_oci::Reference;
 use serde_json::json;
 
 use crate::answer::{self, Answer, Sender};
 use crate::images::{error_message, line, platform};
-use crate::pull::{OFTEN, credentials};
+use crate::pull::{Pace, credentials};
 use crate::request::Call;
 use crate::route::quick;
 
@@ -34,15 +32,15 @@ pub(crate) async fn push(engine: Arc<Engine>, name: String, call: &Call) -> Resu
     };
     let request = PushRequest { name, credentials: credentials(call), compression };
     let (checking, checked) = (engine.clone(), request.name.familiar());
-    quick(move || match checking.check_platform(&checked, platform.as_ref()) {
+    let check = move || match platform {
         // That there is no such image is told in the stream.
-        Err(error) if error.message.starts_with("No such image") => Ok(()),
-        checked => checked,
-    })
-    .await?;
+        Some(platform) if checking.find_image(&checked).is_ok() => checking.check_platform(&checked, Some(&platform)),
+        _ => Ok(()),
+    };
+    quick(check).await?;
     let (answer, sender) = answer::stream("application/json");
     tokio::task::spawn_blocking(move || {
-        let teller = Teller { sender, last: Mutex::default() };
+        let teller = Teller { sender, pace: Pace::default() };
         let status = format!("The push refers to repository [{}]", request.name.repository());
         teller.send(&Message { status: Some(status), ..Message::default() });
         if let Err(error) = engine.push(&request, &|event| teller.tell(event)) {
@@ -54,8 +52,7 @@ pub(crate) async fn push(engine: Arc<Engine>, name: String, call: &Call) -> Resu
 
 struct Teller {
     sender: Sender,
-    /// When something was last said of how far a layer is.
-    last: Mutex<HashMap<Digest, Instant>>,
+    pace: Pace,
 }
 
 impl Teller {
@@ -84,7 +81,7 @@ impl Teller {
         match step {
             PushStep::Preparing => say("Preparing", nothing),
             PushStep::Waiting => say("Waiting", nothing),
-            PushStep::Pushing(current, total) => match self.is_due(diff_id) {
+            PushStep::Pushing(current, total) => match self.pace.is_due(diff_id) {
                 true => say("Pushing", Progress { current: *current, total: *total }),
                 false => !self.sender.is_closed(),
             },
@@ -92,14 +89,5 @@ impl Teller {
             PushStep::Exists => say("Layer already exists", nothing),
             PushStep::Mounted(from) => say(&format!("Mounted from {from}"), nothing),
         }
-    }
-
-    fn is_due(&self, layer: &Digest) -> bool {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due = last.get(layer).is_none_or(|last| last.elapsed() >= OFTEN);
-        if is_due {
-            last.insert(*layer, Instant::now());
-        }
-        is_due
     }
 }

@@ -106,7 +106,7 @@ pub(crate) fn note_remote(tx: &Connection, repository: &str, blobs: &[(Descripto
 
 /// Digest, media type and size, from a column on.
 fn descriptor(row: &Row<'_>, from: usize) -> rusqlite::Result<Option<Descriptor>> {
-    let (digest, media_type, size) = (row.get::<_, String>(from)?, row.get(from + 1)?, row.get::<_, i64>(from + 2)?);
-    let digest = digest.parse::<Digest>().ok();
-    Ok(digest.map(|digest| Descriptor { media_type, digest, size: size as u64, platform: None, annotations: Default::default() }))
+    let (digest, media_type): (String, String) = (row.get(from)?, row.get(from + 1)?);
+    let size = row.get::<_, i64>(from + 2)? as u64;
+    Ok(digest.parse().ok().map(|digest| Descriptor::new(&media_type, digest, size)))
 }

@@ -12,7 +12,7 @@ use rusqlite::OptionalExtension;
 use rustix::fs::{FlockOperation, Mode};
 
 use crate::fetch::is_at;
-use crate::tar_split::{Recorded, Recording, duplicate};
+use crate::tar_split::{Recorded, Recording};
 use crate::{Context, Result, Store, StoreError, apply, quota, random_name};
 
 /// An unpacked layer.
@@ -69,7 +69,7 @@ impl Store {
         fs::DirBuilder::new().mode(0o755).create(&files).context(|| "create the layer's directory".to_owned())?;
         let root = Root::open_path(&files).context(what)?;
         let record = || "take down the layer's archive".to_owned();
-        let recording = duplicate(&unpacked.lock).and_then(Recording::begin).context(record)?;
+        let recording = unpacked.lock.try_clone().and_then(|lock| Recording::begin(lock.into())).context(record)?;
         let mut reader = Recorded { inner: tar, hasher: Hasher::new(), recording: &recording };
         unpacked.size = apply::apply(&mut reader, &root, Some(&recording))?;
         // The diff ID covers what follows the end-of-archive blocks too.

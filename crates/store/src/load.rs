@@ -137,10 +137,11 @@ impl Held {
             self.layers.insert(name, Layer::Known(diff_id));
             return Ok(());
         }
+        // What is not compressed is hashed while it is unpacked.
+        let hasher = claimed.filter(|_| is_compressed(&start)).map(|_| Hasher::new());
         let whole = io::Cursor::new(start).chain(from);
         let digest = claimed.unwrap_or_else(|| Digest::of(name.as_bytes()));
-        let mut blob =
-            Blob { inner: whole, hasher: claimed.map(|_| Hasher::new()), told, read: 0, heard: 0, total: size, digest };
+        let mut blob = Blob { inner: whole, hasher, told, read: 0, heard: 0, total: size, digest };
         blob.tell().map_err(|_| StoreError::Archive("context canceled".to_owned()))?;
         let mut unpack = || -> Result<Unpacked> {
             let unpacked = store.unpack_apart(decompressed(&mut blob).context(|| format!("decompress {name}"))?)?;

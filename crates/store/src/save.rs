@@ -44,17 +44,17 @@ impl Store {
             let mut layers = Vec::new();
             for row in self.layers_of(image)? {
                 let size = self.tar_size(&row.chain_id)?;
-                layers.push(descriptor(OCI_LAYER, row.diff_id, size));
+                layers.push(Descriptor::new(OCI_LAYER, row.diff_id, size));
                 saving.layers.insert(row.diff_id.hex().to_owned(), (row, size));
             }
             let manifest = Manifest {
                 schema_version: 2,
                 media_type: Some(OCI_MANIFEST.to_owned()),
-                config: descriptor(OCI_CONFIG, id, config.len() as u64),
+                config: Descriptor::new(OCI_CONFIG, id, config.len() as u64),
                 layers,
             };
             let document = serde_json::to_vec(&manifest).map_err(json)?;
-            let of = descriptor(OCI_MANIFEST, Digest::of(&document), document.len() as u64);
+            let of = Descriptor::new(OCI_MANIFEST, Digest::of(&document), document.len() as u64);
             saving.documents.insert(of.digest.hex().to_owned(), document);
             saving.documents.insert(id.hex().to_owned(), config);
             let path = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
@@ -117,10 +117,6 @@ impl Store {
         }
         out.write_all(&[0; 1024]).and_then(|()| out.flush()).map_err(StoreError::Out)
     }
-}
-
-fn descriptor(media_type: &str, digest: Digest, size: u64) -> Descriptor {
-    Descriptor { media_type: media_type.to_owned(), digest, size, platform: None, annotations: BTreeMap::new() }
 }
 
 fn header(path: &str, kind: tar::EntryType, size: u64) -> Result<tar::Header> {

@@ -14,7 +14,7 @@ use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -339,11 +339,6 @@ impl Write for Hashed<'_> {
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }
-}
-
-/// A duplicate of a directory's descriptor, for a [`Recording`].
-pub(crate) fn duplicate(directory: &impl AsFd) -> io::Result<OwnedFd> {
-    directory.as_fd().try_clone_to_owned()
 }
 
 #[cfg(test)]
