@@ -9,8 +9,8 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use dhow_api::client::Client;
 
 use crate::commands::{
-    self, commit, context, copy, create, daemon, exec, image, inspect, lifecycle, list, logs, network, prune, registry, run,
-    stats, system, update, volume,
+    self, commit, context, copy, create, daemon, exec, image, inspect, lifecycle, list, logs, network, prune, registry,
+    registry_server, run, stats, system, update, volume,
 };
 use crate::connect::contexts::{DEFAULT, Folder, Selected};
 use crate::connect::{Roots, Target, TlsOptions};
@@ -208,6 +208,9 @@ enum Command {
     /// Show the manifests of registries
     #[command(subcommand)]
     Manifest(registry::Manifest),
+    /// Run a registry of one's own
+    #[command(subcommand)]
+    Registry(registry_server::Command),
     /// Run the engine as a daemon behind a socket
     Daemon(daemon::Daemon),
     /// Manage contexts
@@ -401,6 +404,9 @@ pub fn main(args: Vec<OsString>) -> i32 {
         let globals = app.globals;
         return finish(daemon.run(globals.debug, globals.log_level, globals.roots, globals.host, globals.tls));
     }
+    if let Command::Registry(command) = app.command {
+        return finish(command.run(app.globals.debug));
+    }
     if let Command::System(System::Reap { id }) = &app.command {
         let target = Target { host: None, roots: app.globals.roots.clone(), ..Target::default() };
         return finish(system::reap(&target, id));
@@ -587,7 +593,7 @@ async fn dispatch(app: App) -> failure::Result {
         Command::Login(login) => login.run(&client).await,
         Command::Search(search) => search.run(&client).await,
         Command::Logout(_) | Command::Manifest(_) => Ok(()),
-        Command::Daemon(_) | Command::Context(_) | Command::System(System::Reap { .. }) => Ok(()),
+        Command::Daemon(_) | Command::Registry(_) | Command::Context(_) | Command::System(System::Reap { .. }) => Ok(()),
     }
 }
 

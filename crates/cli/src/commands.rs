@@ -15,6 +15,7 @@ pub mod network;
 mod progress;
 pub mod prune;
 pub mod registry;
+pub mod registry_server;
 pub mod run;
 pub mod stats;
 pub mod system;

@@ -152,8 +152,9 @@ fn is_domain(text: &str) -> bool {
     })
 }
 
-/// `component(/component)*`; a component is lower-case alphanumerics joined by `.`, `_`, `__` or dashes.
-fn is_path(text: &str) -> bool {
+/// Whether it can be the name of a repository, without the host: `component(/component)*`; a component is lower-case
+/// alphanumerics joined by `.`, `_`, `__` or dashes.
+pub fn is_path(text: &str) -> bool {
     text.split('/').all(|component| {
         let bytes = component.as_bytes();
         let alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();

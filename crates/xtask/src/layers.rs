@@ -13,10 +13,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("network", &["sys"]),
     ("store", &["sys", "oci"]),
     ("registry", &["oci", "sys"]),
+    ("registry-server", &["oci"]),
     ("monitor", &["network", "oci", "runtime", "sys"]),
     ("engine", &["api", "monitor", "network", "oci", "registry", "runtime", "store", "sys"]),
     ("server", &["api", "engine", "oci"]),
-    ("cli", &["api", "engine", "monitor", "oci", "registry", "runtime", "server", "sys", "testkit"]),
+    ("cli", &["api", "engine", "monitor", "oci", "registry", "registry-server", "runtime", "server", "sys", "testkit"]),
 ];
 
 pub fn check() -> ExitCode {

@@ -218,10 +218,10 @@ impl Daemon {
 }
 
 /// Where messages go; how many can be changed.
-struct Log(reload::Handle<LevelFilter, Registry>);
+pub struct Log(reload::Handle<LevelFilter, Registry>);
 
 impl Log {
-    fn start(level: &str, json: bool) -> Result<Log> {
+    pub fn start(level: &str, json: bool) -> Result<Log> {
         let (filter, handle) = reload::Layer::new(parse_level(level)?);
         let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
         let registry = tracing_subscriber::registry().with(filter);

@@ -112,10 +112,7 @@ impl Login {
             }
         }
         if self.password.is_empty() {
-            let hidden = crate::streams::hidden();
-            self.password = prompted("Password: ")?;
-            drop(hidden);
-            println_to_terminal();
+            self.password = prompted_password()?;
             if self.password.is_empty() {
                 return Err(Failure::new("Error: Password Required"));
             }
@@ -132,9 +129,19 @@ fn prompted(prompt: &str) -> Result<String> {
     Ok(line.trim().to_owned())
 }
 
-/// The line end that was not echoed.
-fn println_to_terminal() {
-    let _ = std::io::stdout().write_all(b"\n");
+/// Asks for a password; on a terminal it is not seen.
+pub fn prompted_password() -> Result<String> {
+    if !std::io::stdin().is_terminal() {
+        let mut line = String::new();
+        std::io::stdin().lock().read_line(&mut line)?;
+        return Ok(line.trim_end_matches(['\r', '\n']).to_owned());
+    }
+    let hidden = crate::streams::hidden();
+    let password = prompted("Password: ")?;
+    drop(hidden);
+    // The line end was not echoed.
+    std::io::stdout().write_all(b"\n")?;
+    Ok(password)
 }
 
 #[derive(Args, Debug)]

@@ -297,7 +297,7 @@ fn remove_directory(path: &Path) -> Result {
 }
 
 /// Writes a file in one step: who reads it meanwhile finds the old one or the new one.
-fn write_file(path: &Path, content: &[u8], mode: u32) -> Result {
+pub fn write_file(path: &Path, content: &[u8], mode: u32) -> Result {
     let failed = |error: io::Error| Failure::new(format!("write {}: {error}", path.display()));
     let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary).map_err(failed)?;
