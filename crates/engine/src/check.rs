@@ -138,7 +138,8 @@ impl Check<'_> {
     fn blobs(&mut self) -> Result<()> {
         for (name, path) in entries(&self.engine.paths().blobs()) {
             self.done.looked_at += 1;
-            let Ok(found) = fs::File::open(&path).and_then(Digest::of_all) else { continue };
+            let algorithm = Digest::from_hex(&name).map(|digest| digest.algorithm()).unwrap_or_default();
+            let Ok(found) = fs::File::open(&path).and_then(|file| Digest::of_all_by(algorithm, file)) else { continue };
             if found.hex() != name {
                 self.found(format!("blob {name}"), "its content has another digest", "remove it", || {
                     fs::remove_file(&path).context(|| format!("remove {}", path.display()))

@@ -154,7 +154,7 @@ impl Engine {
             Ok(())
         };
         session.blob(name, descriptor, 0, &mut take).map_err(|error| failed(name, &error))?;
-        let (expected, found) = (descriptor.digest, Digest::of(&bytes));
+        let (expected, found) = (descriptor.digest, Digest::by(descriptor.digest.algorithm(), &bytes));
         if found == expected { Ok(bytes) } else { Err(StoreError::WrongDigest { what: "config", expected, found }.into()) }
     }
 

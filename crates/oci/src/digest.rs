@@ -1,28 +1,63 @@
-//! Content digests, `sha256:` and 64 lower-case hex digits (image-spec, descriptor.md).
+//! Content digests: the algorithm, a colon and lower-case hex digits (image-spec, descriptor.md).
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The SHA-256 of some content.
+/// What a digest is computed by. SHA-256 is what there is where nothing else is said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Algorithm {
+    #[default]
+    Sha256,
+    Sha512,
+}
+
+impl Algorithm {
+    pub const ALL: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Algorithm::Sha256 => "sha256",
+            Algorithm::Sha512 => "sha512",
+        }
+    }
+
+    pub fn parse(name: &str) -> Option<Algorithm> {
+        Algorithm::ALL.into_iter().find(|algorithm| algorithm.name() == name)
+    }
+}
+
+/// The digest of some content.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Digest([u8; 32]);
+pub enum Digest {
+    Sha256([u8; 32]),
+    Sha512([u8; 64]),
+}
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("invalid digest '{0}': expected sha256: and 64 lower-case hexadecimal digits")]
+#[error("invalid digest '{0}': expected sha256: and 64 lower-case hexadecimal digits, or sha512: and 128")]
 pub struct InvalidDigest(String);
 
 impl Digest {
+    /// The SHA-256 of some content.
     pub fn of(content: &[u8]) -> Digest {
-        let mut hasher = Hasher::new();
+        Digest::by(Algorithm::Sha256, content)
+    }
+
+    pub fn by(algorithm: Algorithm, content: &[u8]) -> Digest {
+        let mut hasher = Hasher::by(algorithm);
         hasher.update(content);
         hasher.finish()
     }
 
-    /// The digest of all that a reader has left.
-    pub fn of_all(mut reader: impl std::io::Read) -> std::io::Result<Digest> {
-        let mut hasher = Hasher::new();
+    /// The SHA-256 of all that a reader has left.
+    pub fn of_all(reader: impl std::io::Read) -> std::io::Result<Digest> {
+        Digest::of_all_by(Algorithm::Sha256, reader)
+    }
+
+    pub fn of_all_by(algorithm: Algorithm, mut reader: impl std::io::Read) -> std::io::Result<Digest> {
+        let mut hasher = Hasher::by(algorithm);
         let mut buffer = vec![0; 256 * 1024];
         loop {
             match reader.read(&mut buffer)? {
@@ -32,26 +67,46 @@ impl Digest {
         }
     }
 
-    /// The 64 hex digits, without the algorithm.
+    pub fn algorithm(&self) -> Algorithm {
+        match self {
+            Digest::Sha256(_) => Algorithm::Sha256,
+            Digest::Sha512(_) => Algorithm::Sha512,
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Digest::Sha256(bytes) => bytes,
+            Digest::Sha512(bytes) => bytes,
+        }
+    }
+
+    /// The hex digits, without the algorithm: their number tells it.
     pub fn hex(&self) -> String {
-        hex(&self.0)
+        hex(self.bytes())
     }
 
     /// The first 12 hex digits, as lists show them.
     pub fn short(&self) -> String {
-        hex(&self.0[..6])
+        hex(&self.bytes()[..6])
     }
 
+    /// A digest by its hex digits alone, which are 64 or 128.
     pub fn from_hex(text: &str) -> Option<Digest> {
-        let mut bytes = [0; 32];
-        if text.len() != 64 {
-            return None;
+        match text.len() {
+            64 => Some(Digest::Sha256(bytes_of(text)?)),
+            128 => Some(Digest::Sha512(bytes_of(text)?)),
+            _ => None,
         }
-        for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-            *byte = nibble(pair[0])? << 4 | nibble(pair[1])?;
-        }
-        Some(Digest(bytes))
     }
+}
+
+fn bytes_of<const LENGTH: usize>(text: &str) -> Option<[u8; LENGTH]> {
+    let mut bytes = [0; LENGTH];
+    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        *byte = nibble(pair[0])? << 4 | nibble(pair[1])?;
+    }
+    Some(bytes)
 }
 
 fn nibble(digit: u8) -> Option<u8> {
@@ -70,7 +125,7 @@ pub fn hex(bytes: &[u8]) -> String {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sha256:{}", self.hex())
+        write!(f, "{}:{}", self.algorithm().name(), self.hex())
     }
 }
 
@@ -84,7 +139,11 @@ impl FromStr for Digest {
     type Err = InvalidDigest;
 
     fn from_str(text: &str) -> Result<Digest, InvalidDigest> {
-        text.strip_prefix("sha256:").and_then(Digest::from_hex).ok_or_else(|| InvalidDigest(text.to_owned()))
+        let parsed = text.split_once(':').and_then(|(algorithm, digits)| {
+            let algorithm = Algorithm::parse(algorithm)?;
+            Digest::from_hex(digits).filter(|digest| digest.algorithm() == algorithm)
+        });
+        parsed.ok_or_else(|| InvalidDigest(text.to_owned()))
     }
 }
 
@@ -102,22 +161,47 @@ impl<'de> Deserialize<'de> for Digest {
 
 /// Computes a [`Digest`] of content that arrives in pieces.
 #[derive(Clone)]
-pub struct Hasher(ring::digest::Context);
+pub struct Hasher {
+    algorithm: Algorithm,
+    context: ring::digest::Context,
+}
 
 impl Hasher {
+    /// By SHA-256.
     pub fn new() -> Hasher {
-        Hasher(ring::digest::Context::new(&ring::digest::SHA256))
+        Hasher::by(Algorithm::Sha256)
+    }
+
+    pub fn by(algorithm: Algorithm) -> Hasher {
+        let context = ring::digest::Context::new(match algorithm {
+            Algorithm::Sha256 => &ring::digest::SHA256,
+            Algorithm::Sha512 => &ring::digest::SHA512,
+        });
+        Hasher { algorithm, context }
+    }
+
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
     }
 
     pub fn update(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
+        self.context.update(bytes);
     }
 
     pub fn finish(self) -> Digest {
-        let mut bytes = [0; 32];
-        bytes.copy_from_slice(self.0.finish().as_ref());
-        Digest(bytes)
+        let computed = self.context.finish();
+        let bytes = computed.as_ref();
+        match self.algorithm {
+            Algorithm::Sha256 => Digest::Sha256(sized(bytes)),
+            Algorithm::Sha512 => Digest::Sha512(sized(bytes)),
+        }
     }
+}
+
+fn sized<const LENGTH: usize>(bytes: &[u8]) -> [u8; LENGTH] {
+    let mut sized = [0; LENGTH];
+    sized.copy_from_slice(bytes);
+    sized
 }
 
 impl Default for Hasher {
@@ -147,9 +231,19 @@ mod tests {
         let empty = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert_eq!(Digest::of(b"").to_string(), empty);
         assert_eq!(empty.parse(), Ok(Digest::of(b"")));
-        for bad in
-            ["", "sha256:", "sha512:00", &empty.to_uppercase(), &empty[..70], &format!("{empty}0"), "sha256:../../etc/passwd"]
-        {
+        let long = Digest::by(Algorithm::Sha512, b"");
+        assert_eq!((long.to_string().parse(), long.short().as_str()), (Ok(long), "cf83e1357eef"));
+        for bad in [
+            "",
+            "sha256:",
+            "sha512:00",
+            &empty.replace("256", "512"),
+            "md5:d41d8cd98f00b204e9800998ecf8427e",
+            &empty.to_uppercase(),
+            &empty[..70],
+            &format!("{empty}0"),
+            "sha256:../../etc/passwd",
+        ] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
     }

@@ -8,6 +8,6 @@ pub mod reference;
 pub mod spec;
 pub mod time;
 
-pub use digest::{Digest, Hasher};
+pub use digest::{Algorithm, Digest, Hasher};
 pub use platform::Platform;
 pub use reference::Reference;

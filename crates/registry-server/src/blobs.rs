@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
 
-use dhow_oci::Digest;
+use dhow_oci::{Algorithm, Digest};
 
 pub struct Blobs {
     directory: PathBuf,
@@ -45,7 +45,7 @@ impl Blobs {
     /// Directories of at most some thousand files.
     fn path(&self, digest: Digest) -> PathBuf {
         let hex = digest.hex();
-        self.directory.join("sha256").join(&hex[..2]).join(hex)
+        self.directory.join(digest.algorithm().name()).join(&hex[..2]).join(hex)
     }
 
     pub fn open(&self, digest: Digest) -> io::Result<File> {
@@ -55,13 +55,15 @@ impl Blobs {
     /// All of them, whatever the database says.
     pub fn all(&self) -> io::Result<Vec<Digest>> {
         let mut all = Vec::new();
-        let algorithm = match fs::read_dir(self.directory.join("sha256")) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(all),
-            other => other?,
-        };
-        for directory in algorithm {
-            for file in fs::read_dir(directory?.path())? {
-                all.extend(file?.file_name().to_str().and_then(Digest::from_hex));
+        for algorithm in Algorithm::ALL {
+            let directories = match fs::read_dir(self.directory.join(algorithm.name())) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other?,
+            };
+            for directory in directories {
+                for file in fs::read_dir(directory?.path())? {
+                    all.extend(file?.file_name().to_str().and_then(Digest::from_hex));
+                }
             }
         }
         Ok(all)

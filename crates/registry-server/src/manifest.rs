@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use dhow_oci::Digest;
 use dhow_oci::image::{DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
+use dhow_oci::{Algorithm, Digest};
 use serde::{Deserialize, Serialize};
 
 use crate::answer::{Code, Refusal};
@@ -60,11 +60,11 @@ pub struct Referrer {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// Reads a document that was sent as `media_type`.
+/// Reads a document that was sent as `media_type`, and is known by a digest of the algorithm.
 ///
 /// # Errors
 /// It is none, it says of itself to be of another type, or it has the parts of both types (CVE-2021-41190).
-pub fn parse(media_type: &str, bytes: &[u8]) -> Result<Document, Refusal> {
+pub fn parse(media_type: &str, bytes: &[u8], algorithm: Algorithm) -> Result<Document, Refusal> {
     let invalid = |why: &str| Refusal::new(Code::ManifestInvalid, why);
     let raw: Raw = serde_json::from_slice(bytes).map_err(|error| invalid(&format!("manifest invalid: {error}")))?;
     let own = raw.media_type.as_deref();
@@ -90,7 +90,7 @@ pub fn parse(media_type: &str, bytes: &[u8]) -> Result<Document, Refusal> {
     let here = |pointer: &Pointer| pointer.urls.as_ref().is_none_or(Vec::is_empty);
     let blobs = raw.config.iter().chain(raw.layers.iter().flatten()).filter(|pointer| here(pointer));
     Ok(Document {
-        digest: Digest::of(bytes),
+        digest: Digest::by(algorithm, bytes),
         media_type: media_type.to_owned(),
         subject: raw.subject.map(|subject| subject.digest),
         artifact_type: artifact_type.filter(|kind| !kind.is_empty()),
@@ -109,9 +109,9 @@ mod tests {
         let empty = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         let config = format!(r#""config":{{"mediaType":"application/x","digest":"{empty}","size":0}}"#);
         let manifest = format!(r#"{{"schemaVersion":2,{config},"layers":[]}}"#);
-        let read = parse(OCI_MANIFEST, manifest.as_bytes()).unwrap();
+        let read = parse(OCI_MANIFEST, manifest.as_bytes(), Algorithm::Sha256).unwrap();
         assert_eq!((read.blobs.len(), read.artifact_type.as_deref()), (1, Some("application/x")));
-        assert!(parse(DOCKER_INDEX, br#"{"manifests":[]}"#).is_ok());
+        assert!(parse(DOCKER_INDEX, br#"{"manifests":[]}"#, Algorithm::Sha256).is_ok());
         for (media_type, text) in [
             (OCI_MANIFEST, format!(r#"{{{config},"layers":[],"manifests":[]}}"#)),
             (OCI_INDEX, format!(r#"{{{config},"layers":[],"manifests":[]}}"#)),
@@ -124,7 +124,7 @@ mod tests {
             ("", "{}".to_owned()),
             (OCI_MANIFEST, "[".to_owned()),
         ] {
-            assert!(parse(media_type, text.as_bytes()).is_err(), "{media_type} {text}");
+            assert!(parse(media_type, text.as_bytes(), Algorithm::Sha256).is_err(), "{media_type} {text}");
         }
     }
 }

@@ -5,8 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use dhow_oci::Digest;
 use dhow_oci::image::OCI_INDEX;
+use dhow_oci::{Algorithm, Digest};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::header::{
@@ -19,7 +19,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::access::Who;
-use crate::answer::{Answer, Code, Refusal, Result, blocking, empty, json, set, stream, whole};
+use crate::answer::{Answer, Code, Refusal, Result, blocking, empty, failed, json, set, stream, whole};
 use crate::catalog;
 use crate::manifest;
 use crate::name::{Name, Pointer, digest};
@@ -236,7 +236,11 @@ async fn put_manifest(
     blocking(move || {
         let media_type = question.header(CONTENT_TYPE).unwrap_or_default();
         let media_type = media_type.split(';').next().unwrap_or_default().trim();
-        let document = manifest::parse(media_type, &content)?;
+        let algorithm = match pointer {
+            Pointer::Digest(digest) => digest.algorithm(),
+            Pointer::Tag(_) => Algorithm::default(),
+        };
+        let document = manifest::parse(media_type, &content, algorithm)?;
         if let Pointer::Digest(expected) = pointer
             && expected != document.digest
         {
@@ -376,10 +380,12 @@ async fn begin(registry: Arc<Registry>, name: Name, question: Question, body: In
         if mounted {
             return Ok(created(&name, wanted));
         }
-        return start(registry, name).await.map(|going| going.state(StatusCode::ACCEPTED, 0));
+        return start(registry, name, wanted.algorithm()).await.map(|going| going.state(StatusCode::ACCEPTED, 0));
     }
     let given = question.parameter("digest").map(|text| digest(&text)).transpose()?;
-    let going = start(registry, name).await?;
+    let named = question.parameter("digest-algorithm").and_then(|name| Algorithm::parse(&name));
+    let algorithm = given.map(|digest| digest.algorithm()).or(named).unwrap_or_default();
+    let going = start(registry, name, algorithm).await?;
     match given {
         None => Ok(going.state(StatusCode::ACCEPTED, 0)),
         Some(expected) => {
@@ -397,9 +403,9 @@ async fn begin(registry: Arc<Registry>, name: Name, question: Question, body: In
     }
 }
 
-async fn start(registry: Arc<Registry>, name: Name) -> Result<Going> {
+async fn start(registry: Arc<Registry>, name: Name, algorithm: Algorithm) -> Result<Going> {
     blocking(move || {
-        let id = registry.uploads.begin(&name)?;
+        let id = registry.uploads.begin(&name, algorithm)?;
         Ok(Going { registry, name, id })
     })
     .await
@@ -479,10 +485,11 @@ impl Going {
     }
 
     /// Makes a blob of what came.
-    async fn finish(&self, upload: &Arc<Upload>, turn: Turn, expected: Digest) -> Result<Answer> {
+    async fn finish(&self, upload: &Arc<Upload>, mut turn: Turn, expected: Digest) -> Result<Answer> {
         let (registry, name, id, upload) = (self.registry.clone(), self.name.clone(), self.id.clone(), upload.clone());
         blocking(move || {
-            let actual = turn.content.digest();
+            let actual = turn.content.digest(expected.algorithm());
+            let actual = actual.map_err(|error| failed("read an upload", &error))?;
             let kept = if actual == expected {
                 registry.keep_blob(&name, expected, &upload.path, &turn.content)
             } else {

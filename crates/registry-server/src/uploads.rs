@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use dhow_oci::{Digest, Hasher};
+use dhow_oci::{Algorithm, Digest, Hasher};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::sync::{OwnedMutexGuard, watch};
@@ -58,8 +58,15 @@ impl Content {
         Ok(())
     }
 
-    pub fn digest(&self) -> Digest {
-        self.hasher.clone().finish()
+    /// The digest of what came: at hand, or of another algorithm than was expected by reading it again.
+    pub fn digest(&mut self, algorithm: Algorithm) -> io::Result<Digest> {
+        if self.hasher.algorithm() == algorithm {
+            return Ok(self.hasher.clone().finish());
+        }
+        self.file.seek(SeekFrom::Start(0))?;
+        let digest = Digest::of_all_by(algorithm, &self.file);
+        self.file.seek(SeekFrom::Start(self.size))?;
+        digest
     }
 
     pub fn size(&self) -> u64 {
@@ -173,14 +180,14 @@ impl Uploads {
         format!("{id}-{}", Digest::of(repository.as_str().as_bytes()).short())
     }
 
-    /// Begins an upload: its ID.
-    pub fn begin(&self, repository: &Name) -> Result<String> {
+    /// Begins an upload of a blob whose digest will be of an algorithm: its ID.
+    pub fn begin(&self, repository: &Name, algorithm: Algorithm) -> Result<String> {
         let id = random_id().map_err(|error| failed("get random bytes", &error))?;
         let name = Uploads::file_name(repository, &id);
         let path = self.directory.join(&name);
-        let file = OpenOptions::new().write(true).create_new(true).open(&path);
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
         let file = file.map_err(|error| failed("begin an upload", &error))?;
-        self.keep(name, path, Content { file, hasher: Hasher::new(), size: 0 });
+        self.keep(name, path, Content { file, hasher: Hasher::by(algorithm), size: 0 });
         Ok(id)
     }
 

@@ -92,7 +92,7 @@ impl Session<'_> {
             let media_type = answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
             let media_type = media_type.split(';').next().unwrap_or_default().trim().to_owned();
             let bytes = whole(answer, MAX_MANIFEST).await?;
-            let digest = Digest::of(&bytes);
+            let digest = Digest::by(wanted.map(|wanted| wanted.algorithm()).unwrap_or_default(), &bytes);
             if let Some(wanted) = wanted.filter(|wanted| *wanted != digest) {
                 return Err(Error::Protocol(format!("manifest verification failed for digest {wanted}: what came has {digest}")));
             }

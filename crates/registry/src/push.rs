@@ -129,7 +129,8 @@ impl Session<'_> {
         let Session { runtime, inner } = self;
         std::thread::scope(|scope| {
             let making = scope.spawn(move || {
-                let (mut hasher, mut total) = (Hasher::new(), 0u64);
+                let algorithm = expected.map(|(digest, _)| digest.algorithm()).unwrap_or_default();
+                let (mut hasher, mut total) = (Hasher::by(algorithm), 0u64);
                 let made = source(&mut |bytes| {
                     hasher.update(bytes);
                     let skip = have.saturating_sub(total).min(bytes.len() as u64) as usize;

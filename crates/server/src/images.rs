@@ -124,7 +124,7 @@ pub(crate) async fn create(engine: Arc<Engine>, call: Call) -> Result<Answer> {
     let (image, tag) = (parameters.get("fromImage").to_owned(), parameters.get("tag").to_owned());
     let text = match tag.as_str() {
         "" => image,
-        tag if tag.starts_with("sha256:") => format!("{image}@{tag}"),
+        tag if tag.contains(':') => format!("{image}@{tag}"),
         tag => format!("{image}:{tag}"),
     };
     let name: Reference = text.parse().map_err(|error| Error::invalid(format!("{error}")))?;

@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use dhow_oci::image::Descriptor;
-use dhow_oci::{Digest, Hasher};
+use dhow_oci::{Algorithm, Digest, Hasher};
 use rustix::fs::FlockOperation;
 
 use crate::{Context, LayerRow, Result, Store, StoreError, decompressed};
@@ -144,7 +144,7 @@ impl Store {
         // Asked now: until a moment ago somebody may have had the lock, to say so.
         let known = self.database.read::<bool, StoreError>(|db| {
             let query = "SELECT EXISTS (SELECT 1 FROM blobs WHERE digest = ?1)";
-            Ok(db.query_row(query, [format!("sha256:{name}")], |row| row.get(0))?)
+            Ok(db.query_row(query, [Digest::from_hex(&name).map(|digest| digest.to_string())], |row| row.get(0))?)
         })?;
         if known && path.parent() == Some(&*self.paths.blobs()) {
             return Ok(0);
@@ -174,8 +174,8 @@ struct Incoming {
 }
 
 impl Incoming {
-    fn of(file: File, path: PathBuf, whole: bool) -> Incoming {
-        Incoming { file, path, whole, hasher: Hasher::new(), length: 0, written: 0, unwanted: false, hopeless: false }
+    fn of(file: File, path: PathBuf, whole: bool, by: Algorithm) -> Incoming {
+        Incoming { file, path, whole, hasher: Hasher::by(by), length: 0, written: 0, unwanted: false, hopeless: false }
     }
 
     /// Whoever has it brings it, or leaves what he got.
@@ -187,7 +187,7 @@ impl Incoming {
         loop {
             if let Ok(file) = File::open(&whole) {
                 if lock(&file, &whole, FlockOperation::NonBlockingLockShared, is_wanted)? {
-                    return Ok(Incoming::of(file, whole, true));
+                    return Ok(Incoming::of(file, whole, true, blob.digest.algorithm()));
                 }
                 continue;
             }
@@ -195,7 +195,7 @@ impl Incoming {
             let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
             let file = file.context(|| format!("create {}", path.display()))?;
             if lock(&file, &path, FlockOperation::NonBlockingLockExclusive, is_wanted)? {
-                return Ok(Incoming::of(file, path, false));
+                return Ok(Incoming::of(file, path, false, blob.digest.algorithm()));
             }
         }
     }

@@ -236,7 +236,7 @@ impl Store {
         })?;
         let Some((layers, blobs)) = removed else { return Ok(None) };
         for blob in blobs {
-            self.remove_blob(&self.paths.blobs().join(blob.trim_start_matches("sha256:")))?;
+            self.remove_blob(&self.paths.blobs().join(blob.split_once(':').map_or(blob.as_str(), |(_, digits)| digits)))?;
         }
         let mut result = vec![Untagged::Deleted(*id)];
         for chain_id in layers {

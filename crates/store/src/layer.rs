@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use dhow_oci::{Digest, Hasher};
+use dhow_oci::{Algorithm, Digest, Hasher};
 use dhow_sys::root::Root;
 use rusqlite::OptionalExtension;
 use rustix::fs::{FlockOperation, Mode};
@@ -52,15 +52,15 @@ impl Store {
     /// Unpacks a layer of which `tar`, uncompressed, is the content, and returns its row. With `expected` the content
     /// must have that diff ID. Does not touch the database: [`Store::add_image`] does when all layers are there.
     pub(crate) fn unpack(&self, parent: Option<Digest>, tar: impl Read, expected: Option<Digest>) -> Result<LayerRow> {
-        let unpacked = self.unpack_apart(tar)?;
+        let unpacked = self.unpack_apart(tar, expected.map(|expected| expected.algorithm()).unwrap_or_default())?;
         if let Some(expected) = expected.filter(|expected| *expected != unpacked.diff_id) {
             return Err(StoreError::WrongDiffId { expected, found: unpacked.diff_id });
         }
         self.place(unpacked, parent)
     }
 
-    /// Unpacks a layer whose parent is not known yet.
-    pub(crate) fn unpack_apart(&self, tar: impl Read) -> Result<Unpacked> {
+    /// Unpacks a layer whose parent is not known yet; its diff ID is computed by the algorithm.
+    pub(crate) fn unpack_apart(&self, tar: impl Read, by: Algorithm) -> Result<Unpacked> {
         let what = || "open the layer's directory".to_owned();
         let (path, lock) = claim(&self.paths.layers(), TEMPORARY)?;
         // From here on it is removed whatever happens.
@@ -70,7 +70,7 @@ impl Store {
         let root = Root::open_path(&files).context(what)?;
         let record = || "take down the layer's archive".to_owned();
         let recording = unpacked.lock.try_clone().and_then(|lock| Recording::begin(lock.into())).context(record)?;
-        let mut reader = Recorded { inner: tar, hasher: Hasher::new(), recording: &recording };
+        let mut reader = Recorded { inner: tar, hasher: Hasher::by(by), recording: &recording };
         unpacked.size = apply::apply(&mut reader, &root, Some(&recording))?;
         // The diff ID covers what follows the end-of-archive blocks too.
         io::copy(&mut reader, &mut io::sink()).context(|| "read the layer".to_owned())?;

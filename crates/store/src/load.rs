@@ -47,7 +47,7 @@ const MAX_ENTRIES: usize = 100_000;
 const TELLING: u64 = 4 << 20;
 /// How the directories are called.
 const LOAD: &str = "load-";
-const BLOBS: &str = "blobs/sha256/";
+const BLOBS: &str = "blobs/";
 
 /// What an archive holds, by the path in it; what nobody takes is removed in the end.
 struct Held {
@@ -124,7 +124,7 @@ impl Held {
     ) -> Result<()> {
         let mut start = Vec::new();
         from.take(512).read_to_end(&mut start).map_err(malformed)?;
-        let claimed = name.strip_prefix(BLOBS).and_then(Digest::from_hex);
+        let claimed = claimed(&name);
         if !is_layer(&start) {
             let path = self.directory.join(number.to_string());
             let mut file = fs::File::create(&path).context(|| "create a temporary file".to_owned())?;
@@ -138,13 +138,16 @@ impl Held {
             return Ok(());
         }
         // What is not compressed is hashed while it is unpacked.
-        let hasher = claimed.filter(|_| is_compressed(&start)).map(|_| Hasher::new());
+        let compressed = is_compressed(&start);
+        let hasher = claimed.filter(|_| compressed).map(|digest| Hasher::by(digest.algorithm()));
         let whole = io::Cursor::new(start).chain(from);
         let digest = claimed.unwrap_or_else(|| Digest::of(name.as_bytes()));
         let mut blob = Blob { inner: whole, hasher, told, read: 0, heard: 0, total: size, digest };
         blob.tell().map_err(|_| StoreError::Archive("context canceled".to_owned()))?;
+        // Where it is not compressed, what it claims is what it unpacks to.
+        let algorithm = claimed.filter(|_| !compressed).map(|digest| digest.algorithm()).unwrap_or_default();
         let mut unpack = || -> Result<Unpacked> {
-            let unpacked = store.unpack_apart(decompressed(&mut blob).context(|| format!("decompress {name}"))?)?;
+            let unpacked = store.unpack_apart(decompressed(&mut blob).context(|| format!("decompress {name}"))?, algorithm)?;
             // What is after the end of a compressed stream is the blob's, too.
             io::copy(&mut blob, &mut io::sink()).map_err(malformed)?;
             let found = blob.hasher.take().map_or(unpacked.diff_id, Hasher::finish);
@@ -189,8 +192,8 @@ impl Held {
 
     /// A document of an OCI layout, verified.
     fn blob(&self, descriptor: &Descriptor, what: &'static str) -> Result<Vec<u8>> {
-        let content = self.document(&format!("{BLOBS}{}", descriptor.digest.hex()))?;
-        let found = Digest::of(&content);
+        let content = self.document(&blob_path(&descriptor.digest))?;
+        let found = Digest::by(descriptor.digest.algorithm(), &content);
         match found == descriptor.digest {
             true => Ok(content),
             false => Err(StoreError::WrongDigest { what, expected: descriptor.digest, found }),
@@ -309,8 +312,11 @@ impl Store {
             .collect::<Result<_>>()?;
         // The config's file is named after its digest; a wrong one is not what the archive claims.
         let stem = Path::new(&entry.config).file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-        if let Some(expected) = Digest::from_hex(&stem).filter(|expected| *expected != Digest::of(&config)) {
-            return Err(StoreError::WrongDigest { what: "config", expected, found: Digest::of(&config) });
+        if let Some(expected) = Digest::from_hex(&stem) {
+            let found = Digest::by(expected.algorithm(), &config);
+            if found != expected {
+                return Err(StoreError::WrongDigest { what: "config", expected, found });
+            }
         }
         self.load_image(held, &config, &entry.layers, names)
     }
@@ -368,8 +374,7 @@ impl Store {
                     }
                     let manifest: Manifest = serde_json::from_value(value).map_err(json)?;
                     let config = held.blob(&manifest.config, "config")?;
-                    let layers: Vec<String> =
-                        manifest.layers.iter().map(|layer| format!("{BLOBS}{}", layer.digest.hex())).collect();
+                    let layers: Vec<String> = manifest.layers.iter().map(|layer| blob_path(&layer.digest)).collect();
                     loaded.push(self.load_image(held, &config, &layers, name.cloned().into_iter().collect())?);
                 }
             }
@@ -433,8 +438,8 @@ impl Store {
             None => {
                 let path = held.files.get(name).ok_or_else(|| StoreError::Archive(format!("file {name} is missing")))?;
                 let mut file = fs::File::open(path).context(|| format!("open {}", path.display()))?;
-                if let Some(claimed) = name.strip_prefix(BLOBS).and_then(Digest::from_hex) {
-                    let found = Digest::of_all(&mut file).context(|| format!("read {name}"))?;
+                if let Some(claimed) = claimed(name) {
+                    let found = Digest::of_all_by(claimed.algorithm(), &mut file).context(|| format!("read {name}"))?;
                     if found != claimed {
                         return Err(StoreError::WrongDigest { what: "layer", expected: claimed, found });
                     }
@@ -475,4 +480,14 @@ impl Write for Sending {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// The digest that a path of an OCI layout claims for what is there.
+fn claimed(path: &str) -> Option<Digest> {
+    path.strip_prefix(BLOBS)?.replace('/', ":").parse().ok()
+}
+
+/// Where an OCI layout has a blob.
+fn blob_path(digest: &Digest) -> String {
+    format!("{BLOBS}{}/{}", digest.algorithm().name(), digest.hex())
 }

@@ -24,7 +24,7 @@ impl Paths {
         self.data.join("layers")
     }
 
-    /// Blobs that layers came in, by digest.
+    /// Blobs that layers came in, by the digits of their digests, whose number tells by what algorithm they are.
     pub fn blobs(&self) -> PathBuf {
         self.data.join("blobs/sha256")
     }

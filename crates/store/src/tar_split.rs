@@ -236,7 +236,7 @@ impl Store {
     /// How it looked is not known; the layer's files are not what they were: what was written then is not that tar.
     pub fn write_tar(&self, layer: &LayerRow, out: &mut dyn Write) -> Result<()> {
         let what = || format!("read layer {}", layer.chain_id);
-        let mut hashed = Hashed { out, hasher: Hasher::new(), error: None };
+        let mut hashed = Hashed { out, hasher: Hasher::by(layer.diff_id.algorithm()), error: None };
         let written = self.write_records(&layer.chain_id, &mut hashed);
         if let Some(error) = hashed.error {
             return Err(StoreError::Out(error));
