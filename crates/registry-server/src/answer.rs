@@ -82,8 +82,8 @@ impl Code {
             Code::RangeInvalid => StatusCode::RANGE_NOT_SATISFIABLE,
             Code::Unauthorized => StatusCode::UNAUTHORIZED,
             Code::Denied => StatusCode::FORBIDDEN,
-            Code::Unsupported => StatusCode::METHOD_NOT_ALLOWED,
-            Code::InUse => StatusCode::CONFLICT,
+            // What the protocol has for a removal that is refused.
+            Code::Unsupported | Code::InUse => StatusCode::METHOD_NOT_ALLOWED,
             Code::Full => StatusCode::INSUFFICIENT_STORAGE,
             Code::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
         }

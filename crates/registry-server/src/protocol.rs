@@ -31,12 +31,15 @@ use crate::uploads::{Turn, Upload};
 const MAX_MANIFEST: usize = 4 << 20;
 /// The longest page of a list.
 const MAX_PAGE: usize = 1000;
+/// The most tags that one manifest is given in one request; what is accepted is in the answer.
+const MAX_TAGS: usize = 100;
 /// Bytes of a blob that are read at once.
 const PIECE: usize = 256 * 1024;
 
 const DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const UPLOAD: HeaderName = HeaderName::from_static("docker-upload-uuid");
 const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
+const TAG: HeaderName = HeaderName::from_static("oci-tag");
 const FILTERS: HeaderName = HeaderName::from_static("oci-filters-applied");
 
 /// A request without its body.
@@ -225,6 +228,14 @@ async fn put_manifest(
     body: Incoming,
 ) -> Result<Answer> {
     pointer.check()?;
+    let mut tags: Vec<String> = crate::answer::parameters(question.parts.uri.query().unwrap_or_default(), "tag").collect();
+    tags.truncate(MAX_TAGS);
+    if let Pointer::Tag(tag) = &pointer {
+        tags = vec![tag.clone()];
+    }
+    for tag in &tags {
+        Pointer::Tag(tag.clone()).check()?;
+    }
     let content = Limited::new(body, MAX_MANIFEST).collect().await.map_err(|error| {
         if error.is::<http_body_util::LengthLimitError>() {
             Refusal::new(Code::SizeInvalid, format!("manifest invalid: it is larger than {MAX_MANIFEST} bytes"))
@@ -252,14 +263,14 @@ async fn put_manifest(
         registry.database.write(|transaction| {
             let (repository, now) = (catalog::ensure(transaction, &name)?, now());
             catalog::add_manifest(transaction, repository, &document, &content, now)?;
-            match &pointer {
-                Pointer::Tag(tag) => catalog::tag(transaction, repository, tag, document.digest, now),
-                Pointer::Digest(_) => Ok(()),
-            }
+            tags.iter().try_for_each(|tag| catalog::tag(transaction, repository, tag, document.digest, now))
         })?;
         let mut answer = empty(StatusCode::CREATED);
         set(&mut answer, LOCATION, &format!("/v2/{name}/manifests/{}", document.digest));
         name_content(&mut answer, document.digest);
+        if matches!(pointer, Pointer::Digest(_)) && !tags.is_empty() {
+            set(&mut answer, TAG, &tags.join(", "));
+        }
         if let Some(subject) = document.subject {
             set(&mut answer, SUBJECT, &subject.to_string());
         }
