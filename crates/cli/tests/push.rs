@@ -135,7 +135,7 @@ fn a_push_goes_on_where_it_was_cut() {
     assert!(pushed, "{why}");
     registry.misbehave(Faults { account: Some(("me".into(), "secret".into())), ..Faults::default() });
     let (pushed, why, _) = push("account");
-    assert!(!pushed && why.contains("unexpected status from the registry: 401"), "{why}");
+    assert!(!pushed && why.contains("unauthorized: authentication required"), "{why}");
 
     // A layer that is compressed on its way: the same, and the same bytes each time.
     registry.misbehave(Faults { cut_uploads_after: Some(100_000), ..Faults::default() });

@@ -260,12 +260,21 @@ impl Access {
         }
         match who {
             Who::User(user) => Err(Refusal::new(Code::Denied, format!("requested access to the resource is denied to {user}"))),
-            _ => Err(self.challenge(Refusal::new(Code::Unauthorized, "authentication required"), Some((route, method)), realm)),
+            _ => {
+                let refusal = Refusal::new(Code::Unauthorized, "authentication required");
+                Err(self.challenge(refusal, Some((route, method)), Some(who), realm))
+            }
         }
     }
 
-    /// Says how one is to say who one is. `realm`: scheme and host that the client used.
-    pub fn challenge(&self, refusal: Refusal, about: Option<(&Route, &hyper::Method)>, realm: &str) -> Refusal {
+    /// Says how one is to say who one is. `realm`: scheme and host that the client used; `who`: as whom that was not enough.
+    pub fn challenge(
+        &self,
+        refusal: Refusal,
+        about: Option<(&Route, &hyper::Method)>,
+        who: Option<&Who>,
+        realm: &str,
+    ) -> Refusal {
         match self.rules.scheme {
             Scheme::Basic => refusal.with(WWW_AUTHENTICATE, "Basic realm=\"dhow registry\""),
             Scheme::Token => {
@@ -277,7 +286,9 @@ impl Access {
                     None => None,
                 });
                 let scope = scope.map(|scope| format!(",scope=\"{scope}\"")).unwrap_or_default();
-                refusal.with(WWW_AUTHENTICATE, format!("Bearer realm=\"{realm}/token\",service=\"dhow-registry\"{scope}"))
+                // A token that was good for something else (RFC 6750, 3.1).
+                let why = if matches!(who, Some(Who::Bearer { .. })) { ",error=\"insufficient_scope\"" } else { "" };
+                refusal.with(WWW_AUTHENTICATE, format!("Bearer realm=\"{realm}/token\",service=\"dhow-registry\"{scope}{why}"))
             }
         }
     }

@@ -360,7 +360,7 @@ async fn identify(registry: &Arc<Registry>, headers: &hyper::HeaderMap, realm: &
     }
     let (looking, headers) = (registry.clone(), headers.clone());
     let who = blocking(move || looking.access.identify(&headers)).await;
-    who.map_err(|refusal| registry.access.challenge(refusal, None, realm))
+    who.map_err(|refusal| registry.access.challenge(refusal, None, None, realm))
 }
 
 async fn protocol(
@@ -373,7 +373,7 @@ async fn protocol(
     let who = match identify(&registry, &parts.headers, realm).await {
         // A token that is too old: the answer says for what to ask a new one.
         Err(refusal) if refusal.code == Code::Unauthorized && registry.access.scheme() == Scheme::Token => {
-            return Err(registry.access.challenge(refusal, Some((&route, &parts.method)), realm));
+            return Err(registry.access.challenge(refusal, Some((&route, &parts.method)), None, realm));
         }
         other => other?,
     };

@@ -86,6 +86,8 @@ pub(crate) fn refused(status: u16, retry_after: Option<Duration>, body: &[u8]) -
         .collect();
     let text = match lines.is_empty() {
         false => lines.join("\n"),
+        // There is no body to a HEAD.
+        true if status == 401 => "unauthorized: authentication required".to_owned(),
         true => {
             let reason = hyper::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
             format!("unexpected status from the registry: {status} {}", reason.unwrap_or_default()).trim_end().to_owned()
@@ -108,6 +110,7 @@ mod tests {
     fn refusals_are_told_as_docker_does() {
         let body = br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown\u001b[2J","detail":{"Tag":"x"}}]}"#;
         assert_eq!(refused(404, None, body).to_string(), "manifest unknown: manifest unknown [2J");
+        assert_eq!(refused(401, None, b"").to_string(), "unauthorized: authentication required");
         assert_eq!(refused(502, None, b"<html>").to_string(), "unexpected status from the registry: 502 Bad Gateway");
         assert!(refused(503, None, b"").may_pass() && !refused(404, None, body).may_pass());
         let asked = refused(429, Some(Duration::from_secs(3)), b"");

@@ -7,14 +7,17 @@
 mod bundle;
 mod certificates;
 pub mod host;
+pub mod http;
 mod image;
 mod leftovers;
 pub mod registry;
+mod served;
 
 pub use bundle::Bundle;
 pub use certificates::Authority;
 pub use image::{busybox_archive, layer};
 pub use registry::Registry;
+pub use served::Served;
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
