@@ -46,7 +46,7 @@ mod spec;
 mod stats;
 mod system;
 mod top;
-pub mod units;
+pub use dhow_oci::units;
 mod update;
 mod volumes;
 mod wait;

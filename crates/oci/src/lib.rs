@@ -7,6 +7,7 @@ pub mod platform;
 pub mod reference;
 pub mod spec;
 pub mod time;
+pub mod units;
 
 pub use digest::{Algorithm, Digest, Hasher};
 pub use platform::Platform;

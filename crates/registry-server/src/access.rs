@@ -25,6 +25,11 @@ use crate::route::{Right, Route};
 pub const ANONYMOUS: &str = "anonymous";
 /// How long a token is good for, in seconds.
 const LIFETIME: i64 = 300;
+/// Whom tokens are for: clients, and browsers.
+const SERVICE: &str = "dhow-registry";
+const PAGE: &str = "dhow-registry-page";
+/// How long somebody is signed in to the page, in seconds.
+const SESSION: i64 = 12 * 3600;
 /// How long a password that was right is not looked at again: bcrypt takes long on purpose.
 const REMEMBERED: Duration = Duration::from_secs(300);
 /// How clients say who they are.
@@ -288,7 +293,7 @@ impl Access {
                 let scope = scope.map(|scope| format!(",scope=\"{scope}\"")).unwrap_or_default();
                 // A token that was good for something else (RFC 6750, 3.1).
                 let why = if matches!(who, Some(Who::Bearer { .. })) { ",error=\"insufficient_scope\"" } else { "" };
-                refusal.with(WWW_AUTHENTICATE, format!("Bearer realm=\"{realm}/token\",service=\"dhow-registry\"{scope}{why}"))
+                refusal.with(WWW_AUTHENTICATE, format!("Bearer realm=\"{realm}/token\",service=\"{SERVICE}\"{scope}{why}"))
             }
         }
     }
@@ -312,37 +317,57 @@ impl Access {
             access.push(Grant { kind: kind.to_owned(), name: name.to_owned(), actions });
         }
         let now = now();
-        let claims = Claims {
+        let token = self.sign(&Claims {
             sub: who.user().unwrap_or_default().to_owned(),
-            aud: "dhow-registry".to_owned(),
+            aud: SERVICE.to_owned(),
             exp: now + LIFETIME,
             iat: now,
             access,
-        };
-        let body = serde_json::to_vec(&claims).unwrap_or_default();
-        let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","typ":"JWT"}"#), URL_SAFE_NO_PAD.encode(body));
-        let signature = URL_SAFE_NO_PAD.encode(hmac::sign(&self.key, signed.as_bytes()));
-        let token = format!("{signed}.{signature}");
+        });
         let issued = dhow_oci::time::format(now * 1_000_000_000);
         json!({ "token": token, "access_token": token, "expires_in": LIFETIME, "issued_at": issued })
     }
 
-    /// What it says of itself is not asked: it was signed here, by one algorithm, or it is nothing.
+    /// A JSON Web Token (RFC 7519).
+    fn sign(&self, claims: &Claims) -> String {
+        let body = serde_json::to_vec(claims).unwrap_or_default();
+        let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","typ":"JWT"}"#), URL_SAFE_NO_PAD.encode(body));
+        let signature = URL_SAFE_NO_PAD.encode(hmac::sign(&self.key, signed.as_bytes()));
+        format!("{signed}.{signature}")
+    }
+
+    /// What a browser keeps of somebody who signed in, and for how many seconds.
+    pub fn session(&self, user: &str) -> (String, i64) {
+        let now = now();
+        let claims = Claims { sub: user.to_owned(), aud: PAGE.to_owned(), exp: now + SESSION, iat: now, access: Vec::new() };
+        (self.sign(&claims), SESSION)
+    }
+
+    /// Who has signed in; `None` if that was too long ago.
+    pub fn signed_in(&self, session: &str) -> Option<Who> {
+        self.claims(session, PAGE).map(|claims| Who::User(claims.sub))
+    }
+
     fn read_token(&self, token: &str) -> Option<Who> {
+        let claims = self.claims(token, SERVICE)?;
+        Some(Who::Bearer { user: Some(claims.sub).filter(|user| !user.is_empty()), grants: claims.access })
+    }
+
+    /// What a token says. What it says of its own kind is not asked: it was signed here, by one algorithm, or it is nothing.
+    fn claims(&self, token: &str, audience: &str) -> Option<Claims> {
         let (signed, signature) = token.rsplit_once('.')?;
         hmac::verify(&self.key, signed.as_bytes(), &URL_SAFE_NO_PAD.decode(signature).ok()?).ok()?;
         let claims: Claims = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(signed.split_once('.')?.1).ok()?).ok()?;
-        if claims.exp <= now() || claims.aud != "dhow-registry" {
+        if claims.exp <= now() || claims.aud != audience {
             return None;
         }
-        let user = Some(claims.sub).filter(|user| !user.is_empty());
-        if let Some(user) = &user {
+        if !claims.sub.is_empty() {
             // Whoever was removed meanwhile has no rights any more.
             let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
             self.refresh(&mut users);
-            users.hashes.get(user)?;
+            users.hashes.get(&claims.sub)?;
         }
-        Some(Who::Bearer { user, grants: claims.access })
+        Some(claims)
     }
 }
 

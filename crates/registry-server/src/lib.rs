@@ -17,6 +17,7 @@ mod database;
 mod figures;
 mod manifest;
 mod name;
+mod page;
 mod protocol;
 mod registry;
 mod route;

@@ -334,7 +334,7 @@ async fn answer(registry: Arc<Registry>, request: Request<Incoming>, is_tls: boo
         None if path == "/token" && !registry.access.is_open() => {
             ("token", crate::token::answer(registry.clone(), parts, body).await)
         }
-        None => ("none", Err(Refusal::new(Code::NotFound, format!("there is nothing at {path}")))),
+        None => ("page", Ok(crate::page::answer(registry.clone(), &path, parts, body, scheme == "https").await)),
     };
     let mut answer = answered.unwrap_or_else(|refusal| {
         if refusal.is_fault() {

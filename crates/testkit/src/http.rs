@@ -48,16 +48,36 @@ pub fn request(address: SocketAddr, method: &str, path: &str, headers: &[(&str, 
     // Who refuses a body need not read it.
     let _ = stream.write_all(body);
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    let end = answer.windows(4).position(|window| window == b"\r\n\r\n").ok_or(io::ErrorKind::UnexpectedEof)?;
+    let mut buffer = [0; 16 * 1024];
+    let end = loop {
+        if let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") {
+            break end;
+        }
+        match stream.read(&mut buffer)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            length => answer.extend_from_slice(&buffer[..length]),
+        }
+    };
     let head = String::from_utf8_lossy(&answer[..end]).into_owned();
     let mut lines = head.lines();
     let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
     let headers: BTreeMap<String, String> = lines
-        .filter_map(|line| line.split_once(": "))
-        .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
     let mut body = answer.split_off(end + 4);
+    let has_none = method == "HEAD" || matches!(status, 204 | 304);
+    // Not every server closes the connection when it is asked to.
+    match headers.get("content-length").and_then(|length| length.parse::<usize>().ok()) {
+        _ if has_none => {}
+        Some(length) => {
+            let rest = length.saturating_sub(body.len()) as u64;
+            if (&mut stream).take(rest).read_to_end(&mut body)? as u64 != rest {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        None => drop(stream.read_to_end(&mut body)?),
+    }
     if headers.get("transfer-encoding").is_some_and(|encoding| encoding == "chunked") {
         body = unchunked(&body).ok_or(io::ErrorKind::UnexpectedEof)?;
     }

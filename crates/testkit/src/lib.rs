@@ -4,6 +4,7 @@
 //! Tests that need root and a kernel with namespaces say so by name when they cannot run, and fail in CI
 //! (`REQUIRE_KERNEL=1`): [`sandbox`] returns `None` only on a developer's unprivileged machine.
 
+mod browser;
 mod bundle;
 mod certificates;
 pub mod host;
@@ -13,6 +14,7 @@ mod leftovers;
 pub mod registry;
 mod served;
 
+pub use browser::Browser;
 pub use bundle::Bundle;
 pub use certificates::Authority;
 pub use image::{busybox_archive, layer};
