@@ -75,10 +75,15 @@ impl Browser {
         found[ELEMENT].as_str().expect("an element has an ID").to_owned()
     }
 
-    /// The text of the first element that fits, as it is seen.
+    /// The text of the first element that fits, as it is seen; nothing where there is none yet.
     pub fn text(&self, css: &str) -> String {
-        let text = self.of_session("GET", &format!("/element/{}/text", self.find(css)), &Value::Null);
-        text.as_str().unwrap_or_default().to_owned()
+        let script = format!("const found = document.querySelector({}); return found ? found.innerText : ''", json!(css));
+        let path = format!("/session/{}/execute/sync", self.session);
+        let body = json!({ "script": script, "args": [] }).to_string();
+        let reply = request(self.address, "POST", &path, &[("Content-Type", "application/json")], body.as_bytes());
+        // A script that is cut off by the next page has seen nothing.
+        let reply = reply.ok().filter(|reply| reply.status == 200);
+        reply.and_then(|reply| reply.json()["value"].as_str().map(str::to_owned)).unwrap_or_default()
     }
 
     pub fn click(&self, css: &str) {
