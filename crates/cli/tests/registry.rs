@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use dhow_oci::{Algorithm, Digest};
 use dhow_testkit::http::{Reply, request};
-use dhow_testkit::{Authority, Served, sandboxed, text};
+use dhow_testkit::registry::{Faults, Registry};
+use dhow_testkit::{Authority, Served, busybox_archive, layer, sandboxed, text, wait_until};
 use serde_json::{Value, json};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_dhow");
@@ -305,6 +306,100 @@ fn images_go_in_and_out_by_every_client() {
             sandbox.ok(&["rmi", &name]);
         }
     }
+    sandbox.finish();
+}
+
+#[test]
+fn another_registry_is_cached() {
+    let sandbox = sandboxed!();
+    let upstream = Registry::start();
+    let (index, size) = upstream.add("group/app", "1", &[[busybox_archive(), vec![0; 512]].concat(), layer("large", 4)]);
+    let file = sandbox.path("registry.json");
+    let entry = json!({ "prefix": "far/", "remote": format!("http://{}", upstream.address), "fresh": "1s", "max-size": "6MB" });
+    std::fs::write(&file, json!({ "upstreams": [entry] }).to_string()).unwrap();
+    let data = sandbox.path("registry");
+    let registry = Served::start(BINARY, &data, &["--config", file.to_str().unwrap()]);
+    let name = registry.name("far/group/app:1");
+    let pull = |name: &str| {
+        let done = sandbox.run(&["pull", "-q", name]);
+        let told = (done.status.success(), text(&done.stderr));
+        if told.0 {
+            assert_eq!(sandbox.ok(&["run", "--rm", name, "sh", "-c", "wc -c </large"]), "4194304");
+            sandbox.ok(&["rmi", name]);
+        }
+        told
+    };
+    // Over a line that breaks, and no byte twice.
+    upstream.misbehave(Faults { cut_after: Some(300_000), ..Faults::default() });
+    assert_eq!(pull(&name), (true, String::new()));
+    let (_, sent) = upstream.seen();
+    assert!(sent < size + size / 20, "{sent} of {size}");
+    upstream.misbehave(Faults::default());
+    assert!(pull(&name).0);
+    let (asked, sent) = upstream.seen();
+    assert!(sent == 0 && asked.iter().all(|(asked, _)| asked.starts_with("HEAD ")), "{asked:?}");
+    assert_eq!(registry.get("/v2/far/group/app/manifests/1").header("docker-content-digest"), index);
+
+    // A tag that moves is followed once it is not fresh any more; one that went is gone.
+    let (moved, _) =
+        upstream.add("group/app", "1", &[[busybox_archive(), vec![0; 512]].concat(), layer("large", 4), layer("more", 1)]);
+    wait_until("the tag is asked for again", || {
+        registry.get("/v2/far/group/app/manifests/1").header("docker-content-digest") == moved
+    });
+    // When nobody answers, what is here is served.
+    std::thread::sleep(Duration::from_millis(1100));
+    upstream.misbehave(Faults { statuses: [403; 50].into(), ..Faults::default() });
+    assert_eq!(registry.get("/v2/far/group/app/manifests/1").header("docker-content-digest"), moved);
+    assert_eq!(registry.get("/v2/far/group/app/tags/list").json()["tags"], json!(["1"]));
+    let (status, why) = code(&registry.get("/v2/far/group/other/manifests/1"));
+    assert_eq!((status, why.as_str()), (403, "DENIED"));
+    upstream.misbehave(Faults::default());
+    assert_eq!(code(&registry.get("/v2/far/group/other/manifests/1")), (404, "MANIFEST_UNKNOWN".into()));
+    assert_eq!(code(&registry.ask("POST", "/v2/far/group/app/blobs/uploads/", &[], b"")), (403, "DENIED".into()));
+    assert_eq!(put_blob(&registry, "near", b"{}").status, 201, "beside it there are repositories of its own");
+    // What no manifest names is not looked for.
+    upstream.seen();
+    assert_eq!(registry.get(&format!("/v2/far/group/app/blobs/{}", Digest::of(b"else"))).status, 404);
+    assert_eq!(upstream.seen().0.len(), 0);
+
+    // Several at once bring it once. A wrong byte is nobody's.
+    let layers = [layer("large", 4)];
+    upstream.add("group/two", "1", &layers);
+    let manifest = registry.get(&format!("/v2/far/group/two/manifests/{}", {
+        let index = registry.get("/v2/far/group/two/manifests/1").json();
+        index["manifests"][1]["digest"].as_str().unwrap().to_owned()
+    }));
+    let blob = manifest.json()["layers"][0].clone();
+    let path = format!("/v2/far/group/two/blobs/{}", blob["digest"].as_str().unwrap());
+    upstream.seen();
+    // Its bytes are here already, since the other image has the same layer.
+    assert_eq!(registry.get(&path).body.len() as u64, blob["size"].as_u64().unwrap());
+    assert_eq!(upstream.seen().1, 0);
+    upstream.add("group/three", "1", &[layer("other", 3)]);
+    let index = registry.get("/v2/far/group/three/manifests/1").json();
+    let manifest =
+        registry.get(&format!("/v2/far/group/three/manifests/{}", index["manifests"][1]["digest"].as_str().unwrap())).json();
+    let (digest, size) = (manifest["layers"][0]["digest"].as_str().unwrap(), manifest["layers"][0]["size"].as_u64().unwrap());
+    let path = format!("/v2/far/group/three/blobs/{digest}");
+    upstream.misbehave(Faults { flipped: true, ..Faults::default() });
+    assert!(request(registry.address, "GET", &path, &[], b"").is_err(), "its end never comes");
+    upstream.misbehave(Faults::default());
+    upstream.seen();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| assert_eq!(Digest::of(&registry.get(&path).body).to_string(), digest));
+        }
+    });
+    assert_eq!(upstream.seen().1, size);
+    let part = registry.ask("GET", &path, &[("Range", "bytes=100-199")], b"");
+    assert_eq!((part.status, part.body.len()), (206, 100));
+
+    // What is more than it may have goes, and comes again when it is asked for.
+    owner(&data, &["gc"]);
+    let used = || std::process::Command::new("du").args(["-sb"]).arg(data.join("blobs")).output().unwrap().stdout;
+    let used = text(&used()).split_whitespace().next().unwrap().parse::<u64>().unwrap();
+    assert!(used < 7_000_000, "{used}");
+    assert!(pull(&name).0);
     sandbox.finish();
 }
 

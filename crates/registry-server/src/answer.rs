@@ -41,6 +41,10 @@ pub enum Code {
     PageInvalid,
     /// There is no room for it.
     Full,
+    /// Another registry has to be asked, and wants fewer questions.
+    TooMany,
+    /// Another registry has to be asked, and does not answer as it should.
+    Upstream,
     /// A fault of the server's own.
     Unknown,
 }
@@ -62,7 +66,8 @@ impl Code {
             Code::Denied | Code::InUse => "DENIED",
             Code::PageInvalid => "PAGINATION_NUMBER_INVALID",
             Code::Unsupported => "UNSUPPORTED",
-            Code::Unknown | Code::Full => "UNKNOWN",
+            Code::TooMany => "TOOMANYREQUESTS",
+            Code::Unknown | Code::Full | Code::Upstream => "UNKNOWN",
             Code::NotFound => "UNSUPPORTED",
         }
     }
@@ -84,6 +89,8 @@ impl Code {
             Code::Denied => StatusCode::FORBIDDEN,
             // What the protocol has for a removal that is refused.
             Code::Unsupported | Code::InUse => StatusCode::METHOD_NOT_ALLOWED,
+            Code::TooMany => StatusCode::TOO_MANY_REQUESTS,
+            Code::Upstream => StatusCode::BAD_GATEWAY,
             Code::Full => StatusCode::INSUFFICIENT_STORAGE,
             Code::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
         }

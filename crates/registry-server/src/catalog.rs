@@ -194,6 +194,17 @@ pub fn add_manifest(
             return Err(Refusal::new(Code::ManifestBlobUnknown, format!("manifest {digest} unknown to registry")));
         }
     }
+    add_cached_manifest(connection, repository, document, content, now)
+}
+
+/// Takes a manifest into a cache, whose blobs come when they are asked for.
+pub fn add_cached_manifest(
+    connection: &Connection,
+    repository: RepositoryId,
+    document: &Document,
+    content: &[u8],
+    now: i64,
+) -> Result<()> {
     if has_manifest(connection, repository, document.digest)? {
         return Ok(());
     }

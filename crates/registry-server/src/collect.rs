@@ -12,6 +12,7 @@ use crate::access::matches;
 use crate::answer::{Result, failed};
 use crate::catalog::{self, RepositoryId, digest_of};
 use crate::registry::{Registry, now};
+use crate::upstream;
 
 /// So many rows change in one transaction: whoever pushes waits no longer than for those.
 const BATCH: i64 = 500;
@@ -31,6 +32,7 @@ pub struct Collected {
 /// nothing in them, and uploads that nobody goes on with.
 pub fn collect(registry: &Registry) -> Result<Collected> {
     let mut collected = Collected::default();
+    upstream::shrink(registry)?;
     let before = now() - registry.grace;
     loop {
         let removed = registry.database.write(|transaction| {

@@ -24,9 +24,11 @@ mod route;
 mod serve;
 mod token;
 mod uploads;
+mod upstream;
 
 pub use access::{Rule, Rules, Scheme, hash};
 pub use collect::{Collected, Expired, Retention, collect, retain};
 pub use control::ask;
 pub use registry::{Registry, StartError};
 pub use serve::{Settings, Tls, open, serve};
+pub use upstream::Upstream;

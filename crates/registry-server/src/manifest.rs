@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dhow_oci::image::{DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
+use dhow_oci::image::{DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, OCI_INDEX, OCI_MANIFEST};
 use dhow_oci::{Algorithm, Digest};
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +45,18 @@ struct Pointer {
     digest: Digest,
     /// Where else it is to be had: what is not for everybody's registry.
     urls: Option<Vec<String>>,
+}
+
+/// What a manifest says of one of its parts.
+pub fn part(content: &[u8], digest: Digest) -> Option<Descriptor> {
+    #[derive(Deserialize)]
+    struct Parts {
+        config: Option<Descriptor>,
+        #[serde(default)]
+        layers: Vec<Descriptor>,
+    }
+    let parts: Parts = serde_json::from_slice(content).ok()?;
+    parts.config.into_iter().chain(parts.layers).find(|part| part.digest == digest)
 }
 
 /// A document among the referrers of another one.

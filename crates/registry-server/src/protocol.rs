@@ -26,6 +26,7 @@ use crate::name::{Name, Pointer, digest};
 use crate::registry::{Registry, now};
 use crate::route::{Right, Route};
 use crate::uploads::{Turn, Upload};
+use crate::upstream;
 
 /// The largest manifest (distribution-spec, "Pushing Manifests": registries should take at least 4 MiB).
 const MAX_MANIFEST: usize = 4 << 20;
@@ -63,6 +64,11 @@ pub async fn answer(registry: &Arc<Registry>, route: Route, question: Question, 
     let registry = registry.clone();
     let method = question.parts.method.clone();
     let reading = matches!(method, Method::GET | Method::HEAD);
+    if let Some((name, Right::Push)) = route.needs(&method)
+        && registry.upstreams.is_cache(name)
+    {
+        return Err(Refusal::new(Code::Denied, format!("{name} is a cache of another registry: push it there")));
+    }
     match route {
         Route::Base if reading => Ok(json(&json!({}))),
         Route::Catalog if reading => blocking(move || repositories(&registry, &question)).await,
@@ -152,10 +158,17 @@ fn repositories(registry: &Registry, question: &Question) -> Result<Answer> {
 
 fn tags(registry: &Registry, name: &Name, question: &Question) -> Result<Answer> {
     let page = Page::of(question)?;
-    let mut tags = registry.database.read(|connection| {
-        let repository = catalog::repository(connection, name)?;
-        catalog::tags(connection, repository, &page.last, page.count + 1)
-    })?;
+    let mut tags = match upstream::tags(registry, name)? {
+        Some(all) => {
+            let key = |tag: &String| (tag.to_ascii_lowercase(), tag.clone());
+            let after = all.partition_point(|tag| !page.last.is_empty() && key(tag) <= key(&page.last));
+            all[after..].iter().take(page.count + 1).cloned().collect()
+        }
+        None => registry.database.read(|connection| {
+            let repository = catalog::repository(connection, name)?;
+            catalog::tags(connection, repository, &page.last, page.count + 1)
+        })?,
+    };
     let link = page.cut(&mut tags, String::clone, &format!("/v2/{name}/tags/list"), "");
     Ok(with_link(json(&json!({ "name": name, "tags": tags })), link))
 }
@@ -201,6 +214,7 @@ fn name_content(answer: &mut Answer, digest: Digest) {
 }
 
 fn manifest(registry: &Registry, name: &Name, pointer: &Pointer, question: &Question) -> Result<Answer> {
+    upstream::refresh(registry, name, pointer)?;
     let (repository, stored) = registry.database.read(|connection| {
         let repository = catalog::repository(connection, name)?;
         Ok((repository, catalog::manifest(connection, repository, pointer)?))
@@ -323,9 +337,24 @@ fn range(text: Option<&str>, size: u64) -> Result<Option<(u64, u64)>> {
 
 async fn blob(registry: Arc<Registry>, name: Name, digest: Digest, question: Question) -> Result<Answer> {
     let is_head = question.parts.method == Method::HEAD;
-    let (file, size) = blocking({
+    let (content, size) = blocking({
         let registry = registry.clone();
-        move || registry.open_blob(&name, digest, is_head)
+        move || {
+            let is_cache = registry.upstreams.is_cache(&name);
+            let here = |registry: &Registry| -> Result<(Content, u64)> {
+                let (file, size) = registry.open_blob(&name, digest, is_head || is_cache)?;
+                Ok((Content::Here(file), size))
+            };
+            match here(&registry) {
+                Err(refusal) if is_cache && matches!(refusal.code, Code::BlobUnknown | Code::NameUnknown) => {
+                    match upstream::fetch(&registry, &name, digest)? {
+                        Some(fetch) => Ok((Content::Coming(fetch.clone()), fetch.size)),
+                        None => here(&registry),
+                    }
+                }
+                opened => opened,
+            }
+        }
     })
     .await?;
     let range = range(question.header(RANGE), size)?;
@@ -336,7 +365,10 @@ async fn blob(registry: Arc<Registry>, name: Name, digest: Digest, question: Que
         empty(StatusCode::OK)
     } else {
         registry.figures.sent(end - first);
-        send(file, first, end)
+        match content {
+            Content::Here(file) => send(file, first, end),
+            Content::Coming(fetch) => upstream::send(fetch, first, end),
+        }
     };
     if answer.status() == StatusCode::OK {
         set(&mut answer, CONTENT_LENGTH, &(end - first).to_string());
@@ -351,6 +383,12 @@ async fn blob(registry: Arc<Registry>, name: Name, digest: Digest, question: Que
     set(&mut answer, CACHE_CONTROL, "max-age=31536000, immutable");
     name_content(&mut answer, digest);
     Ok(answer)
+}
+
+/// Where a blob's bytes are to be had.
+enum Content {
+    Here(File),
+    Coming(Arc<upstream::Fetch>),
 }
 
 /// A part of a file, read as fast as the client takes it.
@@ -502,7 +540,7 @@ impl Going {
             let actual = turn.content.digest(expected.algorithm());
             let actual = actual.map_err(|error| failed("read an upload", &error))?;
             let kept = if actual == expected {
-                registry.keep_blob(&name, expected, &upload.path, &turn.content)
+                registry.keep_blob(&name, expected, &upload.path, turn.content.file(), turn.content.size())
             } else {
                 Err(Refusal::new(
                     Code::DigestInvalid,

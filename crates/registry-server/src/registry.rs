@@ -18,13 +18,15 @@ use crate::database::{Database, OpenError};
 use crate::figures::Figures;
 use crate::name::Name;
 use crate::route::Right;
-use crate::uploads::{Content, Uploads};
+use crate::uploads::Uploads;
+use crate::upstream::Upstreams;
 
 pub struct Registry {
     pub database: Database,
     pub blobs: Blobs,
     pub uploads: Uploads,
     pub access: Access,
+    pub upstreams: Upstreams,
     pub figures: Figures,
     pub pulls: Pulls,
     /// Seconds after which a blob that no manifest refers to is garbage.
@@ -53,7 +55,7 @@ pub fn now() -> i64 {
 
 impl Registry {
     /// Opens the registry of a directory, or makes one.
-    pub fn open(directory: &Path, access: Access, grace: i64) -> Result<Registry, StartError> {
+    pub fn open(directory: &Path, access: Access, upstreams: Upstreams, grace: i64) -> Result<Registry, StartError> {
         let failed = |what, path: &Path| {
             let path = path.to_owned();
             move |source| StartError::File { what, path, source }
@@ -73,6 +75,7 @@ impl Registry {
             blobs: Blobs::new(directory.join("blobs")),
             uploads: Uploads::new(directory.join("uploads")),
             access,
+            upstreams,
             figures: Figures::default(),
             pulls: Pulls::default(),
             grace,
@@ -94,7 +97,7 @@ impl Registry {
             catalog::unknown_blob(digest)
         })?;
         // Whoever was told that it is there need not bring it: it stays as if he had.
-        if wanted && now() - used > self.grace / 4 {
+        if wanted && now() - used > (self.grace / 4).min(3600) {
             self.database.write(|transaction| match catalog::blob(transaction, repository, digest)? {
                 Some(_) => catalog::link(transaction, repository, digest, now()),
                 None => Err(catalog::unknown_blob(digest)),
@@ -104,16 +107,16 @@ impl Registry {
     }
 
     /// Makes a blob of a repository of a file whose digest was checked.
-    pub fn keep_blob(&self, name: &Name, digest: Digest, file: &Path, content: &Content) -> Result<()> {
+    pub fn keep_blob(&self, name: &Name, digest: Digest, path: &Path, file: &File, size: u64) -> Result<()> {
         // It takes long, and needs nobody's turn.
-        content.sync().map_err(|error| failed("sync a blob", &error))?;
+        file.sync_all().map_err(|error| failed("sync a blob", &error))?;
         let claim = self.blobs.claim(digest);
         let is_there = self.database.read(|connection| catalog::has_blob(connection, digest))?;
         if !is_there || self.blobs.open(digest).is_err() {
-            claim.place(file).map_err(|error| failed("keep a blob", &error))?;
+            claim.place(path).map_err(|error| failed("keep a blob", &error))?;
         }
         self.database.write(|transaction| {
-            catalog::add_blob(transaction, digest, content.size(), now())?;
+            catalog::add_blob(transaction, digest, size, now())?;
             let repository = catalog::ensure(transaction, name)?;
             catalog::link(transaction, repository, digest, now())
         })

@@ -27,6 +27,7 @@ use crate::control;
 use crate::protocol::{self, Question};
 use crate::registry::{Registry, StartError};
 use crate::route::Route;
+use crate::upstream::{Upstream, Upstreams};
 
 /// Clients at one moment; the next ones wait.
 const CLIENTS: usize = 4096;
@@ -53,6 +54,8 @@ pub struct Settings {
     /// How long a blob stays that no manifest refers to.
     pub grace: Duration,
     pub retention: Vec<Retention>,
+    /// Registries of which there are caches here.
+    pub upstreams: Vec<Upstream>,
 }
 
 /// PEM files: the server's certificate with what leads to its authority, and its key.
@@ -242,7 +245,8 @@ pub fn open(settings: &Settings) -> Result<Registry, StartError> {
         source,
     })?;
     let access = Access::new(settings.access.clone(), &secret(&settings.data)?).map_err(StartError::Settings)?;
-    Registry::open(&settings.data, access, i64::try_from(settings.grace.as_secs()).unwrap_or(i64::MAX))
+    let upstreams = Upstreams::new(&settings.upstreams)?;
+    Registry::open(&settings.data, access, upstreams, i64::try_from(settings.grace.as_secs()).unwrap_or(i64::MAX))
 }
 
 /// What tokens are signed with: made once.

@@ -73,9 +73,8 @@ impl Content {
         self.size
     }
 
-    /// Puts all that came on stable storage.
-    pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_all()
+    pub fn file(&self) -> &File {
+        &self.file
     }
 }
 
@@ -173,6 +172,11 @@ impl Uploads {
 
     fn known(&self) -> MutexGuard<'_, HashMap<String, Arc<Upload>>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where something is kept that is on its way in: what is left there for long is removed.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
     }
 
     /// Its name says which repository it is for: nobody goes on with it for another one.

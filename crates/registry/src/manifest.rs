@@ -62,6 +62,17 @@ pub fn parse(fetched: &Fetched) -> Result<Document> {
 }
 
 impl Session<'_> {
+    /// The digest of what a tag or a digest stands for, which costs the registry less than the document; `None` where it does
+    /// not say so.
+    pub fn manifest_digest(&mut self, name: &Reference) -> Result<Option<Digest>> {
+        let which = name.digest.map(|digest| digest.to_string()).or_else(|| name.tag.clone());
+        let path = format!("manifests/{}", which.as_deref().unwrap_or("latest"));
+        let ask = Ask::new(Method::HEAD, name, &path, PULL).with(ACCEPT, MANIFEST_TYPES.join(", "));
+        let Session { runtime, inner } = self;
+        let answer = runtime.block_on(inner.ask(&ask))?;
+        Ok(answer.headers().get("docker-content-digest").and_then(|value| value.to_str().ok()?.parse().ok()))
+    }
+
     /// The document that a tag or a digest stands for.
     ///
     /// # Errors

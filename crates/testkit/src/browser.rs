@@ -77,7 +77,10 @@ impl Browser {
 
     /// The text of the first element that fits, as it is seen; nothing where there is none yet.
     pub fn text(&self, css: &str) -> String {
-        let script = format!("const found = document.querySelector({}); return found ? found.innerText.replace(/[\\t ]+/g, ' ') : ''", json!(css));
+        let script = format!(
+            "const found = document.querySelector({}); return found ? found.innerText.replace(/[\\t ]+/g, ' ') : ''",
+            json!(css)
+        );
         let path = format!("/session/{}/execute/sync", self.session);
         let body = json!({ "script": script, "args": [] }).to_string();
         let reply = request(self.address, "POST", &path, &[("Content-Type", "application/json")], body.as_bytes());

@@ -256,6 +256,10 @@ impl Registry {
             let found = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
             found.map(|value| value.replace("%2F", "/"))
         };
+        if let Some((repository, reference)) = rest.rsplit_once("/manifests/").filter(|_| method == "HEAD") {
+            let Some((_, document)) = self.manifest(repository, reference) else { return answer(out, 404, &[], b"") };
+            return answer(out, 200, &[&format!("Docker-Content-Digest: {}", digest_of(&document))], b"");
+        }
         if let Some((repository, reference)) = rest.rsplit_once("/manifests/") {
             let mut document = Vec::new();
             body(reader, headers, usize::MAX, &mut |bytes| document.extend_from_slice(bytes))?;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use dhow_engine::units::{human_size, parse_duration};
-use dhow_registry_server::{Collected, Expired, Retention, Rule, Rules, Scheme, Settings, Tls};
+use dhow_engine::units::{human_size, parse_bytes, parse_duration};
+use dhow_registry_server::{Collected, Expired, Retention, Rule, Rules, Scheme, Settings, Tls, Upstream};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -99,6 +99,43 @@ struct File {
     gc_interval: Option<String>,
     gc_grace: Option<String>,
     retention: Vec<Retention>,
+    upstreams: Vec<UpstreamEntry>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct UpstreamEntry {
+    #[serde(default)]
+    prefix: String,
+    remote: String,
+    #[serde(default)]
+    username: String,
+    password_file: Option<PathBuf>,
+    fresh: Option<String>,
+    max_size: Option<String>,
+}
+
+impl UpstreamEntry {
+    fn read(self) -> Result<Upstream> {
+        let password = match &self.password_file {
+            Some(path) => std::fs::read_to_string(path).map_err(|error| {
+                Failure::new(format!("read the password of {} from {}: {error}", self.remote, path.display()))
+            })?,
+            None => String::new(),
+        };
+        let size = |text: &String| {
+            let bytes = parse_bytes(text).and_then(|bytes| u64::try_from(bytes).ok());
+            bytes.ok_or_else(|| Failure::new(format!("max-size: {text:?} is no size, such as 20GB")))
+        };
+        Ok(Upstream {
+            fresh: duration("fresh", self.fresh.as_deref().unwrap_or("5m"))?,
+            max_size: self.max_size.as_ref().map(size).transpose()?,
+            password: password.trim_end_matches(['\r', '\n']).to_owned(),
+            prefix: self.prefix,
+            remote: self.remote,
+            username: self.username,
+        })
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -142,6 +179,7 @@ impl Place {
             collect_every: duration("gc-interval", file.gc_interval.as_deref().unwrap_or("1h"))?,
             grace: duration("gc-grace", file.gc_grace.as_deref().unwrap_or("24h"))?,
             retention: file.retention,
+            upstreams: file.upstreams.into_iter().map(UpstreamEntry::read).collect::<Result<_>>()?,
         })
     }
 }
