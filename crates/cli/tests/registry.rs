@@ -403,6 +403,102 @@ fn another_registry_is_cached() {
     sandbox.finish();
 }
 
+/// An S3 server (moto) with a bucket, until it is dropped.
+struct Bucket {
+    server: std::process::Child,
+    address: std::net::SocketAddr,
+}
+
+impl Bucket {
+    fn start() -> Option<Bucket> {
+        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let mut command = std::process::Command::new("moto_server");
+        command.args(["-H", "127.0.0.1", "-p", &address.port().to_string()]);
+        let server = command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn();
+        let Ok(server) = server else {
+            dhow_testkit::not_run("it needs an S3 server: pip install moto[s3] flask flask-cors");
+            return None;
+        };
+        let bucket = Bucket { server, address };
+        wait_until("the bucket is there", || request(address, "PUT", "/images", &[], b"").is_ok_and(|reply| reply.status == 200));
+        Some(bucket)
+    }
+
+    /// The keys of its objects.
+    fn keys(&self) -> Vec<String> {
+        let listed = request(self.address, "GET", "/images?list-type=2", &[], b"").unwrap().text();
+        let keys = listed.split("<Key>").skip(1).filter_map(|rest| rest.split("</Key>").next());
+        keys.map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Bucket {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+#[test]
+fn blobs_may_be_in_a_bucket() {
+    let Some(bucket) = Bucket::start() else { return };
+    let directory = tempfile::Builder::new().prefix("dhow-test-").tempdir().unwrap();
+    let (file, secret) = (directory.path().join("registry.json"), directory.path().join("secret"));
+    std::fs::write(&secret, "secret\n").unwrap();
+    let settings = json!({ "gc-grace": "0s", "s3": {
+        "bucket": "images", "prefix": "own/blobs", "endpoint": format!("http://{}", bucket.address), "access-key": "key",
+        "secret-key-file": secret,
+    } });
+    std::fs::write(&file, settings.to_string()).unwrap();
+    let data = directory.path().join("registry");
+    let mut registry = Served::start(BINARY, &data, &["--config", file.to_str().unwrap()]);
+    // One that goes in parts, one that does not, and nothing at all.
+    let (large, small, config) = (content(8, 21 << 20), content(9, 1000), b"{}".as_slice());
+    for blob in [&large, &small, config, b""] {
+        assert_eq!(put_blob(&registry, "app", blob).status, 201, "{}", registry.log());
+        let path = format!("/v2/app/blobs/{}", Digest::of(blob));
+        assert!(registry.get(&path).body == blob);
+        assert_eq!(registry.ask("HEAD", &path, &[], b"").header("content-length"), blob.len().to_string());
+    }
+    let path = format!("/v2/app/blobs/{}", Digest::of(&large));
+    let part = registry.ask("GET", &path, &[("Range", "bytes=10000000-10000099")], b"");
+    assert_eq!((part.status, &*part.body), (206, &large[10_000_000..10_000_100]));
+    assert_eq!(put_manifest(&registry, "app", "1", MANIFEST, &manifest_of(config, &[&large])).status, 201);
+    let keys = bucket.keys();
+    let hex = Digest::of(&large).hex();
+    assert!(keys.len() == 4 && keys.contains(&format!("own/blobs/sha256/{}/{hex}", &hex[..2])), "{keys:?}");
+    assert!(!data.join("blobs/sha256").exists(), "nothing is here");
+    // In another repository it costs nothing, and a server that was killed knows it still.
+    registry.crash();
+    assert_eq!(put_blob(&registry, "other", &large).status, 201);
+    assert_eq!(registry.ask("GET", &path.replace("/app/", "/other/"), &[], b"").body.len(), large.len());
+    assert_eq!(bucket.keys().len(), 4);
+
+    // Garbage goes from the bucket, whoever collects it; so does what a killed server left there.
+    std::thread::sleep(Duration::from_millis(1100));
+    assert!(owner(&data, &["gc"]).starts_with("Removed 2 blobs, 1 repositories"));
+    assert_eq!(bucket.keys().len(), 2);
+    registry.stop();
+    let lost = format!("/images/own/blobs/sha256/00/{}", Digest::of(b"lost").hex());
+    assert_eq!(request(bucket.address, "PUT", &lost, &[], b"lost").unwrap().status, 200);
+    registry = Served::start(BINARY, &data, &["--config", file.to_str().unwrap()]);
+    wait_until("what was left is gone", || bucket.keys().len() == 2);
+    let digest = Digest::of(manifest_of(config, &[&large]).to_string().as_bytes());
+    assert_eq!(registry.ask("DELETE", &format!("/v2/app/manifests/{digest}"), &[], b"").status, 202);
+    registry.stop();
+    assert!(owner(&data, &["gc", "--config", file.to_str().unwrap()]).starts_with("Removed 2 blobs, 1 repositories"));
+    assert_eq!(bucket.keys(), Vec::<String>::new());
+
+    // A store that has gone is nobody's blob that is missing.
+    registry = Served::start(BINARY, &data, &["--config", file.to_str().unwrap()]);
+    put_blob(&registry, "app", &small);
+    drop(bucket);
+    let refused = put_blob(&registry, "app", config);
+    assert_eq!(code(&refused), (500, "UNKNOWN".into()));
+    let gone = request(registry.address, "GET", &format!("/v2/app/blobs/{}", Digest::of(&small)), &[], b"");
+    assert!(gone.is_err(), "{gone:?}");
+}
+
 /// What is served, is served by one.
 #[test]
 fn a_directory_has_one_server() {

@@ -29,6 +29,11 @@ impl Figures {
         *requests.entry((kind, method.to_owned(), status.as_u16())).or_default() += 1;
     }
 
+    /// Requests so far.
+    pub fn requests(&self) -> u64 {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
+    }
+
     /// Bytes of blobs that came.
     pub fn received(&self, bytes: u64) {
         self.received.fetch_add(bytes, Ordering::Relaxed);

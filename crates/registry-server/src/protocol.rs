@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 
 use crate::access::Who;
 use crate::answer::{Answer, Code, Refusal, Result, blocking, empty, failed, json, set, stream, whole};
+use crate::blobs::Content;
 use crate::catalog;
 use crate::manifest;
 use crate::name::{Name, Pointer, digest};
@@ -341,14 +342,14 @@ async fn blob(registry: Arc<Registry>, name: Name, digest: Digest, question: Que
         let registry = registry.clone();
         move || {
             let is_cache = registry.upstreams.is_cache(&name);
-            let here = |registry: &Registry| -> Result<(Content, u64)> {
-                let (file, size) = registry.open_blob(&name, digest, is_head || is_cache)?;
-                Ok((Content::Here(file), size))
+            let here = |registry: &Registry| -> Result<(Bytes, u64)> {
+                let (content, size) = registry.open_blob(&name, digest, is_head || is_cache)?;
+                Ok((Bytes::Here(content), size))
             };
             match here(&registry) {
                 Err(refusal) if is_cache && matches!(refusal.code, Code::BlobUnknown | Code::NameUnknown) => {
                     match upstream::fetch(&registry, &name, digest)? {
-                        Some(fetch) => Ok((Content::Coming(fetch.clone()), fetch.size)),
+                        Some(fetch) => Ok((Bytes::Coming(fetch.clone()), fetch.size)),
                         None => here(&registry),
                     }
                 }
@@ -366,8 +367,9 @@ async fn blob(registry: Arc<Registry>, name: Name, digest: Digest, question: Que
     } else {
         registry.figures.sent(end - first);
         match content {
-            Content::Here(file) => send(file, first, end),
-            Content::Coming(fetch) => upstream::send(fetch, first, end),
+            Bytes::Here(Content::File(file)) => send(file, first, end),
+            Bytes::Here(Content::Object(objects, digest)) => stream(objects.stream(digest, first..end)),
+            Bytes::Coming(fetch) => upstream::send(fetch, first, end),
         }
     };
     if answer.status() == StatusCode::OK {
@@ -386,8 +388,8 @@ async fn blob(registry: Arc<Registry>, name: Name, digest: Digest, question: Que
 }
 
 /// Where a blob's bytes are to be had.
-enum Content {
-    Here(File),
+enum Bytes {
+    Here(Content),
     Coming(Arc<upstream::Fetch>),
 }
 

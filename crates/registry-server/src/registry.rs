@@ -5,18 +5,19 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use dhow_oci::Digest;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::access::{Access, Who};
 use crate::answer::{Code, Refusal, Result, failed};
-use crate::blobs::Blobs;
+use crate::blobs::{Blobs, Content, Place};
 use crate::catalog::{self, RepositoryId};
 use crate::database::{Database, OpenError};
 use crate::figures::Figures;
 use crate::name::Name;
+use crate::objects::Objects;
 use crate::route::Right;
 use crate::uploads::Uploads;
 use crate::upstream::Upstreams;
@@ -55,10 +56,20 @@ pub fn now() -> i64 {
 
 impl Registry {
     /// Opens the registry of a directory, or makes one.
-    pub fn open(directory: &Path, access: Access, upstreams: Upstreams, grace: i64) -> Result<Registry, StartError> {
+    pub fn open(
+        directory: &Path,
+        bucket: Option<Objects>,
+        access: Access,
+        upstreams: Upstreams,
+        grace: i64,
+    ) -> Result<Registry, StartError> {
         let failed = |what, path: &Path| {
             let path = path.to_owned();
             move |source| StartError::File { what, path, source }
+        };
+        let blobs = match bucket {
+            Some(objects) => Place::Objects(Arc::new(objects)),
+            None => Place::Files(directory.join("blobs")),
         };
         for name in ["", "blobs", "uploads"] {
             let path = directory.join(name);
@@ -72,7 +83,7 @@ impl Registry {
         }
         let registry = Registry {
             database: Database::open(directory)?,
-            blobs: Blobs::new(directory.join("blobs")),
+            blobs: Blobs::new(blobs),
             uploads: Uploads::new(directory.join("uploads")),
             access,
             upstreams,
@@ -85,13 +96,13 @@ impl Registry {
     }
 
     /// A blob of a repository, and its size. `wanted`: whoever asks will refer to it.
-    pub fn open_blob(&self, name: &Name, digest: Digest, wanted: bool) -> Result<(File, u64)> {
+    pub fn open_blob(&self, name: &Name, digest: Digest, wanted: bool) -> Result<(Content, u64)> {
         let (repository, size, used) = self.database.read(|connection| {
             let repository = catalog::repository(connection, name)?;
             let (size, used) = catalog::blob(connection, repository, digest)?.ok_or_else(|| catalog::unknown_blob(digest))?;
             Ok((repository, size, used))
         })?;
-        let file = self.blobs.open(digest).map_err(|error| {
+        let content = self.blobs.open(digest).map_err(|error| {
             // Who is told that it is not there brings it again.
             tracing::error!("blob {digest} of {name} cannot be read: {error}");
             catalog::unknown_blob(digest)
@@ -103,7 +114,7 @@ impl Registry {
                 None => Err(catalog::unknown_blob(digest)),
             })?;
         }
-        Ok((file, size))
+        Ok((content, size))
     }
 
     /// Makes a blob of a repository of a file whose digest was checked.
@@ -112,8 +123,9 @@ impl Registry {
         file.sync_all().map_err(|error| failed("sync a blob", &error))?;
         let claim = self.blobs.claim(digest);
         let is_there = self.database.read(|connection| catalog::has_blob(connection, digest))?;
-        if !is_there || self.blobs.open(digest).is_err() {
-            claim.place(path).map_err(|error| failed("keep a blob", &error))?;
+        let kept = |error: io::Error| failed("keep a blob", &error);
+        if !is_there || !self.blobs.has(digest).map_err(kept)? {
+            claim.place(path, size).map_err(|error| failed("keep a blob", &error))?;
         }
         self.database.write(|transaction| {
             catalog::add_blob(transaction, digest, size, now())?;
@@ -127,7 +139,10 @@ impl Registry {
         let owners = self.database.read(|connection| catalog::owners(connection, digest))?;
         let is_asked = |owner: &Name| from.is_none_or(|from| owner.as_str() == from);
         let may_read = |owner: &Name| self.access.may(who, owner, Right::Pull);
-        if !owners.iter().any(|owner| is_asked(owner) && may_read(owner)) || self.blobs.open(digest).is_err() {
+        if !owners.iter().any(|owner| is_asked(owner) && may_read(owner)) {
+            return Ok(false);
+        }
+        if !self.blobs.has(digest).map_err(|error| failed("look for a blob", &error))? {
             return Ok(false);
         }
         self.database.write(|transaction| {

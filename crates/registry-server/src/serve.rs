@@ -24,6 +24,7 @@ use crate::access::{Access, Rules, Scheme, Who};
 use crate::answer::{Answer, Code, Refusal, Result, blocking, empty, json, set, whole};
 use crate::collect::{Retention, collect, retain, tidy};
 use crate::control;
+use crate::objects::{Bucket, Objects};
 use crate::protocol::{self, Question};
 use crate::registry::{Registry, StartError};
 use crate::route::Route;
@@ -56,6 +57,8 @@ pub struct Settings {
     pub retention: Vec<Retention>,
     /// Registries of which there are caches here.
     pub upstreams: Vec<Upstream>,
+    /// Where blobs are, if not in the directory.
+    pub bucket: Option<Bucket>,
 }
 
 /// PEM files: the server's certificate with what leads to its authority, and its key.
@@ -246,7 +249,9 @@ pub fn open(settings: &Settings) -> Result<Registry, StartError> {
     })?;
     let access = Access::new(settings.access.clone(), &secret(&settings.data)?).map_err(StartError::Settings)?;
     let upstreams = Upstreams::new(&settings.upstreams)?;
-    Registry::open(&settings.data, access, upstreams, i64::try_from(settings.grace.as_secs()).unwrap_or(i64::MAX))
+    let bucket = settings.bucket.as_ref().map(|bucket| Objects::new(bucket, tokio::runtime::Handle::current()));
+    let bucket = bucket.transpose().map_err(StartError::Settings)?;
+    Registry::open(&settings.data, bucket, access, upstreams, i64::try_from(settings.grace.as_secs()).unwrap_or(i64::MAX))
 }
 
 /// What tokens are signed with: made once.
@@ -292,6 +297,7 @@ async fn housekeeping(server: Arc<Server>, settings: Settings, mut ending: watch
         Err(error) => tracing::warn!("look for what a server of before left: {error}"),
     }
     let mut flush = tokio::time::interval(FLUSH);
+    let (mut seen, mut is_resting) = (0, false);
     let mut collecting = tokio::time::interval(settings.collect_every.max(Duration::from_millis(10)));
     loop {
         tokio::select! {
@@ -299,6 +305,12 @@ async fn housekeeping(server: Arc<Server>, settings: Settings, mut ending: watch
             _ = flush.tick() => {
                 let registry = server.registry.clone();
                 let _ = blocking(move || { registry.pulls.flush(&registry.database); Ok(()) }).await;
+                // With nothing to do it needs no memory that it had for what it did.
+                let requests = server.registry.figures.requests();
+                if requests == seen && !is_resting && let Err(error) = dhow_sys::process::release_memory() {
+                    tracing::debug!("release memory: {error}");
+                }
+                (is_resting, seen) = (requests == seen, requests);
             }
             _ = collecting.tick() => {
                 let (registry, rules) = (server.registry.clone(), settings.retention.clone());

@@ -243,7 +243,7 @@ pub fn fetch(registry: &Arc<Registry>, name: &Name, digest: Digest) -> Result<Op
         let descriptor = manifest::part(&content, digest).ok_or_else(|| catalog::unknown_blob(digest))?;
         Ok((descriptor, catalog::has_blob(connection, digest)?))
     })?;
-    if is_here && registry.blobs.open(digest).is_ok() {
+    if is_here && registry.blobs.has(digest).map_err(|error| failed("look for a blob", &error))? {
         // Another repository has it.
         registry.database.write(|transaction| {
             if !catalog::has_blob(transaction, digest)? {

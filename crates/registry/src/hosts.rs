@@ -84,7 +84,7 @@ impl Hosts {
 
     /// The way to a host by TLS.
     pub(crate) fn secure(&self, authority: &str) -> Result<Endpoint> {
-        let tls = self.tls(authority, self.is_insecure(authority))?;
+        let tls = self.client_config(authority)?;
         Ok(Endpoint { authority: authority.to_owned(), tls: Some(Arc::new(tls)) })
     }
 
@@ -98,6 +98,14 @@ impl Hosts {
         };
         address.is_some_and(|address| address.is_loopback())
             || self.insecure.iter().any(|entry| entry == authority || in_network(entry) == Some(true))
+    }
+
+    /// How to speak TLS with a host.
+    ///
+    /// # Errors
+    /// Its certificates cannot be used.
+    pub fn client_config(&self, authority: &str) -> Result<ClientConfig> {
+        self.tls(authority, self.is_insecure(authority))
     }
 
     fn tls(&self, authority: &str, insecure: bool) -> Result<ClientConfig> {

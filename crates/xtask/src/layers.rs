@@ -13,7 +13,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("network", &["sys"]),
     ("store", &["sys", "oci"]),
     ("registry", &["oci", "sys"]),
-    ("registry-server", &["oci", "registry"]),
+    ("registry-server", &["oci", "registry", "sys"]),
     ("monitor", &["network", "oci", "runtime", "sys"]),
     ("engine", &["api", "monitor", "network", "oci", "registry", "runtime", "store", "sys"]),
     ("server", &["api", "engine", "oci"]),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use dhow_engine::units::{human_size, parse_bytes, parse_duration};
-use dhow_registry_server::{Collected, Expired, Retention, Rule, Rules, Scheme, Settings, Tls, Upstream};
+use dhow_registry_server::{Bucket, Collected, Expired, Retention, Rule, Rules, Scheme, Settings, Tls, Upstream};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -100,6 +100,38 @@ struct File {
     gc_grace: Option<String>,
     retention: Vec<Retention>,
     upstreams: Vec<UpstreamEntry>,
+    s3: Option<BucketEntry>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct BucketEntry {
+    bucket: String,
+    #[serde(default)]
+    prefix: String,
+    endpoint: Option<String>,
+    region: Option<String>,
+    access_key: Option<String>,
+    secret_key_file: Option<PathBuf>,
+}
+
+impl BucketEntry {
+    fn read(self) -> Result<Bucket> {
+        let keys = match (self.access_key, self.secret_key_file) {
+            (Some(access), Some(path)) => Some((access, secret("the secret key", &path)?)),
+            (None, None) => None,
+            _ => return Err(Failure::new("s3: access-key and secret-key-file belong together")),
+        };
+        let region = self.region.unwrap_or_else(|| "us-east-1".to_owned());
+        Ok(Bucket { name: self.bucket, prefix: self.prefix, endpoint: self.endpoint, region, keys })
+    }
+}
+
+/// What a file of one line holds.
+fn secret(what: &str, path: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(path);
+    let text = text.map_err(|error| Failure::new(format!("read {what} from {}: {error}", path.display())))?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 #[derive(Debug, Deserialize)]
@@ -118,9 +150,7 @@ struct UpstreamEntry {
 impl UpstreamEntry {
     fn read(self) -> Result<Upstream> {
         let password = match &self.password_file {
-            Some(path) => std::fs::read_to_string(path).map_err(|error| {
-                Failure::new(format!("read the password of {} from {}: {error}", self.remote, path.display()))
-            })?,
+            Some(path) => secret(&format!("the password of {}", self.remote), path)?,
             None => String::new(),
         };
         let size = |text: &String| {
@@ -130,7 +160,7 @@ impl UpstreamEntry {
         Ok(Upstream {
             fresh: duration("fresh", self.fresh.as_deref().unwrap_or("5m"))?,
             max_size: self.max_size.as_ref().map(size).transpose()?,
-            password: password.trim_end_matches(['\r', '\n']).to_owned(),
+            password,
             prefix: self.prefix,
             remote: self.remote,
             username: self.username,
@@ -179,6 +209,7 @@ impl Place {
             collect_every: duration("gc-interval", file.gc_interval.as_deref().unwrap_or("1h"))?,
             grace: duration("gc-grace", file.gc_grace.as_deref().unwrap_or("24h"))?,
             retention: file.retention,
+            bucket: file.s3.map(BucketEntry::read).transpose()?,
             upstreams: file.upstreams.into_iter().map(UpstreamEntry::read).collect::<Result<_>>()?,
         })
     }
@@ -207,6 +238,8 @@ impl Serve {
         if let Some(text) = self.gc_grace {
             settings.grace = duration("--gc-grace", &text)?;
         }
+        // Many threads do little each: one heap is enough for them.
+        dhow_sys::process::small_heap();
         Log::start(if debug { "debug" } else { "info" }, false)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(64).enable_all().build();
         let runtime = runtime.map_err(|error| Failure::new(format!("start the registry's runtime: {error}")))?;
@@ -241,6 +274,10 @@ fn command<T: DeserializeOwned>(
     if !settings.data.is_dir() {
         return Err(failed(&"there is no registry"));
     }
+    // A bucket is asked by a runtime.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.map_err(|error| failed(&error))?;
+    let _inside = runtime.enter();
     let registry = dhow_registry_server::open(settings).map_err(|error| failed(&error))?;
     here(&registry).map_err(|why| failed(&why))
 }

@@ -1,7 +1,6 @@
 //! What a page shows of a manifest: read from documents that strangers wrote, of which any part may be missing or make no sense.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 
 use dhow_oci::image::ImageConfig;
 use dhow_oci::{Digest, Platform};
@@ -49,8 +48,7 @@ impl Image {
     pub fn read(registry: &Registry, content: &[u8]) -> Image {
         let raw: Raw = serde_json::from_slice(content).unwrap_or_default();
         let runs = raw.config.as_ref().filter(|config| config.size <= MAX_CONFIG).and_then(|config| {
-            let mut text = Vec::new();
-            registry.blobs.open(config.digest).ok()?.take(MAX_CONFIG).read_to_end(&mut text).ok()?;
+            let text = registry.blobs.read(config.digest, MAX_CONFIG).ok()?;
             serde_json::from_slice::<ImageConfig>(&text).ok().filter(|config| !config.os.is_empty())
         });
         Image { config: raw.config, runs, layers: raw.layers, manifests: raw.manifests, annotations: raw.annotations }
