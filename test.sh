@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 missing=()
-for package in busybox-static crun iproute2 iptables nftables docker.io openssl gcc runc e2fsprogs xfsprogs kmod qemu-system-x86 chromium chromium-driver; do
+for package in busybox-static crun iproute2 iptables nftables docker.io openssl gcc runc e2fsprogs xfsprogs kmod qemu-system-x86 chromium chromium-driver python3-venv; do
   dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")
 done
 # Debian splits docker's client from its engine; where the client is there, the engine is not needed.
@@ -12,6 +12,15 @@ missing=($(printf '%s\n' "${missing[@]:-}" | sed '/^$/d'))
 if [ "${#missing[@]}" -gt 0 ]; then
   apt-get update -qq
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+fi
+# An S3 server, for the registry that keeps its blobs in a bucket.
+if ! command -v moto_server >/dev/null; then
+  moto="${CARGO_TARGET_DIR:-target}/moto"
+  if [ ! -x "$moto/bin/moto_server" ]; then
+    python3 -m venv "$moto"
+    "$moto/bin/pip" install --quiet 'moto[s3,server]==5.*'
+  fi
+  PATH="$PATH:$(realpath "$moto/bin")"
 fi
 cargo fmt --all --check
 cargo xtask layers

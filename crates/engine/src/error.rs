@@ -70,8 +70,7 @@ impl From<StoreError> for Error {
             | StoreError::Archive(_)
             | StoreError::Tar(_)
             | StoreError::Apply(_)
-            | StoreError::WrongDiffId { .. }
-            | StoreError::WrongDigest { .. }
+            | StoreError::WrongDigest(_)
             | StoreError::Json { .. } => Kind::Invalid,
             StoreError::Io { .. }
             | StoreError::Database(_)

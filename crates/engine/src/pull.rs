@@ -7,7 +7,7 @@ use dhow_oci::image::ImageConfig;
 use dhow_oci::image::{Descriptor, Index, Manifest};
 use dhow_oci::{Digest, Platform, Reference};
 use dhow_registry::{Client, Credentials, Document, Fetched, Session};
-use dhow_store::{FetchError, FetchedLayer, LayerRow, NewImage, Origin, StoreError, WantedLayer};
+use dhow_store::{FetchError, FetchedLayer, LayerRow, NewImage, Origin, StoreError, WantedLayer, WrongDigest};
 
 use crate::registries::several;
 use crate::{Engine, Error, Kind, Result, VERSION};
@@ -155,7 +155,7 @@ impl Engine {
         };
         session.blob(name, descriptor, 0, &mut take).map_err(|error| failed(name, &error))?;
         let (expected, found) = (descriptor.digest, Digest::by(descriptor.digest.algorithm(), &bytes));
-        if found == expected { Ok(bytes) } else { Err(StoreError::WrongDigest { what: "config", expected, found }.into()) }
+        if found == expected { Ok(bytes) } else { Err(StoreError::from(WrongDigest { what: "config", expected, found }).into()) }
     }
 
     /// Fetches the layers that are not here, several at a time: all, from the bottom to the top.

@@ -15,7 +15,7 @@ use dhow_oci::image::Descriptor;
 use dhow_oci::{Algorithm, Digest, Hasher};
 use rustix::fs::FlockOperation;
 
-use crate::{Context, LayerRow, Result, Store, StoreError, decompressed};
+use crate::{Context, LayerRow, Result, Store, StoreError, WrongDigest, decompressed};
 
 /// Pieces on their way to the thread that unpacks.
 const PIECES: usize = 32;
@@ -72,7 +72,7 @@ impl Store {
             let had = incoming.file.metadata().context(|| format!("look at blob {}", wanted.blob.digest))?.len();
             match self.try_fetch(wanted, &mut incoming, &mut source) {
                 // What was there was not what it should be: a power cut, or another registry. It is gone now.
-                Err(FetchError::Store(StoreError::WrongDigest { .. })) if had > 0 && !incoming.path.exists() => {}
+                Err(FetchError::Store(StoreError::WrongDigest(_))) if had > 0 && !incoming.path.exists() => {}
                 other => return other.map(|row| FetchedLayer { row, blob: incoming.file }),
             }
         }
@@ -236,7 +236,7 @@ impl Incoming {
         if found != blob.digest {
             // Nothing can be made of it, now or later.
             let _ = fs::remove_file(&self.path);
-            return Err(StoreError::WrongDigest { what: "blob", expected: blob.digest, found }.into());
+            return Err(StoreError::from(WrongDigest { what: "blob", expected: blob.digest, found }).into());
         }
         if self.length != blob.size {
             let why = format!("blob {} has {} bytes, and not {}, as the manifest says", blob.digest, self.length, blob.size);

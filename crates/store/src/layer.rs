@@ -13,7 +13,7 @@ use rustix::fs::{FlockOperation, Mode};
 
 use crate::fetch::is_at;
 use crate::tar_split::{Recorded, Recording};
-use crate::{Context, Result, Store, StoreError, apply, quota, random_name};
+use crate::{Context, Result, Store, StoreError, WrongDigest, apply, quota, random_name};
 
 /// An unpacked layer.
 #[derive(Clone, Debug)]
@@ -54,7 +54,7 @@ impl Store {
     pub(crate) fn unpack(&self, parent: Option<Digest>, tar: impl Read, expected: Option<Digest>) -> Result<LayerRow> {
         let unpacked = self.unpack_apart(tar, expected.map(|expected| expected.algorithm()).unwrap_or_default())?;
         if let Some(expected) = expected.filter(|expected| *expected != unpacked.diff_id) {
-            return Err(StoreError::WrongDiffId { expected, found: unpacked.diff_id });
+            return Err(WrongDigest { what: "layer", expected, found: unpacked.diff_id }.into());
         }
         self.place(unpacked, parent)
     }

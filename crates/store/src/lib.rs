@@ -38,6 +38,21 @@ use std::path::{Path, PathBuf};
 
 use dhow_oci::Digest;
 
+/// Content that is not what its name says.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} {expected}: its content has digest {found}")]
+pub struct WrongDigest {
+    pub what: &'static str,
+    pub expected: Digest,
+    pub found: Digest,
+}
+
+impl From<WrongDigest> for StoreError {
+    fn from(wrong: WrongDigest) -> StoreError {
+        StoreError::WrongDigest(Box::new(wrong))
+    }
+}
+
 /// Why the store could not do something.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -53,10 +68,8 @@ pub enum StoreError {
     Json { path: String, source: serde_json::Error },
     #[error("the data root {path} was written by a newer version (schema {found}, this one knows {known})")]
     Newer { path: PathBuf, found: i64, known: i64 },
-    #[error("layer {expected}: its content has digest {found}")]
-    WrongDiffId { expected: Digest, found: Digest },
-    #[error("{what} {expected}: its content has digest {found}")]
-    WrongDigest { what: &'static str, expected: Digest, found: Digest },
+    #[error(transparent)]
+    WrongDigest(Box<WrongDigest>),
     #[error("layer {chain_id}: how its archive looked is not known ({source}); remove its images, and pull or load them again")]
     NoTar { chain_id: Digest, source: io::Error },
     /// Whoever is written to takes no more.

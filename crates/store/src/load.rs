@@ -17,7 +17,7 @@ use crate::archive::decompressed;
 use crate::fetch::Pieces;
 use crate::image::NewImage;
 use crate::layer::{Unpacked, claim};
-use crate::{Context, Durability, LayerRow, Result, Store, StoreError};
+use crate::{Context, Durability, LayerRow, Result, Store, StoreError, WrongDigest};
 
 /// An image that an archive held.
 #[derive(Debug)]
@@ -152,7 +152,7 @@ impl Held {
             io::copy(&mut blob, &mut io::sink()).map_err(malformed)?;
             let found = blob.hasher.take().map_or(unpacked.diff_id, Hasher::finish);
             match claimed {
-                Some(expected) if expected != found => Err(StoreError::WrongDigest { what: "layer", expected, found }),
+                Some(expected) if expected != found => Err(WrongDigest { what: "layer", expected, found }.into()),
                 _ => Ok(unpacked),
             }
         };
@@ -196,7 +196,7 @@ impl Held {
         let found = Digest::by(descriptor.digest.algorithm(), &content);
         match found == descriptor.digest {
             true => Ok(content),
-            false => Err(StoreError::WrongDigest { what, expected: descriptor.digest, found }),
+            false => Err(WrongDigest { what, expected: descriptor.digest, found }.into()),
         }
     }
 }
@@ -315,7 +315,7 @@ impl Store {
         if let Some(expected) = Digest::from_hex(&stem) {
             let found = Digest::by(expected.algorithm(), &config);
             if found != expected {
-                return Err(StoreError::WrongDigest { what: "config", expected, found });
+                return Err(WrongDigest { what: "config", expected, found }.into());
             }
         }
         self.load_image(held, &config, &entry.layers, names)
@@ -411,7 +411,7 @@ impl Store {
         let parent = below.last().map(|row| row.chain_id);
         let check = |found: Digest| match found == expected {
             true => Ok(()),
-            false => Err(StoreError::WrongDiffId { expected, found }),
+            false => Err(StoreError::from(WrongDigest { what: "layer", expected, found })),
         };
         match held.layers.remove(name) {
             Some(Layer::Unpacked(unpacked)) => {
@@ -441,7 +441,7 @@ impl Store {
                 if let Some(claimed) = claimed(name) {
                     let found = Digest::of_all_by(claimed.algorithm(), &mut file).context(|| format!("read {name}"))?;
                     if found != claimed {
-                        return Err(StoreError::WrongDigest { what: "layer", expected: claimed, found });
+                        return Err(WrongDigest { what: "layer", expected: claimed, found }.into());
                     }
                     io::Seek::rewind(&mut file).context(|| format!("read {name}"))?;
                 }

@@ -23,7 +23,7 @@ use dhow_sys::root::Root;
 use rustix::fs::{Mode, OFlags};
 
 use crate::layer::directory_name;
-use crate::{Context, LayerRow, Result, Store, StoreError};
+use crate::{Context, LayerRow, Result, Store, StoreError, WrongDigest};
 
 const MAGIC: [u8; 8] = *b"dhowtar1";
 const FILE: &str = "tar-split";
@@ -243,7 +243,7 @@ impl Store {
         }
         written.context(what)?;
         let found = hashed.hasher.finish();
-        if found == layer.diff_id { Ok(()) } else { Err(StoreError::WrongDiffId { expected: layer.diff_id, found }) }
+        if found == layer.diff_id { Ok(()) } else { Err(WrongDigest { what: "layer", expected: layer.diff_id, found }.into()) }
     }
 
     fn write_records(&self, chain_id: &Digest, out: &mut dyn Write) -> io::Result<()> {

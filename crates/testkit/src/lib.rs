@@ -5,6 +5,7 @@
 //! (`REQUIRE_KERNEL=1`): [`sandbox`] returns `None` only on a developer's unprivileged machine.
 
 mod browser;
+mod bucket;
 mod bundle;
 mod certificates;
 pub mod host;
@@ -15,6 +16,7 @@ pub mod registry;
 mod served;
 
 pub use browser::Browser;
+pub use bucket::Bucket;
 pub use bundle::Bundle;
 pub use certificates::Authority;
 pub use image::{busybox_archive, layer};
