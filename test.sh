@@ -18,7 +18,7 @@ if ! command -v moto_server >/dev/null; then
   moto="${CARGO_TARGET_DIR:-target}/moto"
   if [ ! -x "$moto/bin/moto_server" ]; then
     python3 -m venv "$moto"
-    "$moto/bin/pip" install --quiet 'moto[s3,server]==5.*'
+    "$moto/bin/pip" install --quiet 'moto[s3]==5.*' flask flask-cors
   fi
   PATH="$PATH:$(realpath "$moto/bin")"
 fi

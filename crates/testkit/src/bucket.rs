@@ -24,7 +24,7 @@ impl Bucket {
         let mut command = Command::new("moto_server");
         command.args(["-H", "127.0.0.1", "-p", &address.port().to_string()]);
         let Ok(server) = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn() else {
-            crate::not_run("it needs an S3 server: pip install 'moto[s3,server]'");
+            crate::not_run("it needs an S3 server: pip install 'moto[s3]' flask flask-cors");
             return None;
         };
         let bucket = Bucket { server, address, name: name.to_owned() };
