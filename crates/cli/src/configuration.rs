@@ -9,6 +9,7 @@ use dhow_api::config::{LogConfig, Ulimit};
 use dhow_engine::units::parse_bytes;
 use dhow_engine::{ContainerDefaults, DefaultNetwork, Hosts, OWN_RUNTIMES, Pool, Runtime, Settings, Subnet};
 use dhow_oci::reference::DEFAULT_DOMAIN;
+use dhow_registry::Proxies;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -44,7 +45,7 @@ use Key::{Known, Only, Without};
 const NO_CONTAINERD: &str = "there is no containerd";
 const NO_SWARM: &str = "there is no swarm";
 const NO_PROXY: &str = "published ports have no proxy processes";
-const NOT_YET: &str = "this version knows no proxies of registries, and does not build images";
+const NOT_YET: &str = "this version does not build images";
 const OWN_TABLES: &str = "rules are in nftables tables of Dhow's own, which containers need";
 
 /// dockerd's keys (28.5), then our own.
@@ -88,8 +89,8 @@ const KEYS: &[(&str, Key)] = &[
     ("host-gateway-ip", Known),
     ("host-gateway-ips", Known),
     ("hosts", Known),
-    ("http-proxy", Without(NOT_YET)),
-    ("https-proxy", Without(NOT_YET)),
+    ("http-proxy", Without("it belongs into \"proxies\"")),
+    ("https-proxy", Without("it belongs into \"proxies\"")),
     ("icc", Known),
     ("init", Known),
     ("init-path", Without("the init process of --init is this program")),
@@ -115,10 +116,10 @@ const KEYS: &[(&str, Key)] = &[
     ("network-control-plane-mtu", Without(NO_SWARM)),
     ("network-diagnostic-port", Without(NO_SWARM)),
     ("no-new-privileges", Known),
-    ("no-proxy", Without(NOT_YET)),
+    ("no-proxy", Without("it belongs into \"proxies\"")),
     ("node-generic-resources", Without(NO_SWARM)),
     ("pidfile", Known),
-    ("proxies", Without(NOT_YET)),
+    ("proxies", Known),
     ("raw-logs", Without("the log has no colours")),
     ("registry-mirrors", Known),
     ("resolv-conf", Only(Empty, "containers ask through the host's own resolv.conf")),
@@ -262,6 +263,7 @@ impl Configuration {
             registries: Hosts {
                 insecure: self.get("insecure-registries")?.unwrap_or_default(),
                 mirrors: self.mirrors()?,
+                proxies: self.proxies(defaults.registries.proxies)?,
                 ..defaults.registries
             },
             max_downloads: match self.get("max-concurrent-downloads")? {
@@ -298,6 +300,20 @@ impl Configuration {
             mirrors.entry(DEFAULT_DOMAIN.to_owned()).or_default().extend(dockers);
         }
         Ok(mirrors)
+    }
+
+    /// Proxies, each in place of the environment's.
+    fn proxies(&self, environment: Proxies) -> Result<Proxies> {
+        const KEY: &str = "proxies";
+        let given: ProxiesText = self.get(KEY)?.unwrap_or_default();
+        let or = |given: String, other: String| if given.is_empty() { other } else { given };
+        let proxies = Proxies {
+            http: or(given.http_proxy, environment.http),
+            https: or(given.https_proxy, environment.https),
+            no: or(given.no_proxy, environment.no),
+        };
+        proxies.check().map_err(|why| self.wrong(KEY, &why))?;
+        Ok(proxies)
     }
 
     /// Other OCI runtimes.
@@ -449,6 +465,15 @@ struct RuntimeText {
     #[serde(rename = "runtimeType")]
     kind: String,
     options: Map<String, Value>,
+}
+
+/// As the file has it.
+#[derive(serde::Deserialize, Default)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+struct ProxiesText {
+    http_proxy: String,
+    https_proxy: String,
+    no_proxy: String,
 }
 
 /// An address with the length of its subnet's prefix: `172.20.0.1/16`.

@@ -248,7 +248,7 @@ fn who_logs_in_may_push_until_he_logs_out() {
         };
         let kept = || std::fs::read_to_string(folder.join("config.json")).unwrap_or_default();
         let (done, _, err) = by(&["login", "-u", "me", "--password-stdin", &server], "wrong\n");
-        assert!(!done && err.contains("401") && kept().is_empty(), "{program}: {err}");
+        assert!(!done && err.contains("unauthorized: authentication required") && kept().is_empty(), "{program}: {err}");
         let (done, out, err) = by(&["login", "-u", "me", "--password-stdin", &server], "secret\n");
         assert!(done && out == "Login Succeeded" && err.contains("stored unencrypted"), "{program}: {err}");
         // me:secret

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use dhow_oci::{Algorithm, Digest};
 use dhow_testkit::http::{Reply, request};
 use dhow_testkit::registry::{Faults, Registry};
-use dhow_testkit::{Authority, Bucket, Served, busybox_archive, layer, sandboxed, text, wait_until};
+use dhow_testkit::{Authority, Bucket, Proxy, Served, busybox_archive, layer, sandboxed, text, wait_until};
 use serde_json::{Value, json};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_dhow");
@@ -852,4 +852,71 @@ fn no_manifest_misses_a_blob() {
     let files = || std::process::Command::new("find").arg(data.join("blobs")).args(["-type", "f"]).output().unwrap().stdout;
     dhow_testkit::wait_until("what nobody has is gone", || text(&files()).lines().count() <= 8);
     assert!(registry.stop());
+}
+
+#[test]
+fn registries_may_be_behind_a_proxy() {
+    let mut sandbox = sandboxed!();
+    let authority = Authority::new(sandbox.path("authority"));
+    authority.sign("server");
+    let (certificate, key) = (authority.path("server.pem"), authority.path("server-key.pem"));
+    let tls = ["--tls-cert", certificate.to_str().unwrap(), "--tls-key", key.to_str().unwrap()];
+    let plain = Served::start(BINARY, &sandbox.path("plain"), &[]);
+    let secure = Served::start(BINARY, &sandbox.path("secure"), &tls);
+    let (by_http, by_https) = (Proxy::start("plain.invalid", plain.address), Proxy::start("secure.invalid", secure.address));
+    let file = sandbox.path("daemon.json");
+    // Only a proxy can know where these are.
+    let mut settings = json!({ "insecure-registries": ["plain.invalid:5000", "secure.invalid"], "proxies": {
+        "http-proxy": format!("http://me:p%40ss@{}", by_http.address), "no-proxy": "other.invalid,10.0.0.0/8",
+    } });
+    std::fs::write(&file, settings.to_string()).unwrap();
+    let mut daemon = sandbox.daemon(&["--config-file", file.to_str().unwrap()]);
+    daemon.env("HTTP_PROXY", "http://127.0.0.1:1").env("https_proxy", by_https.address.to_string());
+    sandbox.start_daemon_by(daemon);
+    for (name, host) in [("plain.invalid:5000/app:1", "plain.invalid:5000"), ("secure.invalid/app:1", "secure.invalid:443")] {
+        sandbox.ok(&["tag", "busybox", name]);
+        let pushed = sandbox.by("dhow", &["push", "-q", name]);
+        assert_eq!(pushed.0, 0, "{pushed:?}");
+        sandbox.ok(&["rmi", name]);
+        let pulled = sandbox.by("dhow", &["pull", "-q", name]);
+        assert_eq!((pulled.0, pulled.1.as_str()), (0, format!("{name}\n").as_str()), "{pulled:?}");
+        let tunnels = by_https.seen();
+        let begins = format!("CONNECT {host} HTTP/1.1\r\n");
+        assert!(!tunnels.is_empty() && tunnels.iter().all(|head| head.starts_with(&begins)), "{tunnels:?}");
+        let asked = by_http.seen();
+        let is_proper = |head: &String| {
+            let whose = "proxy-authorization: basic bwu6cebzcw==\r\n";
+            head.contains(&format!(" http://{host}/v2/")) && head.to_ascii_lowercase().contains(whose)
+        };
+        assert!(asked.is_empty() == host.ends_with(":443") && asked.iter().all(is_proper), "{asked:?}");
+    }
+    // What is not to be asked of the proxy is not, nor what is here.
+    let (_, _, told) = sandbox.by("dhow", &["pull", "other.invalid/app"]);
+    assert!(told.contains("lookup") || told.contains("no such host"), "{told}");
+    let own = plain.name("app:1");
+    assert_eq!(sandbox.by("dhow", &["pull", "-q", &own]).0, 0);
+    assert!(by_http.seen().is_empty() && by_https.seen().is_empty());
+    for client in dhow_testkit::clients() {
+        let shown = sandbox.by(client, &["info", "--format", "{{.HTTPProxy}} {{.HTTPSProxy}} {{.NoProxy}}"]).1;
+        let expected = format!("http://xxxxx:xxxxx@{} {} other.invalid,10.0.0.0/8\n", by_http.address, by_https.address);
+        assert_eq!(shown, expected, "{client}");
+    }
+    settings["proxies"] = json!({ "http-proxy": "socks5://a:1" });
+    std::fs::write(&file, settings.to_string()).unwrap();
+    let output = sandbox.daemon(&["--config-file", file.to_str().unwrap(), "--validate"]).output().unwrap();
+    assert!(text(&output.stderr).contains("proxies: invalid proxy address \"socks5://a:1\""), "{}", text(&output.stderr));
+
+    // The client's own, for what runs in containers.
+    let folder = sandbox.path("client");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("config.json"), r#"{"proxies": {"default": {"httpsProxy": "http://p:1", "noProxy": "x"}}}"#)
+        .unwrap();
+    for client in dhow_testkit::clients() {
+        let mut command = sandbox.client(client, &["run", "--rm", "--network", "none", "-e", "no_proxy=own", "busybox", "env"]);
+        let out = text(&command.env("DOCKER_CONFIG", &folder).output().unwrap().stdout);
+        let mut found: Vec<&str> = out.lines().filter(|line| line.to_ascii_lowercase().contains("_proxy")).collect();
+        found.sort_unstable();
+        assert_eq!(found, ["HTTPS_PROXY=http://p:1", "NO_PROXY=x", "https_proxy=http://p:1", "no_proxy=own"], "{client}");
+    }
+    sandbox.finish();
 }

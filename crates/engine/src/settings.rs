@@ -8,7 +8,7 @@ use dhow_api::config::{LogConfig, Ulimit};
 use dhow_monitor::protocol::Runtime;
 use dhow_network::address::Subnet;
 use dhow_network::ports::Policy;
-use dhow_registry::Hosts;
+use dhow_registry::{Hosts, Proxies};
 use serde::Deserialize;
 
 use crate::security::{self, SeccompOption};
@@ -195,7 +195,7 @@ impl Default for Settings {
             pools: Vec::new(),
             network_options: BTreeMap::new(),
             default_network: DefaultNetwork::default(),
-            registries: Hosts::default(),
+            registries: Hosts { proxies: Proxies::from_environment(), ..Hosts::default() },
             max_downloads: 3,
             max_uploads: 5,
             containers: ContainerDefaults::default(),

@@ -7,6 +7,7 @@ use dhow_api::version;
 use dhow_monitor::state::Status;
 use dhow_oci::Platform;
 use dhow_oci::time::{format, now};
+use dhow_registry::shown_proxy;
 use dhow_store::Durability;
 use dhow_store::rusqlite::OptionalExtension;
 use serde_json::{Value, json};
@@ -124,6 +125,7 @@ impl Engine {
         let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
         let os_value =
             |key: &str| release.lines().find_map(|line| line.strip_prefix(key)).map(|value| value.trim_matches('"').to_owned());
+        let proxies = &settings.registries.proxies;
         // With a slash at the end, as dockerd has them.
         let mirrors: Vec<String> = settings
             .registries
@@ -186,7 +188,7 @@ impl Engine {
             "MemTotal": crate::stats::host_memory(),
             "GenericResources": null,
             "DockerRootDir": self.paths().data.to_string_lossy(),
-            "HttpProxy": "", "HttpsProxy": "", "NoProxy": "",
+            "HttpProxy": shown_proxy(&proxies.http), "HttpsProxy": shown_proxy(&proxies.https), "NoProxy": proxies.no,
             "Name": text(uname.nodename()),
             "Labels": settings.labels,
             "CDISpecDirs": settings.cdi_directories,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use dhow_oci::{Algorithm, Digest};
-use dhow_registry::Hosts;
+use dhow_registry::{Forwarding, Hosts, Proxies, Target};
 use http_body_util::BodyExt;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
@@ -22,11 +22,8 @@ use object_store::client::{
 };
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, WriteMultipart};
-use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
-use tokio_rustls::TlsConnector;
 
 /// Bytes of a part of a large blob, at least: a store takes 10,000 parts, none but the last below 5 MiB.
 const PART: u64 = 8 << 20;
@@ -192,7 +189,12 @@ impl HttpConnector for Connector {
 
 /// Connections with nothing to do, by scheme and authority.
 #[derive(Default)]
-struct Connections(Mutex<Vec<(String, SendRequest<HttpRequestBody>)>>);
+struct Connections(Mutex<Vec<(String, Connection)>>);
+
+struct Connection {
+    sender: SendRequest<HttpRequestBody>,
+    forwarding: Option<Forwarding>,
+}
 
 impl fmt::Debug for Connections {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -201,50 +203,34 @@ impl fmt::Debug for Connections {
 }
 
 impl Connections {
-    fn spare(&self, place: &str) -> Option<SendRequest<HttpRequestBody>> {
+    fn spare(&self, place: &str) -> Option<Connection> {
         let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        spare.retain(|(_, sender)| !sender.is_closed());
-        let found = spare.iter().position(|(known, sender)| known == place && sender.is_ready())?;
+        spare.retain(|(_, connection)| !connection.sender.is_closed());
+        let found = spare.iter().position(|(known, connection)| known == place && connection.sender.is_ready())?;
         Some(spare.swap_remove(found).1)
     }
 
-    fn keep(&self, place: String, sender: SendRequest<HttpRequestBody>) {
+    fn keep(&self, place: String, connection: Connection) {
         let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if spare.len() < SPARE {
-            spare.push((place, sender));
+            spare.push((place, connection));
         }
     }
 }
 
-async fn connect(is_tls: bool, host: &str, port: u16) -> io::Result<SendRequest<HttpRequestBody>> {
-    let name = host.to_owned();
-    let addresses =
-        tokio::task::spawn_blocking(move || dhow_sys::names::addresses_of(&name)).await.map_err(io::Error::other)??;
-    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    for address in addresses {
-        match TcpStream::connect((address, port)).await {
-            Ok(stream) => {
-                stream.set_nodelay(true)?;
-                if !is_tls {
-                    return handshake(stream).await;
-                }
-                let config = Hosts::default().client_config(host).map_err(io::Error::other)?;
-                let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-                return handshake(TlsConnector::from(Arc::new(config)).connect(name, stream).await?).await;
-            }
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
-async fn handshake(
-    stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-) -> io::Result<SendRequest<HttpRequestBody>> {
-    let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+async fn connect(is_tls: bool, authority: String) -> io::Result<Connection> {
+    let runtime = Handle::current();
+    // Names are resolved on the way.
+    let dialing = tokio::task::spawn_blocking(move || {
+        let hosts = Hosts { proxies: Proxies::from_environment(), ..Hosts::default() };
+        let tls = is_tls.then(|| hosts.client_config(&authority).map(Arc::new)).transpose().map_err(io::Error::other)?;
+        runtime.block_on(hosts.dial(&Target { authority: &authority, tls, sent_by: None }))
+    });
+    let way = dialing.await.map_err(io::Error::other)??;
+    let (sender, driver) = http1::handshake(TokioIo::new(way.stream)).await.map_err(io::Error::other)?;
     // What goes wrong with it its requests are told.
     tokio::spawn(driver);
-    Ok(sender)
+    Ok(Connection { sender, forwarding: way.forwarding })
 }
 
 #[async_trait]
@@ -252,33 +238,37 @@ impl HttpService for Connections {
     async fn call(&self, mut request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let uri = request.uri().clone();
         let invalid = || HttpError::new(HttpErrorKind::Unknown, io::Error::other(format!("{uri} is no address")));
-        let (host, is_tls) = (uri.host().ok_or_else(invalid)?.to_owned(), uri.scheme_str() == Some("https"));
-        let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
-        let place = format!("{is_tls} {host}:{port}");
-        let mut sender = match self.spare(&place) {
-            Some(sender) => sender,
-            None => match tokio::time::timeout(PATIENCE, connect(is_tls, &host, port)).await {
-                Ok(connected) => connected.map_err(|error| HttpError::new(HttpErrorKind::Connect, error))?,
-                Err(late) => return Err(HttpError::new(HttpErrorKind::Connect, late)),
-            },
+        let authority = uri.authority().ok_or_else(invalid)?;
+        let place = format!("{}://{authority}", uri.scheme_str().unwrap_or_default());
+        let mut connection = match self.spare(&place) {
+            Some(connection) => connection,
+            None => {
+                let connecting = connect(uri.scheme_str() == Some("https"), authority.to_string());
+                match tokio::time::timeout(PATIENCE, connecting).await {
+                    Ok(connected) => connected.map_err(|error| HttpError::new(HttpErrorKind::Connect, error))?,
+                    Err(late) => return Err(HttpError::new(HttpErrorKind::Connect, late)),
+                }
+            }
         };
-        if !request.headers().contains_key(hyper::header::HOST)
-            && let Some(authority) = uri.authority()
-            && let Ok(value) = authority.as_str().parse()
-        {
-            request.headers_mut().insert(hyper::header::HOST, value);
+        if !request.headers().contains_key(hyper::header::HOST) {
+            let host = authority.as_str().parse().map_err(|_| invalid())?;
+            request.headers_mut().insert(hyper::header::HOST, host);
         }
         // What a server is asked for is the path (RFC 9112, 3.2.1).
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         *request.uri_mut() = path.parse().map_err(|_| invalid())?;
-        let answered = tokio::time::timeout(PATIENCE * 4, sender.send_request(request)).await;
+        if let Some(forwarding) = &connection.forwarding {
+            let prepared = forwarding.prepare(&mut request, authority.as_str());
+            prepared.map_err(|error| HttpError::new(HttpErrorKind::Unknown, error))?;
+        }
+        let answered = tokio::time::timeout(PATIENCE * 4, connection.sender.send_request(request)).await;
         let answered = answered.map_err(|late| HttpError::new(HttpErrorKind::Timeout, late))?;
         let answer = answered.map_err(|error| {
             let kind = if error.is_closed() || error.is_canceled() { HttpErrorKind::Connect } else { HttpErrorKind::Interrupted };
             HttpError::new(kind, error)
         })?;
         // It is free again when this answer has been read: whoever takes it looks whether that is so.
-        self.keep(place, sender);
+        self.keep(place, connection);
         let body =
             answer.map(|body| HttpResponseBody::new(body.map_err(|error| HttpError::new(HttpErrorKind::Interrupted, error))));
         Ok(body)

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use dhow_oci::image::Descriptor;
 use dhow_oci::{Digest, Hasher, Reference};
-use dhow_registry::{Client, Credentials, Error, Hosts};
+use dhow_registry::{Client, Credentials, Error, Hosts, Proxies};
 use rusqlite::params;
 use tokio::sync::{mpsc, watch};
 
@@ -70,7 +70,7 @@ impl Upstreams {
                 .map_err(|why| StartError::Settings(why.replacen("invalid mirror", "invalid upstream", 1)))?;
             let (scheme, domain) = upstream.remote.trim_end_matches('/').split_once("://").unwrap_or(("https", &upstream.remote));
             let insecure = if scheme == "http" { vec![domain.to_owned()] } else { Vec::new() };
-            let hosts = Hosts { insecure, ..Hosts::default() };
+            let hosts = Hosts { insecure, proxies: Proxies::from_environment(), ..Hosts::default() };
             let credentials = Credentials {
                 username: upstream.username.clone(),
                 password: upstream.password.clone(),

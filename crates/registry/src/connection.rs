@@ -12,16 +12,12 @@ use hyper::body::{Frame, SizeHint};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
-use crate::hosts::{Endpoint, split};
+use crate::dial::{Forwarding, Target};
+use crate::hosts::{Endpoint, Hosts};
 
-/// Until a host has taken a connection, and until it has answered a question.
+/// Until a host has answered a question.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Until it has put away what it was given: registries that keep blobs elsewhere copy them first.
 const LONG_PATIENCE: Duration = Duration::from_secs(300);
@@ -78,55 +74,21 @@ impl hyper::body::Body for Body {
     }
 }
 
-enum Stream {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
-
 pub(crate) struct Connection {
     sender: SendRequest<Body>,
+    authority: String,
+    forwarding: Option<Forwarding>,
 }
 
 impl Connection {
     /// Blocks while the name is resolved.
-    pub async fn open(endpoint: &Endpoint) -> io::Result<Connection> {
-        let (host, port) = split(&endpoint.authority);
-        let port = match port {
-            Some(port) => port.parse().map_err(|_| io::Error::other(format!("invalid port {port}")))?,
-            None if endpoint.tls.is_some() => 443,
-            None => 80,
-        };
-        let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-        for address in dhow_sys::names::addresses_of(host).map_err(|error| io::Error::other(format!("dial tcp: {error}")))? {
-            let connected = tokio::time::timeout(PATIENCE, TcpStream::connect((address, port))).await;
-            match connected.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "i/o timeout"))) {
-                Ok(stream) => return Connection::on(stream, endpoint, host).await,
-                Err(error) => {
-                    let why = error.to_string().split(" (os error").next().unwrap_or_default().to_lowercase();
-                    let address = std::net::SocketAddr::new(address, port);
-                    last = io::Error::new(error.kind(), format!("dial tcp {address}: connect: {why}"));
-                }
-            }
-        }
-        Err(last)
-    }
-
-    async fn on(stream: TcpStream, endpoint: &Endpoint, host: &str) -> io::Result<Connection> {
-        stream.set_nodelay(true)?;
-        let stream = match &endpoint.tls {
-            None => Stream::Plain(stream),
-            Some(config) => {
-                let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-                let connecting = TlsConnector::from(config.clone()).connect(name, stream);
-                let connected = tokio::time::timeout(PATIENCE, connecting).await;
-                let timed_out = |_| io::Error::new(io::ErrorKind::TimedOut, "TLS handshake timeout");
-                Stream::Tls(Box::new(connected.map_err(timed_out)?.map_err(|error| io::Error::other(format!("tls: {error}")))?))
-            }
-        };
-        let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    pub async fn open(hosts: &Hosts, endpoint: &Endpoint) -> io::Result<Connection> {
+        let target = Target { authority: &endpoint.authority, tls: endpoint.tls.clone(), sent_by: endpoint.sent_by.as_deref() };
+        let way = hosts.dial(&target).await?;
+        let (sender, driver) = http1::handshake(TokioIo::new(way.stream)).await.map_err(io::Error::other)?;
         // It ends with the connection; what goes wrong there the requests are told.
         tokio::spawn(driver);
-        Ok(Connection { sender })
+        Ok(Connection { sender, authority: endpoint.authority.clone(), forwarding: way.forwarding })
     }
 
     /// Whether one more request may be sent.
@@ -134,7 +96,10 @@ impl Connection {
         !self.sender.is_closed() && self.sender.ready().await.is_ok()
     }
 
-    pub async fn send(&mut self, request: Request<Body>) -> io::Result<Response<hyper::body::Incoming>> {
+    pub async fn send(&mut self, mut request: Request<Body>) -> io::Result<Response<hyper::body::Incoming>> {
+        if let Some(forwarding) = &self.forwarding {
+            forwarding.prepare(&mut request, &self.authority)?;
+        }
         let taken = match request.body() {
             Body::Whole(_) => Arc::default(),
             Body::Stream(outgoing) => outgoing.taken.clone(),
@@ -153,38 +118,6 @@ impl Connection {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "timeout awaiting response headers"));
             }
             before = now;
-        }
-    }
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
-            Stream::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Stream::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
-            Stream::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Plain(stream) => Pin::new(stream).poll_flush(context),
-            Stream::Tls(stream) => Pin::new(stream).poll_flush(context),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(context),
-            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }
 }

@@ -12,6 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::anybody::Anybody;
+use crate::proxy::Proxies;
 use crate::{Error, Result};
 
 /// The host that serves the images of the default domain.
@@ -35,12 +36,13 @@ pub struct Hosts {
     pub mirrors: BTreeMap<String, Vec<String>>,
     /// Directories with a directory for each `host[:port]`: authorities in `*.crt`, the client's own in `*.cert` and `*.key`.
     pub certificates: Vec<PathBuf>,
+    pub proxies: Proxies,
 }
 
 impl Default for Hosts {
     fn default() -> Hosts {
         let certificates = ["/etc/dhow/certs.d", "/etc/docker/certs.d"].map(PathBuf::from).to_vec();
-        Hosts { insecure: Vec::new(), mirrors: BTreeMap::new(), certificates }
+        Hosts { insecure: Vec::new(), mirrors: BTreeMap::new(), certificates, proxies: Proxies::default() }
     }
 }
 
@@ -51,6 +53,8 @@ pub(crate) struct Endpoint {
     pub authority: String,
     /// `None` for plain HTTP.
     pub tls: Option<Arc<ClientConfig>>,
+    /// Who led there, if it is nothing that was configured or asked for.
+    pub sent_by: Option<String>,
 }
 
 impl Hosts {
@@ -62,7 +66,7 @@ impl Hosts {
         let authority = if domain == DEFAULT_DOMAIN { HUB } else { domain }.to_owned();
         let secure = self.secure(&authority)?;
         Ok(match self.is_insecure(&authority) {
-            true => vec![secure, Endpoint { authority, tls: None }],
+            true => vec![secure, Endpoint { authority, tls: None, sent_by: None }],
             false => vec![secure],
         })
     }
@@ -76,7 +80,7 @@ impl Hosts {
         mirrors
             .map(|mirror| match mirror.trim_end_matches('/').split_once("://") {
                 Some(("https", authority)) => self.secure(authority),
-                Some(("http", authority)) => Ok(Endpoint { authority: authority.to_owned(), tls: None }),
+                Some(("http", authority)) => Ok(Endpoint { authority: authority.to_owned(), tls: None, sent_by: None }),
                 _ => Err(Error::Protocol(check_mirror(mirror).err().unwrap_or_default())),
             })
             .collect()
@@ -85,7 +89,7 @@ impl Hosts {
     /// The way to a host by TLS.
     pub(crate) fn secure(&self, authority: &str) -> Result<Endpoint> {
         let tls = self.client_config(authority)?;
-        Ok(Endpoint { authority: authority.to_owned(), tls: Some(Arc::new(tls)) })
+        Ok(Endpoint { authority: authority.to_owned(), tls: Some(Arc::new(tls)), sent_by: None })
     }
 
     /// Whether a registry is trusted without a look at its certificate.
@@ -159,7 +163,7 @@ pub(crate) fn split(authority: &str) -> (&str, Option<&str>) {
     (host.trim_start_matches('[').trim_end_matches(']'), port)
 }
 
-fn is_below(address: IpAddr, network: IpAddr, length: u32) -> bool {
+pub(crate) fn is_below(address: IpAddr, network: IpAddr, length: u32) -> bool {
     let bits = |address: IpAddr| match address {
         IpAddr::V4(address) => (u128::from(address.to_bits()) << 96, 32),
         IpAddr::V6(address) => (address.to_bits(), 128),

@@ -265,7 +265,7 @@ impl<'a> Inner<'a> {
         }
         let mut connection = match open {
             Some(open) => open,
-            None => connect(&endpoint).await?,
+            None => self.connect(&endpoint).await?,
         };
         let request = self.request(&endpoint, ask, &url, authorization.as_deref(), Body::Stream(body))?;
         let answer = connection.send(request).await.map_err(|error| broken(ask, &url, &error))?;
@@ -310,23 +310,32 @@ impl<'a> Inner<'a> {
         };
         let endpoint = match secure == from.tls.is_some() && authority == from.authority {
             true => from.clone(),
-            false => self.endpoint(&authority, secure)?,
+            false => self.endpoint(from, &authority, secure)?,
         };
         Ok((endpoint, location.to_owned()))
     }
 
-    /// Of a host that is no registry by itself. Authorities are read once.
-    fn endpoint(&self, authority: &str, secure: bool) -> Result<Endpoint> {
+    /// Of a host that is no registry by itself, and of whom it was told by one. Authorities are read once.
+    fn endpoint(&self, by: &Endpoint, authority: &str, secure: bool) -> Result<Endpoint> {
+        let sent_by = Some(by.sent_by.as_ref().unwrap_or(&by.authority).clone());
         let authority = authority.to_owned();
         if !secure {
-            return Ok(Endpoint { authority, tls: None });
+            return Ok(Endpoint { authority, tls: None, sent_by });
         }
         if let Some(known) = self.client.known().others.get(&authority) {
-            return Ok(known.clone());
+            return Ok(Endpoint { sent_by, ..known.clone() });
         }
         let endpoint = self.client.hosts.secure(&authority)?;
         self.client.known().others.insert(authority, endpoint.clone());
-        Ok(endpoint)
+        Ok(Endpoint { sent_by, ..endpoint })
+    }
+
+    async fn connect(&self, endpoint: &Endpoint) -> Result<Connection> {
+        Connection::open(&self.client.hosts, endpoint).await.map_err(|error| Error::Unreachable {
+            // As docker says it, which always asks there first.
+            url: format!("{}://{}/v2/", scheme(endpoint), endpoint.authority),
+            why: error.to_string(),
+        })
     }
 
     /// One request and its answer, as it is.
@@ -347,7 +356,7 @@ impl<'a> Inner<'a> {
             return Ok(answer);
         }
         // There is none, or the server has closed it in this very moment.
-        let mut connection = connect(endpoint).await?;
+        let mut connection = self.connect(endpoint).await?;
         let request = self.request(endpoint, ask, url, authorization, body())?;
         let answer = connection.send(request).await.map_err(|error| broken(ask, url, &error))?;
         self.connections.insert(key, connection);
@@ -399,7 +408,7 @@ impl<'a> Inner<'a> {
             Some("http") if registry.tls.is_none() => false,
             _ => return Err(Error::Protocol(format!("the realm {} has no TLS", request.realm))),
         };
-        let endpoint = self.endpoint(&authority, secure)?;
+        let endpoint = self.endpoint(registry, &authority, secure)?;
         let method = if credentials.identity_token.is_empty() { Method::GET } else { Method::POST };
         let mut ask = Ask::new(method, name, &url, "");
         let mut authorization = credentials.basic();
@@ -423,14 +432,6 @@ fn better(first: Error, second: Error) -> Error {
 
 fn is_same(one: &Endpoint, other: &Endpoint) -> bool {
     one.tls.is_some() == other.tls.is_some() && one.authority == other.authority
-}
-
-async fn connect(endpoint: &Endpoint) -> Result<Connection> {
-    Connection::open(endpoint).await.map_err(|error| Error::Unreachable {
-        // As docker says it, which always asks there first.
-        url: format!("{}://{}/v2/", scheme(endpoint), endpoint.authority),
-        why: error.to_string(),
-    })
 }
 
 /// What is after the question mark may be a signature.

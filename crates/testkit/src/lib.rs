@@ -12,6 +12,7 @@ pub mod host;
 pub mod http;
 mod image;
 mod leftovers;
+mod proxy;
 pub mod registry;
 mod served;
 
@@ -20,6 +21,7 @@ pub use bucket::Bucket;
 pub use bundle::Bundle;
 pub use certificates::Authority;
 pub use image::{busybox_archive, layer};
+pub use proxy::Proxy;
 pub use registry::Registry;
 pub use served::Served;
 

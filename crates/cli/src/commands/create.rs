@@ -10,8 +10,10 @@ use clap::Args;
 use dhow_api::client::{Client, ClientError, query};
 use dhow_api::config::{CreateRequest, CreateResponse};
 use dhow_oci::Reference;
+use serde_json::{Map, Value};
 
 use self::values::bad;
+use crate::connect::contexts::Folder;
 use crate::failure::Result;
 
 /// Options of a new container.
@@ -343,7 +345,7 @@ pub struct Create {
 impl Create {
     pub async fn run(self, client: &Client) -> Result {
         let request = self.options.request(false).map_err(|failure| failure.of_command("create"))?;
-        let created = self.options.create(client, &request).await?;
+        let created = self.options.create(client, request).await?;
         crate::output::print(&format!("{}\n", created.id))
     }
 }
@@ -355,7 +357,7 @@ impl Options {
     }
 
     /// Creates the container, with its image fetched if it is missing; prints warnings.
-    pub async fn create(&self, client: &Client, request: &CreateRequest) -> Result<CreateResponse> {
+    pub async fn create(&self, client: &Client, mut request: CreateRequest) -> Result<CreateResponse> {
         if let Some(file) = &self.cidfile
             && file.exists()
         {
@@ -374,6 +376,10 @@ impl Options {
         if let Some(Err(error)) = self.platform.as_deref().map(str::parse::<dhow_oci::Platform>) {
             return Err(bad(format!("error parsing specified platform: {error}")));
         }
+        let settings = Folder::find(Some(client.folder())).settings().unwrap_or_default();
+        let environment = request.config.env.get_or_insert_default();
+        let proxies = proxy_variables(&settings, client.address(), environment);
+        environment.extend(proxies);
         let pull = async || {
             let name = self.image.parse::<Reference>().map_err(|error| bad(error.to_string()))?.or_latest();
             let display = (!self.quiet).then(super::progress::Display::on_errors);
@@ -382,7 +388,7 @@ impl Options {
         if self.pull == "always" {
             pull().await?;
         }
-        let created = client.post_json::<CreateResponse>(&path, request).await;
+        let created = client.post_json::<CreateResponse>(&path, &request).await;
         let created = match created {
             Err(ClientError::Api { status: 404, message })
                 if self.pull == "missing"
@@ -393,7 +399,7 @@ impl Options {
                     eprintln!("Unable to find image '{name}' locally");
                 }
                 pull().await?;
-                client.post_json(&path, request).await
+                client.post_json(&path, &request).await
             }
             other => other,
         };
@@ -405,5 +411,49 @@ impl Options {
             fs::write(file, &created.id).map_err(|error| bad(format!("failed to create the container ID file: {error}")))?;
         }
         Ok(created)
+    }
+}
+
+/// The variables that tell a container of the proxies of `config.json`, those for the daemon's address or else the default ones;
+/// not the ones that it was given anyway.
+fn proxy_variables(settings: &Map<String, Value>, host: &str, given: &[String]) -> Vec<String> {
+    const VARIABLES: [(&str, &str); 5] = [
+        ("HTTP_PROXY", "httpProxy"),
+        ("HTTPS_PROXY", "httpsProxy"),
+        ("NO_PROXY", "noProxy"),
+        ("FTP_PROXY", "ftpProxy"),
+        ("ALL_PROXY", "allProxy"),
+    ];
+    let Some(proxies) = settings.get("proxies") else { return Vec::new() };
+    let Some(proxies) = proxies.get(host).or_else(|| proxies.get("default")) else { return Vec::new() };
+    let mut variables = Vec::new();
+    for (name, key) in VARIABLES {
+        let Some(value) = proxies.get(key).and_then(Value::as_str).filter(|value| !value.is_empty()) else { continue };
+        for name in [name.to_owned(), name.to_ascii_lowercase()] {
+            if !given.iter().any(|variable| variable.split('=').next() == Some(name.as_str())) {
+                variables.push(format!("{name}={value}"));
+            }
+        }
+    }
+    variables
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn proxies_become_variables() {
+        let settings = json!({ "proxies": {
+            "default": { "httpProxy": "http://p:1", "noProxy": "a,b", "ftpProxy": "" },
+            "tcp://far:2376": { "allProxy": "socks5://s:1" },
+        } });
+        let settings = settings.as_object().unwrap();
+        let given = ["http_proxy=own".to_owned(), "X=1".to_owned()];
+        assert_eq!(proxy_variables(settings, "embedded", &given), ["HTTP_PROXY=http://p:1", "NO_PROXY=a,b", "no_proxy=a,b"]);
+        assert_eq!(proxy_variables(settings, "tcp://far:2376", &[]), ["ALL_PROXY=socks5://s:1", "all_proxy=socks5://s:1"]);
+        assert_eq!(proxy_variables(&Map::new(), "embedded", &[]), Vec::<String>::new());
     }
 }

@@ -59,7 +59,7 @@ impl Run {
         let keys = dhow_engine::detach_keys(self.detach_keys.as_deref())
             .map_err(|error| Failure::new(error.message).of_command("run"))?;
         let created = match options.request(attached) {
-            Ok(request) => options.create(client, &request).await,
+            Ok(request) => options.create(client, request).await,
             Err(failure) => Err(failure),
         };
         let created = created.map_err(|failure| failure.of_command("run"))?;

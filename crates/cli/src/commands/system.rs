@@ -85,6 +85,8 @@ impl Info {
         if let Some(format) = self.format.filter(|format| !format.is_empty()) {
             info["ClientInfo"] =
                 json!({ "Debug": false, "Context": "default", "Version": VERSION, "Plugins": [], "Warnings": null });
+            // Templates have the names of docker's fields, which are not always those on the wire.
+            let format = format.replace(".HTTPProxy", ".HttpProxy").replace(".HTTPSProxy", ".HttpsProxy");
             return formatted(&format, &info, 64);
         }
         let text = |key: &str| match &info[key] {
@@ -141,8 +143,13 @@ impl Info {
                 out += &if number == 0 { format!("  {value}\n") } else { format!("   {key}: {value}\n") };
             }
         }
+        let proxies: String = [("HTTP Proxy", "HttpProxy"), ("HTTPS Proxy", "HttpsProxy"), ("No Proxy", "NoProxy")]
+            .into_iter()
+            .filter(|(_, key)| !text(key).is_empty())
+            .map(|(title, key)| format!(" {title}: {}\n", text(key)))
+            .collect();
         out += &format!(
-            " Kernel Version: {}\n Operating System: {}\n OSType: {}\n Architecture: {}\n CPUs: {}\n Total Memory: {}\n Name: {}\n ID: {}\n Dhow Root Dir: {}\n Debug Mode: {}\n Live Restore Enabled: {}\n",
+            " Kernel Version: {}\n Operating System: {}\n OSType: {}\n Architecture: {}\n CPUs: {}\n Total Memory: {}\n Name: {}\n ID: {}\n Dhow Root Dir: {}\n Debug Mode: {}\n{} Live Restore Enabled: {}\n",
             text("KernelVersion"),
             text("OperatingSystem"),
             text("OSType"),
@@ -153,6 +160,7 @@ impl Info {
             text("ID"),
             text("DockerRootDir"),
             text("Debug"),
+            proxies,
             text("LiveRestoreEnabled")
         );
         print(&out)
