@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use dhow_api::config::{LogConfig, Ulimit};
 use dhow_engine::units::parse_bytes;
-use dhow_engine::{ContainerDefaults, DefaultNetwork, Hosts, OWN_RUNTIMES, Pool, Runtime, Settings, Subnet};
+use dhow_engine::{Budget, ContainerDefaults, DefaultNetwork, Hosts, OWN_RUNTIMES, Pool, Runtime, Settings, Subnet};
 use dhow_oci::reference::DEFAULT_DOMAIN;
 use dhow_registry::Proxies;
 use serde::de::DeserializeOwned;
@@ -145,6 +145,7 @@ const KEYS: &[(&str, Key)] = &[
     ("publish", Known),
     ("mirrors", Known),
     ("scoped-sockets", Known),
+    ("storage", Known),
 ];
 
 /// A configuration file that was read and whose keys are known.
@@ -274,6 +275,7 @@ impl Configuration {
                 Some(0) => return Err(self.wrong("max-concurrent-uploads", "invalid max concurrent uploads: 0")),
                 given => given.unwrap_or(defaults.max_uploads),
             },
+            budget: self.budget()?,
             containers: self.containers(defaults.containers)?,
         })
     }
@@ -391,6 +393,20 @@ impl Configuration {
         })
     }
 
+    /// Limits of what is kept.
+    fn budget(&self) -> Result<Budget> {
+        const KEY: &str = "storage";
+        let given: StorageText = self.get(KEY)?.unwrap_or_default();
+        let bytes = |key: &str, text: Option<String>| match text {
+            None => Ok(None),
+            Some(text) => {
+                let bytes = parse_bytes(&text).and_then(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes > 0);
+                bytes.map(Some).ok_or_else(|| self.wrong(KEY, &format!("{key}: \"{text}\" is no size, such as 50GB")))
+            }
+        };
+        Ok(Budget { max: bytes("max", given.max)?, min_free: bytes("min-free", given.min_free)? })
+    }
+
     /// `overlay2.size` of the storage driver's options.
     fn root_size(&self) -> Result<Option<u64>> {
         const KEY: &str = "storage-opts";
@@ -465,6 +481,14 @@ struct RuntimeText {
     #[serde(rename = "runtimeType")]
     kind: String,
     options: Map<String, Value>,
+}
+
+/// As the file has it.
+#[derive(serde::Deserialize, Default)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+struct StorageText {
+    max: Option<String>,
+    min_free: Option<String>,
 }
 
 /// As the file has it.

@@ -93,6 +93,7 @@ impl Engine {
             tracing::warn!("{error}");
         }
         let id = made?;
+        self.keep_budget(Some(id));
         self.image_event("create", &id, &id.to_string());
         if let Some(name) = &name {
             self.image_event("tag", &id, &name.familiar());

@@ -209,6 +209,7 @@ impl Engine {
                 }
                 attempt += 1;
             }
+            dhow_store::note_image_use(tx, &image.to_string())?;
             for volume in volumes {
                 tx.execute("INSERT OR IGNORE INTO volume_uses (container_id, volume) VALUES (?1, ?2)", [&id.0, volume])?;
             }

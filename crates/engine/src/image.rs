@@ -278,6 +278,7 @@ impl Engine {
     pub fn load(&self, archive: impl Read, platform: Option<&Platform>, told: LoadTold<'_>) -> Result<Vec<LoadedImage>> {
         let host = Platform::host();
         let loaded = self.store.load(archive, platform.unwrap_or(&host), told)?;
+        self.keep_budget(loaded.last().map(|image| image.id));
         for image in &loaded {
             self.image_event("load", &image.id, &image.id.to_string());
         }
@@ -383,6 +384,7 @@ impl Engine {
             ..ImageConfig::default()
         };
         let id = self.store.import(tar, config, name.as_ref(), now.div_euclid(1_000_000_000))?;
+        self.keep_budget(Some(id));
         self.image_event("import", &id, &name.map_or_else(|| id.to_string(), |name| name.familiar()));
         Ok(id)
     }

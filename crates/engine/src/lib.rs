@@ -10,6 +10,7 @@
 #![recursion_limit = "256"]
 
 mod archive;
+mod budget;
 mod bundled;
 mod cdi;
 mod changes;
@@ -52,6 +53,7 @@ mod volumes;
 mod wait;
 
 pub use archive::{PathStat, PutOptions};
+pub use budget::Budget;
 pub use bundled::BUNDLED;
 pub use commit::CommitOptions;
 pub use container::{Container, ContainerId};

@@ -1,7 +1,9 @@
 //! Fetching images from registries.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use dhow_oci::image::ImageConfig;
 use dhow_oci::image::{Descriptor, Index, Manifest};
@@ -112,6 +114,7 @@ impl Engine {
         })?;
         // The blobs are the image's from here on.
         drop(fetched);
+        self.keep_budget(Some(id));
         self.image_event("pull", &id, &name.familiar());
         // Nobody undoes it any more.
         told(PullEvent::Digest(origin));
@@ -171,19 +174,29 @@ impl Engine {
         let mut missing = VecDeque::new();
         let chain = dhow_oci::digest::chain_ids(&layers.iter().map(|layer| layer.diff_id).collect::<Vec<_>>());
         for (place, (layer, chain_id)) in layers.iter().zip(&chain).enumerate() {
-            let row = self.store.layer(chain_id)?;
+            // That other images have it is no reason to rely on: they may have to make room.
+            let held = self.store.hold_layer(chain_id)?;
+            let row = self.store.layer(chain_id)?.zip(held);
             let step = if row.is_some() { Step::Exists } else { Step::Wanted };
             tell(told, of_layer(layer, step))?;
             if row.is_none() {
                 missing.push_back(place);
             }
-            rows.push(row.map(Layer::Here));
+            rows.push(row.map(|(row, held)| Layer::Here { row, _held: held }));
         }
         let at_once = self.settings().max_downloads.clamp(1, missing.len().max(1));
         for place in missing.iter().skip(at_once) {
             tell(told, of_layer(&layers[*place], Step::Waiting))?;
         }
-        let fetch = |session: &mut Session<'_>, place: usize| self.fetch_layer(session, name, &layers[place], told);
+        // Bytes of what has come; no image has it yet.
+        let came = AtomicU64::new(0);
+        let fetch = |session: &mut Session<'_>, place: usize| {
+            let layer = &layers[place];
+            self.make_room(came.load(Ordering::Relaxed) + layer.blob.size, None)?;
+            let fetched = self.fetch_layer(session, name, layer, told)?;
+            came.fetch_add(fetched.row.size + layer.blob.size, Ordering::Relaxed);
+            Ok(fetched)
+        };
         let fetched = several(client, first, at_once, missing, |error| failed(name, error), fetch)?;
         for (place, row) in fetched {
             rows[place] = Some(Layer::Fetched(row));
@@ -227,14 +240,14 @@ impl Engine {
 
 /// A layer of the image that is pulled.
 enum Layer {
-    Here(LayerRow),
+    Here { row: LayerRow, _held: File },
     Fetched(FetchedLayer),
 }
 
 impl Layer {
     fn row(&self) -> &LayerRow {
         match self {
-            Layer::Here(row) => row,
+            Layer::Here { row, .. } => row,
             Layer::Fetched(fetched) => &fetched.row,
         }
     }

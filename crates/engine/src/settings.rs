@@ -11,6 +11,7 @@ use dhow_network::ports::Policy;
 use dhow_registry::{Hosts, Proxies};
 use serde::Deserialize;
 
+use crate::budget::Budget;
 use crate::security::{self, SeccompOption};
 use crate::{Error, Result};
 
@@ -40,6 +41,7 @@ pub struct Settings {
     pub max_downloads: usize,
     /// Layers of a push that are handed over at the same time.
     pub max_uploads: usize,
+    pub budget: Budget,
     pub containers: ContainerDefaults,
 }
 
@@ -198,6 +200,7 @@ impl Default for Settings {
             registries: Hosts { proxies: Proxies::from_environment(), ..Hosts::default() },
             max_downloads: 3,
             max_uploads: 5,
+            budget: Budget::default(),
             containers: ContainerDefaults::default(),
         }
     }

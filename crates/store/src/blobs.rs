@@ -56,6 +56,7 @@ impl Store {
         let what = || format!("open blob {digest}");
         let file = File::open(self.paths.blobs().join(digest.hex())).context(what)?;
         rustix::fs::flock(&file, FlockOperation::LockShared).context(what)?;
+        self.note_blob_use(digest)?;
         Ok(file)
     }
 

@@ -116,6 +116,9 @@ const MIGRATIONS: &[&str] = &[
          diff_id TEXT NOT NULL, repository TEXT NOT NULL, digest TEXT NOT NULL, media_type TEXT NOT NULL, size INTEGER NOT NULL,
          PRIMARY KEY (diff_id, repository, digest)
      ) WITHOUT ROWID;",
+    // When something was last used, in Unix nanoseconds: what makes room goes by it.
+    "ALTER TABLE images ADD COLUMN used INTEGER NOT NULL DEFAULT 0;
+     ALTER TABLE blobs ADD COLUMN used INTEGER NOT NULL DEFAULT 0;",
 ];
 
 impl Database {

@@ -119,7 +119,7 @@ impl Store {
     }
 
     /// Where blobs are that have not come as a whole.
-    fn partial_blobs(&self) -> PathBuf {
+    pub(crate) fn partial_blobs(&self) -> PathBuf {
         self.paths.data.join("blobs/partial")
     }
 

@@ -8,6 +8,7 @@ use dhow_oci::{Digest, Reference};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::blobs::note_remote;
+use crate::budget::note_image_use;
 use crate::{Durability, LayerRow, Result, Store, StoreError, sync_file_system};
 
 /// An image as the database has it.
@@ -103,6 +104,7 @@ impl Store {
             if let Some(layer) = new.layers.iter().find(|layer| !self.has_directory(&layer.chain_id)) {
                 return Err(StoreError::Archive(format!("layer {} was removed meanwhile; try again", layer.chain_id)));
             }
+            note_image_use(tx, &id.to_string())?;
             new.origin.as_ref().map(|origin| set_origin(tx, &id, origin)).transpose()?;
             new.tags.iter().try_for_each(|tag| set_tag(tx, tag, &id))
         })?;
@@ -298,8 +300,8 @@ fn set_origin(tx: &Connection, id: &Digest, origin: &Origin<'_>) -> Result<()> {
     }
     for (blob, diff_id) in origin.blobs {
         tx.execute(
-            "INSERT OR IGNORE INTO blobs (digest, diff_id, media_type, size) VALUES (?1, ?2, ?3, ?4)",
-            params![blob.digest.to_string(), diff_id.to_string(), blob.media_type, blob.size as i64],
+            "INSERT OR IGNORE INTO blobs (digest, diff_id, media_type, size, used) VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![blob.digest.to_string(), diff_id.to_string(), blob.media_type, blob.size as i64, now()],
         )?;
     }
     note_remote(tx, &origin.repository, origin.blobs)

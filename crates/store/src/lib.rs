@@ -7,6 +7,7 @@
 mod apply;
 mod archive;
 mod blobs;
+mod budget;
 mod compress;
 mod database;
 mod fetch;
@@ -22,6 +23,7 @@ mod tar_split;
 pub use apply::{ApplyError, CopyOptions, copy_into};
 pub use archive::decompressed;
 pub use blobs::{RemoteBlob, StoredManifest};
+pub use budget::{KeptBlob, note_image_use};
 pub use compress::Compression;
 pub use database::{Database, Durability};
 pub use fetch::{FetchError, FetchedLayer, WantedLayer};

@@ -303,6 +303,7 @@ impl Service {
             tracing::warn!("tell the service manager: {error}");
         }
         tokio::spawn(release_memory_when_idle(ended));
+        tokio::spawn(keep_budget(engine.clone()));
         loop {
             tokio::select! {
                 _ = terminate.recv() => break,
@@ -336,6 +337,16 @@ impl Service {
         self.log.set(&level)?;
         engine.reload(settings);
         Ok(())
+    }
+}
+
+/// Others than pulls take room, too.
+async fn keep_budget(engine: Arc<Engine>) {
+    const PAUSE: Duration = Duration::from_secs(60);
+    loop {
+        tokio::time::sleep(PAUSE).await;
+        let engine = engine.clone();
+        let _ = tokio::task::spawn_blocking(move || engine.keep_budget(None)).await;
     }
 }
 
