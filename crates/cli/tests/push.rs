@@ -67,6 +67,26 @@ fn an_image_is_pushed_and_pulled() {
         ("application/vnd.oci.image.manifest.v1+json", listed["manifests"][1]["digest"].as_str().unwrap())
     );
 
+    // So is one whose layers were here: the blob comes from where the image did, as long as it is to be had there.
+    let known = other.name("known:1");
+    let (index, _) = other.add("known", "1", &[busybox_archive()]);
+    sandbox.ok(&["pull", &known]);
+    let (_, listed) = other.manifest("known", &index).unwrap();
+    let listed: serde_json::Value = serde_json::from_slice(&listed).unwrap();
+    for (repository, is_to_be_had) in [("copied", true), ("made-anew", false)] {
+        let account = (!is_to_be_had).then(|| ("me".to_owned(), "secret".to_owned()));
+        other.misbehave(Faults { account, ..Faults::default() });
+        let fresh = Registry::start();
+        let onward = fresh.name(&format!("{repository}:1"));
+        sandbox.ok(&["tag", &known, &onward]);
+        sandbox.ok(&["push", "-q", &onward]);
+        let (_, manifest) = fresh.manifest(repository, "1").unwrap();
+        let is_same = digest_of(&manifest) == listed["manifests"][1]["digest"].as_str().unwrap();
+        assert_eq!(is_same, is_to_be_had, "{repository}");
+        sandbox.ok(&["rmi", &onward]);
+    }
+    other.misbehave(Faults::default());
+
     sandbox.start_daemon();
     for client in dhow_testkit::clients() {
         sandbox.ok(&["tag", &from, &registry.name(&format!("{client}:a"))]);

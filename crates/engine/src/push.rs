@@ -1,10 +1,11 @@
 //! Handing images to registries.
 //!
-//! What an image was pulled as is pushed again, byte for byte, if all its blobs are here or at the registry already. Otherwise its
-//! layers are compressed on their way, and it gets a manifest of their blobs.
+//! What an image was pulled as is pushed again, byte for byte, if all its blobs are here, at the registry already, or to be had
+//! where it came from. Otherwise its layers are compressed on their way, and it gets a manifest of their blobs.
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use dhow_oci::image::{DOCKER_CONFIG, DOCKER_LAYER, DOCKER_MANIFEST, Descriptor, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
 use dhow_oci::{Digest, Reference};
@@ -70,6 +71,8 @@ struct Wanted {
     row: LayerRow,
     /// What the image's own manifest calls it.
     own: Option<Descriptor>,
+    /// The repositories that are known to have the image; the one that it goes to is not among them.
+    origins: Arc<[Reference]>,
     compression: Compression,
 }
 
@@ -122,12 +125,15 @@ impl Engine {
         let config = self.store.config_of(&id)?.ok_or_else(gone)?;
         let own = self.own_manifest(&id)?;
         let rows = self.store.layers_of(image)?;
+        let repository = name.repository();
+        let elsewhere = image.row.digests.iter().filter(|(other, _)| *other != repository);
+        let origins: Arc<[Reference]> = elsewhere.filter_map(|(other, _)| other.parse().ok()).collect();
         let wanted: Vec<Wanted> = rows
             .into_iter()
             .enumerate()
             .map(|(place, row)| {
                 let own = own.as_ref().and_then(|(_, own)| own.layers.get(place).cloned());
-                Wanted { row, own, compression }
+                Wanted { row, own, origins: origins.clone(), compression }
             })
             .collect();
         let blobs = self.push_layers(client, session, name, &wanted, told)?;
@@ -215,12 +221,17 @@ impl Engine {
             }
         }
         let mut begun: Option<Upload> = None;
-        for known in remote.iter().filter(|known| known.repository != name.repository()) {
+        let near = layer.origins.iter().filter(|origin| origin.domain == name.domain);
+        let own = layer.own.iter().flat_map(|own| near.clone().map(|origin| (origin.path.clone(), own.clone())));
+        let others = remote.iter().filter(|known| known.repository != name.repository()).map(|known| {
             let path = known.repository.strip_prefix(&format!("{}/", name.domain)).unwrap_or(&known.repository);
-            match session.mount_blob(name, &known.blob.digest, path) {
+            (path.to_owned(), known.blob.clone())
+        });
+        for (path, blob) in own.chain(others) {
+            match session.mount_blob(name, &blob.digest, &path) {
                 Ok(Mount::Mounted) => {
-                    tell(told, layer, PushStep::Mounted(path.to_owned()))?;
-                    return Ok(plain(&known.blob));
+                    tell(told, layer, PushStep::Mounted(path))?;
+                    return Ok(plain(&blob));
                 }
                 Ok(Mount::Refused(upload)) => {
                     begun = Some(upload);
@@ -230,7 +241,14 @@ impl Engine {
                 Err(_) => {}
             }
         }
-        let file = candidates.iter().find(|blob| here.iter().any(|file| file.digest == blob.digest));
+        let is_here = |blob: &Descriptor| here.iter().any(|file| file.digest == blob.digest);
+        if let Some(own) = layer.own.as_ref().filter(|own| !is_here(own))
+            && self.copy_blob(session, name, layer, own, told)?
+        {
+            tell(told, layer, PushStep::Pushed)?;
+            return Ok(plain(own));
+        }
+        let file = candidates.iter().find(|blob| is_here(blob));
         let pushed = match file {
             Some(blob) => self.push_file(session, name, layer, blob, begun, told),
             None => self.push_compressed(session, name, layer, begun, told),
@@ -238,6 +256,41 @@ impl Engine {
         let blob = pushed.map_err(|error| failed(&error))?;
         tell(told, layer, PushStep::Pushed)?;
         Ok(blob)
+    }
+
+    /// Hands a blob on that is not here from where the image came from, as anybody may have it there. Whether that could be done.
+    fn copy_blob(
+        &self,
+        session: &mut Session<'_>,
+        name: &Reference,
+        layer: &Wanted,
+        blob: &Descriptor,
+        told: PushTold<'_>,
+    ) -> Result<bool> {
+        let client = self.registries(&Credentials::default());
+        for origin in layer.origins.iter().filter(|origin| origin.domain != name.domain) {
+            let there = client.session().and_then(|mut there| Ok((there.blob_size(origin, &blob.digest)?, there)));
+            let Ok((Some(_), there)) = there else { continue };
+            let there = Mutex::new(there);
+            let source: Source<'_> = &|take| {
+                let mut sent = 0;
+                let copied = there.lock().unwrap_or_else(PoisonError::into_inner).blob(origin, blob, 0, &mut |piece| {
+                    take(piece)?;
+                    sent += piece.len() as u64;
+                    goes_on(told, layer, PushStep::Pushing(sent, blob.size))
+                });
+                copied.map_err(io::Error::other)
+            };
+            match session.push_blob(name, None, Some((blob.digest, blob.size)), source) {
+                Ok(_) => return Ok(true),
+                // Whoever has gone wants nothing else either.
+                Err(error) => {
+                    tell(told, layer, PushStep::Preparing)?;
+                    tracing::debug!("copy blob {} from {origin}: {error}", blob.digest);
+                }
+            }
+        }
+        Ok(false)
     }
 
     fn push_file(

@@ -29,10 +29,11 @@ pub struct RemoteBlob {
 }
 
 impl Store {
-    /// The documents that an image came by: manifests, and the indexes that led to them.
+    /// The documents that an image came by, manifests and the indexes that led to them, the latest first.
     pub fn manifests_of(&self, id: &Digest) -> Result<Vec<StoredManifest>> {
         self.database.read::<_, StoreError>(|db| {
-            let mut statement = db.prepare_cached("SELECT digest, media_type, content FROM manifests WHERE image_id = ?1")?;
+            let mut statement =
+                db.prepare_cached("SELECT digest, media_type, content FROM manifests WHERE image_id = ?1 ORDER BY rowid DESC")?;
             let rows = statement.query_map([id.to_string()], |row| Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?)))?;
             let rows: Vec<(String, String, Vec<u8>)> = rows.collect::<Result<_, _>>()?;
             let parsed = rows.into_iter().filter_map(|(digest, media_type, bytes)| {

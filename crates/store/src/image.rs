@@ -294,7 +294,7 @@ fn set_origin(tx: &Connection, id: &Digest, origin: &Origin<'_>) -> Result<()> {
     )?;
     for (digest, media_type, content) in origin.documents {
         tx.execute(
-            "INSERT OR IGNORE INTO manifests (digest, image_id, media_type, content) VALUES (?1, ?2, ?3, ?4)",
+            "INSERT OR REPLACE INTO manifests (digest, image_id, media_type, content) VALUES (?1, ?2, ?3, ?4)",
             params![digest.to_string(), id, media_type, content],
         )?;
     }
