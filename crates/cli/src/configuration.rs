@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use dhow_api::config::{LogConfig, Ulimit};
 use dhow_engine::units::parse_bytes;
-use dhow_engine::{Budget, ContainerDefaults, DefaultNetwork, Hosts, OWN_RUNTIMES, Pool, Runtime, Settings, Subnet};
+use dhow_engine::{Budget, ContainerDefaults, DefaultNetwork, Hosts, Limits, OWN_RUNTIMES, Pool, Runtime, Settings, Subnet};
 use dhow_oci::reference::DEFAULT_DOMAIN;
 use dhow_registry::Proxies;
 use serde::de::DeserializeOwned;
@@ -244,6 +244,7 @@ impl Configuration {
             Some(data) => roots(Some(data), path("exec-root")?),
             None => (defaults.data_root, path("exec-root")?.unwrap_or(defaults.exec_root)),
         };
+        let storage = self.storage()?;
         Ok(Settings {
             data_root,
             exec_root,
@@ -275,7 +276,8 @@ impl Configuration {
                 Some(0) => return Err(self.wrong("max-concurrent-uploads", "invalid max concurrent uploads: 0")),
                 given => given.unwrap_or(defaults.max_uploads),
             },
-            budget: self.budget()?,
+            budget: storage.0,
+            layers: storage.1.unwrap_or(defaults.layers),
             containers: self.containers(defaults.containers)?,
         })
     }
@@ -393,8 +395,8 @@ impl Configuration {
         })
     }
 
-    /// Limits of what is kept.
-    fn budget(&self) -> Result<Budget> {
+    /// Limits of what is kept, and of layers.
+    fn storage(&self) -> Result<(Budget, Option<Limits>)> {
         const KEY: &str = "storage";
         let given: StorageText = self.get(KEY)?.unwrap_or_default();
         let bytes = |key: &str, text: Option<String>| match text {
@@ -404,7 +406,9 @@ impl Configuration {
                 bytes.map(Some).ok_or_else(|| self.wrong(KEY, &format!("{key}: \"{text}\" is no size, such as 50GB")))
             }
         };
-        Ok(Budget { max: bytes("max", given.max)?, min_free: bytes("min-free", given.min_free)? })
+        let layer = bytes("max-layer-size", given.max_layer_size)?;
+        let budget = Budget { max: bytes("max", given.max)?, min_free: bytes("min-free", given.min_free)? };
+        Ok((budget, layer.map(|layer| Limits { layer, ..Limits::default() })))
     }
 
     /// `overlay2.size` of the storage driver's options.
@@ -489,6 +493,7 @@ struct RuntimeText {
 struct StorageText {
     max: Option<String>,
     min_free: Option<String>,
+    max_layer_size: Option<String>,
 }
 
 /// As the file has it.

@@ -64,6 +64,7 @@ pub use dhow_monitor::protocol::Runtime;
 pub use dhow_network::address::Subnet;
 pub use dhow_network::ports::Policy;
 pub use dhow_registry::{Credentials, Hosts};
+pub use dhow_store::Limits;
 pub use dhow_store::{Compression, CopyOptions, LoadProgress, Packer, copy_into};
 pub use dhow_sys::root::Root;
 pub use dhow_sys::socket::unread;
@@ -115,6 +116,7 @@ impl Engine {
         let paths = Paths::new(&absolute(&settings.data_root)?, &absolute(&settings.exec_root)?);
         let store = Store::open(paths)?;
         store.paths.create_exec()?;
+        store.set_limits(settings.layers);
         Ok(Engine { settings: RwLock::new(Arc::new(settings)), store, spare: Mutex::default() })
     }
 
@@ -126,6 +128,7 @@ impl Engine {
     /// Takes new settings, for what is done from now on. The roots stay.
     pub fn reload(&self, settings: Settings) {
         let (data_root, exec_root) = (self.settings().data_root.clone(), self.settings().exec_root.clone());
+        self.store.set_limits(settings.layers);
         let new = Arc::new(Settings { data_root, exec_root, ..settings });
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = new;
         self.reloaded();

@@ -351,7 +351,6 @@ fn failed(name: &Reference, error: &dhow_registry::Error) -> Error {
             Error::not_found(format!("repository {} not found: {error}", name.familiar_repository()))
         }
         Some(404) => Error::not_found(format!("manifest for {} not found: {error}", name.familiar())),
-        Some(429) => Error::new(Kind::Unavailable, error.to_string()),
         None if matches!(error, dhow_registry::Error::Unreachable { .. }) => Error::new(Kind::Unreachable, error.to_string()),
         _ => Error::internal(error.to_string()),
     }

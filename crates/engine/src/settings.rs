@@ -9,6 +9,7 @@ use dhow_monitor::protocol::Runtime;
 use dhow_network::address::Subnet;
 use dhow_network::ports::Policy;
 use dhow_registry::{Hosts, Proxies};
+use dhow_store::Limits;
 use serde::Deserialize;
 
 use crate::budget::Budget;
@@ -42,6 +43,7 @@ pub struct Settings {
     /// Layers of a push that are handed over at the same time.
     pub max_uploads: usize,
     pub budget: Budget,
+    pub layers: Limits,
     pub containers: ContainerDefaults,
 }
 
@@ -201,6 +203,7 @@ impl Default for Settings {
             max_downloads: 3,
             max_uploads: 5,
             budget: Budget::default(),
+            layers: Limits::default(),
             containers: ContainerDefaults::default(),
         }
     }

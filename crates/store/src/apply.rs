@@ -4,7 +4,7 @@
 //! kernel, nothing existing is followed or written through, and only regular files' bytes are written.
 
 use std::ffi::OsStr;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
@@ -13,6 +13,7 @@ use dhow_sys::root::{Root, descriptor_path, remove_tree};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use tar::{Archive, Entry, EntryType};
 
+use crate::bounds::{Guarded, Limits, MAX_DIRECTORY_PATHS, MAX_ENTRIES, too_much};
 use crate::tar_split::Recording;
 
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +31,8 @@ pub enum ApplyError {
     /// Something else is in the entry's place.
     #[error("cannot overwrite {old} \"{path}\" with {new}")]
     Kind { path: String, old: &'static str, new: &'static str },
+    #[error("the layer has more than {0}")]
+    Many(String),
     #[error("layer entry \"{0}\" has the unknown type {1:?}")]
     Type(String, char),
 }
@@ -50,6 +53,7 @@ const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 const RESERVED: &[u8] = b".wh..wh.";
 const XATTR_PREFIX: &str = "SCHILY.xattr.";
+const OVERLAY_PREFIX: &str = "trusted.overlay.";
 
 /// Bytes of a file of a layer that is begun to be written out at once: the layer is synced in the end.
 const WORTH_BEGINNING: u64 = 64 * 1024;
@@ -57,8 +61,8 @@ const BUFFER: usize = 128 * 1024;
 
 /// Unpacks `tar` into `root`, which is empty and nobody else's. Returns the bytes of its files. A recording takes down what is
 /// read, by the reader itself; it is told here what belongs to which file.
-pub(crate) fn apply(tar: impl Read, root: &Root, recording: Option<&Recording>) -> Result<u64, ApplyError> {
-    unpack(tar, root, None, recording)
+pub(crate) fn apply(tar: impl Read, root: &Root, recording: Option<&Recording>, limits: Limits) -> Result<u64, ApplyError> {
+    unpack(tar, root, None, recording, limits)
 }
 
 /// How files are copied into a directory that is in use.
@@ -73,14 +77,32 @@ pub struct CopyOptions {
 /// Unpacks `tar` into `root`, which may be a container's and in use. Names of layers' own mean nothing here; what leads out
 /// of `root` does not exist.
 pub fn copy_into(tar: impl Read, root: &Root, options: CopyOptions) -> Result<(), ApplyError> {
-    unpack(tar, root, Some(options), None).map(drop)
+    unpack(Guarded::new(tar), root, Some(options), None, Limits { layer: u64::MAX, ratio: 1 }).map(drop)
 }
 
-fn unpack(tar: impl Read, root: &Root, copy: Option<CopyOptions>, recording: Option<&Recording>) -> Result<u64, ApplyError> {
+fn unpack(
+    tar: impl Read,
+    root: &Root,
+    copy: Option<CopyOptions>,
+    recording: Option<&Recording>,
+    limits: Limits,
+) -> Result<u64, ApplyError> {
     let mut archive = Archive::new(tar);
-    let mut unpacker =
-        Unpacker { root, copy, recording, size: 0, directories: Vec::new(), parent: None, buffer: vec![0; BUFFER] };
-    for entry in archive.entries().map_err(ApplyError::Tar)? {
+    let mut unpacker = Unpacker {
+        root,
+        copy,
+        recording,
+        limits,
+        size: 0,
+        directories: Vec::new(),
+        paths: 0,
+        parent: None,
+        buffer: vec![0; BUFFER],
+    };
+    for (number, entry) in archive.entries().map_err(ApplyError::Tar)?.enumerate() {
+        if number as u64 == MAX_ENTRIES && copy.is_none() {
+            return Err(ApplyError::Many(format!("{MAX_ENTRIES} files")));
+        }
         unpacker.entry(entry.map_err(ApplyError::Tar)?)?;
     }
     unpacker.finish()?;
@@ -92,9 +114,12 @@ struct Unpacker<'a> {
     /// `None`: a layer.
     copy: Option<CopyOptions>,
     recording: Option<&'a Recording>,
+    limits: Limits,
     size: u64,
     /// Directories whose times are set when nothing is added to them any more.
     directories: Vec<(PathBuf, Timestamps)>,
+    /// Bytes of their paths.
+    paths: usize,
     /// The parent of the last entry: the next one is mostly in the same.
     parent: Option<(PathBuf, OwnedFd)>,
     /// What a file's content goes through.
@@ -160,17 +185,24 @@ impl Unpacker<'_> {
                 if !keep {
                     rustix::fs::mkdirat(parent, &name, Mode::from_raw_mode(0o700)).map_err(|e| failed(e.into()))?;
                 }
+                self.paths += path.as_os_str().len();
+                if self.paths > MAX_DIRECTORY_PATHS {
+                    return Err(ApplyError::Many(format!("{} directories", self.directories.len())));
+                }
                 self.directories.push((path.clone(), attributes.times.clone()));
             }
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let file = rustix::fs::openat(parent, &name, flags, Mode::from_raw_mode(0o600)).map_err(|e| failed(e.into()))?;
                 let mut file = std::fs::File::from(file);
+                if kind == EntryType::GNUSparse && self.size.saturating_add(entry.size()) > self.limits.layer {
+                    return Err(failed(too_much(format!("it has {} bytes, most of them holes", entry.size()))));
+                }
                 // The holes of a sparse file are no bytes of the tar.
                 if let Some(recording) = self.recording.filter(|_| kind != EntryType::GNUSparse) {
                     recording.content(&path, entry.size()).map_err(failed)?;
                 }
-                let written = copy(&mut entry, &mut file, &mut self.buffer).map_err(failed)?;
+                let written = copy(&mut entry, &mut file, &mut self.buffer, kind == EntryType::GNUSparse).map_err(failed)?;
                 if self.copy.is_none() && written >= WORTH_BEGINNING {
                     dhow_sys::descriptor::begin_writing(&file);
                 }
@@ -282,6 +314,10 @@ fn attributes(entry: &mut Entry<'_, impl Read>) -> io::Result<Attributes> {
         for extension in extensions {
             let extension = extension?;
             let Ok(key) = extension.key() else { continue };
+            // Overlayfs's own would tell it where to look for files.
+            if key.strip_prefix(XATTR_PREFIX).is_some_and(|name| name.starts_with(OVERLAY_PREFIX)) {
+                continue;
+            }
             if let Some(name) = key.strip_prefix(XATTR_PREFIX) {
                 xattrs.push((name.to_owned(), extension.value_bytes().to_vec()));
             } else if key == "mtime"
@@ -340,11 +376,17 @@ fn tolerate_unsupported(result: rustix::io::Result<()>) -> io::Result<()> {
     }
 }
 
-fn copy(from: &mut impl Read, to: &mut std::fs::File, buffer: &mut [u8]) -> io::Result<u64> {
+/// Copies the content of a file; where `sparse`, zeros take no room.
+fn copy(from: &mut impl Read, to: &mut std::fs::File, buffer: &mut [u8], sparse: bool) -> io::Result<u64> {
     let mut total = 0;
     loop {
         match from.read(buffer) {
+            Ok(0) if sparse => return to.set_len(total).map(|()| total),
             Ok(0) => return Ok(total),
+            Ok(length) if sparse && buffer[..length].iter().all(|byte| *byte == 0) => {
+                total += length as u64;
+                to.seek(SeekFrom::Start(total))?;
+            }
             Ok(length) => {
                 to.write_all(&buffer[..length])?;
                 total += length as u64;
@@ -395,7 +437,7 @@ mod tests {
 
     fn unpack(entries: &[(EntryType, &str, &str)]) -> (tempfile::TempDir, Result<u64, ApplyError>) {
         let dir = tempfile::tempdir().unwrap();
-        let result = apply(&tar(entries)[..], &Root::open_path(dir.path()).unwrap(), None);
+        let result = apply(&tar(entries)[..], &Root::open_path(dir.path()).unwrap(), None, Limits::default());
         (dir, result)
     }
 

@@ -1,10 +1,13 @@
 //! What tars become: `import` (a bare root file system), `commit` (one more layer); and how they are compressed.
 
+use std::cell::Cell;
 use std::io::{self, BufReader, Read};
+use std::rc::Rc;
 
 use dhow_oci::image::ImageConfig;
 use dhow_oci::{Digest, Reference};
 
+use crate::bounds::{Bounded, Counted, Limits};
 use crate::image::{Image, NewImage};
 use crate::{Context, Result, Store, StoreError};
 
@@ -27,10 +30,17 @@ pub fn decompressed<'a>(mut stream: impl Read + 'a) -> io::Result<Box<dyn Read +
     }
 }
 
+/// The same, but no more than so many bytes may have.
+pub(crate) fn decompressed_within<'a>(stream: impl Read + 'a, limits: Limits) -> io::Result<impl Read + 'a> {
+    let compressed = Rc::new(Cell::new(0));
+    let plain = decompressed(Counted { inner: stream, count: compressed.clone() })?;
+    Ok(Bounded::new(plain, compressed, limits))
+}
+
 impl Store {
     /// Makes an image of one layer from a tar of a root file system. `config` gets the layer's diff ID filled in.
     pub fn import(&self, tar: impl Read, config: ImageConfig, name: Option<&Reference>, created: i64) -> Result<Digest> {
-        let tar = decompressed(tar).context(|| "read the archive".to_owned())?;
+        let tar = decompressed_within(tar, self.limits()).context(|| "read the archive".to_owned())?;
         self.commit(None, tar, config, name, created)
     }
 

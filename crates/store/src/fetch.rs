@@ -15,7 +15,8 @@ use dhow_oci::image::Descriptor;
 use dhow_oci::{Algorithm, Digest, Hasher};
 use rustix::fs::FlockOperation;
 
-use crate::{Context, LayerRow, Result, Store, StoreError, WrongDigest, decompressed};
+use crate::archive::decompressed_within;
+use crate::{Context, LayerRow, Result, Store, StoreError, WrongDigest};
 
 /// Pieces on their way to the thread that unpacks.
 const PIECES: usize = 32;
@@ -88,7 +89,8 @@ impl Store {
         let (sender, pieces) = sync_channel(PIECES);
         std::thread::scope(|scope| {
             let unpacking = scope.spawn(move || {
-                let plain = decompressed(Pieces::of(pieces)).context(|| format!("decompress layer {}", blob.digest))?;
+                let plain = decompressed_within(Pieces::of(pieces), self.limits());
+                let plain = plain.context(|| format!("decompress layer {}", blob.digest))?;
                 self.unpack(wanted.parent, plain, Some(wanted.diff_id))
             });
             let brought = incoming.bring(blob, sender, source);

@@ -11,6 +11,7 @@ use dhow_sys::root::Root;
 use rusqlite::OptionalExtension;
 use rustix::fs::{FlockOperation, Mode};
 
+use crate::bounds::Guarded;
 use crate::fetch::is_at;
 use crate::tar_split::{Recorded, Recording};
 use crate::{Context, Result, Store, StoreError, WrongDigest, apply, quota, random_name};
@@ -71,7 +72,7 @@ impl Store {
         let record = || "take down the layer's archive".to_owned();
         let recording = unpacked.lock.try_clone().and_then(|lock| Recording::begin(lock.into())).context(record)?;
         let mut reader = Recorded { inner: tar, hasher: Hasher::by(by), recording: &recording };
-        unpacked.size = apply::apply(&mut reader, &root, Some(&recording))?;
+        unpacked.size = apply::apply(Guarded::new(&mut reader), &root, Some(&recording), self.limits())?;
         // The diff ID covers what follows the end-of-archive blocks too.
         io::copy(&mut reader, &mut io::sink()).context(|| "read the layer".to_owned())?;
         unpacked.diff_id = reader.hasher.finish();

@@ -7,6 +7,7 @@
 mod apply;
 mod archive;
 mod blobs;
+mod bounds;
 mod budget;
 mod compress;
 mod database;
@@ -23,6 +24,7 @@ mod tar_split;
 pub use apply::{ApplyError, CopyOptions, copy_into};
 pub use archive::decompressed;
 pub use blobs::{RemoteBlob, StoredManifest};
+pub use bounds::Limits;
 pub use budget::{KeptBlob, note_image_use};
 pub use compress::Compression;
 pub use database::{Database, Durability};
@@ -37,6 +39,7 @@ pub use save::{SavedImage, Saving};
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use dhow_oci::Digest;
 
@@ -104,6 +107,7 @@ impl<T, E: Into<io::Error>> Context<T> for std::result::Result<T, E> {
 pub struct Store {
     pub paths: Paths,
     pub database: Database,
+    limits: Mutex<Limits>,
 }
 
 impl Store {
@@ -119,7 +123,16 @@ impl Store {
                 Database::create(&paths.data)?
             }
         };
-        Ok(Store { paths, database })
+        Ok(Store { paths, database, limits: Mutex::default() })
+    }
+
+    /// How large layers may become that are unpacked from here on.
+    pub fn set_limits(&self, limits: Limits) {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

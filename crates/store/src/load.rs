@@ -13,7 +13,8 @@ use dhow_oci::image::{ArchiveEntry, Descriptor, ImageConfig, Index, Manifest};
 use dhow_oci::{Digest, Hasher, Platform, Reference};
 use rustix::fs::FlockOperation;
 
-use crate::archive::decompressed;
+use crate::archive::decompressed_within;
+use crate::bounds::Guarded;
 use crate::fetch::Pieces;
 use crate::image::NewImage;
 use crate::layer::{Unpacked, claim};
@@ -83,7 +84,8 @@ impl Held {
     fn read(store: &Store, archive: impl Read, told: LoadTold<'_>) -> Result<Held> {
         let (directory, lock) = claim(&store.paths.temporary(), LOAD)?;
         let mut held = Held { directory, _lock: lock, files: HashMap::new(), layers: HashMap::new() };
-        let mut tar = tar::Archive::new(decompressed(archive).map_err(malformed)?);
+        let plain = decompressed_within(archive, store.limits()).map_err(malformed)?;
+        let mut tar = tar::Archive::new(Guarded::new(plain));
         let mut links = Vec::new();
         for (number, entry) in tar.entries().map_err(malformed)?.enumerate() {
             let mut entry = entry.map_err(malformed)?;
@@ -147,7 +149,8 @@ impl Held {
         // Where it is not compressed, what it claims is what it unpacks to.
         let algorithm = claimed.filter(|_| !compressed).map(|digest| digest.algorithm()).unwrap_or_default();
         let mut unpack = || -> Result<Unpacked> {
-            let unpacked = store.unpack_apart(decompressed(&mut blob).context(|| format!("decompress {name}"))?, algorithm)?;
+            let plain = decompressed_within(&mut blob, store.limits()).context(|| format!("decompress {name}"))?;
+            let unpacked = store.unpack_apart(plain, algorithm)?;
             // What is after the end of a compressed stream is the blob's, too.
             io::copy(&mut blob, &mut io::sink()).map_err(malformed)?;
             let found = blob.hasher.take().map_or(unpacked.diff_id, Hasher::finish);

@@ -78,6 +78,7 @@ impl Paths {
         for name in ["layers", "blobs/sha256", "containers", "volumes", "tmp"] {
             make(&self.data.join(name), 0o710)?;
         }
+        spread(&self.layers());
         self.create_exec()
     }
 
@@ -85,5 +86,17 @@ impl Paths {
     pub fn create_exec(&self) -> Result<()> {
         let path = self.runs();
         std::fs::DirBuilder::new().recursive(true).mode(0o710).create(&path).context(|| format!("create {}", path.display()))
+    }
+}
+
+/// Tells ext4 that what is in a directory does not belong together (`chattr +T`): layers that are unpacked at once are put apart,
+/// and away from where others have just been removed, for whose inodes it would search long (`recently_deleted`).
+fn spread(directory: &Path) {
+    let told = std::fs::File::open(directory).map_err(|_| rustix::io::Errno::NOENT).and_then(|directory| {
+        let flags = rustix::fs::ioctl_getflags(&directory)?;
+        rustix::fs::ioctl_setflags(&directory, flags | rustix::fs::IFlags::TOPDIR)
+    });
+    if let Err(error) = told {
+        tracing::debug!("spread {}: {error}", directory.display());
     }
 }
