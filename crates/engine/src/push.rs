@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dhow_oci::image::{DOCKER_CONFIG, DOCKER_LAYER, DOCKER_MANIFEST, Descriptor, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
@@ -72,8 +73,15 @@ struct Wanted {
     /// What the image's own manifest calls it.
     own: Option<Descriptor>,
     /// The repositories that are known to have the image; the one that it goes to is not among them.
-    origins: Arc<[Reference]>,
+    origins: Arc<[Origin]>,
     compression: Compression,
+}
+
+/// A repository that is known to have the image.
+struct Origin {
+    name: Reference,
+    /// It did not answer: nobody waits for it again.
+    is_gone: AtomicBool,
 }
 
 impl Engine {
@@ -127,7 +135,8 @@ impl Engine {
         let rows = self.store.layers_of(image)?;
         let repository = name.repository();
         let elsewhere = image.row.digests.iter().filter(|(other, _)| *other != repository);
-        let origins: Arc<[Reference]> = elsewhere.filter_map(|(other, _)| other.parse().ok()).collect();
+        let names = elsewhere.filter_map(|(other, _)| other.parse().ok());
+        let origins: Arc<[Origin]> = names.map(|name| Origin { name, is_gone: AtomicBool::new(false) }).collect();
         let wanted: Vec<Wanted> = rows
             .into_iter()
             .enumerate()
@@ -221,7 +230,7 @@ impl Engine {
             }
         }
         let mut begun: Option<Upload> = None;
-        let near = layer.origins.iter().filter(|origin| origin.domain == name.domain);
+        let near = layer.origins.iter().map(|origin| &origin.name).filter(|origin| origin.domain == name.domain);
         let own = layer.own.iter().flat_map(|own| near.clone().map(|origin| (origin.path.clone(), own.clone())));
         let others = remote.iter().filter(|known| known.repository != name.repository()).map(|known| {
             let path = known.repository.strip_prefix(&format!("{}/", name.domain)).unwrap_or(&known.repository);
@@ -268,9 +277,15 @@ impl Engine {
         told: PushTold<'_>,
     ) -> Result<bool> {
         let client = self.registries(&Credentials::default());
-        for origin in layer.origins.iter().filter(|origin| origin.domain != name.domain) {
-            let there = client.session().and_then(|mut there| Ok((there.blob_size(origin, &blob.digest)?, there)));
-            let Ok((Some(_), there)) = there else { continue };
+        for Origin { name: origin, is_gone } in layer.origins.iter().filter(|origin| origin.name.domain != name.domain) {
+            if is_gone.load(Ordering::Relaxed) {
+                continue;
+            }
+            let there = client.session().and_then(|mut there| Ok((there.size_to_pull(origin, &blob.digest)?, there)));
+            let Ok((Some(_), there)) = there else {
+                is_gone.store(there.is_err(), Ordering::Relaxed);
+                continue;
+            };
             let there = Mutex::new(there);
             let source: Source<'_> = &|take| {
                 let mut sent = 0;

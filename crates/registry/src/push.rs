@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::connection::Outgoing;
 use crate::error::{Error, Result};
-use crate::request::{ATTEMPTS, Ask, PUSH, Session, whole};
+use crate::request::{ATTEMPTS, Ask, PULL, PUSH, Session, whole};
 
 /// Bytes of one attempt that are worth another.
 const PROGRESS: u64 = 64 * 1024;
@@ -40,8 +40,17 @@ pub enum Mount {
 impl Session<'_> {
     /// The bytes of a blob that the repository has.
     pub fn blob_size(&mut self, name: &Reference, digest: &Digest) -> Result<Option<u64>> {
+        self.size(name, digest, PUSH)
+    }
+
+    /// The same of a repository that nothing is to be pushed to.
+    pub fn size_to_pull(&mut self, name: &Reference, digest: &Digest) -> Result<Option<u64>> {
+        self.size(name, digest, PULL)
+    }
+
+    fn size(&mut self, name: &Reference, digest: &Digest, actions: &str) -> Result<Option<u64>> {
         let path = format!("blobs/{digest}");
-        match self.retried(&Ask::new(Method::HEAD, name, &path, PUSH)) {
+        match self.retried(&Ask::new(Method::HEAD, name, &path, actions)) {
             Ok(answer) => Ok(answer.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok())),
             Err(error) if error.status() == Some(404) => Ok(None),
             Err(error) => Err(error),
