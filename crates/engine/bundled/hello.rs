@@ -14,9 +14,8 @@ To generate this message, Dhow took the following steps:
  3. The engine created a container from that image: namespaces, an overlay, a cgroup, a system call filter.
  4. The container's monitor started this program and sent what it prints to your terminal.
 
-To try something more ambitious, import a root file system and run a shell in it:
- $ dhow import rootfs.tar my:image
- $ dhow run -it my:image sh
+To try something more ambitious, run a shell of another image:
+ $ dhow run -it debian bash
 
 ";
 
