@@ -212,7 +212,7 @@ enum Command {
     #[command(subcommand)]
     Registry(registry_server::Command),
     /// Run the engine as a daemon behind a socket
-    Daemon(daemon::Daemon),
+    Daemon(Box<daemon::Daemon>),
     /// Manage contexts
     #[command(subcommand)]
     Context(context::Command),

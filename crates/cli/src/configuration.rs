@@ -127,7 +127,7 @@ const KEYS: &[(&str, Key)] = &[
     ("seccomp-profile", Known),
     ("selinux-enabled", Only(False, "SELinux labels are not supported")),
     ("shutdown-timeout", Without("containers go on when the daemon ends")),
-    ("storage-driver", Only(Text("overlay2"), "layers are kept for overlayfs")),
+    ("storage-driver", Known),
     ("storage-opts", Known),
     ("swarm-default-advertise-addr", Without(NO_SWARM)),
     ("swarm-raft-election-tick", Without(NO_SWARM)),
@@ -277,6 +277,10 @@ impl Configuration {
                 given => given.unwrap_or(defaults.max_uploads),
             },
             budget: storage.0,
+            storage_driver: match self.text("storage-driver")?.filter(|name| !name.is_empty()) {
+                Some(name) => Some(name.parse().map_err(|why: String| self.wrong("storage-driver", &why))?),
+                None => defaults.storage_driver,
+            },
             layers: storage.1.unwrap_or(defaults.layers),
             containers: self.containers(defaults.containers)?,
         })

@@ -56,7 +56,7 @@ impl Engine {
         let mounted = self.mounted_layers()?;
         for id in self.store.unused_images()? {
             let Some(image) = self.store.image(&id)?.filter(|_| kept != Some(id)) else { continue };
-            if self.store.directories(&image.chain).iter().any(|layer| mounted.contains(layer)) {
+            if self.store.places(&image.chain).iter().any(|place| mounted.contains(place)) {
                 continue;
             }
             if removed(self.remove_image(&id.to_string(), true)).is_some() {

@@ -184,8 +184,7 @@ impl Check<'_> {
                 );
             }
             let layer = &container.record.layer;
-            let parts = layer.lower.iter().chain([&layer.upper, &layer.work]).map(|name| layer.directory.join(name));
-            if let Some(missing) = parts.into_iter().find(|part| !part.is_dir()) {
+            if let Some(missing) = layer.parts().find(|part| !part.is_dir()) {
                 self.hopeless(object, format!("{} is missing", missing.display()), "remove it with rm, and make it again");
             }
         }

@@ -6,8 +6,6 @@ use std::os::unix::net::UnixStream;
 use dhow_api::config::Config;
 use dhow_oci::image::{Execution, History, ImageConfig};
 use dhow_oci::{Digest, Reference, time};
-use dhow_store::Packer;
-use rustix::fs::{Mode, OFlags};
 
 use crate::error::Context;
 use crate::{Engine, Error, Kind, Result, VERSION};
@@ -125,22 +123,20 @@ impl Engine {
         now: i64,
     ) -> Result<Digest> {
         let what = || format!("pack the files of container {}", container.id);
-        let upper = crate::changes::upper(&container.record.layer);
-        let directory =
-            rustix::fs::open(&upper, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).context(what)?;
+        let chain = self.chain(container)?;
         let (reader, writer) = UnixStream::pair().context(what)?;
         // Packed on one processor while it is hashed and unpacked on the other.
         std::thread::scope(|scope| {
             let packed = scope.spawn(move || {
-                let mut packer = Packer::of_layer(BufWriter::with_capacity(256 * 1024, writer));
-                packer.below(&directory, b"").and_then(|()| packer.finish().map(drop))
+                let mut out = BufWriter::with_capacity(256 * 1024, writer);
+                self.store.pack_changes(&container.record.layer, &chain, &mut out)
             });
             let reader = BufReader::with_capacity(256 * 1024, reader);
             let made = self.store.commit(parent, reader, config, name, now.div_euclid(1_000_000_000));
             let packed = packed.join().map_err(|_| Error::internal("the packing of a layer failed"))?;
             // What went wrong at the other end is why the packing broke off.
             let made = made?;
-            packed.context(what)?;
+            packed?;
             Ok(made)
         })
     }

@@ -67,6 +67,7 @@ impl From<StoreError> for Error {
     fn from(error: StoreError) -> Error {
         let kind = match &error {
             StoreError::NoQuota { .. }
+            | StoreError::NoDriver { .. }
             | StoreError::Archive(_)
             | StoreError::Tar(_)
             | StoreError::Apply(_)

@@ -9,7 +9,7 @@ use dhow_api::image::{Deleted, History as ApiHistory, Image as ApiImage, Metadat
 use dhow_oci::image::{Execution, History, ImageConfig};
 use dhow_oci::reference::familiar_repository;
 use dhow_oci::{Digest, Platform, Reference, time};
-use dhow_store::{Image, ImageRow, LoadTold, LoadedImage, SavedImage, Untagged};
+use dhow_store::{Driver, Image, ImageRow, LoadTold, LoadedImage, SavedImage, Untagged};
 use serde_json::{Value, json};
 
 use crate::{Engine, Error, Filters, Result, VERSION};
@@ -116,6 +116,7 @@ impl Engine {
         let (row, config) = (&image.row, &image.row.config);
         let layers = self.paths().layers();
         let directory = |chain_id: &Digest| layers.join(&chain_id.hex()[..32]).join("fs").to_string_lossy().into_owned();
+        let driver = self.store.driver()?;
         let mut data = BTreeMap::new();
         if let Some((top, lower)) = image.chain.split_last() {
             data.insert("UpperDir".to_owned(), directory(top));
@@ -136,7 +137,10 @@ impl Engine {
             variant: config.variant.clone(),
             os: config.os.clone(),
             size: row.size as i64,
-            graph_driver: GraphDriver { data: Some(data), name: "overlay2".to_owned() },
+            graph_driver: GraphDriver {
+                data: matches!(driver, Driver::Overlay2 | Driver::FuseOverlayfs).then_some(data),
+                name: driver.to_string(),
+            },
             root_fs: RootFs { kind: "layers".to_owned(), layers: config.rootfs.diff_ids.iter().map(Digest::to_string).collect() },
             metadata: Metadata { last_tag_time: time::format(row.last_tagged) },
             config: execution(config.config.as_ref()),

@@ -54,7 +54,7 @@ impl Engine {
             log_path,
             name: format!("/{}", container.name),
             restart_count: container.state.restart_count,
-            driver: "overlay2".to_owned(),
+            driver: record.layer.driver.to_string(),
             platform: "linux".to_owned(),
             host_config: HostConfig {
                 links: self.shown_links(&container)?,
@@ -71,15 +71,12 @@ impl Engine {
     }
 
     fn graph_driver(&self, container: &Container) -> GraphDriver {
-        let layer = &container.record.layer;
-        let path = |name: &str| layer.directory.join(name).to_string_lossy().into_owned();
-        let data = BTreeMap::from([
-            ("ID".to_owned(), container.id.0.clone()),
-            ("LowerDir".to_owned(), layer.lower.iter().map(|name| path(name)).collect::<Vec<_>>().join(":")),
-            ("UpperDir".to_owned(), path(&layer.upper)),
-            ("WorkDir".to_owned(), path(&layer.work)),
-        ]);
-        GraphDriver { data: Some(data), name: "overlay2".to_owned() }
+        let root = &container.record.layer;
+        let mut data = root.driver.details(root);
+        if let Some(data) = &mut data {
+            data.insert("ID".to_owned(), container.id.0.clone());
+        }
+        GraphDriver { data, name: root.driver.to_string() }
     }
 
     pub(crate) fn network_settings(&self, container: &Container) -> Result<NetworkSettings> {

@@ -117,6 +117,7 @@ impl Engine {
         let store = Store::open(paths)?;
         store.paths.create_exec()?;
         store.set_limits(settings.layers);
+        store.set_driver(settings.storage_driver);
         Ok(Engine { settings: RwLock::new(Arc::new(settings)), store, spare: Mutex::default() })
     }
 
@@ -129,9 +130,18 @@ impl Engine {
     pub fn reload(&self, settings: Settings) {
         let (data_root, exec_root) = (self.settings().data_root.clone(), self.settings().exec_root.clone());
         self.store.set_limits(settings.layers);
+        self.store.set_driver(settings.storage_driver);
         let new = Arc::new(Settings { data_root, exec_root, ..settings });
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = new;
         self.reloaded();
+    }
+
+    /// How new containers get their files.
+    ///
+    /// # Errors
+    /// The driver that is wanted does not work here.
+    pub fn storage_driver(&self) -> Result<dhow_store::Driver> {
+        Ok(self.store.driver()?)
     }
 
     pub(crate) fn paths(&self) -> &Paths {

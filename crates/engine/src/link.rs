@@ -10,7 +10,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dhow_monitor::protocol::{self, FailureKind, LogConfig, Reply, Request, receive, send};
-use dhow_monitor::{Overlay, Setup, state};
+use dhow_monitor::{Overlay, RootSource, Setup, state};
+use dhow_store::{Driver, Mountable};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
 
@@ -135,18 +136,11 @@ impl Engine {
         let paths = self.paths();
         let (record, host) = (&container.record, &container.record.host_config);
         let directory = paths.container(&container.id.0);
-        let layer = &record.layer;
         Setup {
             id: container.id.0.clone(),
             name: container.name.clone(),
             run: paths.run(&container.id.0),
-            overlay: Overlay {
-                directory: layer.directory.clone(),
-                lower: layer.lower.clone(),
-                upper: layer.upper.clone(),
-                work: layer.work.clone(),
-                volatile: host.auto_remove,
-            },
+            root: root_source(&record.layer, host.auto_remove),
             user: record.config.user.clone(),
             groups: host.group_add.clone().unwrap_or_default(),
             tty: record.config.tty,
@@ -281,4 +275,20 @@ fn reap_later(child: std::process::Child) {
 /// Collects monitors that have ended, so that they do not stay as zombies; for daemons, on SIGCHLD.
 pub fn collect_children() {
     CHILDREN.lock().unwrap_or_else(PoisonError::into_inner).retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+}
+
+/// How a container's root is mounted; nothing of a volatile one need survive the container.
+fn root_source(root: &Mountable, volatile: bool) -> RootSource {
+    let overlay = || Overlay {
+        directory: root.directory.clone(),
+        lower: root.lower.clone(),
+        upper: root.upper.clone(),
+        work: root.work.clone(),
+        volatile,
+    };
+    match root.driver {
+        Driver::Overlay2 => RootSource::Overlay(overlay()),
+        Driver::FuseOverlayfs => RootSource::FuseOverlay(overlay()),
+        Driver::Vfs | Driver::Btrfs => RootSource::Tree(root.directory.join(&root.upper)),
+    }
 }

@@ -198,22 +198,19 @@ impl Engine {
 
     /// Bytes that a container wrote, and those with its image.
     pub fn sizes(&self, container: &Container) -> Result<(i64, i64)> {
-        let own = disk_usage(&container.record.layer.directory.join(&container.record.layer.upper));
+        let own = self.written(container);
         let image = self.store.image(&container.image_id)?.map_or(0, |image| image.row.size);
         Ok((own as i64, (own + image) as i64))
     }
-}
 
-/// Bytes of all files below a directory.
-pub(crate) fn disk_usage(path: &std::path::Path) -> u64 {
-    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
-    entries
-        .map(|entry| match entry.metadata() {
-            Ok(stat) if stat.is_dir() => disk_usage(&entry.path()),
-            Ok(stat) if stat.is_file() => stat.len(),
-            _ => 0,
+    /// Bytes that a container wrote; none where that cannot be told.
+    pub(crate) fn written(&self, container: &Container) -> u64 {
+        let written = self.chain(container).and_then(|chain| Ok(self.store.written(&container.record.layer, &chain)?));
+        written.unwrap_or_else(|error| {
+            tracing::warn!("size of container {}: {error}", container.id);
+            0
         })
-        .sum()
+    }
 }
 
 /// `Up 2 minutes`, `Exited (1) 3 seconds ago` (moby, `State.String`).

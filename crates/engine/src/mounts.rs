@@ -6,6 +6,7 @@ use dhow_api::config::{Config, HostConfig, IdMapping, Mount};
 use dhow_api::container::MountPoint;
 use dhow_monitor::protocol::{MatchOwner, MountedVolume};
 use dhow_runtime::spec;
+use dhow_store::ImageFiles;
 
 use crate::container::{Container, MountRecord};
 use crate::error::Context;
@@ -198,7 +199,11 @@ impl Engine {
                 if !is_below(&subpath) {
                     return Err(invalid("subpath must be a relative path within the image".to_owned()));
                 }
-                let layers = self.store.directories(&self.find_image(&mount.source)?.chain);
+                let files = self.store.image_files(&self.find_image(&mount.source)?.chain)?;
+                let layers = match files {
+                    ImageFiles::Layers(layers) => layers,
+                    ImageFiles::Tree(tree) => vec![tree],
+                };
                 Ok(image(&mount.source, &layers, &destination, Some(subpath).filter(|subpath| !subpath.is_empty())))
             }
             "tmpfs" => {

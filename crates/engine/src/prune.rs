@@ -10,8 +10,8 @@ use dhow_oci::reference::familiar_repository;
 use dhow_store::ImageRow;
 
 use crate::container::Container;
-use crate::list::disk_usage;
 use crate::{Engine, Filters, Kind, ListQuery, Result};
+use dhow_store::disk_usage;
 
 /// What of the disk's use is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl Engine {
         let until = crate::filter::until(&query.filters)?;
         let mut pruned = PrunedContainers::default();
         for container in self.containers()?.iter().filter(|container| is_prunable(container, &query.filters, until)) {
-            let size = disk_usage(&crate::changes::upper(&container.record.layer));
+            let size = self.written(container);
             if query.dry_run || removed(self.remove(&container.id.0, false, false)).is_some() {
                 pruned.space_reclaimed += size;
                 pruned.containers_deleted.get_or_insert_default().push(container.id.0.clone());

@@ -9,7 +9,7 @@ use dhow_monitor::protocol::Runtime;
 use dhow_network::address::Subnet;
 use dhow_network::ports::Policy;
 use dhow_registry::{Hosts, Proxies};
-use dhow_store::Limits;
+use dhow_store::{Driver, Limits};
 use serde::Deserialize;
 
 use crate::budget::Budget;
@@ -43,6 +43,8 @@ pub struct Settings {
     /// Layers of a push that are handed over at the same time.
     pub max_uploads: usize,
     pub budget: Budget,
+    /// Of new containers; the best that works here if `None`.
+    pub storage_driver: Option<Driver>,
     pub layers: Limits,
     pub containers: ContainerDefaults,
 }
@@ -203,6 +205,7 @@ impl Default for Settings {
             max_downloads: 3,
             max_uploads: 5,
             budget: Budget::default(),
+            storage_driver: None,
             layers: Limits::default(),
             containers: ContainerDefaults::default(),
         }

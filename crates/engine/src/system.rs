@@ -108,7 +108,7 @@ impl Engine {
             labels: vec![
                 ("architecture", text(uname.machine())),
                 ("daemon_id", self.engine_id()?),
-                ("graphdriver", "overlay2".to_owned()),
+                ("graphdriver", self.store.driver()?.to_string()),
                 ("kernel", text(uname.release())),
                 ("os_type", "linux".to_owned()),
                 ("version", VERSION.to_owned()),
@@ -118,6 +118,7 @@ impl Engine {
 
     pub fn info(&self) -> Result<Value> {
         let settings = self.settings();
+        let driver = self.store.driver()?;
         let containers = self.containers()?;
         let unified = dhow_runtime::cgroup::is_unified();
         let uname = rustix::system::uname();
@@ -165,9 +166,8 @@ impl Engine {
             "ContainersPaused": count(&containers, &[Status::Paused]),
             "ContainersStopped": count(&containers, &STOPPED),
             "Images": self.store.images()?.len(),
-            "Driver": "overlay2",
-            "DriverStatus": [["Backing Filesystem", self.backing_file_system()], ["Supports d_type", "true"], ["Using metacopy", "false"],
-                ["Native Overlay Diff", "true"], ["userxattr", "false"]],
+            "Driver": driver.name(),
+            "DriverStatus": driver.status(self.backing_file_system()),
             "Plugins": { "Volume": ["local"], "Network": ["bridge", "host", "ipvlan", "macvlan", "null"], "Authorization": null, "Log": crate::logs::drivers::names() },
             "MemoryLimit": true, "SwapLimit": true, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true, "CPUSet": true,
             "PidsLimit": true, "IPv4Forwarding": forwarding, "Debug": settings.debug, "NFd": 0, "OomKillDisable": !unified, "NGoroutines": 0,

@@ -276,7 +276,7 @@ impl Engine {
             if !wanted || if query.dry_run { is_mounted(&name) } else { used } {
                 continue;
             }
-            let size = crate::list::disk_usage(&self.paths().volume(&name));
+            let size = dhow_store::disk_usage(&self.paths().volume(&name));
             if query.dry_run || crate::prune::removed(self.remove_volume(&name, false)).is_some() {
                 pruned.space_reclaimed += size;
                 pruned.volumes_deleted.get_or_insert_default().push(name);

@@ -26,9 +26,9 @@ use crate::events::{self, Event};
 use crate::forward::Forwarder;
 use crate::health::{HealthCheck, Prober};
 use crate::log::Writer;
-use crate::overlay::Overlay;
 use crate::process::Process;
 use crate::protocol::{ExecState, FailureKind, LogConfig, Reply, Restart, Start, receive, receive_greeting, send};
+use crate::root::RootSource;
 use crate::services::Services;
 use crate::start::{MountedRoot, Running};
 use crate::state::{self, State};
@@ -43,7 +43,7 @@ pub struct Setup {
     pub run: PathBuf,
     /// The container's directory, below the data root.
     pub directory: PathBuf,
-    pub overlay: Overlay,
+    pub root: RootSource,
     /// As given by image or user; resolved in the root.
     pub user: String,
     pub groups: Vec<String>,

@@ -52,9 +52,9 @@ pub(crate) struct MountedRoot {
 }
 
 pub(crate) fn mount_root(setup: &Setup) -> Result<MountedRoot, Failed> {
-    let failed = |error: io::Error| Failed::new(format!("error creating overlay mount: {error}"));
-    let claim = setup.overlay.claim().map_err(failed)?;
-    Ok(MountedRoot { fd: setup.overlay.mount(&state::staging(&setup.run)).map_err(failed)?, claim })
+    let failed = |error: io::Error| Failed::new(format!("mount the container's root: {error}"));
+    let claim = setup.root.claim().map_err(failed)?;
+    Ok(MountedRoot { fd: setup.root.mount(&state::staging(&setup.run), &claim).map_err(failed)?, claim })
 }
 
 /// Attaches the container to its network, if it has one; `isolated` is a namespace that waits to be used.

@@ -1,4 +1,5 @@
-//! Unpacking a layer: a tar with OCI's whiteouts into a directory in overlayfs's form.
+//! Unpacking a layer: a tar with OCI's whiteouts into a directory in overlayfs's form, or, where no overlayfs can be, with
+//! files for its marks.
 //!
 //! The tar is untrusted. Paths are cleaned and may not climb above the root, parents are resolved inside it by the
 //! kernel, nothing existing is followed or written through, and only regular files' bytes are written.
@@ -10,7 +11,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use dhow_sys::root::{Root, descriptor_path, remove_tree};
+use dhow_sys::tree::{self, WHITEOUT};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::io::Errno;
 use tar::{Archive, Entry, EntryType};
 
 use crate::bounds::{Guarded, Limits, MAX_DIRECTORY_PATHS, MAX_ENTRIES, too_much};
@@ -49,8 +52,7 @@ pub(crate) fn tar_error(error: &io::Error) -> String {
     }
 }
 
-const WHITEOUT: &[u8] = b".wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
+const OPAQUE: &[u8] = tree::OPAQUE.as_bytes();
 const RESERVED: &[u8] = b".wh..wh.";
 const XATTR_PREFIX: &str = "SCHILY.xattr.";
 const OVERLAY_PREFIX: &str = "trusted.overlay.";
@@ -59,10 +61,19 @@ const OVERLAY_PREFIX: &str = "trusted.overlay.";
 const WORTH_BEGINNING: u64 = 64 * 1024;
 const BUFFER: usize = 128 * 1024;
 
-/// Unpacks `tar` into `root`, which is empty and nobody else's. Returns the bytes of its files. A recording takes down what is
+/// Unpacks `tar` into `root`, which is empty and nobody else's. A recording takes down what is
 /// read, by the reader itself; it is told here what belongs to which file.
-pub(crate) fn apply(tar: impl Read, root: &Root, recording: Option<&Recording>, limits: Limits) -> Result<u64, ApplyError> {
+pub(crate) fn apply(tar: impl Read, root: &Root, recording: Option<&Recording>, limits: Limits) -> Result<Applied, ApplyError> {
     unpack(tar, root, None, recording, limits)
+}
+
+/// What became of a layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Applied {
+    /// Bytes of its files.
+    pub size: u64,
+    /// There can be no overlayfs here, and what the layer hides is said by files.
+    pub marks_are_files: bool,
 }
 
 /// How files are copied into a directory that is in use.
@@ -86,14 +97,14 @@ fn unpack(
     copy: Option<CopyOptions>,
     recording: Option<&Recording>,
     limits: Limits,
-) -> Result<u64, ApplyError> {
+) -> Result<Applied, ApplyError> {
     let mut archive = Archive::new(tar);
     let mut unpacker = Unpacker {
         root,
         copy,
         recording,
         limits,
-        size: 0,
+        applied: Applied::default(),
         directories: Vec::new(),
         paths: 0,
         parent: None,
@@ -106,7 +117,7 @@ fn unpack(
         unpacker.entry(entry.map_err(ApplyError::Tar)?)?;
     }
     unpacker.finish()?;
-    Ok(unpacker.size)
+    Ok(unpacker.applied)
 }
 
 struct Unpacker<'a> {
@@ -115,7 +126,7 @@ struct Unpacker<'a> {
     copy: Option<CopyOptions>,
     recording: Option<&'a Recording>,
     limits: Limits,
-    size: u64,
+    applied: Applied,
     /// Directories whose times are set when nothing is added to them any more.
     directories: Vec<(PathBuf, Timestamps)>,
     /// Bytes of their paths.
@@ -164,7 +175,8 @@ impl Unpacker<'_> {
         }
         let Some((_, parent)) = &self.parent else { return Ok(()) };
         if self.copy.is_none() && name.as_bytes().starts_with(WHITEOUT) {
-            return self.whiteout(parent, name.as_bytes(), &path, &shown);
+            self.applied.marks_are_files |= self.whiteout(parent, name.as_bytes(), &path, &shown)?;
+            return Ok(());
         }
         let existing = rustix::fs::statat(parent, &name, AtFlags::SYMLINK_NOFOLLOW).ok();
         let keep = kind == EntryType::Directory
@@ -195,7 +207,7 @@ impl Unpacker<'_> {
                 let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let file = rustix::fs::openat(parent, &name, flags, Mode::from_raw_mode(0o600)).map_err(|e| failed(e.into()))?;
                 let mut file = std::fs::File::from(file);
-                if kind == EntryType::GNUSparse && self.size.saturating_add(entry.size()) > self.limits.layer {
+                if kind == EntryType::GNUSparse && self.applied.size.saturating_add(entry.size()) > self.limits.layer {
                     return Err(failed(too_much(format!("it has {} bytes, most of them holes", entry.size()))));
                 }
                 // The holes of a sparse file are no bytes of the tar.
@@ -206,7 +218,7 @@ impl Unpacker<'_> {
                 if self.copy.is_none() && written >= WORTH_BEGINNING {
                     dhow_sys::descriptor::begin_writing(&file);
                 }
-                self.size += written;
+                self.applied.size += written;
                 return set_file_attributes(&file, &attributes).map_err(failed);
             }
             EntryType::Symlink => {
@@ -248,15 +260,25 @@ impl Unpacker<'_> {
         }
     }
 
-    fn whiteout(&self, parent: &OwnedFd, name: &[u8], path: &Path, shown: &str) -> Result<(), ApplyError> {
+    /// Returns whether what is hidden is said by a file, there being no other way here.
+    fn whiteout(&self, parent: &OwnedFd, name: &[u8], path: &Path, shown: &str) -> Result<bool, ApplyError> {
         let failed = |source: io::Error| ApplyError::Entry { path: shown.to_owned(), source };
+        let by_file = || -> Result<bool, ApplyError> {
+            let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let made = rustix::fs::openat(parent, OsStr::from_bytes(name), flags, Mode::RUSR | Mode::WUSR);
+            made.map(|_| true).map_err(|e| failed(e.into()))
+        };
         if name == OPAQUE {
             let path = descriptor_path(parent.as_fd());
-            return rustix::fs::setxattr(path, "trusted.overlay.opaque", b"y", XattrFlags::empty()).map_err(|e| failed(e.into()));
+            return match rustix::fs::setxattr(path, "trusted.overlay.opaque", b"y", XattrFlags::empty()) {
+                Ok(()) => Ok(false),
+                Err(Errno::PERM | Errno::NOTSUP) => by_file(),
+                Err(error) => Err(failed(error.into())),
+            };
         }
         if name.starts_with(RESERVED) {
             // AUFS's own bookkeeping (.wh..wh.plnk and the like) means nothing elsewhere.
-            return Ok(());
+            return Ok(false);
         }
         let hidden = &name[WHITEOUT.len()..];
         if matches!(hidden, b"" | b"." | b"..") {
@@ -266,8 +288,12 @@ impl Unpacker<'_> {
         if rustix::fs::statat(parent, hidden, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
             self.remove(parent, hidden, &path.with_file_name(hidden)).map_err(failed)?;
         }
-        rustix::fs::mknodat(parent, hidden, FileType::CharacterDevice, Mode::empty(), rustix::fs::makedev(0, 0))
-            .map_err(|e| failed(e.into()))
+        match rustix::fs::mknodat(parent, hidden, FileType::CharacterDevice, Mode::empty(), rustix::fs::makedev(0, 0)) {
+            Ok(()) => Ok(false),
+            // Overlayfs makes none.
+            Err(Errno::PERM) => by_file(),
+            Err(error) => Err(failed(error.into())),
+        }
     }
 
     /// Sets the directories' times, the innermost first.
@@ -363,9 +389,9 @@ fn set_attributes(handle: &OwnedFd, attributes: &Attributes, has_mode: bool) -> 
         for (name, value) in &attributes.xattrs {
             tolerate_unsupported(rustix::fs::setxattr(&path, name.as_str(), value, XattrFlags::empty()))?;
         }
-        rustix::fs::utimensat(rustix::fs::CWD, &path, &attributes.times, AtFlags::empty())?;
     }
-    Ok(())
+    // Of the link itself, if it is one (Linux 5.8).
+    Ok(rustix::fs::utimensat(handle, c"", &attributes.times, AtFlags::EMPTY_PATH)?)
 }
 
 /// File systems without a kind of extended attribute are no reason to refuse an image (moby does the same).
@@ -435,7 +461,7 @@ mod tests {
         tar
     }
 
-    fn unpack(entries: &[(EntryType, &str, &str)]) -> (tempfile::TempDir, Result<u64, ApplyError>) {
+    fn unpack(entries: &[(EntryType, &str, &str)]) -> (tempfile::TempDir, Result<Applied, ApplyError>) {
         let dir = tempfile::tempdir().unwrap();
         let result = apply(&tar(entries)[..], &Root::open_path(dir.path()).unwrap(), None, Limits::default());
         (dir, result)
@@ -450,7 +476,7 @@ mod tests {
             (EntryType::Regular, "a/.wh.gone", ""),
             (EntryType::Regular, "b/.wh..wh..opq", ""),
         ]);
-        assert_eq!(result.unwrap(), 5);
+        assert_eq!(result.unwrap(), Applied { size: 5, marks_are_files: false });
         let stat = std::fs::metadata(dir.path().join("a/hard")).unwrap();
         assert_eq!((stat.nlink(), stat.uid(), stat.gid(), stat.mode() & 0o7777, stat.mtime()), (2, 7, 8, 0o640, 1000));
         assert_eq!(std::fs::read_link(dir.path().join("a/soft")).unwrap(), Path::new("/etc/passwd"));

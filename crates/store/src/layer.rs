@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use dhow_oci::{Algorithm, Digest, Hasher};
@@ -14,7 +15,7 @@ use rustix::fs::{FlockOperation, Mode};
 use crate::bounds::Guarded;
 use crate::fetch::is_at;
 use crate::tar_split::{Recorded, Recording};
-use crate::{Context, Result, Store, StoreError, WrongDigest, apply, quota, random_name};
+use crate::{Context, Mountable, Result, Store, StoreError, WrongDigest, apply, quota, random_name};
 
 /// An unpacked layer.
 #[derive(Clone, Debug)]
@@ -25,28 +26,43 @@ pub struct LayerRow {
     pub size: u64,
 }
 
-/// What overlayfs needs for a container's root: directories relative to the layers' own directory.
-#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
-pub struct Mountable {
-    pub directory: PathBuf,
-    /// From the top to the bottom.
-    pub lower: Vec<String>,
-    pub upper: String,
-    pub work: String,
-}
-
 /// How the names of directories begin that are no layers yet, or no more.
-const TEMPORARY: &str = "tmp-";
+pub(crate) const TEMPORARY: &str = "tmp-";
 /// The layer between image and container: mount points of what every container gets, as ordinary files and directories,
 /// so that links in the image are hidden before anything is mounted there (CVE-2026-41579's class). Always the same, so
 /// all containers share it.
-const INIT: &str = "init";
+pub(crate) const INIT: &str = "init";
 const INIT_DIRECTORIES: [&str; 5] = ["dev/pts", "dev/shm", "proc", "sys", "etc"];
 const INIT_FILES: [&str; 5] = ["dev/console", "etc/hosts", "etc/hostname", "etc/resolv.conf", ".dockerenv"];
 
 /// The directory of an unpacked layer. Half of the chain ID keeps the list of sixty layers within a page.
 pub(crate) fn directory_name(chain_id: &Digest) -> String {
     chain_id.hex()[..32].to_owned()
+}
+
+/// The trees that a layer and those below it make together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tree {
+    /// With the mount points of every container: what a container gets a copy of.
+    Root,
+    /// As it is, to be read.
+    Image,
+}
+
+impl Tree {
+    const ALL: [Tree; 2] = [Tree::Root, Tree::Image];
+
+    /// The directory of the tree up to a layer; `None` is the tree of no layers.
+    pub fn directory_name(self, top: Option<&Digest>) -> String {
+        self.named(&top.map_or_else(|| "empty".to_owned(), directory_name))
+    }
+
+    fn named(self, layer: &str) -> String {
+        match self {
+            Tree::Root => format!("root-{layer}"),
+            Tree::Image => format!("image-{layer}"),
+        }
+    }
 }
 
 impl Store {
@@ -72,7 +88,11 @@ impl Store {
         let record = || "take down the layer's archive".to_owned();
         let recording = unpacked.lock.try_clone().and_then(|lock| Recording::begin(lock.into())).context(record)?;
         let mut reader = Recorded { inner: tar, hasher: Hasher::by(by), recording: &recording };
-        unpacked.size = apply::apply(Guarded::new(&mut reader), &root, Some(&recording), self.limits())?;
+        let applied = apply::apply(Guarded::new(&mut reader), &root, Some(&recording), self.limits())?;
+        if applied.marks_are_files {
+            self.note_marks_are_files()?;
+        }
+        unpacked.size = applied.size;
         // The diff ID covers what follows the end-of-archive blocks too.
         io::copy(&mut reader, &mut io::sink()).context(|| "read the layer".to_owned())?;
         unpacked.diff_id = reader.hasher.finish();
@@ -148,44 +168,29 @@ impl Store {
         chain.iter().rev().map(|chain_id| layers.join(directory_name(chain_id)).join("fs")).collect()
     }
 
+    /// The directories that are mounted when somebody mounts an image: those of its layers, and of the tree that they make.
+    pub fn places(&self, chain: &[Digest]) -> Vec<PathBuf> {
+        let mut places = self.directories(chain);
+        places.push(self.paths.layers().join(Tree::Image.directory_name(chain.last())).join("fs"));
+        places
+    }
+
     /// Makes a container's writable layer over an image's; with a limit, of that many bytes.
     ///
     /// # Errors
     /// [`StoreError::NoQuota`] where there can be no limit.
     pub fn create_writable(&self, id: &str, chain: &[Digest], limit: Option<u64>) -> Result<Mountable> {
-        self.ensure_init_layer()?;
-        let layers = self.paths.layers();
-        let mountable = Mountable {
-            directory: layers.clone(),
-            lower: std::iter::once(format!("{INIT}/fs"))
-                .chain(chain.iter().rev().map(|chain_id| format!("{}/fs", directory_name(chain_id))))
-                .collect(),
-            upper: format!("{id}/fs"),
-            work: format!("{id}/work"),
-        };
-        let directory = layers.join(id);
+        let driver = self.driver()?;
+        let directory = self.paths.layers().join(id);
         fs::DirBuilder::new().mode(0o710).create(&directory).context(|| format!("create {}", directory.display()))?;
         if let Some(bytes) = limit {
+            if !driver.has_limits() {
+                let source = io::Error::other(format!("the storage driver {driver} has no limits"));
+                return Err(StoreError::NoQuota { path: directory, source });
+            }
             quota::limit(&directory, bytes)?;
         }
-        // The root of the merged tree shows the upper directory's own owner and mode: those of the image's root.
-        let image_root = mountable.lower.get(1).and_then(|lower| fs::metadata(layers.join(lower)).ok());
-        let mode = image_root.as_ref().map_or(0o755, |stat| stat.mode() & 0o7777);
-        let upper = layers.join(&mountable.upper);
-        fs::DirBuilder::new().mode(mode).create(&upper).context(|| "create the writable layer".to_owned())?;
-        if let Some(stat) = image_root {
-            let changed = stat.uid() != 0 || stat.gid() != 0 || fs::metadata(&upper).is_ok_and(|own| own.mode() & 0o7777 != mode);
-            if changed {
-                std::os::unix::fs::chown(&upper, Some(stat.uid()), Some(stat.gid()))
-                    .context(|| "own the writable layer".to_owned())?;
-                rustix::fs::chmod(&upper, Mode::from_raw_mode(mode)).context(|| "set the writable layer's mode".to_owned())?;
-            }
-        }
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(layers.join(&mountable.work))
-            .context(|| "create the work directory".to_owned())?;
-        Ok(mountable)
+        self.create_root(driver, id, chain)
     }
 
     /// Removes a container's writable layer; missing is fine.
@@ -194,7 +199,7 @@ impl Store {
         remove_below(&self.paths.layers(), id)
     }
 
-    fn ensure_init_layer(&self) -> Result<()> {
+    pub(crate) fn ensure_init_layer(&self) -> Result<()> {
         let layers = self.paths.layers();
         if layers.join(INIT).is_dir() {
             return Ok(());
@@ -231,16 +236,22 @@ impl Store {
                 self.database.read::<bool, StoreError>(|db| Ok(db.query_row(query, [chain_id.to_string()], |row| row.get(0))?));
             known.unwrap_or(true)
         };
-        self.retire_layer_directory(&directory_name(chain_id), is_known)
+        self.retire_layer_directory(&directory_name(chain_id), is_known)?;
+        let trees = Tree::ALL.map(|tree| tree.directory_name(Some(chain_id)));
+        let here = trees.iter().filter(|tree| self.paths.layers().join(tree).is_dir());
+        here.into_iter().try_for_each(|tree| self.retire_layer_directory(tree, is_known))
     }
 
-    /// The names of the directories that images' layers and the init layer have.
+    /// The names of the directories that images' layers and trees and the init layer have, or may have.
     pub fn layer_directories(&self) -> Result<HashSet<String>> {
         let mut names: HashSet<String> = self.database.read::<_, StoreError>(|db| {
             let mut statement = db.prepare("SELECT chain_id FROM layers")?;
             let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
             Ok(rows.filter_map(|id| Some(directory_name(&id.ok()?.parse().ok()?))).collect())
         })?;
+        let trees = |name: &String| Tree::ALL.map(|tree| tree.named(name));
+        names.extend(names.iter().flat_map(trees).collect::<Vec<_>>());
+        names.extend(Tree::ALL.map(|tree| tree.directory_name(None)));
         names.insert(INIT.to_owned());
         Ok(names)
     }
@@ -297,9 +308,13 @@ pub(crate) fn claim(below: &Path, prefix: &str) -> Result<(PathBuf, fs::File)> {
     }
 }
 
-fn remove_below(directory: &Path, name: &str) -> Result<()> {
+/// Removes a layer's directory, or a container's.
+pub(crate) fn remove_below(directory: &Path, name: &str) -> Result<()> {
     let root = Root::open_path(directory).context(|| format!("open {}", directory.display()))?;
-    use std::os::fd::AsFd;
+    // A subvolume at once; what is none, or has others in it, goes file by file.
+    if let Ok(parent) = fs::File::open(directory.join(name)) {
+        let _ = dhow_sys::btrfs::destroy(&parent, c"fs");
+    }
     dhow_sys::root::remove_tree(root.as_fd(), Path::new(name)).context(|| format!("remove {}/{name}", directory.display()))
 }
 

@@ -11,6 +11,7 @@ mod bounds;
 mod budget;
 mod compress;
 mod database;
+mod driver;
 mod fetch;
 mod image;
 mod layer;
@@ -28,9 +29,10 @@ pub use bounds::Limits;
 pub use budget::{KeptBlob, note_image_use};
 pub use compress::Compression;
 pub use database::{Database, Durability};
+pub use driver::{Change, ChangeKind, DRIVERS, Driver, ImageFiles, Mountable, disk_usage};
 pub use fetch::{FetchError, FetchedLayer, WantedLayer};
 pub use image::{Image, ImageRow, NewImage, Origin, Untagged};
-pub use layer::{LayerRow, Mountable};
+pub use layer::LayerRow;
 pub use load::{LoadProgress, LoadTold, LoadedImage};
 pub use pack::Packer;
 pub use paths::Paths;
@@ -84,6 +86,8 @@ pub enum StoreError {
     Apply(#[from] ApplyError),
     #[error("{path}: its file system has no project quotas, or they are off: {source}")]
     NoQuota { path: PathBuf, source: io::Error },
+    #[error("storage driver {driver} does not work here: {source}")]
+    NoDriver { driver: Driver, source: io::Error },
     #[error("invalid archive: {0}")]
     Archive(String),
     /// It is none at all, or damaged.
@@ -108,6 +112,7 @@ pub struct Store {
     pub paths: Paths,
     pub database: Database,
     limits: Mutex<Limits>,
+    driver: Mutex<Option<Driver>>,
 }
 
 impl Store {
@@ -123,7 +128,7 @@ impl Store {
                 Database::create(&paths.data)?
             }
         };
-        Ok(Store { paths, database, limits: Mutex::default() })
+        Ok(Store { paths, database, limits: Mutex::default(), driver: Mutex::default() })
     }
 
     /// How large layers may become that are unpacked from here on.

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use dhow_sys::root::descriptor_path;
+use dhow_sys::tree;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 
 /// File systems that are the kernel's own word, of no use in an archive and without end: an empty directory stands for one
@@ -58,6 +58,27 @@ impl<W: Write> Packer<W> {
 
     /// Packs `name` of a directory, with all below it, under the name `shown`.
     pub fn tree(&mut self, parent: BorrowedFd<'_>, name: &Path, shown: &[u8]) -> io::Result<()> {
+        self.entry(parent, name, shown, true)
+    }
+
+    /// Packs `name` of a directory, of a directory nothing that is in it.
+    pub fn alone(&mut self, parent: BorrowedFd<'_>, name: &Path, shown: &[u8]) -> io::Result<()> {
+        self.entry(parent, name, shown, false)
+    }
+
+    /// Says that there is nothing any more under a name; `parent` is the directory that had it.
+    pub fn whiteout(&mut self, parent: BorrowedFd<'_>, shown: &[u8]) -> io::Result<()> {
+        let stat = rustix::fs::fstat(parent)?;
+        self.whiteout_of(shown, &stat)
+    }
+
+    fn whiteout_of(&mut self, shown: &[u8], stat: &Stat) -> io::Result<()> {
+        let place = shown.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+        let name = [&shown[..place], tree::WHITEOUT, &shown[place..]].concat();
+        self.header(&Entry { name, stat, kind: b'0', link: Vec::new(), size: 0, xattrs: Vec::new() })
+    }
+
+    fn entry(&mut self, parent: BorrowedFd<'_>, name: &Path, shown: &[u8], with_content: bool) -> io::Result<()> {
         let stat = match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
             // Gone since the directory was read.
             Err(rustix::io::Errno::NOENT) => return Ok(()),
@@ -67,9 +88,22 @@ impl<W: Write> Packer<W> {
             let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY;
             Ok(rustix::fs::openat(parent, name, flags, Mode::empty())?)
         };
+        if self.is_layer {
+            match tree::entry(name.as_os_str().as_bytes(), &stat) {
+                tree::Entry::Content => {}
+                tree::Entry::Mark => return Ok(()),
+                tree::Entry::Whiteout(hidden) => {
+                    let place = shown.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+                    return self.whiteout_of(&[&shown[..place], hidden].concat(), &stat);
+                }
+            }
+        }
         let mut entry = Entry { name: shown.to_vec(), stat: &stat, kind: b'0', link: Vec::new(), size: 0, xattrs: Vec::new() };
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => self.directory(&open(OFlags::RDONLY | OFlags::DIRECTORY)?, shown),
+            FileType::Directory => {
+                let directory = open(OFlags::RDONLY | OFlags::DIRECTORY)?;
+                if with_content { self.directory(&directory, shown) } else { self.head(&directory, shown).map(drop) }
+            }
             FileType::RegularFile => {
                 let number = (stat.st_dev, stat.st_ino);
                 if let Some(known) = self.links.get(&number).filter(|_| stat.st_nlink > 1) {
@@ -91,11 +125,6 @@ impl<W: Write> Packer<W> {
                 entry.link = rustix::fs::readlinkat(parent, name, Vec::new())?.into_bytes();
                 self.header(&entry)
             }
-            FileType::CharacterDevice if self.is_layer && stat.st_rdev == 0 => {
-                let place = shown.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
-                entry.name = [&shown[..place], b".wh.", &shown[place..]].concat();
-                self.header(&entry)
-            }
             kind @ (FileType::CharacterDevice | FileType::BlockDevice) => {
                 entry.kind = if kind == FileType::BlockDevice { b'4' } else { b'3' };
                 self.header(&entry)
@@ -111,6 +140,12 @@ impl<W: Write> Packer<W> {
 
     /// Packs an open directory as `shown`, with all below it.
     pub fn directory(&mut self, directory: &OwnedFd, shown: &[u8]) -> io::Result<()> {
+        let name = self.head(directory, shown)?;
+        self.below(directory, &name)
+    }
+
+    /// The entry of a directory itself; returns its name with a slash at its end.
+    fn head(&mut self, directory: &OwnedFd, shown: &[u8]) -> io::Result<Vec<u8>> {
         let stat = rustix::fs::fstat(directory)?;
         let mut name = shown.to_vec();
         if !name.ends_with(b"/") {
@@ -118,11 +153,11 @@ impl<W: Write> Packer<W> {
         }
         let xattrs = xattrs(directory)?;
         self.header(&Entry { name: name.clone(), stat: &stat, kind: b'5', link: Vec::new(), size: 0, xattrs })?;
-        if self.is_layer && is_opaque(directory) {
-            let name = [&name[..], b".wh..wh..opq"].concat();
+        if self.is_layer && tree::is_opaque(directory.as_fd()) {
+            let name = [&name[..], tree::OPAQUE.as_bytes()].concat();
             self.header(&Entry { name, stat: &stat, kind: b'0', link: Vec::new(), size: 0, xattrs: Vec::new() })?;
         }
-        self.below(directory, &name)
+        Ok(name)
     }
 
     /// Packs what is in a directory; names get `prefix` before them.
@@ -309,45 +344,9 @@ fn put_number(field: &mut [u8], number: u64) {
 /// # Errors
 /// What keeps them from being read: an archive without a file's capabilities would not be of that file.
 fn xattrs(file: &impl AsFd) -> io::Result<Vec<(String, Vec<u8>)>> {
-    let path = descriptor_path(file.as_fd());
-    let list = match sized(|buffer| rustix::fs::listxattr(&path, buffer)) {
-        // A file system that has none.
-        Err(rustix::io::Errno::NOTSUP) => return Ok(Vec::new()),
-        other => other?,
-    };
-    let mut found = Vec::new();
-    for name in list.split(|byte| *byte == 0).filter_map(|name| std::str::from_utf8(name).ok()) {
-        if name != "security.capability" && !name.starts_with("user.") {
-            continue;
-        }
-        match sized(|buffer| rustix::fs::getxattr(&path, name, buffer)) {
-            // Removed since the names were read.
-            Err(rustix::io::Errno::NODATA) => {}
-            other => found.push((name.to_owned(), other?)),
-        }
-    }
-    Ok(found)
-}
-
-/// Reads something of a length that is not known: into more room as long as the kernel asks for it (xattr(7): 64 KiB at most).
-fn sized(mut read: impl FnMut(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<Vec<u8>> {
-    const MOST: usize = 64 * 1024;
-    let mut buffer = vec![0; 256];
-    loop {
-        match read(&mut buffer) {
-            Err(rustix::io::Errno::RANGE) if buffer.len() < MOST => buffer.resize(buffer.len() * 4, 0),
-            other => {
-                buffer.truncate(other?);
-                return Ok(buffer);
-            }
-        }
-    }
-}
-
-fn is_opaque(directory: &OwnedFd) -> bool {
-    let mut value = [0u8; 4];
-    let path = descriptor_path(directory.as_fd());
-    rustix::fs::getxattr(path, "trusted.overlay.opaque", &mut value[..]).is_ok_and(|length| value[..length] == *b"y")
+    let all = tree::xattrs(file.as_fd())?.into_iter().filter(|(name, _)| tree::is_content(name));
+    let named = all.filter_map(|(name, value)| Some((String::from_utf8(name).ok()?, value)));
+    Ok(named.filter(|(name, _)| name == "security.capability" || name.starts_with("user.")).collect())
 }
 
 #[cfg(test)]
@@ -382,7 +381,7 @@ mod tests {
             ["./", "./d/", "./d/e/", "./d/file", "./d/hard", "./d/soft", "./fifo", "./grüße", &format!("./{long}")]
         );
         let root = dhow_sys::root::Root::open_path(to.path()).unwrap();
-        assert_eq!(apply::apply(&tar[..], &root, None, crate::Limits::default()).unwrap(), 1004);
+        assert_eq!(apply::apply(&tar[..], &root, None, crate::Limits::default()).unwrap().size, 1004);
         assert_eq!(std::fs::metadata(to.path().join("d/hard")).unwrap().nlink(), 2);
         assert_eq!(std::fs::read_link(to.path().join("d/soft")).unwrap(), Path::new("../nowhere"));
         assert_eq!(std::fs::read(to.path().join(&long)).unwrap(), b"long");

@@ -4,6 +4,7 @@
 //! function or type. Nothing here knows what a container is, and nothing here decides a policy.
 
 pub mod bpf;
+pub mod btrfs;
 pub mod clone;
 pub mod descriptor;
 pub mod filter;
@@ -18,6 +19,7 @@ pub mod seccomp;
 pub mod signal;
 pub mod socket;
 pub mod systemd;
+pub mod tree;
 
 use std::io;
 

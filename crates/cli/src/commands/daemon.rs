@@ -36,6 +36,9 @@ pub struct Daemon {
     /// Which messages are printed: debug, info, warn, error
     #[arg(short = 'l', long)]
     log_level: Option<String>,
+    /// How containers get their files: overlay2 (default), btrfs, fuse-overlayfs or vfs
+    #[arg(short, long, value_name = "string")]
+    storage_driver: Option<String>,
     /// Group that may use the socket
     #[arg(short = 'G', long)]
     group: Option<String>,
@@ -136,6 +139,7 @@ impl Daemon {
             ("ipv6", self.ipv6),
             ("fixed-cidr-v6", self.fixed_cidr_v6.is_some()),
             ("publish", self.publish.is_some()),
+            ("storage-driver", self.storage_driver.is_some()),
             ("log-driver", self.log_driver.is_some()),
             ("metrics-addr", self.metrics_addr.is_some()),
             ("tls", self.tls.tls.is_some()),
@@ -172,6 +176,9 @@ impl Daemon {
             settings.containers.log.kind.clone_from(driver);
             dhow_engine::check_log(&settings.containers.log)
                 .map_err(|error| wrong(&format!("failed to set log opts: {error}")))?;
+        }
+        if let Some(name) = &self.storage_driver {
+            settings.storage_driver = Some(name.parse().map_err(|why: String| wrong(&why))?);
         }
         let network = &mut settings.default_network;
         if self.ipv6 {
@@ -261,6 +268,9 @@ impl Service {
         let listeners = self.sockets.listen(&self.group).await?;
         let failed = |error: dhow_engine::Error| Failure::new(format!("failed to start daemon: {error}"));
         let engine = Arc::new(Engine::open(settings).map_err(failed)?);
+        let unfit =
+            |error: dhow_engine::Error| Failure::new(format!("failed to start daemon: error initializing graphdriver: {error}"));
+        tracing::info!("storage driver {}", engine.storage_driver().map_err(unfit)?);
         match engine.set_default_network(&engine.settings().default_network) {
             // What runs goes on, and the daemon is needed to stop it.
             Err(error) if error.kind() == Kind::Conflict => tracing::warn!("the default network stays as it was: {error}"),
