@@ -4,6 +4,7 @@ use std::process::Stdio;
 
 use dhow_testkit::registry::{Faults, Registry, digest_of};
 use dhow_testkit::{busybox_archive, layer, sandboxed, text};
+use serde_json::{Value, json};
 
 /// What a container of each client writes, made an image of two layers: the name.
 fn committed(sandbox: &dhow_testkit::Sandbox, name: &str) {
@@ -119,6 +120,105 @@ fn an_image_is_pushed_and_pulled() {
         assert_eq!(sandbox.by(client, &["run", "--rm", &format!("{of}:a"), "sh", "-c", "wc -c </data"]).1.trim(), "1048576");
         sandbox.ok(&["rmi", &format!("{of}:a")]);
     }
+    sandbox.finish();
+}
+
+/// Adds an index of the image `base:1`, of another platform's, and of one in an index of its own that is no image: its bytes.
+fn of_several_platforms(registry: &Registry) -> Vec<u8> {
+    const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+    const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+    const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+    let (base, _) = registry.add("base", "1", &[busybox_archive()]);
+    let (_, base) = registry.manifest("base", &base).expect("it was added");
+    let own = serde_json::from_slice::<Value>(&base).expect("it is JSON")["manifests"][1].clone();
+    let add = |kind: &str, document: Value| {
+        let document = document.to_string().into_bytes();
+        registry.put("base", "last", kind, &document);
+        json!({ "mediaType": kind, "digest": digest_of(&document), "size": document.len() })
+    };
+    let manifest = |config: &[u8], kind: &str, layer: &[u8]| {
+        let (config, layer) = (registry.put_blob("base", CONFIG, config), registry.put_blob("base", kind, layer));
+        add(MANIFEST, json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer] }))
+    };
+    let mut arm = manifest(b"{\"architecture\":\"arm64\"}", "application/vnd.oci.image.layer.v1.tar+gzip", &layer("arm", 1));
+    arm["platform"] = json!({ "os": "linux", "architecture": "arm64" });
+    let mut statement = manifest(b"{\"architecture\":\"unknown\"}", "application/vnd.in-toto+json", b"{\"made\":\"here\"}");
+    statement["platform"] = json!({ "os": "unknown", "architecture": "unknown" });
+    let nested = add(INDEX, json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [statement] }));
+    let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [own, arm, nested] }).to_string().into_bytes();
+    registry.put("base", "all", INDEX, &index);
+    index
+}
+
+#[test]
+fn an_image_of_all_platforms_goes_through() {
+    let mut sandbox = sandboxed!();
+    let (registry, other) = (Registry::start(), Registry::start());
+    let index = of_several_platforms(&registry);
+    let from = registry.name("base:all");
+    let kept = || std::fs::read_dir(sandbox.data_root().join("blobs/sha256")).unwrap().count();
+    let before = kept();
+    let push = |name: &str, options: &[&str]| {
+        let name = other.name(name);
+        sandbox.ok(&["tag", &from, &name]);
+        sandbox.ok(&[&["push"], options, &[&name]].concat());
+        sandbox.ok(&["rmi", &name]);
+    };
+    let digest = |name: &str| other.manifest(name, "1").map(|(_, document)| digest_of(&document)).unwrap();
+
+    // Of one platform the rest is neither here nor handed on.
+    sandbox.ok(&["pull", "-q", &from]);
+    push("one:1", &[]);
+    let own = digest("one");
+    assert!(own != digest_of(&index) && registry.manifest("base", &own).is_some());
+    // What was begun is gone on with; nothing is fetched twice.
+    registry.misbehave(Faults { cut_after: Some(200_000), ..Faults::default() });
+    registry.seen();
+    let told = sandbox.ok(&["pull", "--all-platforms", &from]);
+    assert_eq!((told.matches(": Already exists").count(), told.matches(": Pull complete").count()), (1, 4), "{told}");
+    let (_, sent) = registry.seen();
+    assert!((1 << 20..(1 << 20) * 105 / 100).contains(&sent), "{sent}");
+    registry.misbehave(Faults::default());
+    assert_eq!(sandbox.ok(&["run", "--rm", &from, "echo", "runs"]), "runs");
+    assert!(sandbox.ok(&["system", "check"]).ends_with(": 0 problems, 0 repaired, 0 left"));
+
+    push("whole:1", &[]);
+    assert_eq!(digest("whole"), digest_of(&index));
+    // All of it is there, whoever asks.
+    let mut documents = vec![digest_of(&index)];
+    while let Some(digest) = documents.pop() {
+        let pushed = other.manifest("whole", &digest);
+        assert_eq!(pushed, registry.manifest("base", &digest), "{digest}");
+        let (_, document) = pushed.unwrap();
+        let document: Value = serde_json::from_slice(&document).unwrap();
+        let of = |key: &str| document[key].as_array().cloned().unwrap_or_default();
+        documents.extend(of("manifests").iter().map(|entry| entry["digest"].as_str().unwrap().to_owned()));
+        let config = document.get("config").cloned();
+        for blob in of("layers").into_iter().chain(config) {
+            let digest = blob["digest"].as_str().unwrap();
+            assert!(other.blob("whole", digest).is_some(), "{digest}");
+        }
+    }
+    push("single:1", &["--platform", "linux/amd64"]);
+    assert_eq!(digest("single"), own);
+    // Another repository of the registry has it by mounts.
+    other.taken();
+    push("mounted:1", &[]);
+    assert_eq!(digest("mounted"), digest_of(&index));
+
+    sandbox.start_daemon();
+    for client in dhow_testkit::clients() {
+        let name = other.name(&format!("by-{client}:1"));
+        assert_eq!(sandbox.by(client, &["tag", &from, &name]).0, 0);
+        let (code, out, err) = sandbox.by(client, &["push", &name]);
+        assert_eq!(code, 0, "{client}: {err}");
+        assert!(out.ends_with(&format!("1: digest: {} size: {}\n", digest_of(&index), index.len())), "{client}: {out}");
+        let (_, digests, _) = sandbox.by(client, &["inspect", "-f", "{{.RepoDigests}}", &name]);
+        assert!(digests.contains(&format!("by-{client}@{}", digest_of(&index))), "{client}: {digests}");
+        sandbox.by(client, &["rmi", &name]);
+    }
+    sandbox.ok(&["rmi", &from]);
+    assert_eq!(std::fs::read_dir(sandbox.data_root().join("blobs/sha256")).unwrap().count(), before);
     sandbox.finish();
 }
 

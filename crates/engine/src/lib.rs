@@ -33,6 +33,7 @@ mod logs;
 mod mounts;
 mod names;
 mod network;
+mod platforms;
 mod ports;
 mod prune;
 mod pull;

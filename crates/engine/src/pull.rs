@@ -17,9 +17,9 @@ use crate::{Engine, Error, Kind, Result, VERSION};
 /// Of a config, which is read as a whole.
 const MAX_CONFIG: u64 = 8 << 20;
 /// Of a layer's blob: more than any disk holds.
-const MAX_BLOB: u64 = 1 << 50;
+pub(crate) const MAX_BLOB: u64 = 1 << 50;
 /// Indexes within indexes.
-const DEPTH: usize = 4;
+pub(crate) const DEPTH: usize = 4;
 
 /// What is to be fetched.
 #[derive(Clone, Debug)]
@@ -28,6 +28,8 @@ pub struct PullRequest {
     pub name: Reference,
     /// This host's if `None`.
     pub platform: Option<Platform>,
+    /// What the others' images are made of is kept, too, as it comes.
+    pub all_platforms: bool,
     pub credentials: Credentials,
 }
 
@@ -70,9 +72,10 @@ pub enum Step {
 pub type Told<'a> = &'a (dyn Fn(PullEvent) -> bool + Sync);
 
 /// An image's manifest, with the indexes that lead to it.
-struct Found {
-    manifest: Manifest,
-    documents: Vec<Fetched>,
+pub(crate) struct Found {
+    pub manifest: Manifest,
+    /// What the name stands for comes first.
+    pub documents: Vec<Fetched>,
 }
 
 impl Engine {
@@ -96,9 +99,15 @@ impl Engine {
         let (layers, created) = check(&config, &found.manifest)?;
         tell(told, PullEvent::Begun)?;
         let fetched = self.fetch_layers(&client, &mut session, name, &layers, told)?;
+        let (others, contents) = match request.all_platforms {
+            true => self.fetch_platforms(&client, &mut session, name, &found, told)?,
+            false => Default::default(),
+        };
         let before = self.store.image_by_name(name)?;
-        let documents: Vec<_> =
-            found.documents.into_iter().map(|document| (document.digest, document.media_type, document.bytes)).collect();
+        // What the image was pulled by comes last, as the latest.
+        let documents = others.into_iter().chain(found.documents);
+        let documents: Vec<_> = documents.map(|document| (document.digest, document.media_type, document.bytes)).collect();
+        let blobs_of_others: Vec<Descriptor> = contents.iter().map(|(blob, _)| blob.clone()).collect();
         // Of layers that were here nobody knows whether the manifest is right about their blobs.
         let came = layers.iter().zip(&fetched).filter(|(_, layer)| matches!(layer, Layer::Fetched(_)));
         let blobs: Vec<_> = came.map(|(layer, _)| (layer.blob.clone(), layer.diff_id)).collect();
@@ -110,10 +119,16 @@ impl Engine {
             tags: &tags,
             created,
             parent: None,
-            origin: Some(Origin { repository: name.repository(), digest: origin, documents: &documents, blobs: &blobs }),
+            origin: Some(Origin {
+                repository: name.repository(),
+                digest: origin,
+                documents: &documents,
+                blobs: &blobs,
+                contents: &blobs_of_others,
+            }),
         })?;
         // The blobs are the image's from here on.
-        drop(fetched);
+        drop((fetched, contents));
         self.keep_budget(Some(id));
         self.image_event("pull", &id, &name.familiar());
         // Nobody undoes it any more.
@@ -254,10 +269,14 @@ impl Layer {
 }
 
 fn of_layer(layer: &WantedLayer, step: Step) -> PullEvent {
-    PullEvent::Layer(LayerEvent { digest: layer.blob.digest, step })
+    of_blob(&layer.blob, step)
 }
 
-fn tell(told: Told<'_>, event: PullEvent) -> Result<()> {
+pub(crate) fn of_blob(blob: &Descriptor, step: Step) -> PullEvent {
+    PullEvent::Layer(LayerEvent { digest: blob.digest, step })
+}
+
+pub(crate) fn tell(told: Told<'_>, event: PullEvent) -> Result<()> {
     if told(event) { Ok(()) } else { Err(cancelled()) }
 }
 
@@ -338,7 +357,7 @@ fn check(config: &[u8], manifest: &Manifest) -> Result<(Vec<WantedLayer>, i64)> 
 }
 
 /// What a registry's failure means for who wants an image (moby, `translatePullError`).
-fn failed(name: &Reference, error: &dhow_registry::Error) -> Error {
+pub(crate) fn failed(name: &Reference, error: &dhow_registry::Error) -> Error {
     if let dhow_registry::Error::NoCredentials { url } = error {
         return Error::internal(format!("Head \"{url}\": {error}"));
     }

@@ -3,7 +3,7 @@
 //! What an image was pulled as is pushed again, byte for byte, if all its blobs are here, at the registry already, or to be had
 //! where it came from. Otherwise its layers are compressed on their way, and it gets a manifest of their blobs.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +14,7 @@ use dhow_registry::{Client, Credentials, Document, Fetched, Mount, Session, Sour
 use dhow_store::{Compression, Image, LayerRow, StoreError};
 use serde::Serialize;
 
+use crate::platforms::Whole;
 use crate::pull::cancelled;
 use crate::registries::several;
 use crate::{Engine, Error, Kind, Result};
@@ -26,6 +27,8 @@ pub struct PushRequest {
     pub credentials: Credentials,
     /// Of layers of which there is no blob here or there.
     pub compression: Compression,
+    /// The image alone, even if those of all other platforms are here.
+    pub one_platform: bool,
 }
 
 /// What has come about, in the order of docker's messages.
@@ -45,7 +48,8 @@ pub enum PushEvent {
 /// Something about one layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PushLayer {
-    pub diff_id: Digest,
+    /// The layer's diff ID; of what belongs to other platforms the blob's digest.
+    pub id: Digest,
     pub step: PushStep,
 }
 
@@ -114,7 +118,7 @@ impl Engine {
             let name = Reference { tag: Some(tag), digest: None, ..name.clone() };
             let gone = || Error::not_found(format!("tag does not exist: {}", name.familiar()));
             let image = self.store.image(&id)?.ok_or_else(gone)?;
-            self.push_image(&client, &mut session, &name, &image, request.compression, told)?;
+            self.push_image(&client, &mut session, &name, &image, request, told)?;
         }
         Ok(())
     }
@@ -125,7 +129,7 @@ impl Engine {
         session: &mut Session<'_>,
         name: &Reference,
         image: &Image,
-        compression: Compression,
+        request: &PushRequest,
         told: PushTold<'_>,
     ) -> Result<()> {
         let id = image.row.id;
@@ -142,7 +146,7 @@ impl Engine {
             .enumerate()
             .map(|(place, row)| {
                 let own = own.as_ref().and_then(|(_, own)| own.layers.get(place).cloned());
-                Wanted { row, own, origins: origins.clone(), compression }
+                Wanted { row, own, origins: origins.clone(), compression: request.compression }
             })
             .collect();
         let blobs = self.push_layers(client, session, name, &wanted, told)?;
@@ -156,18 +160,83 @@ impl Engine {
         let same = |(_, own): &(Fetched, Manifest)| {
             own.layers.len() == blobs.len() && own.layers.iter().zip(&blobs).all(|(own, blob)| own.digest == blob.digest)
         };
-        let (media_type, bytes) = match own.filter(same) {
-            Some((document, _)) => (document.media_type, document.bytes),
+        let own = own.filter(same).map(|(document, _)| document);
+        let whole = match &own {
+            Some(own) if !request.one_platform => self.whole_index(&id, &own.digest)?,
+            _ => None,
+        };
+        let (media_type, bytes) = match own {
+            Some(document) => (document.media_type, document.bytes),
             None => manifest(&id, config.len() as u64, &blobs)?,
         };
-        let digest = Digest::of(&bytes);
+        let (mut digest, mut size) = (Digest::of(&bytes), bytes.len());
         let tag = name.tag.clone().unwrap_or_default();
-        session.push_manifest(name, &tag, &media_type, &bytes).map_err(|error| failed(&error))?;
+        match whole {
+            None => session.push_manifest(name, &tag, &media_type, &bytes).map_err(|error| failed(&error))?,
+            Some(whole) => {
+                (digest, size) = (whole.index.digest, whole.index.bytes.len());
+                session
+                    .push_manifest(name, &Digest::of(&bytes).to_string(), &media_type, &bytes)
+                    .map_err(|error| failed(&error))?;
+                self.push_platforms(session, name, &tag, &whole, &origins, told)?;
+            }
+        }
         let known: Vec<_> = blobs.into_iter().zip(wanted.iter().map(|layer| layer.row.diff_id)).collect();
         self.store.note_pushed(name, &digest, &id, &known)?;
         self.image_event("push", &id, &name.familiar());
-        told(PushEvent::Done { tag, digest, size: bytes.len() as u64 });
+        told(PushEvent::Done { tag, digest, size: size as u64 });
         Ok(())
+    }
+
+    /// Hands on what an index names besides the image that is there already, and the index as what the tag stands for.
+    fn push_platforms(
+        &self,
+        session: &mut Session<'_>,
+        name: &Reference,
+        tag: &str,
+        whole: &Whole,
+        origins: &[Origin],
+        told: PushTold<'_>,
+    ) -> Result<()> {
+        let mut pushed = BTreeSet::new();
+        for blob in whole.blobs.iter().filter(|blob| pushed.insert(blob.digest)) {
+            tell(told, &blob.digest, PushStep::Preparing)?;
+            self.push_content(session, name, blob, origins, told)?;
+        }
+        for document in &whole.documents {
+            let target = document.digest.to_string();
+            session.push_manifest(name, &target, &document.media_type, &document.bytes).map_err(|error| failed(&error))?;
+        }
+        let index = &whole.index;
+        session.push_manifest(name, tag, &index.media_type, &index.bytes).map_err(|error| failed(&error))
+    }
+
+    /// Has the registry take a blob that is here.
+    fn push_content(
+        &self,
+        session: &mut Session<'_>,
+        name: &Reference,
+        blob: &Descriptor,
+        origins: &[Origin],
+        told: PushTold<'_>,
+    ) -> Result<()> {
+        if session.blob_size(name, &blob.digest).map_err(|error| failed(&error))? == Some(blob.size) {
+            return tell(told, &blob.digest, PushStep::Exists);
+        }
+        let mut begun = None;
+        for origin in origins.iter().filter(|origin| origin.name.domain == name.domain) {
+            match session.mount_blob(name, &blob.digest, &origin.name.path) {
+                Ok(Mount::Mounted) => return tell(told, &blob.digest, PushStep::Mounted(origin.name.path.clone())),
+                Ok(Mount::Refused(upload)) => {
+                    begun = Some(upload);
+                    break;
+                }
+                // Whoever may not read there uploads.
+                Err(_) => {}
+            }
+        }
+        self.push_file(session, name, &blob.digest, blob, begun, told).map_err(|error| failed(&error))?;
+        tell(told, &blob.digest, PushStep::Pushed)
     }
 
     /// The manifest that an image was pulled by.
@@ -196,13 +265,13 @@ impl Engine {
         let mut queue: VecDeque<usize> = VecDeque::new();
         for place in (0..wanted.len()).rev() {
             if !queue.iter().any(|other| wanted[*other].row.diff_id == wanted[place].row.diff_id) {
-                tell(told, &wanted[place], PushStep::Preparing)?;
+                tell(told, &wanted[place].row.diff_id, PushStep::Preparing)?;
                 queue.push_back(place);
             }
         }
         let at_once = self.settings().max_uploads.clamp(1, queue.len().max(1));
         for place in queue.iter().skip(at_once) {
-            tell(told, &wanted[*place], PushStep::Waiting)?;
+            tell(told, &wanted[*place].row.diff_id, PushStep::Waiting)?;
         }
         let push = |session: &mut Session<'_>, place: usize| self.push_layer(session, name, &wanted[place], told);
         let pushed = several(client, first, at_once, queue, failed, push)?;
@@ -225,7 +294,7 @@ impl Engine {
         }
         for blob in &candidates {
             if session.blob_size(name, &blob.digest).map_err(|error| failed(&error))? == Some(blob.size) {
-                tell(told, layer, PushStep::Exists)?;
+                tell(told, &layer.row.diff_id, PushStep::Exists)?;
                 return Ok(plain(blob));
             }
         }
@@ -239,7 +308,7 @@ impl Engine {
         for (path, blob) in own.chain(others) {
             match session.mount_blob(name, &blob.digest, &path) {
                 Ok(Mount::Mounted) => {
-                    tell(told, layer, PushStep::Mounted(path))?;
+                    tell(told, &layer.row.diff_id, PushStep::Mounted(path))?;
                     return Ok(plain(&blob));
                 }
                 Ok(Mount::Refused(upload)) => {
@@ -254,16 +323,16 @@ impl Engine {
         if let Some(own) = layer.own.as_ref().filter(|own| !is_here(own))
             && self.copy_blob(session, name, layer, own, told)?
         {
-            tell(told, layer, PushStep::Pushed)?;
+            tell(told, &layer.row.diff_id, PushStep::Pushed)?;
             return Ok(plain(own));
         }
         let file = candidates.iter().find(|blob| is_here(blob));
         let pushed = match file {
-            Some(blob) => self.push_file(session, name, layer, blob, begun, told),
+            Some(blob) => self.push_file(session, name, &layer.row.diff_id, blob, begun, told),
             None => self.push_compressed(session, name, layer, begun, told),
         };
         let blob = pushed.map_err(|error| failed(&error))?;
-        tell(told, layer, PushStep::Pushed)?;
+        tell(told, &layer.row.diff_id, PushStep::Pushed)?;
         Ok(blob)
     }
 
@@ -292,7 +361,7 @@ impl Engine {
                 let copied = there.lock().unwrap_or_else(PoisonError::into_inner).blob(origin, blob, 0, &mut |piece| {
                     take(piece)?;
                     sent += piece.len() as u64;
-                    goes_on(told, layer, PushStep::Pushing(sent, blob.size))
+                    goes_on(told, &layer.row.diff_id, PushStep::Pushing(sent, blob.size))
                 });
                 copied.map_err(io::Error::other)
             };
@@ -300,7 +369,7 @@ impl Engine {
                 Ok(_) => return Ok(true),
                 // Whoever has gone wants nothing else either.
                 Err(error) => {
-                    tell(told, layer, PushStep::Preparing)?;
+                    tell(told, &layer.row.diff_id, PushStep::Preparing)?;
                     tracing::debug!("copy blob {} from {origin}: {error}", blob.digest);
                 }
             }
@@ -312,7 +381,7 @@ impl Engine {
         &self,
         session: &mut Session<'_>,
         name: &Reference,
-        layer: &Wanted,
+        id: &Digest,
         blob: &Descriptor,
         begun: Option<Upload>,
         told: PushTold<'_>,
@@ -328,7 +397,7 @@ impl Engine {
                 }
                 take(&buffer[..length])?;
                 sent += length as u64;
-                goes_on(told, layer, PushStep::Pushing(sent, blob.size))?;
+                goes_on(told, id, PushStep::Pushing(sent, blob.size))?;
             }
         };
         session.push_blob(name, begun, Some((blob.digest, blob.size)), source)?;
@@ -374,7 +443,7 @@ impl io::Write for Handing<'_, '_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         (self.take)(bytes)?;
         self.sent += bytes.len() as u64;
-        goes_on(self.told, self.layer, PushStep::Pushing(self.sent, self.total))?;
+        goes_on(self.told, &self.layer.row.diff_id, PushStep::Pushing(self.sent, self.total))?;
         Ok(bytes.len())
     }
 
@@ -383,16 +452,12 @@ impl io::Write for Handing<'_, '_> {
     }
 }
 
-fn of_layer(layer: &Wanted, step: PushStep) -> PushEvent {
-    PushEvent::Layer(PushLayer { diff_id: layer.row.diff_id, step })
+fn tell(told: PushTold<'_>, id: &Digest, step: PushStep) -> Result<()> {
+    if told(PushEvent::Layer(PushLayer { id: *id, step })) { Ok(()) } else { Err(cancelled()) }
 }
 
-fn tell(told: PushTold<'_>, layer: &Wanted, step: PushStep) -> Result<()> {
-    if told(of_layer(layer, step)) { Ok(()) } else { Err(cancelled()) }
-}
-
-fn goes_on(told: PushTold<'_>, layer: &Wanted, step: PushStep) -> io::Result<()> {
-    if told(of_layer(layer, step)) { Ok(()) } else { Err(io::Error::other("context canceled")) }
+fn goes_on(told: PushTold<'_>, id: &Digest, step: PushStep) -> io::Result<()> {
+    if told(PushEvent::Layer(PushLayer { id: *id, step })) { Ok(()) } else { Err(io::Error::other("context canceled")) }
 }
 
 /// What of a descriptor says what the blob is.

@@ -32,10 +32,11 @@ pub(crate) fn credentials(call: &Call) -> Credentials {
     serde_json::from_slice(&decoded).unwrap_or_default()
 }
 
-/// A name without tag and digest stands for all tags of its repository. The first message waits until it is known that there is
+/// The parameter `allPlatforms`, which is our own, keeps what other platforms' images are made of, too. A name without tag and digest stands for all tags of its repository. The first message waits until it is known that there is
 /// such an image: what comes before is an error's status.
 pub(crate) async fn pull(engine: Arc<Engine>, call: &Call, name: Reference, platform: Option<Platform>) -> Result<Answer> {
-    let request = PullRequest { name, platform, credentials: credentials(call) };
+    let all_platforms = call.parameters.is("allPlatforms");
+    let request = PullRequest { name, platform, all_platforms, credentials: credentials(call) };
     let (sender, mut messages) = mpsc::channel::<Bytes>(64);
     let work = tokio::task::spawn_blocking(move || {
         let is_one = request.name.tag.is_some() || request.name.digest.is_some();

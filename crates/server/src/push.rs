@@ -30,7 +30,7 @@ pub(crate) async fn push(engine: Arc<Engine>, name: String, call: &Call) -> Resu
         "zstd" => Compression::Zstd,
         other => return Err(Error::invalid(format!("compression {other:?} is not supported: gzip and zstd are"))),
     };
-    let request = PushRequest { name, credentials: credentials(call), compression };
+    let request = PushRequest { name, credentials: credentials(call), compression, one_platform: platform.is_some() };
     let (checking, checked) = (engine.clone(), request.name.familiar());
     let check = move || match platform {
         // That there is no such image is told in the stream.
@@ -72,16 +72,16 @@ impl Teller {
         }
     }
 
-    fn layer(&self, PushLayer { diff_id, step }: &PushLayer) -> bool {
+    fn layer(&self, PushLayer { id, step }: &PushLayer) -> bool {
         let say = |status: &str, progress: Progress| {
-            let (status, id) = (Some(status.to_owned()), Some(diff_id.short()));
+            let (status, id) = (Some(status.to_owned()), Some(id.short()));
             self.send(&Message { status, progress_detail: Some(progress), id, ..Message::default() })
         };
         let nothing = Progress::default();
         match step {
             PushStep::Preparing => say("Preparing", nothing),
             PushStep::Waiting => say("Waiting", nothing),
-            PushStep::Pushing(current, total) => match self.pace.is_due(diff_id) {
+            PushStep::Pushing(current, total) => match self.pace.is_due(id) {
                 true => say("Pushing", Progress { current: *current, total: *total }),
                 false => !self.sender.is_closed(),
             },

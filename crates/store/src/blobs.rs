@@ -52,6 +52,11 @@ impl Store {
         Ok(blobs.into_iter().filter(|blob| self.paths.blobs().join(blob.digest.hex()).exists()).collect())
     }
 
+    /// Whether a whole blob is here.
+    pub fn has_blob(&self, digest: &Digest) -> bool {
+        self.paths.blobs().join(digest.hex()).exists()
+    }
+
     /// A whole blob, which nobody removes while it is open.
     pub fn open_blob(&self, digest: &Digest) -> Result<File> {
         let what = || format!("open blob {digest}");

@@ -1,5 +1,6 @@
 //! What may go when there is not enough room: what is kept for speed first, then what nobody has used for the longest time.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -44,6 +45,11 @@ impl Store {
             let digest = digest.map(|digest| digest.to_string());
             self.database.read::<i64, StoreError>(|db| Ok(db.query_row(query, [digest], |row| row.get(0))?))
         };
+        // What somebody has asked for by itself saves nothing: it is the thing.
+        let contents: HashSet<String> = self.database.read::<_, StoreError>(|db| {
+            let mut statement = db.prepare("SELECT DISTINCT digest FROM contents")?;
+            Ok(statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?)
+        })?;
         let mut kept = Vec::new();
         for directory in [self.partial_blobs(), self.paths.blobs()] {
             for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
@@ -51,6 +57,9 @@ impl Store {
                 let grown = stat.modified().ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
                 let grown = grown.and_then(|time| i64::try_from(time.as_nanos()).ok()).unwrap_or(0);
                 let digest = entry.file_name().to_str().and_then(Digest::from_hex);
+                if digest.is_some_and(|digest| contents.contains(&digest.to_string())) {
+                    continue;
+                }
                 kept.push(KeptBlob { path: entry.path(), size: stat.len(), used: used_at(digest)?.max(grown) });
             }
         }

@@ -6,8 +6,6 @@ use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
-use libdeflater::{CompressionLvl, Compressor};
-
 use crate::{Result, StoreError};
 
 /// How layers are compressed that are handed on.
@@ -33,8 +31,6 @@ impl Compression {
 const BLOCK: usize = 256 * 1024;
 /// Bytes of a frame, which has a window of its own.
 const FRAME: usize = 512 * 1024;
-/// Measured on programs and libraries: twice as fast as zlib's 3, for 3 % more bytes.
-const GZIP_LEVEL: i32 = 1;
 /// Twice as fast again, for 1 % more bytes.
 const ZSTD_LEVEL: i32 = 1;
 /// Blocks on their way to each thread, and from it. Several layers are compressed at once.
@@ -77,17 +73,7 @@ type Numbered = (u64, Vec<u8>);
 /// Takes blocks as long as there are any.
 fn compress(format: Compression, waiting: &Mutex<Option<Receiver<Numbered>>>, done: SyncSender<Numbered>) {
     let mut one = match format {
-        Compression::Gzip => {
-            // The levels from 1 to 12 are all there are.
-            let mut compressor = Compressor::new(CompressionLvl::new(GZIP_LEVEL).unwrap_or_default());
-            Box::new(move |block: &[u8]| {
-                let mut member = vec![0; compressor.gzip_compress_bound(block.len())];
-                // The bound is enough for whatever the block holds.
-                let length = compressor.gzip_compress(block, &mut member).ok()?;
-                member.truncate(length);
-                Some(member)
-            }) as Box<dyn FnMut(&[u8]) -> Option<Vec<u8>>>
-        }
+        Compression::Gzip => gzip(),
         Compression::Zstd => {
             let Ok(mut compressor) = zstd::bulk::Compressor::new(ZSTD_LEVEL) else { return };
             Box::new(move |block: &[u8]| compressor.compress(block).ok())
@@ -101,6 +87,36 @@ fn compress(format: Compression, waiting: &Mutex<Option<Receiver<Numbered>>>, do
             return;
         }
     }
+}
+
+/// Makes members of blocks.
+type Compressor = Box<dyn FnMut(&[u8]) -> Option<Vec<u8>>>;
+
+/// By libdeflate. Measured on programs and libraries: at this level twice as fast as zlib at its third, for 3 % more bytes.
+#[cfg(not(feature = "isal"))]
+fn gzip() -> Compressor {
+    const LEVEL: i32 = 1;
+    // The levels from 1 to 12 are all there are.
+    let mut compressor = libdeflater::Compressor::new(libdeflater::CompressionLvl::new(LEVEL).unwrap_or_default());
+    Box::new(move |block| {
+        let mut member = vec![0; compressor.gzip_compress_bound(block.len())];
+        // The bound is enough for whatever the block holds.
+        let length = compressor.gzip_compress(block, &mut member).ok()?;
+        member.truncate(length);
+        Some(member)
+    })
+}
+
+/// By ISA-L: three times as fast, for 5 % more bytes. Which bytes these are depends on the processor's instructions.
+#[cfg(feature = "isal")]
+fn gzip() -> Compressor {
+    Box::new(|block| {
+        // What cannot be compressed takes five bytes more for every 64 KiB, and there are header and trailer.
+        let mut member = vec![0; block.len() + block.len() / 1024 + 128];
+        let length = isal::compress_into(block, &mut member, isal::CompressionLevel::One, isal::Codec::Gzip).ok()?;
+        member.truncate(length);
+        Some(member)
+    })
 }
 
 fn in_order(members: Receiver<Numbered>, out: &mut dyn Write) -> io::Result<()> {

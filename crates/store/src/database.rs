@@ -119,6 +119,12 @@ const MIGRATIONS: &[&str] = &[
     // When something was last used, in Unix nanoseconds: what makes room goes by it.
     "ALTER TABLE images ADD COLUMN used INTEGER NOT NULL DEFAULT 0;
      ALTER TABLE blobs ADD COLUMN used INTEGER NOT NULL DEFAULT 0;",
+    // What images have of other platforms: blobs that are kept as they came.
+    "CREATE TABLE contents (
+         digest TEXT NOT NULL, image_id TEXT NOT NULL REFERENCES images ON DELETE CASCADE, size INTEGER NOT NULL,
+         PRIMARY KEY (digest, image_id)
+     ) WITHOUT ROWID;
+     CREATE INDEX contents_by_image ON contents (image_id);",
 ];
 
 impl Database {

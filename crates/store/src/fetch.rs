@@ -93,7 +93,7 @@ impl Store {
                 let plain = plain.context(|| format!("decompress layer {}", blob.digest))?;
                 self.unpack(wanted.parent, plain, Some(wanted.diff_id))
             });
-            let brought = incoming.bring(blob, sender, source);
+            let brought = incoming.bring(blob, Some(sender), source);
             let unpacked =
                 unpacking.join().map_err(|_| StoreError::Archive(format!("layer {}: a fault of dhow's", blob.digest)))?;
             match (brought, unpacked) {
@@ -118,6 +118,33 @@ impl Store {
                 }
             }
         })
+    }
+
+    /// Keeps a blob as it comes from `source`, as [`Store::fetch_layer`] does, without a look into it. Nobody removes it as long as
+    /// the file is held: until an image has it.
+    pub fn fetch_blob<E>(
+        &self,
+        blob: &Descriptor,
+        is_wanted: &dyn Fn() -> bool,
+        mut source: impl FnMut(u64, &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<(), E>,
+    ) -> Result<File, FetchError<E>> {
+        loop {
+            let mut incoming = Incoming::open(self, blob, is_wanted)?;
+            let had = incoming.file.metadata().context(|| format!("look at blob {}", blob.digest))?.len();
+            match incoming.bring(blob, None, &mut source) {
+                Ok(()) => {
+                    incoming.keep(self)?;
+                    return Ok(incoming.file);
+                }
+                Err(FetchError::Store(StoreError::WrongDigest(_))) if had > 0 && !incoming.path.exists() => {}
+                Err(error) => {
+                    if incoming.hopeless {
+                        incoming.discard();
+                    }
+                    return Err(error);
+                }
+            }
+        }
     }
 
     /// Where blobs are that have not come as a whole.
@@ -145,7 +172,8 @@ impl Store {
         }
         // Asked now: until a moment ago somebody may have had the lock, to say so.
         let known = self.database.read::<bool, StoreError>(|db| {
-            let query = "SELECT EXISTS (SELECT 1 FROM blobs WHERE digest = ?1)";
+            let query =
+                "SELECT EXISTS (SELECT 1 FROM blobs WHERE digest = ?1) OR EXISTS (SELECT 1 FROM contents WHERE digest = ?1)";
             Ok(db.query_row(query, [Digest::from_hex(&name).map(|digest| digest.to_string())], |row| row.get(0))?)
         })?;
         if known && path.parent() == Some(&*self.paths.blobs()) {
@@ -205,7 +233,7 @@ impl Incoming {
     fn bring<E>(
         &mut self,
         blob: &Descriptor,
-        unpacker: SyncSender<Vec<u8>>,
+        unpacker: Option<SyncSender<Vec<u8>>>,
         source: &mut impl FnMut(u64, &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<(), E>,
     ) -> Result<(), FetchError<E>> {
         let what = || format!("read blob {}", blob.digest);
@@ -218,7 +246,7 @@ impl Incoming {
             if length == 0 {
                 break;
             }
-            self.hand_on(&unpacker, &buffer[..length]);
+            self.hand_on(unpacker.as_ref(), &buffer[..length]);
         }
         if self.length < blob.size && !self.whole {
             let have = self.length;
@@ -229,7 +257,7 @@ impl Incoming {
                     self.written = 0;
                     dhow_sys::descriptor::begin_writing(&self.file);
                 }
-                self.hand_on(&unpacker, bytes);
+                self.hand_on(unpacker.as_ref(), bytes);
                 if self.unwanted { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(()) }
             };
             source(have, &mut take).map_err(FetchError::Source)?;
@@ -247,10 +275,10 @@ impl Incoming {
         Ok(())
     }
 
-    fn hand_on(&mut self, unpacker: &SyncSender<Vec<u8>>, bytes: &[u8]) {
+    fn hand_on(&mut self, unpacker: Option<&SyncSender<Vec<u8>>>, bytes: &[u8]) {
         self.hasher.update(bytes);
         self.length += bytes.len() as u64;
-        self.unwanted |= unpacker.send(bytes.to_vec()).is_err();
+        self.unwanted |= unpacker.is_some_and(|unpacker| unpacker.send(bytes.to_vec()).is_err());
     }
 
     /// Gives the blob its name, once it is whole. Others may read it from then on.

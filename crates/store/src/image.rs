@@ -63,6 +63,8 @@ pub struct Origin<'a> {
     pub documents: &'a [(Digest, String, Vec<u8>)],
     /// The blobs with the diff IDs of their content, from the bottom to the top.
     pub blobs: &'a [(Descriptor, Digest)],
+    /// Blobs of other platforms' images, which are here and are kept as they are.
+    pub contents: &'a [Descriptor],
 }
 
 /// What removing a name or an image did.
@@ -221,6 +223,8 @@ impl Store {
             for table in ["tags", "digests"] {
                 tx.execute(&format!("DELETE FROM {table} WHERE image_id = ?1"), [id.to_string()])?;
             }
+            let mut statement = tx.prepare("SELECT digest FROM contents WHERE image_id = ?1")?;
+            let mut blobs: Vec<String> = statement.query_map([id.to_string()], |row| row.get(0))?.collect::<Result<_, _>>()?;
             tx.execute("DELETE FROM images WHERE id = ?1", [id.to_string()])?;
             let mut layers = BTreeSet::new();
             let mut order = Vec::new();
@@ -234,7 +238,8 @@ impl Store {
                     order.push(digest);
                 }
             }
-            Ok(Some((order, forget_blobs(tx)?)))
+            blobs.append(&mut forget_blobs(tx)?);
+            Ok(Some((order, blobs)))
         })?;
         let Some((layers, blobs)) = removed else { return Ok(None) };
         for blob in blobs {
@@ -304,6 +309,12 @@ fn set_origin(tx: &Connection, id: &Digest, origin: &Origin<'_>) -> Result<()> {
             params![blob.digest.to_string(), diff_id.to_string(), blob.media_type, blob.size as i64, now()],
         )?;
     }
+    for content in origin.contents {
+        tx.execute(
+            "INSERT OR IGNORE INTO contents (digest, image_id, size) VALUES (?1, ?2, ?3)",
+            params![content.digest.to_string(), id, content.size as i64],
+        )?;
+    }
     note_remote(tx, &origin.repository, origin.blobs)
 }
 
@@ -321,7 +332,9 @@ impl Store {
     pub fn layers_size(&self) -> Result<u64> {
         self.database.read::<_, StoreError>(|db| {
             let query = "SELECT (SELECT coalesce(sum(size), 0) FROM layers WHERE chain_id IN (SELECT chain_id FROM image_layers))
-                + (SELECT coalesce(sum(size), 0) FROM blobs)";
+                + (SELECT coalesce(sum(size), 0) FROM blobs)
+                + (SELECT coalesce(sum(size), 0) FROM (SELECT DISTINCT digest, size FROM contents
+                    WHERE digest NOT IN (SELECT digest FROM blobs)))";
             Ok(db.query_row(query, [], |row| row.get::<_, i64>(0))? as u64)
         })
     }

@@ -6,7 +6,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -159,6 +159,15 @@ impl Registry {
         for reference in [tag.to_owned(), digest_of(document)] {
             self.state().manifests.insert((repository.to_owned(), reference), (media_type.to_owned(), document.to_vec()));
         }
+    }
+
+    /// Adds a blob to a repository: its descriptor, as of this media type.
+    pub fn put_blob(&self, repository: &str, media_type: &str, content: &[u8]) -> Value {
+        let digest = digest_of(content);
+        let mut state = self.state();
+        state.held.insert((repository.to_owned(), digest.clone()));
+        state.blobs.insert(digest.clone(), content.to_vec());
+        json!({ "mediaType": media_type, "digest": digest, "size": content.len() })
     }
 
     /// A document's media type and bytes, by tag or digest.

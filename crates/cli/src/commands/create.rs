@@ -383,7 +383,13 @@ impl Options {
         let pull = async || {
             let name = self.image.parse::<Reference>().map_err(|error| bad(error.to_string()))?.or_latest();
             let display = (!self.quiet).then(super::progress::Display::on_errors);
-            super::image::pull(client, &name, self.platform.as_deref().unwrap_or_default(), display).await
+            super::image::pull(
+                client,
+                &name,
+                super::image::Platforms { one: self.platform.as_deref().unwrap_or_default(), all: false },
+                display,
+            )
+            .await
         };
         if self.pull == "always" {
             pull().await?;

@@ -345,6 +345,9 @@ fn transferred(name: &str, all_tags: bool, quiet: bool) -> Result<Reference> {
 
 #[derive(Args, Debug)]
 pub struct Pull {
+    /// Keep what the images of all other platforms are made of, too: a push hands all of them on
+    #[arg(long)]
+    all_platforms: bool,
     /// Download all tagged images in the repository
     #[arg(short, long)]
     all_tags: bool,
@@ -363,15 +366,26 @@ pub struct Pull {
 impl Pull {
     pub async fn run(self, client: &Client) -> Result {
         let name = transferred(&self.name, self.all_tags, self.quiet)?;
-        pull(client, &name, &self.platform, (!self.quiet).then(Display::on_output)).await?;
+        let platforms = Platforms { one: &self.platform, all: self.all_platforms };
+        pull(client, &name, platforms, (!self.quiet).then(Display::on_output)).await?;
         print(&format!("{name}\n"))
     }
 }
 
+/// For which platforms an image is fetched.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Platforms<'a> {
+    /// The one whose image it will be here; the engine's own if empty.
+    pub one: &'a str,
+    pub all: bool,
+}
+
 /// Fetches an image; what happens is shown on `display`.
-pub async fn pull(client: &Client, name: &Reference, platform: &str, mut display: Option<Display>) -> Result {
+pub async fn pull(client: &Client, name: &Reference, platforms: Platforms<'_>, mut display: Option<Display>) -> Result {
     let tag = name.digest.map(|digest| digest.to_string()).or(name.tag.clone()).unwrap_or_default();
-    let parameters = query(&[("fromImage", &name.familiar_repository()), ("tag", &tag), ("platform", platform)]);
+    let all = if platforms.all { "1" } else { "" };
+    let parameters =
+        query(&[("fromImage", &name.familiar_repository()), ("tag", &tag), ("platform", platforms.one), ("allPlatforms", all)]);
     let headers = [crate::credentials::header(client.folder(), name)];
     let path = format!("/images/create{parameters}");
     let response = client.call_with(Method::POST, &path, &headers, None::<&()>).await?;
