@@ -17,6 +17,15 @@ use crate::{Engine, Error, Result};
 /// Manifests that an index and those in it may name.
 const MAX_MANIFESTS: usize = 1000;
 
+/// What belongs to other platforms' images and has come.
+#[derive(Default)]
+pub(crate) struct Others {
+    pub documents: Vec<Fetched>,
+    pub blobs: Vec<Descriptor>,
+    /// The blobs', which nobody removes as long as these are held.
+    pub files: Vec<File>,
+}
+
 /// An index of which everything is here.
 pub(crate) struct Whole {
     pub index: Fetched,
@@ -27,8 +36,7 @@ pub(crate) struct Whole {
 }
 
 impl Engine {
-    /// Fetches what an image's indexes name besides its own manifest: the documents, and the blobs, which nobody removes as long
-    /// as their files are held.
+    /// Fetches what an image's indexes name besides its own manifest.
     pub(crate) fn fetch_platforms(
         &self,
         client: &Client,
@@ -36,7 +44,7 @@ impl Engine {
         name: &Reference,
         found: &Found,
         told: Told<'_>,
-    ) -> Result<(Vec<Fetched>, Vec<(Descriptor, File)>)> {
+    ) -> Result<Others> {
         let mut known: BTreeSet<Digest> = found.documents.iter().map(|document| document.digest).collect();
         let mut queue: VecDeque<(Index, usize)> = VecDeque::new();
         for document in &found.documents {
@@ -77,7 +85,8 @@ impl Engine {
         let at_once = self.settings().max_downloads.clamp(1, blobs.len().max(1));
         let fetch = |session: &mut Session<'_>, place: usize| self.fetch_content(session, name, &blobs[place], told);
         let files = several(client, session, at_once, (0..blobs.len()).collect(), |error| failed(name, error), fetch)?;
-        Ok((documents, files.into_iter().map(|(place, file)| (blobs[place].clone(), file)).collect()))
+        let files = files.into_iter().map(|(_, file)| file).collect();
+        Ok(Others { documents, blobs, files })
     }
 
     fn fetch_content(&self, session: &mut Session<'_>, name: &Reference, blob: &Descriptor, told: Told<'_>) -> Result<File> {

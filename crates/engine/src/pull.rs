@@ -11,6 +11,7 @@ use dhow_oci::{Digest, Platform, Reference};
 use dhow_registry::{Client, Credentials, Document, Fetched, Session};
 use dhow_store::{FetchError, FetchedLayer, LayerRow, NewImage, Origin, StoreError, WantedLayer, WrongDigest};
 
+use crate::platforms::Others;
 use crate::registries::several;
 use crate::{Engine, Error, Kind, Result, VERSION};
 
@@ -99,15 +100,14 @@ impl Engine {
         let (layers, created) = check(&config, &found.manifest)?;
         tell(told, PullEvent::Begun)?;
         let fetched = self.fetch_layers(&client, &mut session, name, &layers, told)?;
-        let (others, contents) = match request.all_platforms {
+        let others = match request.all_platforms {
             true => self.fetch_platforms(&client, &mut session, name, &found, told)?,
-            false => Default::default(),
+            false => Others::default(),
         };
         let before = self.store.image_by_name(name)?;
         // What the image was pulled by comes last, as the latest.
-        let documents = others.into_iter().chain(found.documents);
+        let documents = others.documents.into_iter().chain(found.documents);
         let documents: Vec<_> = documents.map(|document| (document.digest, document.media_type, document.bytes)).collect();
-        let blobs_of_others: Vec<Descriptor> = contents.iter().map(|(blob, _)| blob.clone()).collect();
         // Of layers that were here nobody knows whether the manifest is right about their blobs.
         let came = layers.iter().zip(&fetched).filter(|(_, layer)| matches!(layer, Layer::Fetched(_)));
         let blobs: Vec<_> = came.map(|(layer, _)| (layer.blob.clone(), layer.diff_id)).collect();
@@ -124,11 +124,11 @@ impl Engine {
                 digest: origin,
                 documents: &documents,
                 blobs: &blobs,
-                contents: &blobs_of_others,
+                contents: &others.blobs,
             }),
         })?;
         // The blobs are the image's from here on.
-        drop((fetched, contents));
+        drop((fetched, others.files));
         self.keep_budget(Some(id));
         self.image_event("pull", &id, &name.familiar());
         // Nobody undoes it any more.
