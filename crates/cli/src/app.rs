@@ -9,7 +9,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use dhow_api::client::Client;
 
 use crate::commands::{
-    self, commit, context, copy, create, daemon, exec, image, inspect, lifecycle, list, logs, network, prune, registry,
+    self, commit, context, copy, create, daemon, exec, image, inspect, lifecycle, list, logs, manifest, network, prune, registry,
     registry_server, run, stats, system, update, volume,
 };
 use crate::connect::contexts::{DEFAULT, Folder, Selected};
@@ -66,7 +66,11 @@ fn arguments_of(command: &str) -> &'static str {
         "network connect" | "network disconnect" => return "[OPTIONS] NETWORK CONTAINER",
         "network inspect" => return "[OPTIONS] NETWORK [NETWORK...]",
         "network rm" => return "NETWORK [NETWORK...]",
-        "manifest inspect" => return "[OPTIONS] MANIFEST",
+        "manifest annotate" => return "[OPTIONS] MANIFEST_LIST MANIFEST",
+        "manifest create" => return "MANIFEST_LIST MANIFEST [MANIFEST...]",
+        "manifest inspect" => return "[OPTIONS] [MANIFEST_LIST] MANIFEST",
+        "manifest push" => return "[OPTIONS] MANIFEST_LIST",
+        "manifest rm" => return "MANIFEST_LIST [MANIFEST_LIST...]",
         _ => {}
     }
     match command.rsplit(' ').next().unwrap_or_default() {
@@ -205,9 +209,9 @@ enum Command {
     Logout(registry::Logout),
     /// Search Docker Hub for images
     Search(registry::Search),
-    /// Show the manifests of registries
+    /// Manage Docker image manifests and manifest lists
     #[command(subcommand)]
-    Manifest(registry::Manifest),
+    Manifest(manifest::Manifest),
     /// Run a registry of one's own
     #[command(subcommand)]
     Registry(registry_server::Command),
@@ -542,7 +546,7 @@ async fn dispatch(app: App) -> failure::Result {
     match app.command {
         Command::Context(command) => return context::run(command, &folder, &selected),
         Command::Logout(logout) => return logout.run(folder.path()),
-        Command::Manifest(registry::Manifest::Inspect(inspect)) => return inspect.run(folder.path()).await,
+        Command::Manifest(command) => return command.run(folder.path()).await,
         _ => {}
     }
     let run = match &app.command {

@@ -197,15 +197,17 @@ impl Registry {
         let mut reader = BufReader::new(stream.try_clone()?);
         let mut out = stream;
         loop {
+            // A greeting of TLS is answered as Go's servers do.
+            const HANDSHAKE: u8 = 22;
+            if reader.fill_buf()?.first() == Some(&HANDSHAKE) {
+                out.write_all(b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTPS request to an HTTP server.\n")?;
+                return out.shutdown(Shutdown::Both);
+            }
             let mut line = String::new();
             if reader.read_line(&mut line)? == 0 {
                 return Ok(());
             }
             let method = line.split(' ').next().unwrap_or_default().to_owned();
-            if !["GET", "HEAD", "POST", "PATCH", "PUT"].contains(&method.as_str()) {
-                // A greeting of TLS, to which there is no answer.
-                return out.shutdown(Shutdown::Both);
-            }
             let mut headers = HashMap::new();
             loop {
                 let mut header = String::new();
@@ -263,7 +265,7 @@ impl Registry {
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let parameter = |name: &str| {
             let found = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
-            found.map(|value| value.replace("%2F", "/"))
+            found.map(|value| value.replace("%2F", "/").replace("%3A", ":"))
         };
         if let Some((repository, reference)) = rest.rsplit_once("/manifests/").filter(|_| method == "HEAD") {
             let Some((_, document)) = self.manifest(repository, reference) else { return answer(out, 404, &[], b"") };
@@ -273,7 +275,8 @@ impl Registry {
             let mut document = Vec::new();
             body(reader, headers, usize::MAX, &mut |bytes| document.extend_from_slice(bytes))?;
             self.put(repository, reference, headers.get("content-type").map_or("", String::as_str), &document);
-            return answer(out, 201, &[&format!("Location: {path}")], b"");
+            let digest = format!("Docker-Content-Digest: {}", digest_of(&document));
+            return answer(out, 201, &[&format!("Location: {path}"), &digest], b"");
         }
         if let Some((repository, begun)) = rest.rsplit_once("/blobs/uploads/") {
             let at = |upload: &str| format!("Location: /v2/{repository}/blobs/uploads/{upload}?state=x");

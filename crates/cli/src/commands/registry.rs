@@ -1,16 +1,12 @@
-//! `login`, `logout`, `search`, `manifest inspect`
+//! `login`, `logout`, `search`
 
 use std::io::{BufRead, IsTerminal, Read, Write};
 use std::path::Path;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use clap::{Args, Subcommand};
+use clap::Args;
 use dhow_api::client::{Client, query};
 use dhow_api::image::{Authenticated, SearchResult};
 use dhow_oci::Reference;
-use dhow_oci::image::{DOCKER_MANIFEST, ImageConfig};
-use dhow_registry::{Credentials, Document, Fetched, Hosts};
 use http_body_util::BodyExt;
 use hyper::Method;
 use serde_json::{Map, Value, json};
@@ -214,155 +210,9 @@ impl Search {
     }
 }
 
-/// What registries have, asked by the command itself.
-#[derive(Subcommand, Debug)]
-pub enum Manifest {
-    /// Display an image manifest, or manifest list
-    Inspect(InspectManifest),
-}
-
-#[derive(Args, Debug)]
-pub struct InspectManifest {
-    /// Allow communication with an insecure registry
-    #[arg(long)]
-    insecure: bool,
-    /// Output additional info including layers and platform
-    #[arg(short, long)]
-    verbose: bool,
-    name: String,
-}
-
-impl InspectManifest {
-    /// `folder` is the user's, with docker's files.
-    pub async fn run(self, folder: &Path) -> Result {
-        let name = self.name.parse::<Reference>().map_err(|error| Failure::new(error.to_string()))?.or_latest();
-        let mut hosts = Hosts::default();
-        if self.insecure {
-            hosts.insecure.push(name.domain.clone());
-        }
-        let known = credentials::of(folder, credentials::server_of(&name.domain)).unwrap_or_default();
-        let known: Credentials = serde_json::from_value(Value::Object(known))?;
-        let agent = concat!("dhow/", env!("CARGO_PKG_VERSION"));
-        let asked = tokio::task::spawn_blocking(move || inspect(&name, self.verbose, hosts, known, agent)).await;
-        print(&format!("{}\n", asked.map_err(|error| Failure::new(error.to_string()))??))
-    }
-}
-
-fn inspect(name: &Reference, verbose: bool, hosts: Hosts, known: Credentials, agent: &str) -> Result<String> {
-    let failed = |error: dhow_registry::Error| match error.status() {
-        Some(404) => Failure::new(format!("no such manifest: {}", name.familiar())),
-        _ => Failure::new(error.to_string()),
-    };
-    let client = dhow_registry::Client::new(hosts, known, agent);
-    let mut session = client.session().map_err(failed)?;
-    let fetched = session.manifest(name, None).map_err(failed)?;
-    if !verbose {
-        return Ok(indented(&String::from_utf8_lossy(&fetched.bytes)));
-    }
-    let mut one = |fetched: &Fetched, reference: &str, platform: Option<Value>| -> Result<String> {
-        let Document::Manifest(manifest) = dhow_registry::parse(fetched).map_err(failed)? else {
-            return Err(Failure::new(format!("{reference}: an index within an index")));
-        };
-        let platform = match platform {
-            Some(platform) => platform,
-            None => {
-                let mut config = Vec::new();
-                let mut take = |bytes: &[u8]| {
-                    config.extend_from_slice(bytes);
-                    Ok(())
-                };
-                session.blob(name, &manifest.config, 0, &mut take).map_err(failed)?;
-                serde_json::to_value(serde_json::from_slice::<ImageConfig>(&config)?.platform())?
-            }
-        };
-        let key = if fetched.media_type == DOCKER_MANIFEST { "SchemaV2Manifest" } else { "OCIManifest" };
-        let descriptor = format!(
-            "{{\"mediaType\":{},\"digest\":\"{}\",\"size\":{},\"platform\":{platform}}}",
-            json!(fetched.media_type),
-            fetched.digest,
-            fetched.bytes.len()
-        );
-        let (raw, document) = (STANDARD.encode(&fetched.bytes), String::from_utf8_lossy(&fetched.bytes));
-        Ok(format!("{{\"Ref\":{},\"Descriptor\":{descriptor},\"Raw\":\"{raw}\",\"{key}\":{document}}}", json!(reference)))
-    };
-    let text = match dhow_registry::parse(&fetched).map_err(failed)? {
-        Document::Manifest(_) => one(&fetched, &name.to_string(), None)?,
-        Document::Index(index) => {
-            let mut entries = Vec::new();
-            for entry in index.manifests {
-                let platform = entry.platform.as_ref().map(serde_json::to_value).transpose()?.unwrap_or_else(|| json!({}));
-                let mut again = client.session().map_err(failed)?;
-                let fetched = again.manifest(name, Some(&entry.digest)).map_err(failed)?;
-                entries.push(one(&fetched, &format!("{name}@{}", entry.digest), Some(platform))?);
-            }
-            format!("[{}]", entries.join(","))
-        }
-    };
-    Ok(indented(&text))
-}
-
-/// JSON in the order that it has, written anew with a tab for each level.
-fn indented(text: &str) -> String {
-    let mut out = String::new();
-    let (mut depth, mut quoted, mut escaped) = (0usize, false, false);
-    let mut characters = text.chars().peekable();
-    let line = |out: &mut String, depth: usize| {
-        out.push('\n');
-        out.extend(std::iter::repeat_n('\t', depth));
-    };
-    while let Some(c) = characters.next() {
-        if quoted {
-            out.push(c);
-            quoted = escaped || c != '"';
-            escaped = c == '\\' && !escaped;
-            continue;
-        }
-        match c {
-            '"' => {
-                quoted = true;
-                out.push(c);
-            }
-            '{' | '[' => {
-                out.push(c);
-                while characters.peek().is_some_and(|c| c.is_whitespace()) {
-                    characters.next();
-                }
-                if characters.peek().is_some_and(|next| matches!(next, '}' | ']')) {
-                    out.extend(characters.next());
-                } else {
-                    depth += 1;
-                    line(&mut out, depth);
-                }
-            }
-            '}' | ']' => {
-                depth = depth.saturating_sub(1);
-                line(&mut out, depth);
-                out.push(c);
-            }
-            ',' => {
-                out.push(c);
-                line(&mut out, depth);
-            }
-            ':' => out.push_str(": "),
-            c if c.is_whitespace() => {}
-            c => out.push(c),
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn json_keeps_its_order() {
-        let text = r#"{ "b":[1, {}],"a": "x\"{,:" ,"c":{"d":null}}"#;
-        assert_eq!(
-            indented(text),
-            "{\n\t\"b\": [\n\t\t1,\n\t\t{}\n\t],\n\t\"a\": \"x\\\"{,:\",\n\t\"c\": {\n\t\t\"d\": null\n\t}\n}"
-        );
-    }
 
     #[test]
     fn servers_are_hosts() {
