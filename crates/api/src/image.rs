@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use dhow_oci::units::precise_size;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -134,6 +135,9 @@ pub struct Message {
     pub status: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress_detail: Option<Progress>,
+    /// The same as a text, for who merely prints it: [`Progress::bar`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -153,6 +157,25 @@ pub struct Progress {
     pub current: u64,
     #[serde(skip_serializing_if = "is_zero")]
     pub total: u64,
+}
+
+impl Progress {
+    /// `[====>   ]  1.2MB/3.4MB`, as docker draws it (moby, `jsonmessage.JSONProgress`); nothing of nothing.
+    pub fn bar(&self) -> String {
+        const HALF: usize = 50;
+        let Progress { current, total } = *self;
+        let size = precise_size(current);
+        match (current, total) {
+            (0, 0) => String::new(),
+            (_, 0) => format!("{size:>8}"),
+            _ => {
+                let filled = (u128::from(current) * 100 / u128::from(total) / 2).min(HALF as u128) as usize;
+                // One that counts further than it should says nothing of the whole.
+                let of = if current > total { String::new() } else { format!("/{}", precise_size(total)) };
+                format!("[{}>{}] {size:>8}{of}", "=".repeat(filled), " ".repeat(HALF - filled))
+            }
+        }
+    }
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -201,4 +224,21 @@ pub struct Authenticated {
     /// To be shown instead of the password from now on.
     pub identity_token: String,
     pub status: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bars_are_dockers() {
+        let shown = |current, total| Progress { current, total }.bar();
+        assert_eq!(shown(0, 0), "");
+        assert_eq!(shown(557_056, 289_603_098), format!("[>{}]  557.1kB/289.6MB", " ".repeat(50)));
+        assert_eq!(shown(552_960, 79_265_047), format!("[>{}]    553kB/79.27MB", " ".repeat(50)));
+        assert_eq!(shown(5, 10), format!("[{}>{}]       5B/10B", "=".repeat(25), " ".repeat(25)));
+        assert_eq!(shown(10, 10), format!("[{}>]      10B/10B", "=".repeat(50)));
+        assert_eq!(shown(20, 10), format!("[{}>]      20B", "=".repeat(50)));
+        assert_eq!(shown(2048, 0), " 2.048kB");
+    }
 }

@@ -204,8 +204,8 @@ D /t/moved
 D /t/opaque/new
 D /t/soft";
 
-/// The bytes of `changed`, `mode`, `owned`, `same`, `there`, `dir/file`, `fresh/deep/file` and `kind`.
-const WRITTEN: &str = "43";
+/// The bytes of `changed`, `mode`, `owned`, `same`, `there`, `dir/file`, `fresh/deep/file`, `kind`, and of the name `link` leads to.
+const WRITTEN: &str = "47";
 
 fn sorted(text: &str) -> String {
     let mut lines: Vec<&str> = text.lines().collect();

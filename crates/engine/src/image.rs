@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
+use std::path::Path;
 use std::sync::Arc;
 
 use dhow_api::container::GraphDriver;
@@ -120,6 +121,10 @@ impl Engine {
         let mut data = BTreeMap::new();
         if let Some((top, lower)) = image.chain.split_last() {
             data.insert("UpperDir".to_owned(), directory(top));
+            // Docker has these for images, too, which nobody mounts.
+            for (key, name) in [("MergedDir", "merged"), ("WorkDir", "work")] {
+                data.insert(key.to_owned(), Path::new(&directory(top)).with_file_name(name).to_string_lossy().into_owned());
+            }
             if !lower.is_empty() {
                 data.insert("LowerDir".to_owned(), lower.iter().rev().map(directory).collect::<Vec<_>>().join(":"));
             }

@@ -75,6 +75,10 @@ impl Engine {
         let mut data = root.driver.details(root);
         if let Some(data) = &mut data {
             data.insert("ID".to_owned(), container.id.0.clone());
+            // It is mounted in the container alone, which leads there as long as it runs.
+            if container.state.pid > 0 {
+                data.insert("MergedDir".to_owned(), format!("/proc/{}/root", container.state.pid));
+            }
         }
         GraphDriver { data, name: root.driver.to_string() }
     }

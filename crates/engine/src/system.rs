@@ -169,7 +169,7 @@ impl Engine {
             "Driver": driver.name(),
             "DriverStatus": driver.status(self.backing_file_system()),
             "Plugins": { "Volume": ["local"], "Network": ["bridge", "host", "ipvlan", "macvlan", "null"], "Authorization": null, "Log": crate::logs::drivers::names() },
-            "MemoryLimit": true, "SwapLimit": true, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true, "CPUSet": true,
+            "MemoryLimit": true, "SwapLimit": true, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true, "CPUSet": true, "KernelMemoryTCP": !unified,
             "PidsLimit": true, "IPv4Forwarding": forwarding, "Debug": settings.debug, "NFd": 0, "OomKillDisable": !unified, "NGoroutines": 0,
             "SystemTime": format(now()),
             "LoggingDriver": settings.containers.log.kind,

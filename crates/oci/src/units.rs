@@ -1,9 +1,15 @@
 //! Sizes and durations as Docker prints and reads them (docker/go-units).
 
-/// `2.1MB`: decimal units, up to four significant digits with a precision of `%.3g`.
+const DECIMAL: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
+
+/// `2.1MB`: decimal units with a precision of `%.3g`, as in lists (go-units, HumanSizeWithPrecision).
 pub fn human_size(bytes: u64) -> String {
-    const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
-    human(bytes as f64, 1000.0, &UNITS, 3)
+    human(bytes as f64, 1000.0, &DECIMAL, 3)
+}
+
+/// `2.123MB`: decimal units with a precision of `%.4g`, as in progress (go-units, HumanSize).
+pub fn precise_size(bytes: u64) -> String {
+    human(bytes as f64, 1000.0, &DECIMAL, 4)
 }
 
 /// `23.54GiB`: binary units with a precision of `%.4g`.

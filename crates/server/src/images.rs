@@ -85,7 +85,9 @@ pub(crate) async fn remove(engine: Arc<Engine>, name: String, call: Call) -> Res
 
 /// A message as it is sent.
 pub(crate) fn line(message: &Message) -> Bytes {
-    Bytes::from(serde_json::to_string(message).unwrap_or_default() + "\r\n")
+    let progress = message.progress_detail.as_ref().map(Progress::bar).filter(|bar| !bar.is_empty());
+    let message = Message { progress, ..message.clone() };
+    Bytes::from(serde_json::to_string(&message).unwrap_or_default() + "\r\n")
 }
 
 /// The message that ends a stream in which something went wrong.

@@ -70,7 +70,7 @@ pub(crate) fn apply(tar: impl Read, root: &Root, recording: Option<&Recording>, 
 /// What became of a layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Applied {
-    /// Bytes of its files.
+    /// Bytes of its files, as dockerd counts them: of links those of their targets' names.
     pub size: u64,
     /// There can be no overlayfs here, and what the layer hides is said by files.
     pub marks_are_files: bool,
@@ -224,6 +224,7 @@ impl Unpacker<'_> {
             EntryType::Symlink => {
                 let target = entry.link_name_bytes().unwrap_or_default().into_owned();
                 rustix::fs::symlinkat(OsStr::from_bytes(&target), parent, &name).map_err(|e| failed(e.into()))?;
+                self.applied.size += target.len() as u64;
             }
             EntryType::Link => {
                 let target = entry.link_name_bytes().unwrap_or_default().into_owned();
@@ -476,7 +477,7 @@ mod tests {
             (EntryType::Regular, "a/.wh.gone", ""),
             (EntryType::Regular, "b/.wh..wh..opq", ""),
         ]);
-        assert_eq!(result.unwrap(), Applied { size: 5, marks_are_files: false });
+        assert_eq!(result.unwrap(), Applied { size: 5 + "/etc/passwd".len() as u64, marks_are_files: false });
         let stat = std::fs::metadata(dir.path().join("a/hard")).unwrap();
         assert_eq!((stat.nlink(), stat.uid(), stat.gid(), stat.mode() & 0o7777, stat.mtime()), (2, 7, 8, 0o640, 1000));
         assert_eq!(std::fs::read_link(dir.path().join("a/soft")).unwrap(), Path::new("/etc/passwd"));

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::io::{IsTerminal, Write};
 
 use dhow_api::image::{Message, Progress};
-use dhow_engine::units::human_size;
 
 use crate::failure::Result;
 
@@ -15,9 +14,6 @@ pub struct Display {
     /// Lines from the first that can still change, by what they are about.
     places: HashMap<String, usize>,
 }
-
-/// Characters of a bar.
-const BAR: u64 = 50;
 
 impl Display {
     pub fn on_output() -> Display {
@@ -32,7 +28,7 @@ impl Display {
 
     pub fn show(&mut self, message: &Message) -> Result {
         let Some(status) = &message.status else { return Ok(()) };
-        let bar = message.progress_detail.as_ref().map(bar).unwrap_or_default();
+        let bar = message.progress_detail.as_ref().map(Progress::bar).unwrap_or_default();
         let text = match &message.id {
             Some(id) => format!("{id}: {status} {bar}"),
             None => status.clone(),
@@ -59,33 +55,5 @@ impl Display {
         }
         self.out.flush()?;
         Ok(())
-    }
-}
-
-/// `[====>   ]  1.2MB/3.4MB`, as docker draws it.
-fn bar(progress: &Progress) -> String {
-    let Progress { current, total } = *progress;
-    let numbers = match (current, total) {
-        (0, 0) => return String::new(),
-        (current, 0) => return human_size(current),
-        (current, total) => format!("{}/{}", human_size(current), human_size(total)),
-    };
-    let filled = (current.min(total) as u128 * u128::from(BAR) / u128::from(total)) as usize;
-    let head = if filled < BAR as usize { ">" } else { "" };
-    let rest = (BAR as usize).saturating_sub(filled + head.len());
-    format!("[{}{head}{}] {numbers:>8}", "=".repeat(filled), " ".repeat(rest))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bars_are_dockers() {
-        let shown = |current, total| bar(&Progress { current, total });
-        assert_eq!(shown(0, 0), "");
-        assert_eq!(shown(5, 10), format!("[{}>{}]   5B/10B", "=".repeat(25), " ".repeat(24)));
-        assert_eq!(shown(10, 10), format!("[{}]  10B/10B", "=".repeat(50)));
-        assert_eq!(shown(20, 10), format!("[{}]  20B/10B", "=".repeat(50)));
     }
 }

@@ -1,6 +1,6 @@
 //! A writable layer over the layers of the image: overlayfs by the kernel, and by a program.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -151,6 +151,7 @@ fn create(driver: Driver, store: &Store, id: &str, chain: &[Digest]) -> Result<M
 fn details(root: &Mountable) -> BTreeMap<String, String> {
     let path = |name: &str| root.directory.join(name).to_string_lossy().into_owned();
     BTreeMap::from([
+        ("MergedDir".to_owned(), path(&root.upper.replace("/fs", "/merged"))),
         ("LowerDir".to_owned(), root.lower.iter().map(|name| path(name)).collect::<Vec<_>>().join(":")),
         ("UpperDir".to_owned(), path(&root.upper)),
         ("WorkDir".to_owned(), path(&root.work)),
@@ -168,16 +169,19 @@ fn open_upper(root: &Mountable) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// Bytes of all files below a directory.
+/// Bytes of all files below a directory, as dockerd counts them: those with several names once, of links their targets' names.
 pub fn disk_usage(path: &Path) -> u64 {
-    let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    entries
-        .map(|entry| match entry.metadata() {
-            Ok(stat) if stat.is_dir() => disk_usage(&entry.path()),
-            Ok(stat) if stat.is_file() => stat.len(),
-            _ => 0,
-        })
-        .sum()
+    fn below(path: &Path, counted: &mut HashSet<(u64, u64)>) -> u64 {
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        let sizes = entries.map(|entry| match entry.metadata() {
+            Ok(stat) if stat.is_dir() => below(&entry.path(), counted),
+            Ok(stat) if stat.nlink() > 1 && !counted.insert((stat.dev(), stat.ino())) => 0,
+            Ok(stat) => stat.len(),
+            Err(_) => 0,
+        });
+        sizes.sum()
+    }
+    below(path, &mut HashSet::new())
 }
 
 /// What the writable layer says; of a deleted directory only the directory.
@@ -217,7 +221,7 @@ fn compare(directory: &OwnedFd, path: &Path, lower: &[Root], changes: &mut Vec<C
         let before = lower_has(lower, &here);
         let kind = if before { ChangeKind::Modified } else { ChangeKind::Added };
         let file = FileType::from_raw_mode(stat.st_mode);
-        let size = if file == FileType::RegularFile { u64::try_from(stat.st_size).unwrap_or(0) } else { 0 };
+        let size = if file == FileType::Directory { 0 } else { u64::try_from(stat.st_size).unwrap_or(0) };
         changes.push(Change { path: here.clone(), kind, size });
         if file != FileType::Directory {
             continue;

@@ -1,7 +1,7 @@
 //! A tree for each image, made of its layers when the first container needs it, and a copy of it for each container: a real
 //! one, or a snapshot of btrfs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::{CStr, CString};
 use std::fs;
 use std::io::{self, Read, Write};
@@ -188,7 +188,7 @@ fn changes(store: &Store, root: &Mountable, chain: &[Digest]) -> Result<Vec<Chan
         // Without it all that differs in anything is looked into.
         let made = own.parent().and_then(|directory| fs::metadata(directory.join(MADE)).ok());
         let made = made.map_or((i64::MIN, 0), |made| (made.ctime(), made.ctime_nsec()));
-        let mut comparison = Comparison { made, changes: Vec::new() };
+        let mut comparison = Comparison { counted: HashSet::new(), made, changes: Vec::new() };
         comparison.directories(&open(&image)?, &open(&own)?, Path::new(""))?;
         Ok(comparison.changes)
     };
@@ -197,6 +197,8 @@ fn changes(store: &Store, root: &Mountable, chain: &[Digest]) -> Result<Vec<Chan
 
 /// What one tree has that another has not, or otherwise.
 struct Comparison {
+    /// Files with several names that have been counted: the bytes of one are told once.
+    counted: HashSet<u64>,
     /// When the second was made a copy of the first: seconds and nanoseconds.
     made: (i64, i64),
     changes: Vec<Change>,
@@ -221,9 +223,15 @@ impl Comparison {
         Ok(())
     }
 
+    fn count(&mut self, stat: &Stat) -> u64 {
+        let is_counted = stat.st_nlink > 1 && !is_directory(stat) && !self.counted.insert(stat.st_ino);
+        if is_counted { 0 } else { size_of(stat) }
+    }
+
     fn added(&mut self, parent: &OwnedFd, name: &CString, stat: &Stat, path: PathBuf) -> io::Result<()> {
         tree::check_depth(&path)?;
-        self.changes.push(Change { path: path.clone(), kind: ChangeKind::Added, size: size_of(stat) });
+        let size = self.count(stat);
+        self.changes.push(Change { path: path.clone(), kind: ChangeKind::Added, size });
         self.all_below(parent, name, stat, &path)
     }
 
@@ -244,16 +252,17 @@ impl Comparison {
     }
 
     fn both(&mut self, before: (&OwnedFd, &Stat), now: (&OwnedFd, &Stat), name: &CString, path: PathBuf) -> io::Result<()> {
-        let (place, size) = (self.changes.len(), size_of(now.1));
-        let modified = Change { path: path.clone(), kind: ChangeKind::Modified, size };
+        let place = self.changes.len();
+        let modified = |size| Change { path: path.clone(), kind: ChangeKind::Modified, size };
         if is_directory(before.1) && is_directory(now.1) {
             let (Some(old), Some(new)) = (open_at(before.0, name)?, open_at(now.0, name)?) else { return Ok(()) };
             self.directories(&old, &new, &path)?;
             if self.changes.len() > place || self.differ(before, now, name)? {
-                self.changes.insert(place, modified);
+                self.changes.insert(place, modified(0));
             }
         } else if self.differ(before, now, name)? {
-            self.changes.push(modified);
+            let size = self.count(now.1);
+            self.changes.push(modified(size));
             self.all_below(now.0, name, now.1, &path)?;
         }
         Ok(())
@@ -318,12 +327,9 @@ fn is_directory(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
-/// Bytes of a regular file.
+/// Bytes of what is no directory; of a link those of its target's name.
 fn size_of(stat: &Stat) -> u64 {
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => u64::try_from(stat.st_size).unwrap_or(0),
-        _ => 0,
-    }
+    if is_directory(stat) { 0 } else { u64::try_from(stat.st_size).unwrap_or(0) }
 }
 
 fn names_in(directory: &OwnedFd) -> io::Result<Vec<CString>> {
