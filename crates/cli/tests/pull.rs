@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use dhow_testkit::registry::{Faults, Registry};
+use dhow_testkit::registry::{Faults, Registry, digest_of, gzip};
 use dhow_testkit::{Sandbox, busybox_archive, layer, sandboxed, text};
+use serde_json::{Value, json};
 
 fn files_below(directory: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
@@ -186,6 +187,91 @@ fn registries_that_misbehave_are_borne_or_named() {
     assert!(refused(&format!("{{\"x\":\"{}\"}}", "y".repeat(5 << 20)), OCI).contains("larger than"));
     assert!(refused("<html>", "text/html").contains("manifest sha256:"));
     assert_nothing_is_left(&sandbox);
+    sandbox.finish();
+}
+
+/// Adds an image of busybox and of one more layer, whose blob is what it is: its name.
+fn of_a_stranger(registry: &Registry, tag: &str, config: Value, content: &[u8], blob: &[u8]) -> String {
+    const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+    const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+    let base = busybox_archive();
+    let config = json!({
+        "architecture": "amd64", "os": "linux", "config": config,
+        "rootfs": { "type": "layers", "diff_ids": [digest_of(&base), digest_of(content)] },
+    });
+    let config = config.to_string();
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": MANIFEST,
+        "config": registry.put_blob("odd", "application/vnd.oci.image.config.v1+json", config.as_bytes()),
+        "layers": [
+            registry.put_blob("odd", LAYER, &gzip(&base)),
+            registry.put_blob("odd", LAYER, blob),
+        ],
+    });
+    registry.put("odd", tag, MANIFEST, manifest.to_string().as_bytes());
+    registry.name(&format!("odd:{tag}"))
+}
+
+/// Compressed ends that have had others wait for ever (CVE-2021-20291's class).
+#[test]
+fn however_a_layer_ends_the_next_pull_goes_on() {
+    let sandbox = sandboxed!();
+    let registry = Registry::start();
+    let content = layer("x", 1);
+    let whole = gzip(&content);
+    let (half, rest) = content.split_at(content.len() / 2);
+    let blobs: [(&str, Vec<u8>, &[u8], bool); 8] = [
+        ("as-it-should", whole.clone(), &content, true),
+        ("two-members", [gzip(half), gzip(rest)].concat(), &content, true),
+        ("plain", content.clone(), &content, true),
+        ("empty-tar", gzip(b""), b"", true),
+        ("empty", Vec::new(), b"", true),
+        ("cut", whole[..whole.len() - 100].to_vec(), &content, false),
+        ("cut-between-members", gzip(half), &content, false),
+        ("zeros", [&whole[..], &[0; 4096]].concat(), &content, false),
+    ];
+    let garbage = ("garbage", [&whole[..], &[7; 4096]].concat(), &content[..], false);
+    for (tag, blob, content, is_whole) in blobs.into_iter().chain([garbage]) {
+        let name = of_a_stranger(&registry, tag, json!({}), content, &blob);
+        let mut pull = std::process::Command::new("timeout");
+        let command = sandbox.command(&["pull", "-q", &name]);
+        let output = pull.arg("30").arg(command.get_program()).args(command.get_args()).output().expect("timeout is there");
+        assert!(output.status.code().is_some_and(|code| code < 124), "{tag}: {:?}", output.status);
+        assert_eq!(output.status.success(), is_whole, "{tag}: {}", text(&output.stderr));
+        if is_whole {
+            let size = if content.is_empty() { "0" } else { "1048576" };
+            let seen = sandbox.ok(&["run", "--rm", &name, "sh", "-c", "[ -e /x ] && wc -c </x || echo 0"]);
+            assert_eq!(seen, size, "{tag}");
+            sandbox.ok(&["rmi", &name]);
+        }
+        sandbox.ok(&["image", "prune", "-f"]);
+        assert_nothing_is_left(&sandbox);
+    }
+    sandbox.finish();
+}
+
+/// What an image says of its environment and in its labels is text, and no more (CVE-2026-57231's and CVE-2026-53488's classes).
+#[test]
+fn what_a_config_says_is_not_read_as_a_command() {
+    let mut sandbox = sandboxed!();
+    let registry = Registry::start();
+    let content = layer("x", 1);
+    let config = json!({
+        "Cmd": ["env"], "Env": ["SECRET", "*", "SEC*", "SECRET*=", "GOOD=1"],
+        "Labels": { "dhow.health-on-failure": "kill", "dhow.subpath": "/", "dhow.publish": "open", "io.containerd.image.name": "x" },
+    });
+    let name = of_a_stranger(&registry, "1", config, &content, &gzip(&content));
+    let mut daemon = sandbox.daemon(&[]);
+    daemon.env("SECRET", "token");
+    sandbox.start_daemon_by(daemon);
+    for client in dhow_testkit::clients() {
+        sandbox.by(client, &["pull", "-q", &name]);
+        let (_, out, err) = sandbox.by(client, &["run", "--rm", &name]);
+        assert!(out.contains("GOOD=1") && !(out + &err).contains("token"), "{client}: {err}");
+        assert_eq!(sandbox.by(client, &["create", "--name", client, &name]).0, 0);
+        let (_, host, _) = sandbox.by(client, &["inspect", "-f", "{{json .HostConfig}} {{len .Mounts}}", client]);
+        assert!(!host.contains("kill") && !host.contains("open") && host.ends_with(" 0\n"), "{client}: {host}");
+    }
     sandbox.finish();
 }
 

@@ -76,7 +76,8 @@ pub fn digest_of(content: &[u8]) -> String {
     format!("sha256:{}", String::from_utf8_lossy(&output.stdout).split(' ').next().unwrap_or_default())
 }
 
-fn gzip(content: &[u8]) -> Vec<u8> {
+/// Compressed as most layers are.
+pub fn gzip(content: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(content).and_then(|()| encoder.finish()).expect("memory takes all")
 }
