@@ -226,6 +226,18 @@ fn what_does_not_fit_together_is_found_and_put_right() {
     let (code, out) = check(&["--repair"]);
     assert!(code == 1 && out.contains("by hand: load or pull it again"), "{out}");
     fs::rename(sandbox.path("base"), &base).unwrap();
+
+    // A byte that is not what it was.
+    let (code, out) = check(&["--layers"]);
+    assert!(code == 0 && out.contains(": 0 problems"), "{out}");
+    let file = base.join("fs/etc/group");
+    let whole = fs::read_to_string(&file).unwrap();
+    fs::write(&file, whole.replace("nobody", "nobodi")).unwrap();
+    assert_eq!(check(&[]).0, 0, "that takes reading all");
+    let (code, out) = check(&["--layers", "--repair"]);
+    assert!(code == 1 && out.contains("its content has digest") && out.contains("by hand: remove the images"), "{out}");
+    fs::write(&file, whole).unwrap();
+    assert_eq!(check(&["--layers"]).0, 0);
     sandbox.ok(&["rm", "user"]);
     sandbox.ok(&["volume", "rm", "data", "stray"]);
     sandbox.finish();

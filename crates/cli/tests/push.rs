@@ -180,7 +180,7 @@ fn an_image_of_all_platforms_goes_through() {
     assert!((1 << 20..(1 << 20) * 105 / 100).contains(&sent), "{sent}");
     registry.misbehave(Faults::default());
     assert_eq!(sandbox.ok(&["run", "--rm", &from, "echo", "runs"]), "runs");
-    assert!(sandbox.ok(&["system", "check"]).ends_with(": 0 problems, 0 repaired, 0 left"));
+    assert!(sandbox.ok(&["system", "check", "--layers"]).ends_with(": 0 problems, 0 repaired, 0 left"));
 
     push("whole:1", &[]);
     assert_eq!(digest("whole"), digest_of(&index));
@@ -431,7 +431,7 @@ fn killed_anywhere_no_image_is_half_there() {
             if names().contains(&pulled) {
                 assert_eq!(sandbox.ok(&["run", "--rm", &pulled, "sh", "-c", "wc -c </pulled"]), "2097152", "after {args:?}");
             }
-            let checked = sandbox.ok(&["system", "check", "--repair"]);
+            let checked = sandbox.ok(&["system", "check", "--layers", "--repair"]);
             assert!(checked.contains(" 0 left"), "after {args:?}: {checked}");
         }
     }
@@ -439,7 +439,7 @@ fn killed_anywhere_no_image_is_half_there() {
     sandbox.ok(&["pull", "-q", &pulled]);
     sandbox.ok(&["rmi", "-f", &pulled]);
     sandbox.ok(&["image", "prune", "-af"]);
-    sandbox.ok(&["system", "check", "--repair"]);
+    sandbox.ok(&["system", "check", "--layers", "--repair"]);
     for directory in ["tmp", "blobs/sha256", "blobs/partial"] {
         let left: Vec<_> = std::fs::read_dir(sandbox.data_root().join(directory)).unwrap().flatten().collect();
         assert!(left.is_empty(), "{directory}: {left:?}");

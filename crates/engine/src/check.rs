@@ -29,15 +29,19 @@ struct Check<'a> {
 }
 
 impl Engine {
-    /// Looks at everything; with `repair` puts right what can be.
+    /// Looks at everything; with `repair` puts right what can be. With `layers` all files of all layers are read, too, and compared
+    /// with their diff IDs.
     ///
     /// # Errors
     /// The database cannot be read at all.
-    pub fn check_all(&self, repair: bool) -> Result<Checked> {
+    pub fn check_all(&self, repair: bool, layers: bool) -> Result<Checked> {
         let mut check = Check { engine: self, repair, done: Checked::default() };
         check.database()?;
         check.images()?;
         check.blobs()?;
+        if layers {
+            check.layers()?;
+        }
         check.containers()?;
         check.runs()?;
         check.volumes()?;
@@ -144,6 +148,22 @@ impl Check<'_> {
                 self.found(format!("blob {name}"), "its content has another digest", "remove it", || {
                     fs::remove_file(&path).context(|| format!("remove {}", path.display()))
                 });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether files are what they were when they were unpacked.
+    fn layers(&mut self) -> Result<()> {
+        for layer in self.engine.store.layers()? {
+            self.done.looked_at += 1;
+            // That one is missing is told of its images.
+            let is_here = self.engine.store.layer(&layer.chain_id)?.is_some();
+            if let Err(error) = self.engine.store.write_tar(&layer, &mut std::io::sink())
+                && is_here
+            {
+                let advice = "remove the images that have it, and pull or load them again";
+                self.hopeless(format!("layer {}", layer.chain_id), error.to_string(), advice);
             }
         }
         Ok(())
@@ -374,12 +394,12 @@ mod tests {
         fs::create_dir_all(engine.paths().container(&id)).unwrap();
         assert!(engine.containers().unwrap().is_empty());
         assert!(engine.list(&crate::ListQuery { all: true, ..Default::default() }).unwrap().is_empty());
-        let found = engine.check_all(false).unwrap().findings;
+        let found = engine.check_all(false, true).unwrap().findings;
         assert!(found.len() == 1 && found[0].problem.contains("damaged") && !found[0].repaired, "{found:?}");
-        let found = engine.check_all(true).unwrap().findings;
+        let found = engine.check_all(true, true).unwrap().findings;
         assert!(found.len() == 1 && found[0].by_hand, "{found:?}");
         assert!(engine.remove("c", false, false).unwrap_err().message.contains("damaged"));
         engine.remove("c", true, false).unwrap();
-        assert!(engine.check_all(false).unwrap().findings.is_empty() && !engine.paths().container(&id).exists());
+        assert!(engine.check_all(false, true).unwrap().findings.is_empty() && !engine.paths().container(&id).exists());
     }
 }

@@ -122,9 +122,10 @@ pub(crate) fn pruned<'a>(
     Ok(answer::whole(lines.media_type(), text))
 }
 
-/// Our own: whether everything fits together; a POST puts right what does not.
-pub(crate) async fn check(engine: Arc<Engine>, repair: bool) -> Result<Answer> {
-    let checked = blocking(move || engine.check_all(repair)).await?;
+/// Our own: whether everything fits together; a POST puts right what does not. With the parameter `layers` their files are read.
+pub(crate) async fn check(engine: Arc<Engine>, call: Call, repair: bool) -> Result<Answer> {
+    let layers = call.parameters.is("layers");
+    let checked = blocking(move || engine.check_all(repair, layers)).await?;
     Ok(answer::json(StatusCode::OK, &checked))
 }
 

@@ -134,6 +134,19 @@ impl Store {
             .and_then(|(diff_id, size)| Some(LayerRow { chain_id: *chain_id, diff_id: diff_id.parse().ok()?, size })))
     }
 
+    /// All layers that the database knows.
+    pub fn layers(&self) -> Result<Vec<LayerRow>> {
+        let rows: Vec<(String, String, i64)> = self.database.read::<_, StoreError>(|db| {
+            let mut statement = db.prepare("SELECT chain_id, diff_id, size FROM layers ORDER BY chain_id")?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })?;
+        let parsed = rows.into_iter().filter_map(|(chain_id, diff_id, size)| {
+            Some(LayerRow { chain_id: chain_id.parse().ok()?, diff_id: diff_id.parse().ok()?, size: size as u64 })
+        });
+        Ok(parsed.collect())
+    }
+
     /// A layer with this content, above whatever it may be.
     pub(crate) fn layer_of_content(&self, diff_id: &Digest) -> Result<Option<LayerRow>> {
         let chain_ids: Vec<String> = self.database.read::<_, StoreError>(|db| {

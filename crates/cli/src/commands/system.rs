@@ -169,6 +169,9 @@ impl Info {
 
 #[derive(Args, Debug)]
 pub struct Check {
+    /// Read all files of images, too, and compare them with what they should be
+    #[arg(long)]
+    layers: bool,
     /// Put right what can be
     #[arg(long)]
     repair: bool,
@@ -180,9 +183,10 @@ pub struct Check {
 impl Check {
     /// Ends with status 1 when something is left to be put right.
     pub async fn run(self, client: &Client) -> Result {
+        let path = format!("/system/check{}", if self.layers { "?layers=1" } else { "" });
         let checked: Checked = match self.repair {
-            true => client.post_json("/system/check", &json!({})).await?,
-            false => client.get_json("/system/check").await?,
+            true => client.post_json(&path, &json!({})).await?,
+            false => client.get_json(&path).await?,
         };
         let left = checked.findings.iter().filter(|finding| !finding.repaired).count();
         if self.format.is_some() {
