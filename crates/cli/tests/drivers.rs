@@ -134,6 +134,8 @@ fn layers() -> Vec<Vec<u8>> {
         layer.entry(tar::EntryType::Regular, "t/capable", (0o755, 0), "x");
     });
     let above = layer(|layer| {
+        // A directory that is called like a mark, but is none.
+        layer.file(".wh.../x", "");
         layer.directory("t/");
         layer.file("t/.wh.gone", "");
         layer.file("t/.wh.never", "");
@@ -410,6 +412,47 @@ fn fuse_overlayfs_on_an_overlay() {
     let sandbox = sandboxed!();
     let disk = Disk::overlay(&sandbox);
     suite(sandbox, Some(disk), "fuse-overlayfs");
+}
+
+/// A container stays what it is when others are made in another way, and goes whatever it has made of its files.
+#[test]
+fn drivers_live_side_by_side() {
+    let mut sandbox = sandboxed!();
+    let disk = Disk::new(&sandbox, "btrfs");
+    let drivers = ["vfs", "btrfs", "overlay2", "fuse-overlayfs"];
+    for driver in drivers {
+        sandbox.start_daemon_with(&["--storage-driver", driver]);
+        let made = sandbox.by("dhow", &["run", "--name", driver, "busybox", "sh", "-c", "echo $0 >/own; cat /own", driver]);
+        assert_eq!((made.0, made.1.trim()), (0, driver), "{}", made.2);
+        for other in drivers.iter().take_while(|other| **other != driver) {
+            assert_eq!(sandbox.by("dhow", &["start", "-a", other]).1.trim(), *other, "under {driver}");
+            assert_eq!(sandbox.by("dhow", &["diff", other]).1.trim(), "A /own", "under {driver}");
+        }
+        sandbox.kill_daemon();
+    }
+    for driver in ["btrfs", "vfs"] {
+        let id = sandbox.ok(&["inspect", "-f", "{{.Id}}", driver]);
+        let sub = sandbox.data_root().join("layers").join(id).join("fs/tmp/sub");
+        let [outer, inner] = [&sub, &sub.join("inner")].map(|path| path.to_string_lossy().into_owned());
+        must("btrfs", &["-q", "subvolume", "create", &outer]);
+        must("btrfs", &["-q", "subvolume", "create", &inner]);
+        std::fs::write(sub.join("inner/file"), "x").expect("there is room");
+        for subvolume in [&inner, &outer] {
+            must("btrfs", &["property", "set", subvolume, "ro", "true"]);
+        }
+        sandbox.ok(&["rm", driver]);
+        assert!(!sub.exists(), "{driver}");
+    }
+    // A layer with marks that overlayfs does not know is not for it.
+    let layers = sandbox.data_root().join("layers");
+    let base = std::fs::read_dir(&layers).expect("it can be read").flatten().map(|entry| entry.path());
+    let base = base.into_iter().find(|path| path.join("tar-split").exists()).expect("busybox has a layer");
+    std::fs::write(base.join("marks-are-files"), "").expect("there is room");
+    sandbox.ok(&["run", "--name", "marked", "busybox", "true"]);
+    assert_eq!(sandbox.ok(&["inspect", "-f", "{{.Driver}}", "marked"]), "vfs");
+    sandbox.ok(&["rm", "marked", "overlay2", "fuse-overlayfs"]);
+    drop(disk);
+    sandbox.finish();
 }
 
 /// A data root within a container that has no volume for it.

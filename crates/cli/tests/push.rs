@@ -205,6 +205,17 @@ fn an_image_of_all_platforms_goes_through() {
     other.taken();
     push("mounted:1", &[]);
     assert_eq!(digest("mounted"), digest_of(&index));
+    // When the image comes by another index, of which not all is here, the older one is not what it is handed on as.
+    let mut newer: Value = serde_json::from_slice(&index).unwrap();
+    newer["manifests"][1]["digest"] = json!(digest_of(b"newer"));
+    registry.put("base", "newer", "application/vnd.oci.image.index.v1+json", newer.to_string().as_bytes());
+    sandbox.ok(&["pull", "-q", &registry.name("base:newer")]);
+    push("newer:1", &[]);
+    assert_eq!(digest("newer"), own);
+    sandbox.ok(&["rmi", &registry.name("base:newer")]);
+    registry.seen();
+    sandbox.ok(&["pull", "-q", "--all-platforms", &from]);
+    assert!(registry.seen().1 < 1024, "the config alone");
 
     sandbox.start_daemon();
     for client in dhow_testkit::clients() {

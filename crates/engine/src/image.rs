@@ -117,7 +117,7 @@ impl Engine {
         let (row, config) = (&image.row, &image.row.config);
         let layers = self.paths().layers();
         let directory = |chain_id: &Digest| layers.join(&chain_id.hex()[..32]).join("fs").to_string_lossy().into_owned();
-        let driver = self.store.driver()?;
+        let driver = self.store.driver_shown();
         let mut data = BTreeMap::new();
         if let Some((top, lower)) = image.chain.split_last() {
             data.insert("UpperDir".to_owned(), directory(top));

@@ -128,13 +128,18 @@ impl Engine {
     }
 
     /// Takes new settings, for what is done from now on. The roots stay.
-    pub fn reload(&self, settings: Settings) {
+    ///
+    /// # Errors
+    /// The storage driver that is wanted does not work here: nothing is taken.
+    pub fn reload(&self, settings: Settings) -> Result<()> {
+        settings.storage_driver.map_or(Ok(()), |driver| self.store.works(driver))?;
         let (data_root, exec_root) = (self.settings().data_root.clone(), self.settings().exec_root.clone());
         self.store.set_limits(settings.layers);
         self.store.set_driver(settings.storage_driver);
         let new = Arc::new(Settings { data_root, exec_root, ..settings });
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = new;
         self.reloaded();
+        Ok(())
     }
 
     /// How new containers get their files.

@@ -14,8 +14,11 @@ use crate::pull::{DEPTH, Found, MAX_BLOB, Step, Told, cancelled, failed, of_blob
 use crate::registries::several;
 use crate::{Engine, Error, Result};
 
-/// Manifests that an index and those in it may name.
+/// Manifests that an index and those in it may name, and the bytes of all of them.
 const MAX_MANIFESTS: usize = 1000;
+const MAX_BYTES: usize = 32 << 20;
+/// Blobs of other platforms: each is a descriptor until all are here.
+const MAX_BLOBS: usize = 500;
 
 /// What belongs to other platforms' images and has come.
 #[derive(Default)]
@@ -52,21 +55,24 @@ impl Engine {
                 queue.push_back((index, 1));
             }
         }
-        let (mut documents, mut blobs) = (Vec::new(), BTreeMap::new());
+        let (mut documents, mut blobs, mut bytes) = (Vec::new(), BTreeMap::new(), 0);
         while let Some((index, depth)) = queue.pop_front() {
             for entry in index.manifests {
                 if !known.insert(entry.digest) {
                     continue;
                 }
+                let is_too_much =
+                    || Error::invalid(format!("{}: its index names too many manifests, or too deep ones", name.familiar()));
                 if known.len() > MAX_MANIFESTS || depth > DEPTH {
-                    return Err(Error::invalid(format!(
-                        "{}: its index names too many manifests, or too deep ones",
-                        name.familiar()
-                    )));
+                    return Err(is_too_much());
                 }
                 let document = session.manifest(name, Some(&entry.digest)).map_err(|error| failed(name, &error))?;
                 if document.bytes.len() as u64 != entry.size {
                     return Err(Error::invalid(format!("manifest {}: its size is not what the index says", entry.digest)));
+                }
+                bytes += document.bytes.len();
+                if bytes > MAX_BYTES {
+                    return Err(is_too_much());
                 }
                 match parsed(name, &document)? {
                     Document::Index(index) => queue.push_back((index, depth + 1)),
@@ -76,6 +82,9 @@ impl Engine {
             }
         }
         let blobs: Vec<Descriptor> = blobs.into_values().collect();
+        if blobs.len() > MAX_BLOBS {
+            return Err(Error::invalid(format!("{}: the other platforms have more than {MAX_BLOBS} blobs", name.familiar())));
+        }
         if let Some(large) = blobs.iter().find(|blob| blob.size > MAX_BLOB) {
             return Err(Error::invalid(format!("blob {} is said to have {} bytes", large.digest, large.size)));
         }
@@ -113,7 +122,7 @@ impl Engine {
         Ok(file)
     }
 
-    /// The index that an image came by, if everything in it is here; the latest, if there are several.
+    /// The index that an image came by last, if everything in it is here.
     pub(crate) fn whole_index(&self, id: &Digest, own: &Digest) -> Result<Option<Whole>> {
         let stored = self.store.manifests_of(id)?;
         let fetched = stored.into_iter().map(|stored| Fetched {
@@ -130,14 +139,12 @@ impl Engine {
             })
         };
         let is_named = |digest: &Digest| indexes().any(|(_, index)| index.manifests.iter().any(|entry| entry.digest == *digest));
-        for (fetched, index) in indexes().filter(|(fetched, _)| !is_named(&fetched.digest)) {
-            let mut whole = Whole { index: fetched.clone(), documents: Vec::new(), blobs: Vec::new() };
-            let mut seen = BTreeSet::new();
-            if self.gather(&all, index, own, &mut seen, &mut whole) && seen.contains(own) {
-                return Ok(Some(whole));
-            }
-        }
-        Ok(None)
+        // An older one would be another image under the new one's name.
+        let Some((fetched, index)) = indexes().find(|(fetched, _)| !is_named(&fetched.digest)) else { return Ok(None) };
+        let mut whole = Whole { index: fetched.clone(), documents: Vec::new(), blobs: Vec::new() };
+        let mut seen = BTreeSet::new();
+        let is_whole = self.gather(&all, index, own, &mut seen, &mut whole) && seen.contains(own);
+        Ok(is_whole.then_some(whole))
     }
 
     /// Whether all that an index names is here.

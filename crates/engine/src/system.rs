@@ -108,7 +108,7 @@ impl Engine {
             labels: vec![
                 ("architecture", text(uname.machine())),
                 ("daemon_id", self.engine_id()?),
-                ("graphdriver", self.store.driver()?.to_string()),
+                ("graphdriver", self.store.driver_shown().to_string()),
                 ("kernel", text(uname.release())),
                 ("os_type", "linux".to_owned()),
                 ("version", VERSION.to_owned()),
@@ -118,7 +118,7 @@ impl Engine {
 
     pub fn info(&self) -> Result<Value> {
         let settings = self.settings();
-        let driver = self.store.driver()?;
+        let driver = self.store.driver_shown();
         let containers = self.containers()?;
         let unified = dhow_runtime::cgroup::is_unified();
         let uname = rustix::system::uname();

@@ -4,8 +4,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, FlockOperation};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
     fsconfig_set_string, fsmount, fsopen, open_tree,
@@ -50,10 +51,26 @@ impl RootSource {
             rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
             rustix::fs::Mode::empty(),
         )?;
-        rustix::fs::flock(&directory, rustix::fs::FlockOperation::LockExclusive)?;
-        Ok(directory)
+        let RootSource::FuseOverlay(_) = self else {
+            rustix::fs::flock(&directory, FlockOperation::LockExclusive)?;
+            return Ok(directory);
+        };
+        // The program has it as long as anybody has the last run's files open, who may take his time.
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    return Err(io::Error::other("somebody still uses the container's files (a copy or an export of it?)"));
+                }
+                other => return other.map(|()| directory).map_err(io::Error::from),
+            }
+        }
     }
 }
+
+/// How long the last run's files may be in use when a container is started again.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Under a shared mount it was born shared, which a container's root must not be.
 fn make_private(tree: &OwnedFd) -> io::Result<()> {
@@ -124,7 +141,8 @@ impl Overlay {
             rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::empty())?;
         }
         // It puts itself into the background once it can answer.
-        let run = Command::new(PROGRAM)
+        let program = dhow_sys::process::find_program(PROGRAM).map_err(|error| about("start it", &error))?;
+        let run = Command::new(program)
             .args(["-o", &options, &format!("/dev/fd/{number}")])
             .current_dir(&self.directory)
             .stdin(Stdio::null())

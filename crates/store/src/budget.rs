@@ -77,9 +77,18 @@ impl Store {
         if blob.path.parent() == Some(&*self.paths.blobs())
             && let Some(digest) = digest
         {
-            self.database.write::<_, StoreError>(Durability::Process, |tx| {
-                Ok(tx.execute("DELETE FROM blobs WHERE digest = ?1", [digest.to_string()])?)
+            let is_content = self.database.write::<bool, StoreError>(Durability::Process, |tx| {
+                // Asked now: until a moment ago somebody may have had the lock, to say so.
+                let query = "SELECT EXISTS (SELECT 1 FROM contents WHERE digest = ?1)";
+                let is_content: bool = tx.query_row(query, [digest.to_string()], |row| row.get(0))?;
+                if !is_content {
+                    tx.execute("DELETE FROM blobs WHERE digest = ?1", [digest.to_string()])?;
+                }
+                Ok(is_content)
             })?;
+            if is_content {
+                return Ok(0);
+            }
         }
         match fs::remove_file(&blob.path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

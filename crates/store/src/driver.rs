@@ -83,8 +83,8 @@ trait StorageDriver: Sync {
     /// Why containers cannot have roots in this directory, which is empty.
     fn probe(&self, directory: &Path) -> io::Result<()>;
 
-    /// Makes a container's root over an image's layers, in a directory that has just been made.
-    fn create(&self, store: &Store, id: &str, chain: &[Digest]) -> Result<Mountable>;
+    /// Makes a container's root over an image's layers, in an empty directory, which will be the container's.
+    fn create(&self, store: &Store, directory: &Path, id: &str, chain: &[Digest]) -> Result<Mountable>;
 
     /// What the container has changed in its image's files, in their order.
     fn changes(&self, store: &Store, root: &Mountable, chain: &[Digest]) -> Result<Vec<Change>>;
@@ -157,8 +157,6 @@ pub enum ImageFiles {
 
 /// The file that says overlayfs works in the data root.
 const PROVEN: &str = "overlayfs-works";
-/// The file that says some layers have files where overlayfs has devices: it would show what they hide.
-const MARKS_ARE_FILES: &str = "whiteouts-are-files";
 
 impl Store {
     /// Which driver new containers get; the best that works if `None`.
@@ -181,17 +179,33 @@ impl Store {
         }
     }
 
-    fn works(&self, driver: Driver) -> Result<()> {
+    /// The driver of a new container over these layers: those that were unpacked where no overlay can be are not for overlayfs.
+    pub(crate) fn driver_for(&self, chain: &[Digest]) -> Result<Driver> {
+        let driver = self.driver()?;
+        let is_marked = |directory: &PathBuf| directory.with_file_name(crate::layer::MARKS_ARE_FILES).exists();
+        match driver {
+            Driver::Overlay2 if self.directories(chain).iter().any(is_marked) => {
+                tracing::warn!(
+                    "layers that were unpacked where no overlay can be are copied: remove their images and pull them again"
+                );
+                Ok(Driver::Vfs)
+            }
+            driver => Ok(driver),
+        }
+    }
+
+    /// The driver's name, for who only wants to know that: one that does not work is told, too.
+    pub fn driver_shown(&self) -> Driver {
+        let wanted = *self.driver.lock().unwrap_or_else(PoisonError::into_inner);
+        wanted.or_else(|| self.driver().ok()).unwrap_or_default()
+    }
+
+    /// # Errors
+    /// [`StoreError::NoDriver`]: why a driver does not work here.
+    pub fn works(&self, driver: Driver) -> Result<()> {
         let proven = self.paths.data.join(PROVEN);
-        if driver == Driver::Overlay2 {
-            if proven.exists() {
-                return Ok(());
-            }
-            if self.paths.data.join(MARKS_ARE_FILES).exists() {
-                let source =
-                    io::Error::other("layers were unpacked where it could not be; remove the images and pull them again");
-                return Err(StoreError::NoDriver { driver, source });
-            }
+        if driver == Driver::Overlay2 && proven.exists() {
+            return Ok(());
         }
         let (directory, _lock) = crate::layer::claim(&self.paths.layers(), crate::layer::TEMPORARY)?;
         let probed = driver.implementation().probe(&directory);
@@ -201,12 +215,6 @@ impl Store {
             std::fs::write(&proven, "").context(|| format!("create {}", proven.display()))?;
         }
         Ok(())
-    }
-
-    /// Takes down that a layer has marks in the form of files.
-    pub(crate) fn note_marks_are_files(&self) -> Result<()> {
-        let path = self.paths.data.join(MARKS_ARE_FILES);
-        std::fs::write(&path, "").context(|| format!("create {}", path.display()))
     }
 
     /// What a container has changed in the files of its image, in the order of their paths.
@@ -226,15 +234,20 @@ impl Store {
 
     /// An image's files, for a mount of them that cannot be written to.
     pub fn image_files(&self, chain: &[Digest]) -> Result<ImageFiles> {
-        self.driver()?.implementation().image(self, chain)
+        self.driver_for(chain)?.implementation().image(self, chain)
     }
 
-    pub(crate) fn create_root(&self, driver: Driver, id: &str, chain: &[Digest]) -> Result<Mountable> {
-        driver.implementation().create(self, id, chain)
+    pub(crate) fn create_root(&self, driver: Driver, directory: &Path, id: &str, chain: &[Digest]) -> Result<Mountable> {
+        driver.implementation().create(self, directory, id, chain)
     }
 }
 
 impl Driver {
+    /// Whether a root takes its time.
+    pub(crate) fn copies(self) -> bool {
+        matches!(self, Driver::Vfs | Driver::Btrfs)
+    }
+
     pub(crate) fn has_limits(self) -> bool {
         self.implementation().has_limits()
     }

@@ -309,6 +309,10 @@ fn set_origin(tx: &Connection, id: &Digest, origin: &Origin<'_>) -> Result<()> {
             params![blob.digest.to_string(), diff_id.to_string(), blob.media_type, blob.size as i64, now()],
         )?;
     }
+    if !origin.contents.is_empty() {
+        // What an earlier index had besides.
+        tx.execute("DELETE FROM contents WHERE image_id = ?1", [&id])?;
+    }
     for content in origin.contents {
         tx.execute(
             "INSERT OR IGNORE INTO contents (digest, image_id, size) VALUES (?1, ?2, ?3)",

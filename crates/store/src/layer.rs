@@ -15,7 +15,7 @@ use rustix::fs::{FlockOperation, Mode};
 use crate::bounds::Guarded;
 use crate::fetch::is_at;
 use crate::tar_split::{Recorded, Recording};
-use crate::{Context, Mountable, Result, Store, StoreError, WrongDigest, apply, quota, random_name};
+use crate::{Context, Driver, Mountable, Result, Store, StoreError, WrongDigest, apply, quota, random_name};
 
 /// An unpacked layer.
 #[derive(Clone, Debug)]
@@ -28,6 +28,8 @@ pub struct LayerRow {
 
 /// How the names of directories begin that are no layers yet, or no more.
 pub(crate) const TEMPORARY: &str = "tmp-";
+/// The file beside a layer that has files where overlayfs has marks of its own, which it would show.
+pub(crate) const MARKS_ARE_FILES: &str = "marks-are-files";
 /// The layer between image and container: mount points of what every container gets, as ordinary files and directories,
 /// so that links in the image are hidden before anything is mounted there (CVE-2026-41579's class). Always the same, so
 /// all containers share it.
@@ -45,12 +47,19 @@ pub(crate) fn directory_name(chain_id: &Digest) -> String {
 pub(crate) enum Tree {
     /// With the mount points of every container: what a container gets a copy of.
     Root,
+    /// The same as a subvolume of btrfs: what a container gets a snapshot of.
+    Subvolume,
     /// As it is, to be read.
     Image,
 }
 
 impl Tree {
-    const ALL: [Tree; 2] = [Tree::Root, Tree::Image];
+    const ALL: [Tree; 3] = [Tree::Root, Tree::Subvolume, Tree::Image];
+
+    /// Whether a directory has the name of a tree.
+    fn is_one(name: &str) -> bool {
+        ["root-", "subvolume-", "image-"].iter().any(|prefix| name.starts_with(prefix))
+    }
 
     /// The directory of the tree up to a layer; `None` is the tree of no layers.
     pub fn directory_name(self, top: Option<&Digest>) -> String {
@@ -60,6 +69,7 @@ impl Tree {
     fn named(self, layer: &str) -> String {
         match self {
             Tree::Root => format!("root-{layer}"),
+            Tree::Subvolume => format!("subvolume-{layer}"),
             Tree::Image => format!("image-{layer}"),
         }
     }
@@ -90,7 +100,7 @@ impl Store {
         let mut reader = Recorded { inner: tar, hasher: Hasher::by(by), recording: &recording };
         let applied = apply::apply(Guarded::new(&mut reader), &root, Some(&recording), self.limits())?;
         if applied.marks_are_files {
-            self.note_marks_are_files()?;
+            fs::write(unpacked.path.join(MARKS_ARE_FILES), "").context(|| "take down how the layer is kept".to_owned())?;
         }
         unpacked.size = applied.size;
         // The diff ID covers what follows the end-of-archive blocks too.
@@ -193,17 +203,35 @@ impl Store {
     /// # Errors
     /// [`StoreError::NoQuota`] where there can be no limit.
     pub fn create_writable(&self, id: &str, chain: &[Digest], limit: Option<u64>) -> Result<Mountable> {
-        let driver = self.driver()?;
-        let directory = self.paths.layers().join(id);
-        fs::DirBuilder::new().mode(0o710).create(&directory).context(|| format!("create {}", directory.display()))?;
+        let driver = self.driver_for(chain)?;
+        let layers = self.paths.layers();
+        if !driver.copies() {
+            let directory = layers.join(id);
+            fs::DirBuilder::new().mode(0o710).create(&directory).context(|| format!("create {}", directory.display()))?;
+            return self.fill(driver, &directory, id, chain, limit);
+        }
+        // What takes its time has no name until it is whole.
+        let (directory, _lock) = claim(&layers, TEMPORARY)?;
+        let made = self.fill(driver, &directory, id, chain, limit).and_then(|root| {
+            fs::rename(&directory, layers.join(id)).context(|| format!("place {}", directory.display()))?;
+            Ok(root)
+        });
+        if made.is_err() {
+            quota::forget(&directory);
+            let _ = remove_below(&layers, &directory.file_name().unwrap_or_default().to_string_lossy());
+        }
+        made
+    }
+
+    fn fill(&self, driver: Driver, directory: &Path, id: &str, chain: &[Digest], limit: Option<u64>) -> Result<Mountable> {
         if let Some(bytes) = limit {
             if !driver.has_limits() {
                 let source = io::Error::other(format!("the storage driver {driver} has no limits"));
-                return Err(StoreError::NoQuota { path: directory, source });
+                return Err(StoreError::NoQuota { path: directory.to_owned(), source });
             }
-            quota::limit(&directory, bytes)?;
+            quota::limit(directory, bytes)?;
         }
-        self.create_root(driver, id, chain)
+        self.create_root(driver, directory, id, chain)
     }
 
     /// Removes a container's writable layer; missing is fine.
@@ -238,21 +266,22 @@ impl Store {
         made.context(|| "create the init layer".to_owned())
     }
 
-    /// Removes the directory of a layer, unless the database knows it again.
+    /// Removes the directory of a layer and the trees that end with it, unless the database knows it again.
     pub(crate) fn retire_layer(&self, chain_id: &Digest) -> Result<()> {
-        if !self.has_directory(chain_id) {
-            return Ok(());
-        }
         let is_known = || {
             let query = "SELECT EXISTS (SELECT 1 FROM layers WHERE chain_id = ?1)";
             let known =
                 self.database.read::<bool, StoreError>(|db| Ok(db.query_row(query, [chain_id.to_string()], |row| row.get(0))?));
             known.unwrap_or(true)
         };
-        self.retire_layer_directory(&directory_name(chain_id), is_known)?;
         let trees = Tree::ALL.map(|tree| tree.directory_name(Some(chain_id)));
-        let here = trees.iter().filter(|tree| self.paths.layers().join(tree).is_dir());
-        here.into_iter().try_for_each(|tree| self.retire_layer_directory(tree, is_known))
+        let all = trees
+            .iter()
+            .chain([&directory_name(chain_id)])
+            .filter(|name| self.paths.layers().join(name).is_dir())
+            .cloned()
+            .collect::<Vec<_>>();
+        all.iter().try_for_each(|name| self.retire_layer_directory(name, is_known))
     }
 
     /// The names of the directories that images' layers and trees and the init layer have, or may have.
@@ -294,6 +323,13 @@ impl Store {
         let layers = self.paths.layers();
         for entry in fs::read_dir(&layers).context(|| format!("read {}", layers.display()))?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
+            if Tree::is_one(&name) {
+                // Somebody has used it while its layers were removed.
+                let is_known = || self.layer_directories().map_or(true, |known| known.contains(&name));
+                if !is_known() {
+                    self.retire_layer_directory(&name, is_known)?;
+                }
+            }
             if !name.starts_with(TEMPORARY) {
                 continue;
             }
@@ -324,11 +360,18 @@ pub(crate) fn claim(below: &Path, prefix: &str) -> Result<(PathBuf, fs::File)> {
 /// Removes a layer's directory, or a container's.
 pub(crate) fn remove_below(directory: &Path, name: &str) -> Result<()> {
     let root = Root::open_path(directory).context(|| format!("open {}", directory.display()))?;
-    // A subvolume at once; what is none, or has others in it, goes file by file.
-    if let Ok(parent) = fs::File::open(directory.join(name)) {
-        let _ = dhow_sys::btrfs::destroy(&parent, c"fs");
+    let parent = fs::File::open(directory.join(name)).ok();
+    // A subvolume at once.
+    if let Some(parent) = &parent {
+        let _ = dhow_sys::btrfs::destroy(parent, c"fs");
     }
-    dhow_sys::root::remove_tree(root.as_fd(), Path::new(name)).context(|| format!("remove {}/{name}", directory.display()))
+    let remove = || dhow_sys::root::remove_tree(root.as_fd(), Path::new(name));
+    let removed = remove().or_else(|error| match parent.filter(|parent| dhow_sys::btrfs::is_btrfs(parent).unwrap_or(false)) {
+        // A container may have made subvolumes in it, and such that nothing can be removed from.
+        Some(parent) => dhow_sys::btrfs::destroy_below(&parent.into()).and_then(|()| remove()),
+        None => Err(error),
+    });
+    removed.context(|| format!("remove {}/{name}", directory.display()))
 }
 
 /// An unpacked layer without a place; what has none in the end is removed.

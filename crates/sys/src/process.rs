@@ -227,6 +227,20 @@ pub fn small_heap() {
     }
 }
 
+/// Where programs of the system are looked for, whatever the environment says.
+pub const PROGRAMS: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The path of a program of the system.
+///
+/// # Errors
+/// It is nowhere in [`PROGRAMS`].
+pub fn find_program(name: &str) -> std::io::Result<std::path::PathBuf> {
+    let found = PROGRAMS.split(':').map(|directory| std::path::Path::new(directory).join(name)).find(|path| path.is_file());
+    found.ok_or_else(|| {
+        std::io::Error::new(std::io::ErrorKind::NotFound, format!("the program {name} is not in {PROGRAMS}: install it"))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

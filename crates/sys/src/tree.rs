@@ -48,13 +48,17 @@ pub enum Entry<'a> {
 
 /// Tells by name and status what an entry is.
 pub fn entry<'a>(name: &'a [u8], stat: &Stat) -> Entry<'a> {
-    let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0;
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    let is_device = kind == FileType::CharacterDevice && stat.st_rdev == 0;
     match name.strip_prefix(WHITEOUT) {
         None if is_device => Entry::Whiteout(name),
         None => Entry::Content,
         // `.wh..wh..opq`, and what hides it.
         Some(rest) if rest.starts_with(WHITEOUT) || is_device => Entry::Mark,
-        Some(rest) => Entry::Whiteout(rest),
+        // Something that merely is called so.
+        Some(b"" | b"." | b"..") => Entry::Content,
+        Some(rest) if kind == FileType::RegularFile => Entry::Whiteout(rest),
+        Some(_) => Entry::Content,
     }
 }
 
@@ -179,6 +183,21 @@ pub fn copy_attributes(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
         match rustix::fs::fsetxattr(to, &*name, &value, XattrFlags::empty()) {
             Ok(()) | Err(Errno::NOTSUP) => {}
             Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// The same, and takes away what extended attributes the other has not.
+pub fn replace_attributes(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
+    copy_attributes(from, to)?;
+    let wanted = xattrs(from.as_fd())?;
+    for (name, _) in xattrs(to.as_fd())? {
+        if is_content(&name) && !wanted.iter().any(|(other, _)| *other == name) {
+            match rustix::fs::fremovexattr(to, &*name) {
+                Ok(()) | Err(Errno::NODATA | Errno::NOTSUP) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
     }
     Ok(())

@@ -344,9 +344,8 @@ impl Service {
         let level = self.flags.level(&settings, &file)?;
         parse_level(&level)?;
         engine.set_default_network(&settings.default_network).map_err(|error| Failure::new(error.to_string()))?;
-        self.log.set(&level)?;
-        engine.reload(settings);
-        Ok(())
+        engine.reload(settings).map_err(|error| Failure::new(error.to_string()))?;
+        self.log.set(&level)
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
-use dhow_oci::image::{DOCKER_MANIFEST, Descriptor, ImageConfig, OCI_INDEX, OCI_MANIFEST};
+use dhow_oci::image::{DOCKER_MANIFEST, Descriptor, OCI_INDEX, OCI_MANIFEST};
 use dhow_oci::{Digest, Reference};
 use dhow_registry::{Client, Credentials, Document, Fetched, Hosts, Mount, Session};
 use serde::{Deserialize, Serialize};
@@ -277,7 +277,12 @@ fn failed(name: &Reference) -> impl Fn(dhow_registry::Error) -> Failure + '_ {
     }
 }
 
-fn config_of(session: &mut Session<'_>, name: &Reference, config: &Descriptor) -> Result<ImageConfig> {
+/// What a config says of its image's platform.
+fn platform_of(session: &mut Session<'_>, name: &Reference, config: &Descriptor) -> Result<PlatformOf> {
+    const MOST: u64 = 8 << 20;
+    if config.size > MOST {
+        return Err(Failure::new(format!("{}: its config is larger than {MOST} bytes", name.familiar())));
+    }
     let mut bytes = Vec::new();
     let mut take = |piece: &[u8]| {
         bytes.extend_from_slice(piece);
@@ -332,13 +337,7 @@ impl Create {
             let Document::Manifest(manifest) = dhow_registry::parse(&fetched).map_err(failed(&name))? else {
                 return Err(Failure::new(format!("{} is a manifest list", name.familiar())));
             };
-            let of = config_of(&mut session, &name, &manifest.config)?.platform();
-            let platform = PlatformOf {
-                architecture: of.architecture,
-                os: of.os,
-                variant: of.variant.unwrap_or_default(),
-                ..PlatformOf::default()
-            };
+            let platform = platform_of(&mut session, &name, &manifest.config)?;
             found.push((Kept::new(&name.to_string(), &fetched, platform)?, name));
         }
         // Nothing is begun before all are known to be there.
@@ -510,7 +509,7 @@ fn at_registry(client: &Client, name: &Reference, verbose: bool) -> Result<Strin
         };
         let platform = match platform {
             Some(platform) => platform,
-            None => serde_json::to_value(config_of(&mut session, name, &manifest.config)?.platform())?,
+            None => serde_json::to_value(platform_of(&mut session, name, &manifest.config)?)?,
         };
         let key = if fetched.media_type == DOCKER_MANIFEST { "SchemaV2Manifest" } else { "OCIManifest" };
         let descriptor = format!(

@@ -36,7 +36,7 @@ impl StorageDriver for Overlay {
         Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map(drop)?)
     }
 
-    fn create(&self, store: &Store, id: &str, chain: &[Digest]) -> Result<Mountable> {
+    fn create(&self, store: &Store, _: &Path, id: &str, chain: &[Digest]) -> Result<Mountable> {
         create(Driver::Overlay2, store, id, chain)
     }
 
@@ -78,14 +78,10 @@ impl StorageDriver for Overlay {
 impl StorageDriver for FuseOverlayfs {
     fn probe(&self, _: &Path) -> io::Result<()> {
         fs::File::options().read(true).write(true).open("/dev/fuse")?;
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        match std::env::split_paths(&path).any(|directory| directory.join(Driver::FuseOverlayfs.name()).is_file()) {
-            true => Ok(()),
-            false => Err(io::Error::new(io::ErrorKind::NotFound, "the program fuse-overlayfs is not in PATH; install it")),
-        }
+        dhow_sys::process::find_program(Driver::FuseOverlayfs.name()).map(drop)
     }
 
-    fn create(&self, store: &Store, id: &str, chain: &[Digest]) -> Result<Mountable> {
+    fn create(&self, store: &Store, _: &Path, id: &str, chain: &[Digest]) -> Result<Mountable> {
         create(Driver::FuseOverlayfs, store, id, chain)
     }
 
@@ -170,18 +166,30 @@ fn open_upper(root: &Mountable) -> io::Result<OwnedFd> {
 }
 
 /// Bytes of all files below a directory, as dockerd counts them: those with several names once, of links their targets' names.
+/// Others may be at work in it; what cannot be read counts for nothing.
 pub fn disk_usage(path: &Path) -> u64 {
-    fn below(path: &Path, counted: &mut HashSet<(u64, u64)>) -> u64 {
-        let entries = fs::read_dir(path).into_iter().flatten().flatten();
-        let sizes = entries.map(|entry| match entry.metadata() {
-            Ok(stat) if stat.is_dir() => below(&entry.path(), counted),
-            Ok(stat) if stat.nlink() > 1 && !counted.insert((stat.dev(), stat.ino())) => 0,
-            Ok(stat) => stat.len(),
-            Err(_) => 0,
-        });
-        sizes.sum()
+    fn below(directory: &OwnedFd, depth: usize, counted: &mut HashSet<(u64, u64)>) -> u64 {
+        let Ok(names) = rustix::fs::Dir::read_from(directory) else { return 0 };
+        let mut bytes = 0;
+        for entry in names.flatten() {
+            let name = entry.file_name();
+            if name == c"." || name == c".." {
+                continue;
+            }
+            let Ok(stat) = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+            if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+                let is_counted = stat.st_nlink > 1 && !counted.insert((stat.st_dev, stat.st_ino));
+                bytes += if is_counted { 0 } else { u64::try_from(stat.st_size).unwrap_or(0) };
+            } else if depth < tree::DEEPEST
+                && let Ok(child) = tree::open_directory(directory, name)
+            {
+                bytes += below(&child, depth + 1, counted);
+            }
+        }
+        bytes
     }
-    below(path, &mut HashSet::new())
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).map_or(0, |directory| below(&directory, 0, &mut HashSet::new()))
 }
 
 /// What the writable layer says; of a deleted directory only the directory.

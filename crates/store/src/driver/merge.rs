@@ -7,14 +7,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use dhow_sys::root::remove_tree;
-use dhow_sys::tree::{self, Copier, Entry, copy_attributes, open_directory, set_times};
+use dhow_sys::tree::{self, Copier, Entry, open_directory, replace_attributes, set_times};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, Stat};
 use rustix::io::Errno;
 
 /// Puts a layer, in overlayfs's form, over a tree. `copier` is of that tree and that layer.
 pub(super) fn merge(copier: &mut Copier<'_>, layer: &OwnedFd, target: &OwnedFd) -> io::Result<()> {
     directory(copier, layer, target, Path::new(""))?;
-    copy_attributes(layer, target)?;
+    replace_attributes(layer, target)?;
     set_times(target, &rustix::fs::fstat(layer)?)
 }
 
@@ -66,7 +66,7 @@ fn place(
     }
     let to = open_directory(target, name)?;
     directory(copier, &from, &to, &here)?;
-    copy_attributes(&from, &to)?;
+    replace_attributes(&from, &to)?;
     set_times(&to, stat)
 }
 

@@ -12,14 +12,14 @@ use std::path::{Path, PathBuf};
 
 use dhow_oci::Digest;
 use dhow_sys::btrfs;
-use dhow_sys::root::Root;
 use dhow_sys::tree::{self, Content, Copier, copy_attributes, set_times};
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, Stat};
 
 use super::merge::merge;
 use super::{Change, ChangeKind, Driver, ImageFiles, Mountable, StorageDriver, about, finish};
-use crate::layer::{INIT, TEMPORARY, Tree, claim};
-use crate::{Context, Packer, Result, Store, sync_file_system};
+use crate::fetch::is_at;
+use crate::layer::{INIT, TEMPORARY, Tree, claim, remove_below};
+use crate::{Context, Packer, Result, Store, StoreError, sync_file_system};
 
 pub(super) struct Vfs;
 pub(super) struct Btrfs;
@@ -33,11 +33,10 @@ impl StorageDriver for Vfs {
         Ok(())
     }
 
-    fn create(&self, store: &Store, id: &str, chain: &[Digest]) -> Result<Mountable> {
-        let image = image_tree(store, chain, Driver::Vfs, Tree::Root)?;
-        let directory = store.paths.layers().join(id);
+    fn create(&self, store: &Store, directory: &Path, id: &str, chain: &[Digest]) -> Result<Mountable> {
+        let image = image_tree(store, chain, Tree::Root)?;
         let copied = || -> io::Result<()> {
-            let (from, parent) = (open(&image)?, open(&directory)?);
+            let (from, parent) = (open(&image.path)?, open(directory)?);
             rustix::fs::mkdirat(&parent, TREE, Mode::RWXU)?;
             let to = tree::open_directory(&parent, TREE)?;
             Copier::new(to.as_fd(), Content::Own).below(&from, &to, Path::new(""))?;
@@ -46,7 +45,7 @@ impl StorageDriver for Vfs {
             fs::write(directory.join(MADE), "")
         };
         copied().context(|| format!("copy the image's files to {}", directory.display()))?;
-        sync_file_system(&directory)?;
+        sync_file_system(directory)?;
         Ok(mountable(Driver::Vfs, store, id))
     }
 
@@ -63,7 +62,7 @@ impl StorageDriver for Vfs {
     }
 
     fn image(&self, store: &Store, chain: &[Digest]) -> Result<ImageFiles> {
-        Ok(ImageFiles::Tree(image_tree(store, chain, Driver::Vfs, Tree::Image)?))
+        Ok(ImageFiles::Tree(image_tree(store, chain, Tree::Image)?.path))
     }
 
     fn has_limits(&self) -> bool {
@@ -87,11 +86,10 @@ impl StorageDriver for Btrfs {
         }
     }
 
-    fn create(&self, store: &Store, id: &str, chain: &[Digest]) -> Result<Mountable> {
-        let image = image_tree(store, chain, Driver::Btrfs, Tree::Root)?;
-        let directory = store.paths.layers().join(id);
-        let taken = || -> io::Result<()> { btrfs::snapshot(open(&directory)?, TREE, open(&image)?) };
-        taken().context(|| format!("take a snapshot of {}", image.display()))?;
+    fn create(&self, store: &Store, directory: &Path, id: &str, chain: &[Digest]) -> Result<Mountable> {
+        let image = image_tree(store, chain, Tree::Subvolume)?;
+        let taken = || snapshot(&open(directory)?, &open(&image.path)?);
+        taken().context(|| format!("take a snapshot of {}", image.path.display()))?;
         Ok(mountable(Driver::Btrfs, store, id))
     }
 
@@ -108,7 +106,7 @@ impl StorageDriver for Btrfs {
     }
 
     fn image(&self, store: &Store, chain: &[Digest]) -> Result<ImageFiles> {
-        Ok(ImageFiles::Tree(image_tree(store, chain, Driver::Btrfs, Tree::Image)?))
+        Ok(ImageFiles::Tree(image_tree(store, chain, Tree::Image)?.path))
     }
 
     fn has_limits(&self) -> bool {
@@ -133,34 +131,69 @@ fn open(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// A tree of an image's files, made if there is none yet.
-fn image_tree(store: &Store, chain: &[Digest], driver: Driver, kind: Tree) -> Result<PathBuf> {
+/// The tree of a container in a directory, as a snapshot.
+///
+/// # Errors
+/// What it is to be of is no subvolume: the kernel would take the one that it lies in, with all else there (before Linux 6.7).
+fn snapshot(directory: &OwnedFd, of: &OwnedFd) -> io::Result<()> {
+    match btrfs::is_subvolume(of)? {
+        true => btrfs::snapshot(directory, TREE, of),
+        false => Err(io::Error::other("it is no subvolume")),
+    }
+}
+
+/// A tree of an image's files. Nobody removes it as long as this is held.
+struct ImageTree {
+    path: PathBuf,
+    _lock: fs::File,
+}
+
+impl ImageTree {
+    /// `None` if there is none yet.
+    fn open(layers: &Path, kind: Tree, top: Option<&Digest>) -> Result<Option<ImageTree>> {
+        let directory = layers.join(kind.directory_name(top));
+        let Ok(lock) = fs::File::open(&directory) else { return Ok(None) };
+        rustix::fs::flock(&lock, FlockOperation::LockShared).context(|| format!("lock {}", directory.display()))?;
+        let path = directory.join("fs");
+        Ok((is_at(&lock, &directory) && path.is_dir()).then_some(ImageTree { path, _lock: lock }))
+    }
+}
+
+/// The tree of an image, made if there is none yet.
+fn image_tree(store: &Store, chain: &[Digest], kind: Tree) -> Result<ImageTree> {
     let layers = store.paths.layers();
-    let path = |chain: &[Digest]| layers.join(kind.directory_name(chain.last())).join("fs");
-    let wanted = path(chain);
-    if wanted.is_dir() {
-        return Ok(wanted);
+    if let Some(known) = ImageTree::open(&layers, kind, chain.last())? {
+        return Ok(known);
     }
     store.ensure_init_layer()?;
+    let gone = || StoreError::Archive("the image was removed meanwhile; try again".to_owned());
+    // None of them goes while it is read.
+    let held = chain.iter().map(|id| store.hold_layer(id)?.ok_or_else(gone)).collect::<Result<Vec<_>>>()?;
     // What another image has the beginning of is begun with.
-    let begun = (1..chain.len()).rev().find(|length| path(&chain[..*length]).is_dir()).unwrap_or(0);
-    let known = (begun > 0).then(|| path(&chain[..begun]));
-    let (temporary, _lock) = claim(&layers, TEMPORARY)?;
+    let mut known = None;
+    let mut begun = 0;
+    for length in (1..chain.len()).rev() {
+        if let Some(tree) = ImageTree::open(&layers, kind, chain[..length].last())? {
+            (known, begun) = (Some(tree), length);
+            break;
+        }
+    }
+    let (temporary, lock) = claim(&layers, TEMPORARY)?;
     let made = || -> io::Result<()> {
         let parent = open(&temporary)?;
-        match (driver, &known) {
-            (Driver::Btrfs, Some(known)) if btrfs::snapshot(&parent, TREE, open(known)?).is_ok() => {}
-            (Driver::Btrfs, _) => btrfs::create(&parent, TREE)?,
+        let from = known.as_ref().map(|known| open(&known.path)).transpose()?;
+        match (kind, &from) {
+            (Tree::Subvolume, Some(from)) => snapshot(&parent, from)?,
+            (Tree::Subvolume, None) => btrfs::create(&parent, TREE)?,
             _ => rustix::fs::mkdirat(&parent, TREE, Mode::RWXU)?,
         }
         let target = tree::open_directory(&parent, TREE)?;
-        let is_empty = fs::read_dir(temporary.join("fs"))?.next().is_none();
-        if let Some(known) = known.as_ref().filter(|_| is_empty) {
-            Copier::new(target.as_fd(), Content::Linked).below(&open(known)?, &target, Path::new(""))?;
+        if let Some(from) = from.filter(|_| kind != Tree::Subvolume) {
+            Copier::new(target.as_fd(), Content::Linked).below(&from, &target, Path::new(""))?;
         }
         let image = store.directories(&chain[begun..]);
         let mount_points = layers.join(INIT).join("fs");
-        for layer in image.iter().rev().chain((kind == Tree::Root).then_some(&mount_points)) {
+        for layer in image.iter().rev().chain((kind != Tree::Image).then_some(&mount_points)) {
             merge(&mut Copier::new(target.as_fd(), Content::Linked), &open(layer)?, &target)?;
         }
         // The root's own owner and mode are the image's, as the mount points' layer says nothing of them.
@@ -168,28 +201,36 @@ fn image_tree(store: &Store, chain: &[Digest], driver: Driver, kind: Tree) -> Re
     };
     let made = made().context(|| "make one tree of the image's layers".to_owned()).and_then(|()| {
         sync_file_system(&temporary)?;
+        // Who has removed it could not see this.
+        if let Some(top) = chain.last().filter(|_| !held.is_empty())
+            && store.layer(top)?.is_none()
+        {
+            return Err(gone());
+        }
         let place = layers.join(kind.directory_name(chain.last()));
         match fs::rename(&temporary, &place) {
             // Another process was faster.
-            Err(_) if wanted.is_dir() => Ok(()),
+            Err(_) if place.is_dir() => Ok(()),
             other => other.context(|| format!("place {}", place.display())),
         }
     });
     if temporary.exists() {
-        let _ = crate::layer::remove_below(&layers, &temporary.file_name().unwrap_or_default().to_string_lossy());
+        let _ = remove_below(&layers, &temporary.file_name().unwrap_or_default().to_string_lossy());
     }
-    made.map(|()| wanted)
+    drop(lock);
+    made.and_then(|()| ImageTree::open(&layers, kind, chain.last())?.ok_or_else(gone))
 }
 
 fn changes(store: &Store, root: &Mountable, chain: &[Digest]) -> Result<Vec<Change>> {
-    let image = image_tree(store, chain, root.driver, Tree::Root)?;
+    let kind = if root.driver == Driver::Btrfs { Tree::Subvolume } else { Tree::Root };
+    let image = image_tree(store, chain, kind)?;
     let compared = || -> io::Result<Vec<Change>> {
         let own = root.directory.join(&root.upper);
         // Without it all that differs in anything is looked into.
         let made = own.parent().and_then(|directory| fs::metadata(directory.join(MADE)).ok());
         let made = made.map_or((i64::MIN, 0), |made| (made.ctime(), made.ctime_nsec()));
         let mut comparison = Comparison { counted: HashSet::new(), made, changes: Vec::new() };
-        comparison.directories(&open(&image)?, &open(&own)?, Path::new(""))?;
+        comparison.directories(&open(&image.path)?, &open(&own)?, Path::new(""))?;
         Ok(comparison.changes)
     };
     compared().context(about(root))
@@ -366,12 +407,11 @@ fn pack(store: &Store, root: &Mountable, chain: &[Digest], out: &mut dyn Write) 
     let changes = changes(store, root, chain)?;
     let own = root.directory.join(&root.upper);
     let packed = || -> io::Result<()> {
-        let root = Root::open_path(&own)?;
+        let root = open(&own)?;
         let mut packer = Packer::of_layer(out);
         for change in changes {
             // Through no link that the container has put there since.
-            let parent = change.path.parent().unwrap_or(Path::new(""));
-            let Ok(parent) = root.handle_nofollow(parent) else { continue };
+            let Some(parent) = parent_of(&root, &change.path)? else { continue };
             let Some(name) = change.path.file_name() else { continue };
             let shown = change.path.as_os_str().as_bytes();
             match change.kind {
@@ -382,4 +422,15 @@ fn pack(store: &Store, root: &Mountable, chain: &[Digest], out: &mut dyn Write) 
         finish(packer)
     };
     packed().context(|| format!("pack what has changed in {}", own.display()))
+}
+
+/// The directory that a path is in, below an open one; `None` for what is not there any more.
+fn parent_of(root: &OwnedFd, path: &Path) -> io::Result<Option<OwnedFd>> {
+    let mut directory = root.try_clone()?;
+    for name in path.parent().into_iter().flat_map(Path::components) {
+        let name = CString::new(name.as_os_str().as_bytes())?;
+        let Some(next) = open_at(&directory, &name)? else { return Ok(None) };
+        directory = next;
+    }
+    Ok(Some(directory))
 }
