@@ -52,10 +52,10 @@ impl Driver {
 
     fn implementation(self) -> &'static dyn StorageDriver {
         match self {
-            Driver::Overlay2 => &layered::Overlay,
-            Driver::Vfs => &trees::Vfs,
-            Driver::Btrfs => &trees::Btrfs,
-            Driver::FuseOverlayfs => &layered::FuseOverlayfs,
+            Driver::Overlay2 => &layered::Layered::Kernel,
+            Driver::Vfs => &trees::Trees::Copies,
+            Driver::Btrfs => &trees::Trees::Snapshots,
+            Driver::FuseOverlayfs => &layered::Layered::Program,
         }
     }
 }

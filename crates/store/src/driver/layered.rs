@@ -18,26 +18,30 @@ use super::{Change, ChangeKind, Driver, ImageFiles, Mountable, StorageDriver, ab
 use crate::layer::{INIT, directory_name};
 use crate::{Context, Packer, Result, Store};
 
-pub(super) struct Overlay;
-pub(super) struct FuseOverlayfs;
+/// Who shows the layers as one tree.
+pub(super) enum Layered {
+    /// The kernel's overlayfs.
+    Kernel,
+    /// The program fuse-overlayfs.
+    Program,
+}
 
-impl StorageDriver for Overlay {
+impl StorageDriver for Layered {
     fn probe(&self, directory: &Path) -> io::Result<()> {
-        for name in ["lower", "upper", "work"] {
-            fs::create_dir(directory.join(name))?;
+        match self {
+            Layered::Kernel => probe_overlay(directory),
+            Layered::Program => {
+                fs::File::options().read(true).write(true).open("/dev/fuse")?;
+                dhow_sys::process::find_program(Driver::FuseOverlayfs.name()).map(drop)
+            }
         }
-        let upper = fs::File::open(directory.join("upper"))?;
-        rustix::fs::mknodat(&upper, "mark", FileType::CharacterDevice, Mode::empty(), 0)?;
-        let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        for name in ["lower", "upper", "work"] {
-            fsconfig_set_string(&context, format!("{name}dir"), directory.join(name))?;
-        }
-        fsconfig_create(&context)?;
-        Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map(drop)?)
     }
 
     fn create(&self, store: &Store, _: &Path, id: &str, chain: &[Digest]) -> Result<Mountable> {
-        create(Driver::Overlay2, store, id, chain)
+        match self {
+            Layered::Kernel => create(Driver::Overlay2, store, id, chain),
+            Layered::Program => create(Driver::FuseOverlayfs, store, id, chain),
+        }
     }
 
     fn changes(&self, _: &Store, root: &Mountable, _: &[Digest]) -> Result<Vec<Change>> {
@@ -49,11 +53,17 @@ impl StorageDriver for Overlay {
     }
 
     fn pack(&self, _: &Store, root: &Mountable, _: &[Digest], out: &mut dyn Write) -> Result<()> {
-        pack(root, out)
+        let mut packer = Packer::of_layer(out);
+        let packed = open_upper(root).and_then(|upper| packer.below(&upper, b"")).and_then(|()| finish(packer));
+        packed.context(|| format!("pack {}", root.directory.join(&root.upper).display()))
     }
 
     fn image(&self, store: &Store, chain: &[Digest]) -> Result<ImageFiles> {
-        Ok(ImageFiles::Layers(store.directories(chain)))
+        match self {
+            Layered::Kernel => Ok(ImageFiles::Layers(store.directories(chain))),
+            // The program shows nothing without a writable layer.
+            Layered::Program => super::trees::Trees::Copies.image(store, chain),
+        }
     }
 
     fn has_limits(&self) -> bool {
@@ -61,58 +71,42 @@ impl StorageDriver for Overlay {
     }
 
     fn details(&self, root: &Mountable) -> Option<BTreeMap<String, String>> {
-        Some(details(root))
+        let path = |name: &str| root.directory.join(name).to_string_lossy().into_owned();
+        Some(BTreeMap::from([
+            ("MergedDir".to_owned(), path(&root.upper.replace("/fs", "/merged"))),
+            ("LowerDir".to_owned(), root.lower.iter().map(|name| path(name)).collect::<Vec<_>>().join(":")),
+            ("UpperDir".to_owned(), path(&root.upper)),
+            ("WorkDir".to_owned(), path(&root.work)),
+        ]))
     }
 
     fn status(&self, backing_file_system: &str) -> Vec<(&'static str, String)> {
-        vec![
-            ("Backing Filesystem", backing_file_system.to_owned()),
-            ("Supports d_type", "true".to_owned()),
-            ("Using metacopy", "false".to_owned()),
-            ("Native Overlay Diff", "true".to_owned()),
-            ("userxattr", "false".to_owned()),
-        ]
+        match self {
+            Layered::Kernel => vec![
+                ("Backing Filesystem", backing_file_system.to_owned()),
+                ("Supports d_type", "true".to_owned()),
+                ("Using metacopy", "false".to_owned()),
+                ("Native Overlay Diff", "true".to_owned()),
+                ("userxattr", "false".to_owned()),
+            ],
+            Layered::Program => Vec::new(),
+        }
     }
 }
 
-impl StorageDriver for FuseOverlayfs {
-    fn probe(&self, _: &Path) -> io::Result<()> {
-        fs::File::options().read(true).write(true).open("/dev/fuse")?;
-        dhow_sys::process::find_program(Driver::FuseOverlayfs.name()).map(drop)
+/// Whether there can be an overlay over this directory, and with marks of what is deleted.
+fn probe_overlay(directory: &Path) -> io::Result<()> {
+    for name in ["lower", "upper", "work"] {
+        fs::create_dir(directory.join(name))?;
     }
-
-    fn create(&self, store: &Store, _: &Path, id: &str, chain: &[Digest]) -> Result<Mountable> {
-        create(Driver::FuseOverlayfs, store, id, chain)
+    let upper = fs::File::open(directory.join("upper"))?;
+    rustix::fs::mknodat(&upper, "mark", FileType::CharacterDevice, Mode::empty(), 0)?;
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for name in ["lower", "upper", "work"] {
+        fsconfig_set_string(&context, format!("{name}dir"), directory.join(name))?;
     }
-
-    fn changes(&self, _: &Store, root: &Mountable, _: &[Digest]) -> Result<Vec<Change>> {
-        changes(root)
-    }
-
-    fn size(&self, _: &Store, root: &Mountable, _: &[Digest]) -> Result<u64> {
-        Ok(disk_usage(&root.directory.join(&root.upper)))
-    }
-
-    fn pack(&self, _: &Store, root: &Mountable, _: &[Digest], out: &mut dyn Write) -> Result<()> {
-        pack(root, out)
-    }
-
-    /// The program shows nothing without a writable layer.
-    fn image(&self, store: &Store, chain: &[Digest]) -> Result<ImageFiles> {
-        super::trees::Vfs.image(store, chain)
-    }
-
-    fn has_limits(&self) -> bool {
-        true
-    }
-
-    fn details(&self, root: &Mountable) -> Option<BTreeMap<String, String>> {
-        Some(details(root))
-    }
-
-    fn status(&self, _: &str) -> Vec<(&'static str, String)> {
-        Vec::new()
-    }
+    fsconfig_create(&context)?;
+    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map(drop)?)
 }
 
 fn create(driver: Driver, store: &Store, id: &str, chain: &[Digest]) -> Result<Mountable> {
@@ -142,22 +136,6 @@ fn create(driver: Driver, store: &Store, id: &str, chain: &[Digest]) -> Result<M
     }
     fs::DirBuilder::new().mode(0o700).create(layers.join(&root.work)).context(|| "create the work directory".to_owned())?;
     Ok(root)
-}
-
-fn details(root: &Mountable) -> BTreeMap<String, String> {
-    let path = |name: &str| root.directory.join(name).to_string_lossy().into_owned();
-    BTreeMap::from([
-        ("MergedDir".to_owned(), path(&root.upper.replace("/fs", "/merged"))),
-        ("LowerDir".to_owned(), root.lower.iter().map(|name| path(name)).collect::<Vec<_>>().join(":")),
-        ("UpperDir".to_owned(), path(&root.upper)),
-        ("WorkDir".to_owned(), path(&root.work)),
-    ])
-}
-
-fn pack(root: &Mountable, out: &mut dyn Write) -> Result<()> {
-    let mut packer = Packer::of_layer(out);
-    let packed = open_upper(root).and_then(|upper| packer.below(&upper, b"")).and_then(|()| finish(packer));
-    packed.context(|| format!("pack {}", root.directory.join(&root.upper).display()))
 }
 
 fn open_upper(root: &Mountable) -> io::Result<OwnedFd> {

@@ -21,88 +21,53 @@ use crate::fetch::is_at;
 use crate::layer::{INIT, TEMPORARY, Tree, claim, remove_below};
 use crate::{Context, Packer, Result, Store, StoreError, sync_file_system};
 
-pub(super) struct Vfs;
-pub(super) struct Btrfs;
+/// How a container gets its copy of an image's tree.
+pub(super) enum Trees {
+    /// File by file.
+    Copies,
+    /// As a snapshot of btrfs.
+    Snapshots,
+}
 
 const TREE: &CStr = c"fs";
 /// A file beside a container's tree, as old as that: what was changed later may be the container's doing.
 const MADE: &str = "made";
 
-impl StorageDriver for Vfs {
-    fn probe(&self, _: &Path) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn create(&self, store: &Store, directory: &Path, id: &str, chain: &[Digest]) -> Result<Mountable> {
-        let image = image_tree(store, chain, Tree::Root)?;
-        let copied = || -> io::Result<()> {
-            let (from, parent) = (open(&image.path)?, open(directory)?);
-            rustix::fs::mkdirat(&parent, TREE, Mode::RWXU)?;
-            let to = tree::open_directory(&parent, TREE)?;
-            Copier::new(to.as_fd(), Content::Own).below(&from, &to, Path::new(""))?;
-            copy_attributes(&from, &to)?;
-            set_times(&to, &rustix::fs::fstat(&from)?)?;
-            fs::write(directory.join(MADE), "")
-        };
-        copied().context(|| format!("copy the image's files to {}", directory.display()))?;
-        sync_file_system(directory)?;
-        Ok(mountable(Driver::Vfs, store, id))
-    }
-
-    fn changes(&self, store: &Store, root: &Mountable, chain: &[Digest]) -> Result<Vec<Change>> {
-        changes(store, root, chain)
-    }
-
-    fn size(&self, store: &Store, root: &Mountable, chain: &[Digest]) -> Result<u64> {
-        Ok(changes(store, root, chain)?.iter().map(|change| change.size).sum())
-    }
-
-    fn pack(&self, store: &Store, root: &Mountable, chain: &[Digest], out: &mut dyn Write) -> Result<()> {
-        pack(store, root, chain, out)
-    }
-
-    fn image(&self, store: &Store, chain: &[Digest]) -> Result<ImageFiles> {
-        Ok(ImageFiles::Tree(image_tree(store, chain, Tree::Image)?.path))
-    }
-
-    fn has_limits(&self) -> bool {
-        true
-    }
-
-    fn details(&self, _: &Mountable) -> Option<BTreeMap<String, String>> {
-        None
-    }
-
-    fn status(&self, _: &str) -> Vec<(&'static str, String)> {
-        Vec::new()
-    }
-}
-
-impl StorageDriver for Btrfs {
+impl StorageDriver for Trees {
     fn probe(&self, directory: &Path) -> io::Result<()> {
-        match btrfs::is_btrfs(fs::File::open(directory)?)? {
-            true => Ok(()),
-            false => Err(io::Error::other("the data root is not on btrfs")),
+        match self {
+            Trees::Snapshots if !btrfs::is_btrfs(fs::File::open(directory)?)? => {
+                Err(io::Error::other("the data root is not on btrfs"))
+            }
+            _ => Ok(()),
         }
     }
 
     fn create(&self, store: &Store, directory: &Path, id: &str, chain: &[Digest]) -> Result<Mountable> {
-        let image = image_tree(store, chain, Tree::Subvolume)?;
-        let taken = || snapshot(&open(directory)?, &open(&image.path)?);
-        taken().context(|| format!("take a snapshot of {}", image.path.display()))?;
-        Ok(mountable(Driver::Btrfs, store, id))
+        match self {
+            Trees::Copies => copy(&image_tree(store, chain, Tree::Root)?, directory)?,
+            Trees::Snapshots => {
+                let image = image_tree(store, chain, Tree::Subvolume)?;
+                let taken = || snapshot(&open(directory)?, &open(&image.path)?);
+                taken().context(|| format!("take a snapshot of {}", image.path.display()))?;
+            }
+        }
+        let driver = if matches!(self, Trees::Copies) { Driver::Vfs } else { Driver::Btrfs };
+        let upper = format!("{id}/fs");
+        Ok(Mountable { driver, directory: store.paths.layers(), lower: Vec::new(), upper, work: String::new() })
     }
 
     fn changes(&self, store: &Store, root: &Mountable, chain: &[Digest]) -> Result<Vec<Change>> {
-        changes(store, root, chain)
+        let kind = if matches!(self, Trees::Copies) { Tree::Root } else { Tree::Subvolume };
+        changes(&image_tree(store, chain, kind)?, root)
     }
 
     fn size(&self, store: &Store, root: &Mountable, chain: &[Digest]) -> Result<u64> {
-        Ok(changes(store, root, chain)?.iter().map(|change| change.size).sum())
+        Ok(self.changes(store, root, chain)?.iter().map(|change| change.size).sum())
     }
 
     fn pack(&self, store: &Store, root: &Mountable, chain: &[Digest], out: &mut dyn Write) -> Result<()> {
-        pack(store, root, chain, out)
+        pack(self.changes(store, root, chain)?, root, out)
     }
 
     fn image(&self, store: &Store, chain: &[Digest]) -> Result<ImageFiles> {
@@ -110,7 +75,7 @@ impl StorageDriver for Btrfs {
     }
 
     fn has_limits(&self) -> bool {
-        false
+        matches!(self, Trees::Copies)
     }
 
     fn details(&self, _: &Mountable) -> Option<BTreeMap<String, String>> {
@@ -118,13 +83,26 @@ impl StorageDriver for Btrfs {
     }
 
     fn status(&self, _: &str) -> Vec<(&'static str, String)> {
-        vec![("Btrfs", String::new())]
+        match self {
+            Trees::Copies => Vec::new(),
+            Trees::Snapshots => vec![("Btrfs", String::new())],
+        }
     }
 }
 
-fn mountable(driver: Driver, store: &Store, id: &str) -> Mountable {
-    let upper = format!("{id}/fs");
-    Mountable { driver, directory: store.paths.layers(), lower: Vec::new(), upper, work: String::new() }
+/// Copies an image's tree for a container into its directory.
+fn copy(image: &ImageTree, directory: &Path) -> Result<()> {
+    let copied = || -> io::Result<()> {
+        let (from, parent) = (open(&image.path)?, open(directory)?);
+        rustix::fs::mkdirat(&parent, TREE, Mode::RWXU)?;
+        let to = tree::open_directory(&parent, TREE)?;
+        Copier::new(to.as_fd(), Content::Own).below(&from, &to, Path::new(""))?;
+        copy_attributes(&from, &to)?;
+        set_times(&to, &rustix::fs::fstat(&from)?)?;
+        fs::write(directory.join(MADE), "")
+    };
+    copied().context(|| format!("copy the image's files to {}", directory.display()))?;
+    sync_file_system(directory)
 }
 
 fn open(path: &Path) -> io::Result<OwnedFd> {
@@ -221,9 +199,7 @@ fn image_tree(store: &Store, chain: &[Digest], kind: Tree) -> Result<ImageTree> 
     made.and_then(|()| ImageTree::open(&layers, kind, chain.last())?.ok_or_else(gone))
 }
 
-fn changes(store: &Store, root: &Mountable, chain: &[Digest]) -> Result<Vec<Change>> {
-    let kind = if root.driver == Driver::Btrfs { Tree::Subvolume } else { Tree::Root };
-    let image = image_tree(store, chain, kind)?;
+fn changes(image: &ImageTree, root: &Mountable) -> Result<Vec<Change>> {
     let compared = || -> io::Result<Vec<Change>> {
         let own = root.directory.join(&root.upper);
         // Without it all that differs in anything is looked into.
@@ -403,8 +379,7 @@ fn open_at(parent: &OwnedFd, name: &CStr) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-fn pack(store: &Store, root: &Mountable, chain: &[Digest], out: &mut dyn Write) -> Result<()> {
-    let changes = changes(store, root, chain)?;
+fn pack(changes: Vec<Change>, root: &Mountable, out: &mut dyn Write) -> Result<()> {
     let own = root.directory.join(&root.upper);
     let packed = || -> io::Result<()> {
         let root = open(&own)?;
