@@ -8,7 +8,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("oci", &[]),
     ("testkit", &["sys"]),
     ("xtask", &[]),
-    ("api", &[]),
+    ("api", &["oci"]),
     ("runtime", &["sys", "oci"]),
     ("network", &["sys"]),
     ("store", &["sys", "oci"]),
