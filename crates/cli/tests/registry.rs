@@ -458,7 +458,9 @@ fn blobs_may_be_in_a_bucket() {
     assert!(owner(&data, &["gc", "--config", file.to_str().unwrap()]).starts_with("Removed 2 blobs, 1 repositories"));
     assert_eq!(bucket.keys(), Vec::<String>::new());
 
-    // A store that has gone is nobody's blob that is missing.
+    // A store that has gone is nobody's blob that is missing. What nobody refers to stays for a while now.
+    settings["gc-grace"] = json!("1h");
+    std::fs::write(&file, settings.to_string()).unwrap();
     registry = Served::start(BINARY, &data, &["--config", file.to_str().unwrap()]);
     put_blob(&registry, "app", &small);
     drop(bucket);
