@@ -26,8 +26,10 @@ impl Browser {
     /// # Panics
     /// There is one, and it does not start.
     pub fn start() -> Option<Browser> {
+        // What the browser leaves in its temporary directory goes with this one.
+        let profile = tempfile::Builder::new().prefix("dhow-test-").tempdir().expect("a directory can be made");
         let mut command = Command::new("chromedriver");
-        let driver = command.arg("--port=0").stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        let driver = command.arg("--port=0").env("TMPDIR", profile.path()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
         let Ok(mut driver) = driver else {
             crate::not_run("it needs chromium and its driver: apt-get install chromium chromium-driver");
             return None;
@@ -36,7 +38,6 @@ impl Browser {
         let port = lines.find_map(|line| line.split_once("successfully on port ")?.1.trim_end_matches('.').parse::<u16>().ok());
         let address = SocketAddr::from(([127, 0, 0, 1], port.expect("the driver says its port")));
         std::thread::spawn(move || lines.for_each(drop));
-        let profile = tempfile::Builder::new().prefix("dhow-test-").tempdir().expect("a directory can be made");
         let mut args = vec![format!("--user-data-dir={}", profile.path().display())];
         // As root there is no sandbox, and nothing beyond this host is to be asked.
         let fixed = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking \
