@@ -17,6 +17,7 @@ use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{channel, sync_channel};
 
 use dhow_oci::{Digest, Hasher};
 use dhow_sys::root::Root;
@@ -36,6 +37,10 @@ const PIECE: usize = 64 * 1024;
 /// Of a path, which came in a PAX record.
 const MAX_PATH: usize = 1 << 20;
 const BUFFER: usize = 128 * 1024;
+/// Bytes of a tar from which on a thread hashes it, and how they are handed to that.
+const WORTH_A_THREAD: u64 = 1 << 20;
+const BLOCK: usize = 512 * 1024;
+const BLOCKS: usize = 4;
 
 /// Takes down a tar while it is unpacked.
 pub(crate) struct Recording {
@@ -235,15 +240,47 @@ impl Store {
     /// # Errors
     /// How it looked is not known; the layer's files are not what they were: what was written then is not that tar.
     pub fn write_tar(&self, layer: &LayerRow, out: &mut dyn Write) -> Result<()> {
-        let what = || format!("read layer {}", layer.chain_id);
-        let mut hashed = Hashed { out, hasher: Hasher::by(layer.diff_id.algorithm()), error: None };
-        let written = self.write_records(&layer.chain_id, &mut hashed);
-        if let Some(error) = hashed.error {
-            return Err(StoreError::Out(error));
+        let mut hasher = Hasher::by(layer.diff_id.algorithm());
+        if self.tar_size(&layer.chain_id)? < WORTH_A_THREAD {
+            self.write_hashed(layer, out, &mut |bytes| hasher.update(bytes))?;
+            return is_its_own(layer, hasher.finish());
         }
-        written.context(what)?;
-        let found = hashed.hasher.finish();
-        if found == layer.diff_id { Ok(()) } else { Err(WrongDigest { what: "layer", expected: layer.diff_id, found }.into()) }
+        // Hashed beside the writing, which takes as long.
+        let (sender, blocks) = sync_channel::<Vec<u8>>(BLOCKS);
+        let (back, spare) = channel();
+        std::thread::scope(|scope| {
+            let hashing = scope.spawn(move || {
+                for mut block in blocks {
+                    hasher.update(&block);
+                    block.clear();
+                    // Nobody wants it back in the end.
+                    let _ = back.send(block);
+                }
+                hasher.finish()
+            });
+            let mut block = Vec::new();
+            let written = self.write_hashed(layer, out, &mut |bytes| {
+                block.extend_from_slice(bytes);
+                if block.len() >= BLOCK {
+                    // It takes all that comes.
+                    let _ = sender.send(std::mem::replace(&mut block, spare.try_recv().unwrap_or_default()));
+                }
+            });
+            let _ = sender.send(block);
+            drop(sender);
+            let found = hashing.join().map_err(|_| StoreError::Archive("hash a layer: a fault of dhow's".to_owned()))?;
+            written.and_then(|()| is_its_own(layer, found))
+        })
+    }
+
+    /// Writes the tar, and hands all of it to `hash`, too.
+    fn write_hashed(&self, layer: &LayerRow, out: &mut dyn Write, hash: &mut dyn FnMut(&[u8])) -> Result<()> {
+        let mut hashed = Hashed { out, hash, error: None };
+        let written = self.write_records(&layer.chain_id, &mut hashed);
+        match hashed.error {
+            Some(error) => Err(StoreError::Out(error)),
+            None => written.context(|| format!("read layer {}", layer.chain_id)),
+        }
     }
 
     fn write_records(&self, chain_id: &Digest, out: &mut dyn Write) -> io::Result<()> {
@@ -318,10 +355,14 @@ fn replaced(mut records: Records) -> io::Result<Vec<(usize, PathBuf)>> {
     Ok(found)
 }
 
-/// Hashes what goes by; an error of the one behind is told from one of the layer's.
+fn is_its_own(layer: &LayerRow, found: Digest) -> Result<()> {
+    if found == layer.diff_id { Ok(()) } else { Err(WrongDigest { what: "layer", expected: layer.diff_id, found }.into()) }
+}
+
+/// Has what goes by hashed; an error of the one behind is told from one of the layer's.
 struct Hashed<'a> {
     out: &'a mut dyn Write,
-    hasher: Hasher,
+    hash: &'a mut dyn FnMut(&[u8]),
     error: Option<io::Error>,
 }
 
@@ -332,7 +373,7 @@ impl Write for Hashed<'_> {
             self.error = Some(error);
             io::Error::from(kind)
         })?;
-        self.hasher.update(bytes);
+        (self.hash)(bytes);
         Ok(bytes.len())
     }
 
@@ -438,7 +479,7 @@ mod tests {
         std::os::unix::fs::symlink("/etc/passwd", &file).unwrap();
         assert!(store.write_tar(&row, &mut Vec::new()).is_err());
         std::fs::remove_file(file.parent().unwrap().with_file_name(FILE)).unwrap();
-        assert!(matches!(store.write_tar(&row, &mut Vec::new()), Err(StoreError::Io { .. })));
+        assert!(matches!(store.write_tar(&row, &mut Vec::new()), Err(StoreError::NoTar { .. })));
         assert!(matches!(store.tar_size(&row.chain_id), Err(StoreError::NoTar { .. })));
     }
 }
