@@ -357,6 +357,13 @@ fn shares_blocks(sandbox: &Sandbox, disk: &Disk, driver: &str) {
     ok(&["rmi", "big:1"]);
 }
 
+/// The suite with the data root on a file system of a kind.
+fn on_disk(kind: &str, driver: &str) {
+    let sandbox = sandboxed!();
+    let disk = Disk::new(&sandbox, kind);
+    suite(sandbox, Some(disk), driver);
+}
+
 #[test]
 fn overlay2() {
     suite(sandboxed!(), None, "overlay2");
@@ -374,37 +381,27 @@ fn fuse_overlayfs() {
 
 #[test]
 fn btrfs() {
-    let sandbox = sandboxed!();
-    let disk = Disk::new(&sandbox, "btrfs");
-    suite(sandbox, Some(disk), "btrfs");
+    on_disk("btrfs", "btrfs");
 }
 
 #[test]
 fn vfs_on_btrfs() {
-    let sandbox = sandboxed!();
-    let disk = Disk::new(&sandbox, "btrfs");
-    suite(sandbox, Some(disk), "vfs");
+    on_disk("btrfs", "vfs");
 }
 
 #[test]
 fn vfs_on_xfs() {
-    let sandbox = sandboxed!();
-    let disk = Disk::new(&sandbox, "xfs");
-    suite(sandbox, Some(disk), "vfs");
+    on_disk("xfs", "vfs");
 }
 
 #[test]
 fn overlay2_on_xfs() {
-    let sandbox = sandboxed!();
-    let disk = Disk::new(&sandbox, "xfs");
-    suite(sandbox, Some(disk), "overlay2");
+    on_disk("xfs", "overlay2");
 }
 
 #[test]
 fn overlay2_on_btrfs() {
-    let sandbox = sandboxed!();
-    let disk = Disk::new(&sandbox, "btrfs");
-    suite(sandbox, Some(disk), "overlay2");
+    on_disk("btrfs", "overlay2");
 }
 
 #[test]
@@ -412,6 +409,21 @@ fn fuse_overlayfs_on_an_overlay() {
     let sandbox = sandboxed!();
     let disk = Disk::overlay(&sandbox);
     suite(sandbox, Some(disk), "fuse-overlayfs");
+}
+
+/// Without the program a container has no files, and has them again when it is started anew.
+#[test]
+fn fuse_overlayfs_may_be_killed() {
+    let mut sandbox = sandboxed!();
+    sandbox.start_daemon_with(&["--storage-driver", "fuse-overlayfs"]);
+    let by = |args: &[&str]| sandbox.by("dhow", args);
+    let id = by(&["run", "-d", "--name", "victim", "busybox", "sleep", "1000"]).1.trim().to_owned();
+    assert_eq!(by(&["exec", "victim", "sh", "-c", "echo kept >/kept"]).0, 0);
+    must("pkill", &["-9", "-f", &format!("fuse-overlayfs.*{id}")]);
+    assert_ne!(by(&["exec", "victim", "cat", "/kept"]).0, 0);
+    assert_eq!(by(&["restart", "-t", "0", "victim"]).0, 0);
+    assert_eq!(by(&["exec", "victim", "cat", "/kept"]).1, "kept\n");
+    sandbox.finish();
 }
 
 /// A container stays what it is when others are made in another way, and goes whatever it has made of its files.

@@ -41,7 +41,7 @@ fn layers_and_volumes_hold_no_more_than_they_may_on_xfs() {
 }
 
 fn limits(kind: &str, options: &[&str], option: &str) {
-    let sandbox = sandboxed!();
+    let mut sandbox = sandboxed!();
     let (image, mount) = (sandbox.path("disk.img"), sandbox.path("mnt"));
     std::fs::File::create(&image).and_then(|file| file.set_len(512 << 20)).expect("a file can be made");
     let data = sandbox.data_root();
@@ -79,6 +79,13 @@ fn limits(kind: &str, options: &[&str], option: &str) {
     let seen = sandbox.ok(&["run", "--rm", "busybox", "sh", "-c", fill, "/root"]);
     assert!(seen.starts_with("40 "), "{seen}");
 
+    // Of a copy the image counts, too.
+    sandbox.start_daemon_with(&["--storage-driver", "vfs"]);
+    let run = [&["run", "--rm"][..], &small, &[fill, "/root"]].concat();
+    let (code, seen, why) = sandbox.by("dhow", &run);
+    let size = seen.lines().last().and_then(|line| line.split(' ').next()).and_then(|size| size.parse::<u32>().ok());
+    assert!(code == 0 && size.is_some_and(|size| (8..16).contains(&size)), "{seen}{why}");
+    sandbox.kill_daemon();
     sandbox.ok(&["rm", "-v", "limited"]);
     sandbox.ok(&["volume", "rm", "small"]);
     unmounted();

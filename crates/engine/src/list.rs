@@ -198,15 +198,19 @@ impl Engine {
 
     /// Bytes that a container wrote, and those with its image.
     pub fn sizes(&self, container: &Container) -> Result<(i64, i64)> {
-        let own = self.written(container);
-        let image = self.store.image(&container.image_id)?.map_or(0, |image| image.row.size);
+        let image = self.store.image(&container.image_id)?;
+        let (chain, image) = image.map_or_else(Default::default, |image| (image.chain, image.row.size));
+        let own = self.written_over(container, &chain);
         Ok((own as i64, (own + image) as i64))
     }
 
     /// Bytes that a container wrote; none where that cannot be told.
     pub(crate) fn written(&self, container: &Container) -> u64 {
-        let written = self.chain(container).and_then(|chain| Ok(self.store.written(&container.record.layer, &chain)?));
-        written.unwrap_or_else(|error| {
+        self.chain(container).map_or(0, |chain| self.written_over(container, &chain))
+    }
+
+    fn written_over(&self, container: &Container, chain: &[dhow_oci::Digest]) -> u64 {
+        self.store.written(&container.record.layer, chain).unwrap_or_else(|error| {
             tracing::warn!("size of container {}: {error}", container.id);
             0
         })

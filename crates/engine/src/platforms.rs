@@ -3,14 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
-use std::io;
 
 use dhow_oci::image::{Descriptor, Index, Manifest};
 use dhow_oci::{Digest, Reference};
 use dhow_registry::{Client, Document, Fetched, Session};
-use dhow_store::FetchError;
 
-use crate::pull::{DEPTH, Found, MAX_BLOB, Step, Told, cancelled, failed, of_blob, tell};
+use crate::pull::{DEPTH, Found, MAX_BLOB, Step, Told, bring, failed, not_fetched, of_blob, tell};
 use crate::registries::several;
 use crate::{Engine, Error, Result};
 
@@ -101,22 +99,8 @@ impl Engine {
     fn fetch_content(&self, session: &mut Session<'_>, name: &Reference, blob: &Descriptor, told: Told<'_>) -> Result<File> {
         self.make_room(blob.size, None)?;
         let is_wanted = || told(of_blob(blob, Step::Downloading(0, blob.size)));
-        let file = self.store.fetch_blob(blob, &is_wanted, |have, take| {
-            let mut here = have;
-            session.blob(name, blob, have, &mut |bytes: &[u8]| {
-                take(bytes)?;
-                here += bytes.len() as u64;
-                match told(of_blob(blob, Step::Downloading(here, blob.size))) {
-                    true => Ok(()),
-                    false => Err(io::ErrorKind::Interrupted.into()),
-                }
-            })
-        });
-        let file = file.map_err(|error| match error {
-            FetchError::Source(dhow_registry::Error::Stopped(error)) if error.kind() == io::ErrorKind::Interrupted => cancelled(),
-            FetchError::Source(error) => failed(name, &error),
-            FetchError::Store(error) => error.into(),
-        })?;
+        let file = self.store.fetch_blob(blob, &is_wanted, |have, take| bring(session, name, blob, have, take, told));
+        let file = file.map_err(|error| not_fetched(name, error))?;
         told(of_blob(blob, Step::Downloaded));
         told(of_blob(blob, Step::Complete));
         Ok(file)

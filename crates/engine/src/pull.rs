@@ -9,7 +9,7 @@ use dhow_oci::image::ImageConfig;
 use dhow_oci::image::{Descriptor, Index, Manifest};
 use dhow_oci::{Digest, Platform, Reference};
 use dhow_registry::{Client, Credentials, Document, Fetched, Session};
-use dhow_store::{FetchError, FetchedLayer, LayerRow, NewImage, Origin, StoreError, WantedLayer, WrongDigest};
+use dhow_store::{FetchError, FetchedLayer, LayerRow, NewImage, Origin, WantedLayer};
 
 use crate::platforms::Others;
 use crate::registries::several;
@@ -163,17 +163,7 @@ impl Engine {
             let kind = dhow_registry::clean(kind);
             return Err(Error::invalid(format!("{}: this is no image but an artifact: its config is {kind}", name.familiar())));
         }
-        if descriptor.size > MAX_CONFIG {
-            return Err(Error::invalid(format!("{}: its config is larger than {MAX_CONFIG} bytes", name.familiar())));
-        }
-        let mut bytes = Vec::new();
-        let mut take = |piece: &[u8]| {
-            bytes.extend_from_slice(piece);
-            Ok(())
-        };
-        session.blob(name, descriptor, 0, &mut take).map_err(|error| failed(name, &error))?;
-        let (expected, found) = (descriptor.digest, Digest::by(descriptor.digest.algorithm(), &bytes));
-        if found == expected { Ok(bytes) } else { Err(StoreError::from(WrongDigest { what: "config", expected, found }).into()) }
+        session.small_blob(name, descriptor, MAX_CONFIG).map_err(|error| failed(name, &error))
     }
 
     /// Fetches the layers that are not here, several at a time: all, from the bottom to the top.
@@ -229,27 +219,44 @@ impl Engine {
         let total = layer.blob.size;
         let is_wanted = || told(of_layer(layer, Step::Downloading(0, total)));
         let row = self.store.fetch_layer(layer, &is_wanted, |have, take| {
-            let mut here = have;
-            told(of_layer(layer, Step::Downloading(here, total)));
-            session.blob(name, &layer.blob, have, &mut |bytes: &[u8]| {
-                take(bytes)?;
-                here += bytes.len() as u64;
-                match told(of_layer(layer, Step::Downloading(here, total))) {
-                    true => Ok(()),
-                    false => Err(io::ErrorKind::Interrupted.into()),
-                }
-            })?;
+            bring(session, name, &layer.blob, have, take, told)?;
             told(of_layer(layer, Step::Downloaded));
             told(of_layer(layer, Step::Extracting(total)));
             Ok(())
         });
-        let row = row.map_err(|error| match error {
-            FetchError::Source(dhow_registry::Error::Stopped(error)) if error.kind() == io::ErrorKind::Interrupted => cancelled(),
-            FetchError::Source(error) => failed(name, &error),
-            FetchError::Store(error) => error.into(),
-        })?;
+        let row = row.map_err(|error| not_fetched(name, error))?;
         told(of_layer(layer, Step::Complete));
         Ok(row)
+    }
+}
+
+/// Hands on what of a blob is after its first `have` bytes, and tells of it.
+pub(crate) fn bring(
+    session: &mut Session<'_>,
+    name: &Reference,
+    blob: &Descriptor,
+    have: u64,
+    take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    told: Told<'_>,
+) -> dhow_registry::Result<()> {
+    let mut here = have;
+    told(of_blob(blob, Step::Downloading(here, blob.size)));
+    session.blob(name, blob, have, &mut |bytes: &[u8]| {
+        take(bytes)?;
+        here += bytes.len() as u64;
+        match told(of_blob(blob, Step::Downloading(here, blob.size))) {
+            true => Ok(()),
+            false => Err(io::ErrorKind::Interrupted.into()),
+        }
+    })
+}
+
+/// Why a blob did not come.
+pub(crate) fn not_fetched(name: &Reference, error: FetchError<dhow_registry::Error>) -> Error {
+    match error {
+        FetchError::Source(dhow_registry::Error::Stopped(error)) if error.kind() == io::ErrorKind::Interrupted => cancelled(),
+        FetchError::Source(error) => failed(name, &error),
+        FetchError::Store(error) => error.into(),
     }
 }
 

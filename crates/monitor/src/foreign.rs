@@ -27,7 +27,6 @@ const LOG: &str = "log.json";
 const CONSOLE: &str = "console.sock";
 const SIGKILL: i32 = 9;
 const NEW_MOUNT: u64 = 0x0002_0000;
-const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// One container, for the runtime that it is in.
 pub(crate) struct Foreign<'a> {
@@ -220,7 +219,7 @@ impl Foreign<'_> {
         let usual = ["--root", &keep, "--log", &log_text, "--log-format", "json"];
         let line: Vec<&str> = own.into_iter().chain(before).chain(usual).chain(args.iter().copied()).collect();
         let line = line.into_iter().map(CString::new).collect::<Result<Vec<_>, _>>().map_err(|error| failed(&error))?;
-        let environment = [CString::new(PATH).map_err(|error| failed(&error))?];
+        let environment = [CString::new(format!("PATH={}", dhow_sys::process::PROGRAMS)).map_err(|error| failed(&error))?];
         let child = clone3(&CloneArgs { flags: if tree.is_some() { NEW_MOUNT } else { 0 }, cgroup: None }, || {
             let become_it = || -> Result<std::convert::Infallible, String> {
                 let text = |error: &dyn std::fmt::Display| error.to_string();

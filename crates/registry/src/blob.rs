@@ -3,8 +3,8 @@
 use std::io;
 use std::time::Duration;
 
-use dhow_oci::Reference;
 use dhow_oci::image::Descriptor;
+use dhow_oci::{Digest, Reference};
 use http_body_util::BodyExt;
 use hyper::header::{CONTENT_RANGE, RANGE};
 use hyper::{Method, StatusCode};
@@ -42,6 +42,27 @@ impl Session<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A blob that is small enough to be held, such as a config.
+    ///
+    /// # Errors
+    /// As [`Session::blob`]; it is larger than `most` bytes, or another one.
+    pub fn small_blob(&mut self, name: &Reference, blob: &Descriptor, most: u64) -> Result<Vec<u8>> {
+        if blob.size > most {
+            return Err(Error::Protocol(format!("blob {} is larger than {most} bytes", blob.digest)));
+        }
+        let mut bytes = Vec::new();
+        let mut take = |piece: &[u8]| {
+            bytes.extend_from_slice(piece);
+            Ok(())
+        };
+        self.blob(name, blob, 0, &mut take)?;
+        let found = Digest::by(blob.digest.algorithm(), &bytes);
+        match found == blob.digest {
+            true => Ok(bytes),
+            false => Err(Error::Protocol(format!("blob {}: its content has digest {found}", blob.digest))),
+        }
     }
 
     /// What one answer holds. The sink is called outside of the runtime: it may block.

@@ -173,8 +173,9 @@ impl Store {
         match wanted {
             Some(driver) => self.works(driver).map(|()| driver),
             None => {
+                let works = |driver: &Driver| self.works(*driver).inspect_err(|error| tracing::warn!("{error}")).is_ok();
                 // Copying takes no more than a file system has.
-                Ok(DRIVERS.into_iter().find(|driver| self.works(*driver).is_ok()).unwrap_or(Driver::Vfs))
+                Ok(DRIVERS.into_iter().find(works).unwrap_or(Driver::Vfs))
             }
         }
     }

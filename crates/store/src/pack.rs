@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use dhow_sys::tree;
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 
 /// File systems that are the kernel's own word, of no use in an archive and without end: an empty directory stands for one
 /// (`linux/magic.h`: proc, sysfs, devpts, cgroup, cgroup2, mqueue, debugfs, tracefs, securityfs).
@@ -171,21 +171,14 @@ impl<W: Write> Packer<W> {
         if rustix::fs::fstatfs(directory).is_ok_and(|stat| KERNEL_FILE_SYSTEMS.contains(&stat.f_type)) {
             return Ok(());
         }
-        let mut names = Vec::new();
-        for entry in Dir::read_from(directory)? {
-            let entry = entry?;
-            let name = entry.file_name().to_bytes();
-            if name != b"." && name != b".." {
-                names.push(name.to_vec());
-            }
-        }
-        names.sort();
+        let names = tree::names_in(directory)?;
         if self.depth == DEEPEST {
             return Err(io::Error::other(format!("directories are nested more than {DEEPEST} deep")));
         }
         self.depth += 1;
         for name in names {
-            self.tree(directory.as_fd(), Path::new(OsStr::from_bytes(&name)), &[prefix, &name].concat())?;
+            let name = name.to_bytes();
+            self.tree(directory.as_fd(), Path::new(OsStr::from_bytes(name)), &[prefix, name].concat())?;
         }
         self.depth -= 1;
         Ok(())

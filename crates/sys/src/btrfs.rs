@@ -4,9 +4,7 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Dir, FileType};
-
-use crate::tree::{DEEPEST, open_directory};
+use crate::tree::{DEEPEST, names_in, open_directory};
 
 /// `struct btrfs_ioctl_vol_args`: a subvolume's descriptor, and the name of another below the directory that is asked.
 #[repr(C)]
@@ -64,13 +62,8 @@ fn below(directory: &OwnedFd, depth: usize) -> io::Result<()> {
     if depth > DEEPEST {
         return Err(io::Error::other(format!("directories are nested more than {DEEPEST} deep")));
     }
-    for entry in Dir::read_from(directory)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if name == c"." || name == c".." || !matches!(entry.file_type(), FileType::Directory | FileType::Unknown) {
-            continue;
-        }
-        let Ok(child) = open_directory(directory, name) else { continue };
+    for name in names_in(directory)? {
+        let Ok(child) = open_directory(directory, &name) else { continue };
         let is_subvolume = is_subvolume(&child)?;
         if is_subvolume {
             // Nothing is removed from one that can only be read.
@@ -78,7 +71,7 @@ fn below(directory: &OwnedFd, depth: usize) -> io::Result<()> {
         }
         below(&child, depth + 1)?;
         if is_subvolume {
-            destroy(directory, name)?;
+            destroy(directory, &name)?;
         }
     }
     Ok(())

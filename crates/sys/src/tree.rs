@@ -1,7 +1,7 @@
 //! Copies of directory trees: by descriptors alone, links are copied and not followed, and nothing but regular files is opened.
 
 use std::collections::HashMap;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -88,20 +88,15 @@ impl<'a> Copier<'a> {
     /// Copies what is in a directory into an empty one, whose path is `path`.
     pub fn below(&mut self, source: &OwnedFd, target: &OwnedFd, path: &Path) -> io::Result<()> {
         check_depth(path)?;
-        for entry in Dir::read_from(source)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            if name == c"." || name == c".." {
-                continue;
-            }
-            let stat = rustix::fs::statat(source, name, AtFlags::SYMLINK_NOFOLLOW)?;
-            let here = path.join(as_path(name));
+        for name in names_in(source)? {
+            let stat = rustix::fs::statat(source, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+            let here = path.join(as_path(&name));
             if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-                self.file(source, name, &stat, target, &here)?;
+                self.file(source, &name, &stat, target, &here)?;
                 continue;
             }
-            rustix::fs::mkdirat(target, name, Mode::RWXU)?;
-            let (from, to) = (open_directory(source, name)?, open_directory(target, name)?);
+            rustix::fs::mkdirat(target, &name, Mode::RWXU)?;
+            let (from, to) = (open_directory(source, &name)?, open_directory(target, &name)?);
             self.below(&from, &to, &here)?;
             copy_attributes(&from, &to)?;
             set_times(&to, &stat)?;
@@ -162,6 +157,20 @@ pub fn check_depth(path: &Path) -> io::Result<()> {
         true => Err(io::Error::other(format!("directories are nested more than {DEEPEST} deep"))),
         false => Ok(()),
     }
+}
+
+/// The names in an open directory, in order.
+pub fn names_in(directory: impl AsFd) -> io::Result<Vec<CString>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name != c"." && name != c".." {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 /// Opens a directory to be read, and not what a link leads to.

@@ -13,8 +13,8 @@ use dhow_oci::image::{DOCKER_MANIFEST, Descriptor, OCI_INDEX, OCI_MANIFEST};
 use dhow_oci::{Digest, Reference};
 use dhow_registry::{Client, Credentials, Document, Fetched, Hosts, Mount, Session};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
 
 use crate::credentials;
 use crate::failure::{Failure, Result};
@@ -138,6 +138,12 @@ struct Described {
     size: u64,
     #[serde(default)]
     platform: PlatformOf,
+}
+
+/// An index, with all that it says of platforms.
+#[derive(Deserialize)]
+struct DescribedIndex {
+    manifests: Vec<Described>,
 }
 
 /// A platform with all that an index may say of it (image-spec, image-index.md), in docker's order.
@@ -280,16 +286,7 @@ fn failed(name: &Reference) -> impl Fn(dhow_registry::Error) -> Failure + '_ {
 /// What a config says of its image's platform.
 fn platform_of(session: &mut Session<'_>, name: &Reference, config: &Descriptor) -> Result<PlatformOf> {
     const MOST: u64 = 8 << 20;
-    if config.size > MOST {
-        return Err(Failure::new(format!("{}: its config is larger than {MOST} bytes", name.familiar())));
-    }
-    let mut bytes = Vec::new();
-    let mut take = |piece: &[u8]| {
-        bytes.extend_from_slice(piece);
-        Ok(())
-    };
-    session.blob(name, config, 0, &mut take).map_err(failed(name))?;
-    Ok(serde_json::from_slice(&bytes)?)
+    Ok(serde_json::from_slice(&session.small_blob(name, config, MOST).map_err(failed(name))?)?)
 }
 
 impl Kept {
@@ -502,36 +499,24 @@ fn at_registry(client: &Client, name: &Reference, verbose: bool) -> Result<Strin
     if !verbose {
         return Ok(indented(&String::from_utf8_lossy(&fetched.bytes)));
     }
-    // What an index says of a platform stays as it says it.
-    let mut one = |fetched: &Fetched, reference: &str, platform: Option<Value>| -> Result<String> {
+    let mut kept = |fetched: &Fetched, reference: &str, platform: Option<PlatformOf>| -> Result<Kept> {
         let Document::Manifest(manifest) = dhow_registry::parse(fetched).map_err(failed(name))? else {
             return Err(Failure::new(format!("{reference}: an index within an index")));
         };
-        let platform = match platform {
-            Some(platform) => platform,
-            None => serde_json::to_value(platform_of(&mut session, name, &manifest.config)?)?,
-        };
-        let key = if fetched.media_type == DOCKER_MANIFEST { "SchemaV2Manifest" } else { "OCIManifest" };
-        let descriptor = format!(
-            "{{\"mediaType\":{},\"digest\":\"{}\",\"size\":{},\"platform\":{platform}}}",
-            json!(fetched.media_type),
-            fetched.digest,
-            fetched.bytes.len()
-        );
-        let (raw, document) = (STANDARD.encode(&fetched.bytes), String::from_utf8_lossy(&fetched.bytes));
-        Ok(format!("{{\"Ref\":{},\"Descriptor\":{descriptor},\"Raw\":\"{raw}\",\"{key}\":{document}}}", json!(reference)))
+        let platform = platform.map_or_else(|| platform_of(&mut session, name, &manifest.config), Ok)?;
+        Kept::new(reference, fetched, platform)
     };
     let text = match dhow_registry::parse(&fetched).map_err(failed(name))? {
-        Document::Manifest(_) => one(&fetched, &name.to_string(), None)?,
-        Document::Index(index) => {
+        Document::Manifest(_) => serde_json::to_string(&kept(&fetched, &name.to_string(), None)?)?,
+        Document::Index(_) => {
+            let index: DescribedIndex = serde_json::from_slice(&fetched.bytes)?;
             let mut entries = Vec::new();
             for entry in index.manifests {
-                let platform = entry.platform.as_ref().map(serde_json::to_value).transpose()?.unwrap_or_else(|| json!({}));
                 let mut again = client.session().map_err(failed(name))?;
                 let fetched = again.manifest(name, Some(&entry.digest)).map_err(failed(name))?;
-                entries.push(one(&fetched, &format!("{name}@{}", entry.digest), Some(platform))?);
+                entries.push(kept(&fetched, &format!("{name}@{}", entry.digest), Some(entry.platform))?);
             }
-            format!("[{}]", entries.join(","))
+            serde_json::to_string(&entries)?
         }
     };
     Ok(indented(&text))

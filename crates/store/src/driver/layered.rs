@@ -1,6 +1,7 @@
 //! A writable layer over the layers of the image: overlayfs by the kernel, and by a program.
 
 use std::collections::{BTreeMap, HashSet};
+use std::ffi::CString;
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -147,19 +148,14 @@ fn open_upper(root: &Mountable) -> io::Result<OwnedFd> {
 /// Others may be at work in it; what cannot be read counts for nothing.
 pub fn disk_usage(path: &Path) -> u64 {
     fn below(directory: &OwnedFd, depth: usize, counted: &mut HashSet<(u64, u64)>) -> u64 {
-        let Ok(names) = rustix::fs::Dir::read_from(directory) else { return 0 };
         let mut bytes = 0;
-        for entry in names.flatten() {
-            let name = entry.file_name();
-            if name == c"." || name == c".." {
-                continue;
-            }
-            let Ok(stat) = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+        for name in tree::names_in(directory).unwrap_or_default() {
+            let Ok(stat) = rustix::fs::statat(directory, &name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
             if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
                 let is_counted = stat.st_nlink > 1 && !counted.insert((stat.st_dev, stat.st_ino));
                 bytes += if is_counted { 0 } else { u64::try_from(stat.st_size).unwrap_or(0) };
             } else if depth < tree::DEEPEST
-                && let Ok(child) = tree::open_directory(directory, name)
+                && let Ok(child) = tree::open_directory(directory, &name)
             {
                 bytes += below(&child, depth + 1, counted);
             }
@@ -185,8 +181,7 @@ fn changes(root: &Mountable) -> Result<Vec<Change>> {
 /// Adds what is in a directory of the writable layer.
 fn compare(directory: &OwnedFd, path: &Path, lower: &[Root], changes: &mut Vec<Change>) -> io::Result<()> {
     tree::check_depth(path)?;
-    let mut names = entries(directory)?;
-    names.sort();
+    let names = entries(directory)?;
     let mut below = Vec::new();
     for name in names {
         let here = |name: &[u8]| path.join(std::ffi::OsStr::from_bytes(name));
@@ -232,15 +227,7 @@ fn compare(directory: &OwnedFd, path: &Path, lower: &[Root], changes: &mut Vec<C
 }
 
 fn entries(directory: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {
-    let mut names = Vec::new();
-    for entry in rustix::fs::Dir::read_from(directory)? {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
-            names.push(name.to_vec());
-        }
-    }
-    Ok(names)
+    Ok(tree::names_in(directory)?.into_iter().map(CString::into_bytes).collect())
 }
 
 /// What a layer says of a path.

@@ -7,8 +7,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use dhow_sys::root::remove_tree;
-use dhow_sys::tree::{self, Copier, Entry, open_directory, replace_attributes, set_times};
-use rustix::fs::{AtFlags, Dir, FileType, Mode, Stat};
+use dhow_sys::tree::{self, Copier, Entry, names_in, open_directory, replace_attributes, set_times};
+use rustix::fs::{AtFlags, FileType, Mode, Stat};
 use rustix::io::Errno;
 
 /// Puts a layer, in overlayfs's form, over a tree. `copier` is of that tree and that layer.
@@ -22,17 +22,12 @@ fn directory(copier: &mut Copier<'_>, source: &OwnedFd, target: &OwnedFd, path: 
     tree::check_depth(path)?;
     let mut content = Vec::new();
     // What a layer hides it hides of those below, never of itself: that goes first.
-    for entry in Dir::read_from(source)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if name == c"." || name == c".." {
-            continue;
-        }
-        let stat = rustix::fs::statat(source, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    for name in names_in(source)? {
+        let stat = rustix::fs::statat(source, &name, AtFlags::SYMLINK_NOFOLLOW)?;
         match tree::entry(name.to_bytes(), &stat) {
             Entry::Mark => {}
             Entry::Whiteout(hidden) => remove_tree(target.as_fd(), as_path(hidden))?,
-            Entry::Content => content.push((name.to_owned(), stat)),
+            Entry::Content => content.push((name, stat)),
         }
     }
     content.into_iter().try_for_each(|(name, stat)| place(copier, source, &name, &stat, target, path))

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 
 use dhow_oci::Digest;
 use dhow_sys::btrfs;
-use dhow_sys::tree::{self, Content, Copier, copy_attributes, set_times};
-use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, Stat};
+use dhow_sys::tree::{self, Content, Copier, copy_attributes, names_in, set_times};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat};
 
 use super::merge::merge;
 use super::{Change, ChangeKind, Driver, ImageFiles, Mountable, StorageDriver, about, finish};
@@ -258,9 +258,7 @@ impl Comparison {
             return Ok(());
         }
         let Some(directory) = open_at(parent, name)? else { return Ok(()) };
-        let mut names = names_in(&directory)?;
-        names.sort();
-        for name in names {
+        for name in names_in(&directory)? {
             if let Some(stat) = stat_at(&directory, &name)? {
                 self.added(&directory, &name, &stat, path.join(std::ffi::OsStr::from_bytes(name.to_bytes())))?;
             }
@@ -347,17 +345,6 @@ fn is_directory(stat: &Stat) -> bool {
 /// Bytes of what is no directory; of a link those of its target's name.
 fn size_of(stat: &Stat) -> u64 {
     if is_directory(stat) { 0 } else { u64::try_from(stat.st_size).unwrap_or(0) }
-}
-
-fn names_in(directory: &OwnedFd) -> io::Result<Vec<CString>> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(directory)? {
-        let name = entry?.file_name().to_owned();
-        if name.as_c_str() != c"." && name.as_c_str() != c".." {
-            names.push(name);
-        }
-    }
-    Ok(names)
 }
 
 /// `None` for what is not there, or not any more: the container may be at work.
