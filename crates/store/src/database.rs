@@ -125,6 +125,27 @@ const MIGRATIONS: &[&str] = &[
          PRIMARY KEY (digest, image_id)
      ) WITHOUT ROWID;
      CREATE INDEX contents_by_image ON contents (image_id);",
+    // What steps of builds have come to. Commands of builds have addresses as containers do, without being any. Layers of builds count in the boot in which they were made (`boot`), until all there is has
+    // been synced (NULL).
+    "ALTER TABLE layers ADD COLUMN boot TEXT;
+     CREATE INDEX layers_by_parent ON layers (parent);
+     CREATE INDEX layers_not_synced ON layers (boot) WHERE boot IS NOT NULL;
+     CREATE TABLE build_records (
+         key TEXT PRIMARY KEY, content_key TEXT NOT NULL, chain_id TEXT NOT NULL REFERENCES layers ON DELETE CASCADE,
+         description TEXT NOT NULL, created INTEGER NOT NULL, used INTEGER NOT NULL, uses INTEGER NOT NULL
+     ) WITHOUT ROWID;
+     CREATE INDEX build_records_by_layer ON build_records (chain_id);
+     CREATE TABLE new_endpoints (
+         container_id TEXT NOT NULL, network_id TEXT NOT NULL REFERENCES networks, endpoint_id TEXT NOT NULL, ipv4 INTEGER,
+         ipv6 TEXT, PRIMARY KEY (container_id, network_id)
+     ) WITHOUT ROWID;
+     INSERT INTO new_endpoints SELECT container_id, network_id, endpoint_id, ipv4, ipv6 FROM endpoints;
+     DROP TABLE endpoints;
+     ALTER TABLE new_endpoints RENAME TO endpoints;
+     CREATE UNIQUE INDEX endpoints_by_ipv4 ON endpoints (network_id, ipv4);
+     CREATE UNIQUE INDEX endpoints_by_ipv6 ON endpoints (network_id, ipv6) WHERE ipv6 IS NOT NULL;
+     CREATE TRIGGER endpoints_of_containers AFTER DELETE ON containers
+     BEGIN DELETE FROM endpoints WHERE container_id = OLD.id; END;",
 ];
 
 impl Database {

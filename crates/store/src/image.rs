@@ -90,6 +90,8 @@ impl Store {
                     "INSERT OR IGNORE INTO layers (chain_id, diff_id, parent, size, created) VALUES (?1, ?2, ?3, ?4, ?5)",
                     params![chain_id, layer.diff_id.to_string(), parent, layer.size as i64, now()],
                 )?;
+                // What a build made is synced by now, too.
+                tx.execute("UPDATE layers SET boot = NULL WHERE chain_id = ?1 AND boot IS NOT NULL", [&chain_id])?;
                 parent = Some(chain_id);
             }
             tx.execute(
@@ -229,8 +231,10 @@ impl Store {
             let mut layers = BTreeSet::new();
             let mut order = Vec::new();
             for chain_id in chain {
-                let query = "DELETE FROM layers WHERE chain_id = ?1 AND NOT EXISTS
-                    (SELECT 1 FROM image_layers WHERE image_layers.chain_id = ?1)";
+                let query = "DELETE FROM layers WHERE chain_id = ?1
+                    AND NOT EXISTS (SELECT 1 FROM image_layers WHERE image_layers.chain_id = ?1)
+                    AND NOT EXISTS (SELECT 1 FROM build_records WHERE build_records.chain_id = ?1)
+                    AND NOT EXISTS (SELECT 1 FROM layers AS above WHERE above.parent = ?1)";
                 if tx.execute(query, [&chain_id])? > 0
                     && let Ok(digest) = chain_id.parse::<Digest>()
                     && layers.insert(digest)

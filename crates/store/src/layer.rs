@@ -30,6 +30,8 @@ pub struct LayerRow {
 pub(crate) const TEMPORARY: &str = "tmp-";
 /// The file beside a layer that has files where overlayfs has marks of its own, which it would show.
 pub(crate) const MARKS_ARE_FILES: &str = "marks-are-files";
+/// The file beside a layer that tells in which boot it was made.
+const MADE_IN: &str = "made-in";
 /// The layer between image and container: mount points of what every container gets, as ordinary files and directories,
 /// so that links in the image are hidden before anything is mounted there (CVE-2026-41579's class). Always the same, so
 /// all containers share it.
@@ -117,11 +119,21 @@ impl Store {
             None => diff_id,
             Some(parent) => Digest::of(format!("{parent} {diff_id}").as_bytes()),
         };
-        let directory = self.paths.layers().join(directory_name(&chain_id));
-        match fs::rename(&unpacked.path, &directory) {
+        let name = directory_name(&chain_id);
+        let directory = self.paths.layers().join(&name);
+        fs::write(unpacked.path.join(MADE_IN), boot()).context(|| "take down when the layer was made".to_owned())?;
+        let is_there =
+            |error: &io::Error| matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty);
+        let mut placed = fs::rename(&unpacked.path, &directory);
+        if placed.as_ref().is_err_and(is_there) && !self.is_whole(&chain_id, &directory) {
+            // The host went down before it was on the disk.
+            self.retire_layer_directory(&name, || false)?;
+            placed = fs::rename(&unpacked.path, &directory);
+        }
+        match placed {
             Ok(()) => {}
             // Another process was faster with the same content.
-            Err(error) if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty) => {
+            Err(error) if is_there(&error) => {
                 // It is somebody's again: whoever looks for left ones goes by its age.
                 let _ = fs::File::open(&directory).and_then(|directory| directory.set_modified(std::time::SystemTime::now()));
             }
@@ -130,12 +142,20 @@ impl Store {
         Ok(LayerRow { chain_id, diff_id, size: unpacked.size })
     }
 
+    /// Whether a layer's directory is as it was made: it was synced, or made since the host came up.
+    fn is_whole(&self, chain_id: &Digest, directory: &Path) -> bool {
+        let is_known = || matches!(self.layer(chain_id), Ok(Some(_)));
+        fs::read_to_string(directory.join(MADE_IN)).is_ok_and(|made_in| made_in == boot()) || is_known()
+    }
+
     /// A layer that the database knows and the disk has.
     pub fn layer(&self, chain_id: &Digest) -> Result<Option<LayerRow>> {
         let row = self.database.read::<_, StoreError>(|db| {
-            let query = "SELECT diff_id, size FROM layers WHERE chain_id = ?1";
+            let query = "SELECT diff_id, size FROM layers WHERE chain_id = ?1 AND (boot IS NULL OR boot = ?2)";
             Ok(db
-                .query_row(query, [chain_id.to_string()], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)? as u64)))
+                .query_row(query, [&chain_id.to_string(), boot()], |row| {
+                    Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)? as u64))
+                })
                 .optional()?)
         })?;
         let exists = self.has_directory(chain_id);
@@ -374,15 +394,25 @@ pub(crate) fn remove_below(directory: &Path, name: &str) -> Result<()> {
     removed.context(|| format!("remove {}/{name}", directory.display()))
 }
 
+/// The id of this boot: what was written in another, and not synced, may be gone.
+pub(crate) fn boot() -> &'static str {
+    static BOOT: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    BOOT.get_or_init(|| {
+        let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        // Without one nothing that is not synced counts for anybody but this process.
+        if id.is_empty() { format!("process {}", std::process::id()) } else { id.trim().to_owned() }
+    })
+}
+
 /// An unpacked layer without a place; what has none in the end is removed.
 #[derive(Debug)]
 pub(crate) struct Unpacked {
-    path: PathBuf,
+    pub path: PathBuf,
     /// Held until it has its place: whoever cleans up leaves it alone.
-    lock: fs::File,
+    pub lock: fs::File,
     pub diff_id: Digest,
     /// Bytes of its files.
-    size: u64,
+    pub size: u64,
 }
 
 impl Drop for Unpacked {

@@ -10,9 +10,12 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::rc::Rc;
 
 use dhow_sys::tree;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+
+use crate::tar_split::Recording;
 
 /// File systems that are the kernel's own word, of no use in an archive and without end: an empty directory stands for one
 /// (`linux/magic.h`: proc, sysfs, devpts, cgroup, cgroup2, mqueue, debugfs, tracefs, securityfs).
@@ -33,6 +36,8 @@ pub struct Packer<W> {
     depth: usize,
     /// Files' content on its way.
     buffer: Vec<u8>,
+    /// Who takes down what is written, and is told what of it is a file's content.
+    recording: Option<Rc<Recording>>,
 }
 
 /// Bytes of a file that are read at a time.
@@ -43,12 +48,17 @@ const DEEPEST: usize = 256;
 
 impl<W: Write> Packer<W> {
     pub fn new(out: W) -> Packer<W> {
-        Packer { out, is_layer: false, device: None, links: HashMap::new(), depth: 0, buffer: Vec::new() }
+        Packer { out, is_layer: false, device: None, links: HashMap::new(), depth: 0, buffer: Vec::new(), recording: None }
     }
 
     /// For the writable layer of a container.
     pub fn of_layer(out: W) -> Packer<W> {
         Packer { is_layer: true, ..Packer::new(out) }
+    }
+
+    /// For a writable layer that becomes a layer as it is; `out` hands the recording what is written.
+    pub(crate) fn of_sealed(out: W, recording: Rc<Recording>) -> Packer<W> {
+        Packer { recording: Some(recording), ..Packer::of_layer(out) }
     }
 
     /// For a root without what is mounted in it.
@@ -118,6 +128,9 @@ impl<W: Write> Packer<W> {
                 entry.size = u64::try_from(stat.st_size).unwrap_or(0);
                 entry.xattrs = xattrs(&file)?;
                 self.header(&entry)?;
+                if let Some(recording) = &self.recording {
+                    recording.content(Path::new(OsStr::from_bytes(shown)), entry.size)?;
+                }
                 self.content(std::fs::File::from(file), entry.size)
             }
             FileType::Symlink => {

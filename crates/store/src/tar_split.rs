@@ -98,7 +98,8 @@ impl Recording {
         inner.last(path.as_os_str().as_bytes())
     }
 
-    fn take(&self, bytes: &[u8]) -> io::Result<()> {
+    /// Takes down the next bytes of the tar.
+    pub fn take(&self, bytes: &[u8]) -> io::Result<()> {
         let mut inner = self.inner.borrow_mut();
         inner.total += bytes.len() as u64;
         let content = inner.content.min(bytes.len() as u64);

@@ -1,0 +1,251 @@
+//! From a Dockerfile and a build's options to a graph of steps: which stages are needed, what each step does to which files, and
+//! the image's configuration.
+//!
+//! A [`Step`] changes the files of the one that it is based on. Nothing here touches files or the network: images are asked for
+//! through [`Images`], and what a step costs is the solver's business.
+
+mod dispatch;
+mod names;
+mod ports;
+
+use std::collections::BTreeMap;
+
+use dhow_oci::image::ImageConfig;
+use dhow_oci::{Digest, Platform};
+
+use crate::dockerfile::instruction::{Network, Security};
+use crate::dockerfile::{Finding, Lines, Sharing};
+use crate::pattern::Ignore;
+
+pub use dispatch::plan;
+
+/// What a build is asked for besides its Dockerfile.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// A stage by name or number; the last one if empty.
+    pub target: String,
+    pub build_args: BTreeMap<String, String>,
+    pub labels: BTreeMap<String, String>,
+    /// What the image is for; the host's platform if `None`.
+    pub platform: Option<Platform>,
+    /// Whether names of steps tell the platform.
+    pub is_multi_platform: bool,
+    pub no_cache: NoCache,
+    pub network: Network,
+    pub hostname: String,
+    /// Before the ids of caches.
+    pub cache_namespace: String,
+    /// By name: what a `FROM` or `--from` of that name stands for.
+    pub contexts: BTreeMap<String, NamedContext>,
+    /// What of the build's context is left out, for who copies that.
+    pub ignore: Ignore,
+    /// Comes before the file's own directive.
+    pub check: Option<String>,
+}
+
+/// What is built whatever is known of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum NoCache {
+    #[default]
+    Nothing,
+    Everything,
+    Stages(Vec<String>),
+}
+
+/// What a name stands for instead of an image or a stage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NamedContext {
+    /// A directory, by the name under which the client gives it.
+    Directory(String),
+    /// Another image.
+    Image(String),
+}
+
+/// An image that a stage builds upon.
+#[derive(Clone, Debug)]
+pub struct BaseImage {
+    pub config: ImageConfig,
+    /// Chain IDs of its layers, from the bottom to the top.
+    pub chain: Vec<Digest>,
+    /// What was found by the name, for display: with tag, and digest if it was asked for by that.
+    pub reference: String,
+}
+
+/// Who knows images. Those of one call may be fetched side by side.
+pub trait Images {
+    /// # Errors
+    /// There is none, in words for the user.
+    fn image(&mut self, reference: &str, platform: &Platform) -> Result<BaseImage, String>;
+}
+
+/// The number of a step in its plan.
+pub type StepId = usize;
+
+/// All that is to be done for an image.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Each comes after those that it needs.
+    pub steps: Vec<Step>,
+    /// Whose files are the result; `None` for no files at all.
+    pub last: Option<StepId>,
+    /// Without what only files tell: diff IDs, and when.
+    pub config: ImageConfig,
+    /// Seconds since the epoch that everything that is made now is said to be of.
+    pub epoch: Option<i64>,
+    pub findings: Vec<Finding>,
+}
+
+/// One change of files.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// As progress shows it: `[stage 2/3] RUN true`.
+    pub name: String,
+    pub lines: Vec<Lines>,
+    /// Whose files it changes; `None` for none.
+    pub base: Option<StepId>,
+    pub action: Action,
+    /// It is done whatever is known of it.
+    pub no_cache: bool,
+}
+
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// The files of an image.
+    Image(Vec<Digest>),
+    /// The files of a directory that the client gives.
+    Directory(String),
+    Run(Box<Command>),
+    Files(Vec<FileAction>),
+    /// The same, whatever is below: `--link`.
+    Link(Vec<FileAction>),
+}
+
+/// A program that is run.
+#[derive(Clone, Debug, Default)]
+pub struct Command {
+    pub args: Vec<String>,
+    /// `NAME=VALUE`.
+    pub env: Vec<String>,
+    /// Variables that make no difference to what comes of it.
+    pub proxies: Vec<String>,
+    pub directory: String,
+    pub user: String,
+    pub hostname: String,
+    /// A file that is there at `/dev/pipes/NAME` while it runs.
+    pub script: Option<(String, String)>,
+    pub mounts: Vec<CommandMount>,
+    pub network: Network,
+    pub security: Security,
+    pub devices: Vec<String>,
+}
+
+/// What is mounted while a command runs.
+#[derive(Clone, Debug)]
+pub struct CommandMount {
+    /// Absolute.
+    pub target: String,
+    pub read_only: bool,
+    pub what: Mounted,
+}
+
+#[derive(Clone, Debug)]
+pub enum Mounted {
+    Bind { source: Source, path: String },
+    Cache { id: String, sharing: Sharing, source: Source, path: String, owner: Option<(u32, u32, u32)> },
+    Tmpfs { size: i64 },
+    Secret(SecretMount),
+    Ssh(SecretMount),
+}
+
+/// A secret, or the socket of an agent.
+#[derive(Clone, Debug, Default)]
+pub struct SecretMount {
+    pub id: String,
+    pub required: bool,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// The variable that has it.
+    pub env: Option<String>,
+    /// Whether there is a file as well, or an agent's place was given.
+    pub has_target: bool,
+}
+
+/// Where files come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A directory that the client gives, by its name.
+    Directory(String),
+    /// What a step has left; `None` is empty.
+    Step(Option<StepId>),
+    /// One file.
+    Document {
+        name: String,
+        content: String,
+    },
+    /// One file of the web, which gets this name; its digest, if the Dockerfile says so.
+    Url {
+        url: String,
+        name: String,
+        checksum: Option<Digest>,
+    },
+    Git(GitSource),
+}
+
+/// A commit of a repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GitSource {
+    pub remote: String,
+    /// Branch, tag or commit; empty for the default branch.
+    pub reference: String,
+    pub directory: String,
+    pub keep_git_dir: bool,
+    pub checksum: String,
+    pub submodules: bool,
+}
+
+#[derive(Clone, Debug)]
+pub enum FileAction {
+    /// A directory with its parents, whose owner is a user of the files.
+    Directory {
+        path: String,
+        mode: u32,
+        owner: String,
+    },
+    Copy(Box<Copy>),
+}
+
+#[derive(Clone, Debug)]
+pub struct Copy {
+    pub source: Source,
+    /// In the source; with wildcards unless it is one file's name.
+    pub path: String,
+    pub has_wildcards: bool,
+    /// In the files of the step; with a slash at its end it is a directory.
+    pub destination: String,
+    /// `user[:group]`; as in the source if `None`.
+    pub owner: Option<String>,
+    pub mode: Option<FileMode>,
+    /// Only what matches, for `--parents`.
+    pub include: Vec<String>,
+    /// Paths of the source that must be there.
+    pub required: Vec<String>,
+    pub exclude: Vec<String>,
+    /// Archives become what they hold.
+    pub unpack: bool,
+    /// `COPY` of a directory means what is in it.
+    pub content_only: bool,
+}
+
+/// `--chmod`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FileMode {
+    Bits(u32),
+    /// `u=rwX,go=rX`.
+    Symbolic(crate::mode::Symbolic),
+}
+
+/// Where programs are looked for when nobody says so.
+pub(crate) fn default_path() -> &'static str {
+    "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+}
