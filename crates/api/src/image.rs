@@ -185,7 +185,14 @@ fn is_zero(number: &u64) -> bool {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ErrorDetail {
+    /// Of a command of a build: what it ended with.
+    #[serde(default, skip_serializing_if = "is_no_code")]
+    pub code: i32,
     pub message: String,
+}
+
+fn is_no_code(code: &i32) -> bool {
+    *code == 0
 }
 
 /// What a registry has by a name (`DistributionInspect`).

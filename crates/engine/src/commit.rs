@@ -184,6 +184,7 @@ fn execution(given: Option<&Config>, container: &Config) -> Result<Execution> {
         env: config.env,
         entrypoint: config.entrypoint,
         cmd: config.cmd,
+        args_escaped: None,
         volumes: config.volumes,
         working_dir: config.working_dir,
         labels: config.labels,

@@ -219,7 +219,7 @@ impl Engine {
     }
 
     /// Checks what can be checked without the kernel, and fills in defaults.
-    fn check(&self, config: &Config, host: &mut HostConfig, warnings: &mut Vec<String>) -> Result<()> {
+    pub(crate) fn check(&self, config: &Config, host: &mut HostConfig, warnings: &mut Vec<String>) -> Result<()> {
         if !config.working_dir.is_empty() && !config.working_dir.starts_with('/') {
             return Err(Error::invalid(format!(
                 "the working directory '{}' is invalid, it needs to be an absolute path",

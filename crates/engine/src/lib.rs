@@ -11,6 +11,7 @@
 
 mod archive;
 mod budget;
+mod build;
 mod bundled;
 mod cdi;
 mod changes;
@@ -55,10 +56,12 @@ mod wait;
 
 pub use archive::{PathStat, PutOptions};
 pub use budget::Budget;
+pub use build::{Allowed, BuildLimits, BuildRequest, Built, Cancel, Context as BuildContext};
 pub use bundled::BUNDLED;
 pub use commit::CommitOptions;
 pub use container::{Container, ContainerId};
 pub use create::{Created, NewContainer};
+pub use dhow_build;
 pub use dhow_monitor::events::Event;
 pub use dhow_monitor::protocol::ExecConfig;
 pub use dhow_monitor::protocol::Runtime;

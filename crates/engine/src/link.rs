@@ -132,7 +132,7 @@ impl Engine {
         }
     }
 
-    fn setup(&self, container: &Container) -> Setup {
+    pub(crate) fn setup(&self, container: &Container) -> Setup {
         let paths = self.paths();
         let (record, host) = (&container.record, &container.record.host_config);
         let directory = paths.container(&container.id.0);
@@ -157,6 +157,7 @@ impl Engine {
             attributes: container.event_attributes(),
             reaper: self.own_arguments(&["system", "reap", &container.id.0]),
             all_capabilities: dhow_runtime::capabilities::available(),
+            tied: false,
         }
     }
 
@@ -222,6 +223,15 @@ impl Engine {
             None => crate::names::random_id().map(ContainerId),
         }
     }
+}
+
+/// Starts a monitor of something that is no container. It has to be one that nobody else knows of.
+pub(crate) fn spawn_for(setup: &Setup, network: bool) -> Result<UnixStream> {
+    let what = || "start a monitor".to_owned();
+    let stream = spawn(&ContainerId(setup.id.clone()), network)?;
+    send(&stream, setup).context(what)?;
+    accepted(receive(&stream).context(what)?)?;
+    Ok(stream)
 }
 
 /// Executes a monitor and greets it. Its socket is returned.

@@ -65,6 +65,9 @@ pub struct Setup {
     pub reaper: Vec<String>,
     /// Capabilities of an exec with `--privileged`.
     pub all_capabilities: Vec<String>,
+    /// It is killed when whoever waits for its end has gone: a command of a build.
+    #[serde(default)]
+    pub tied: bool,
 }
 
 // Tokens of epoll: a kind in the high half, an index in the low one.

@@ -156,6 +156,11 @@ impl Overlay {
         Ok(mount)
     }
 
+    /// Mounts it without changing anything of the calling process; for kernels that can (6.7).
+    pub fn mount_here(&self) -> io::Result<OwnedFd> {
+        self.mount_by_layers()
+    }
+
     fn mount_by_layers(&self) -> io::Result<OwnedFd> {
         let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
         let path = |name: &String| self.directory.join(name);
@@ -163,8 +168,11 @@ impl Overlay {
         for lower in &self.lower {
             fsconfig_set_string(&context, "lowerdir+", path(lower))?;
         }
-        fsconfig_set_string(&context, "upperdir", path(&self.upper))?;
-        fsconfig_set_string(&context, "workdir", path(&self.work))?;
+        // Without a writable layer it is only to be read.
+        if !self.upper.is_empty() {
+            fsconfig_set_string(&context, "upperdir", path(&self.upper))?;
+            fsconfig_set_string(&context, "workdir", path(&self.work))?;
+        }
         if self.volatile {
             fsconfig_set_flag(&context, "volatile")?;
         }

@@ -92,7 +92,7 @@ pub(crate) fn line(message: &Message) -> Bytes {
 
 /// The message that ends a stream in which something went wrong.
 pub(crate) fn error_message(error: &Error) -> Message {
-    let detail = Some(ErrorDetail { message: error.message.clone() });
+    let detail = Some(ErrorDetail { code: 0, message: error.message.clone() });
     Message { error: Some(error.message.clone()), error_detail: detail, ..Message::default() }
 }
 

@@ -5,6 +5,7 @@
 
 mod answer;
 mod archive;
+mod build;
 mod containers;
 mod execs;
 mod images;

@@ -187,6 +187,14 @@ impl Store {
         })
     }
 
+    /// When a layer was made here, in Unix nanoseconds.
+    pub fn layer_created(&self, chain_id: &Digest) -> Result<Option<i64>> {
+        self.database.read::<_, StoreError>(|db| {
+            let mut query = db.prepare_cached("SELECT created FROM layers WHERE chain_id = ?1")?;
+            Ok(query.query_row([chain_id.to_string()], |row| row.get(0)).optional()?)
+        })
+    }
+
     /// A layer and those below it, from the bottom to the top; `None` when one of them is not here.
     pub fn chain_of(&self, chain_id: &Digest) -> Result<Option<Vec<LayerRow>>> {
         let rows = self.database.read::<_, StoreError>(|db| layers_down(db, chain_id))?;

@@ -15,7 +15,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("registry", &["oci", "sys"]),
     ("registry-server", &["oci", "registry", "sys"]),
     ("monitor", &["network", "oci", "runtime", "sys"]),
-    ("engine", &["api", "monitor", "network", "oci", "registry", "runtime", "store", "sys"]),
+    ("build", &["oci", "store", "sys"]),
+    ("engine", &["api", "build", "monitor", "network", "oci", "registry", "runtime", "store", "sys"]),
     ("server", &["api", "engine", "oci"]),
     ("cli", &["api", "engine", "monitor", "oci", "registry", "registry-server", "runtime", "server", "sys", "testkit"]),
 ];

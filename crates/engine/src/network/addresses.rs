@@ -191,6 +191,14 @@ impl Engine {
         })
     }
 
+    /// Gives back all addresses that a command of a build had.
+    pub(crate) fn release_all(&self, id: &str) -> Result<()> {
+        self.store.database.write(Durability::Process, |tx| {
+            tx.execute("DELETE FROM endpoints WHERE container_id = ?1", [id])?;
+            Ok(())
+        })
+    }
+
     /// Gives back a container's place in a network.
     pub(super) fn release(&self, container: &str, network: &str) -> Result<()> {
         self.store.database.write(Durability::Process, |tx| {

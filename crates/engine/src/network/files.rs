@@ -1,7 +1,7 @@
 //! The files that tell a container its names: `hosts`, `hostname` and `resolv.conf`.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use dhow_api::config::HostConfig;
 use dhow_network::{Endpoint, Plan};
@@ -22,11 +22,21 @@ impl Engine {
 
     /// Writes the name files; `links` are lines for `hosts`.
     pub(crate) fn write_name_files(&self, container: &Container, plan: Option<&Plan>, links: &str) -> Result<()> {
-        let (config, host) = (&container.record.config, &container.record.host_config);
-        if host.network_mode.starts_with("container:") {
+        if container.record.host_config.network_mode.starts_with("container:") {
             return Ok(());
         }
-        let directory = self.paths().container(&container.id.0);
+        self.write_name_files_in(&self.paths().container(&container.id.0), container, plan, links)
+    }
+
+    /// The same, in some other directory.
+    pub(crate) fn write_name_files_in(
+        &self,
+        directory: &Path,
+        container: &Container,
+        plan: Option<&Plan>,
+        links: &str,
+    ) -> Result<()> {
+        let (config, host) = (&container.record.config, &container.record.host_config);
         let write = |name: &str, content: &str| {
             let path = directory.join(name);
             fs::write(&path, content).context(|| format!("write {}", path.display()))?;

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::epoll;
 
-use super::{CLIENT, INIT, INPUT, Monitor, OUTPUT};
+use super::{CLIENT, INIT, INPUT, Monitor, OUTPUT, SIGKILL};
 use crate::client::{MAX_BACKLOG, Role};
 use crate::protocol::Attach;
 
@@ -39,7 +39,12 @@ impl Monitor {
                 client.finish();
             }
             let _ = epoll::delete(&self.epoll, client.as_fd());
+            let waited = !done && matches!(client.role, Role::WaitExit { .. } | Role::WaitStopped { .. });
             self.clients[index] = None;
+            if waited && self.setup.tied {
+                // Nobody wants what comes of it.
+                let _ = self.signal(SIGKILL);
+            }
             return;
         }
         match &client.role {

@@ -1,0 +1,448 @@
+//! Carrying a plan out: what is known is taken, what is not is done, what is independent at the same time.
+//!
+//! Each step has two keys. The first is of what the plan says, with a stage that files are taken from by that stage's own key: it
+//! is known without looking at any files of stages. The second has those files by what is in them ([`Seen`]), so that a
+//! stage which was built again and came to the same makes nobody else be built again. A record is found by either.
+//!
+//! **Invariant:** what is in a record's layer is what its second key says: files are hashed while they are copied, and the key
+//! is made of that.
+
+mod context;
+mod keys;
+mod mounts;
+mod steps;
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use dhow_oci::{Digest, Platform};
+use dhow_store::{BuildRecord, LayerRow, Mountable, Store};
+use dhow_sys::root::Root;
+
+use crate::pattern::Ignore;
+use crate::plan::{Action, Command, Plan, Source, Step, StepId};
+use crate::progress::{BuildError, ErrorKind, Event, Progress, Stream, VertexId};
+
+pub use context::Directory;
+pub use keys::KeyBuilder;
+
+/// What a solver needs of the engine.
+pub trait Host: Sync {
+    /// Mounts a writable layer over others; nobody sees it but who has the descriptor.
+    fn mount(&self, root: &Mountable) -> Result<OwnedFd, BuildError>;
+
+    /// Runs a command on files, and waits for its end.
+    ///
+    /// # Errors
+    /// It could not be run. That it failed is no error.
+    fn run(&self, run: Run<'_>, output: &mut dyn FnMut(Stream, &[u8])) -> Result<i32, BuildError>;
+
+    /// Whether the build is to stop.
+    fn is_cancelled(&self) -> bool;
+
+    /// Fetches a file of the web into a directory, as `name`; its digest.
+    fn fetch(&self, url: &str, directory: &std::path::Path, name: &str) -> Result<Digest, BuildError>;
+}
+
+/// A command with everything that it needs.
+pub struct Run<'a> {
+    pub command: &'a Command,
+    pub root: &'a Mountable,
+    /// `NAME=VALUE`: the command's variables, proxies and secrets.
+    pub env: Vec<String>,
+    pub mounts: Vec<RunMount>,
+    /// A directory of this run alone, in memory where the exec root is; gone afterwards.
+    pub scratch: &'a std::path::Path,
+}
+
+/// Something that is mounted while a command runs.
+#[derive(Clone, Debug)]
+pub struct RunMount {
+    pub target: String,
+    pub read_only: bool,
+    pub what: RunMounted,
+}
+
+#[derive(Clone, Debug)]
+pub enum RunMounted {
+    /// A file or directory of the host; below it, if there is a path, which does not lead out.
+    Path(PathBuf, Option<String>),
+    /// Layers as one tree, from the bottom to the top; below it, if there is a path.
+    Layers(Vec<PathBuf>, Option<String>),
+    /// Bytes; 0 for no limit.
+    Tmpfs(i64),
+}
+
+/// What the client gives.
+pub trait Client: Sync {
+    /// One of its directories.
+    fn directory(&self, name: &str) -> Result<Directory, BuildError>;
+
+    /// A secret; `None` if there is none of that name.
+    fn secret(&self, id: &str) -> Result<Option<Vec<u8>>, BuildError>;
+}
+
+/// What a step has come to.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// From the bottom to the top.
+    pub chain: Vec<Digest>,
+    /// The second key.
+    pub content_key: Digest,
+}
+
+/// How far a step is.
+#[derive(Debug, Default)]
+enum Progressing {
+    #[default]
+    Nothing,
+    Going,
+    Done(Result<Arc<Outcome>, BuildError>),
+}
+
+#[derive(Default)]
+struct Slot {
+    state: Mutex<Progressing>,
+    changed: Condvar,
+}
+
+/// Carries one plan out.
+pub struct Solver<'a> {
+    store: &'a Store,
+    host: &'a dyn Host,
+    client: &'a dyn Client,
+    progress: &'a dyn Progress,
+    plan: &'a Plan,
+    /// Of the commands, besides what the plan says: hosts, limits. Part of their keys.
+    settings: Vec<String>,
+    platform: Platform,
+    slots: Vec<Slot>,
+    keys: Mutex<HashMap<StepId, Option<Digest>>>,
+    /// What contexts' files have been seen to hold.
+    contexts: context::Contexts<'a>,
+    /// Layers that nobody may remove meanwhile.
+    held: Mutex<Vec<File>>,
+    /// Steps of which has been told.
+    told: Mutex<HashSet<StepId>>,
+    fetched: Mutex<HashMap<String, Arc<steps::Fetched>>>,
+    /// What the sources of a step's copies were seen to hold.
+    looked: Mutex<HashMap<(StepId, usize), Digest>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Who panicked has left nothing half done: each is set as a whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<'a> Solver<'a> {
+    pub fn new(
+        store: &'a Store,
+        host: &'a dyn Host,
+        client: &'a dyn Client,
+        progress: &'a dyn Progress,
+        plan: &'a Plan,
+        settings: Vec<String>,
+        platform: Platform,
+    ) -> Solver<'a> {
+        Solver {
+            store,
+            host,
+            client,
+            progress,
+            plan,
+            settings,
+            platform,
+            slots: plan.steps.iter().map(|_| Slot::default()).collect(),
+            keys: Mutex::default(),
+            contexts: context::Contexts::new(client),
+            held: Mutex::default(),
+            told: Mutex::default(),
+            fetched: Mutex::default(),
+            looked: Mutex::default(),
+        }
+    }
+
+    /// Does all that the result needs; `None` is a result without files.
+    pub fn solve(&self) -> Result<Option<Arc<Outcome>>, BuildError> {
+        let Some(last) = self.plan.last else { return Ok(None) };
+        self.announce(last);
+        self.evaluate(last).map(Some)
+    }
+
+    fn step(&self, id: StepId) -> &'a Step {
+        &self.plan.steps[id]
+    }
+
+    /// Steps that another takes files from.
+    fn sources(&self, id: StepId) -> Vec<StepId> {
+        let mut found = Vec::new();
+        let mut add = |source: &Source| {
+            if let Source::Step(Some(id)) = source
+                && !found.contains(id)
+            {
+                found.push(*id);
+            }
+        };
+        match &self.step(id).action {
+            Action::Files(actions) | Action::Link(actions) => {
+                actions.iter().filter_map(steps::source_of).for_each(&mut add);
+            }
+            Action::Run(command) => command.mounts.iter().filter_map(mounts::source_of).for_each(&mut add),
+            Action::Image(_) | Action::Directory(_) => {}
+        }
+        found
+    }
+
+    fn inputs(&self, id: StepId) -> Vec<StepId> {
+        self.step(id).base.into_iter().chain(self.sources(id)).collect()
+    }
+
+    /// Tells of all steps that are needed, before any is begun.
+    fn announce(&self, last: StepId) {
+        let mut needed = vec![false; self.plan.steps.len()];
+        let mut left = vec![last];
+        while let Some(id) = left.pop() {
+            if !std::mem::replace(&mut needed[id], true) {
+                left.extend(self.inputs(id));
+            }
+        }
+        for id in (0..needed.len()).filter(|id| needed[*id]) {
+            let inputs = self.inputs(id).into_iter().map(VertexId).collect();
+            self.progress.tell(Event::Vertex { id: VertexId(id), name: self.step(id).name.clone(), inputs });
+            if let Some(lines) = self.step(id).lines.first() {
+                self.progress.tell(Event::Step { id: VertexId(id), line: lines.first });
+            }
+        }
+    }
+
+    /// Tells that a step, and all that it needs, is known.
+    fn tell_cached(&self, id: StepId) {
+        let mut left = vec![id];
+        let mut order = Vec::new();
+        while let Some(id) = left.pop() {
+            if lock(&self.told).insert(id) {
+                order.push(id);
+                left.extend(self.inputs(id));
+            }
+        }
+        order.sort_unstable();
+        for id in order {
+            let cached = !matches!(self.step(id).action, Action::Image(_));
+            self.progress.tell(Event::Started(VertexId(id)));
+            self.progress.tell(Event::Ended { id: VertexId(id), cached, error: None });
+        }
+    }
+
+    /// Whether a step is to be done whatever is known of it: because it says so, or what it builds upon.
+    fn is_forced(&self, mut id: StepId) -> bool {
+        loop {
+            let step = self.step(id);
+            if step.no_cache {
+                return true;
+            }
+            match step.base {
+                Some(base) => id = base,
+                None => return false,
+            }
+        }
+    }
+
+    /// A step's outcome: of now, or what is known of it.
+    fn evaluate(&self, id: StepId) -> Result<Arc<Outcome>, BuildError> {
+        // Down to what is known, and from there up.
+        let mut todo = Vec::new();
+        let mut next = Some(id);
+        let mut base = None;
+        while let Some(id) = next {
+            match self.known(id)? {
+                Some(outcome) => {
+                    base = Some(outcome);
+                    break;
+                }
+                None => {
+                    todo.push(id);
+                    next = self.step(id).base;
+                }
+            }
+        }
+        std::thread::scope(|scope| {
+            // Other stages begin right away: whoever needs them waits.
+            for source in todo.iter().flat_map(|id| self.sources(*id)).collect::<HashSet<_>>() {
+                scope.spawn(move || self.evaluate(source));
+            }
+            for id in todo.into_iter().rev() {
+                base = Some(self.once(id, || self.make(id, base.as_deref()))?);
+            }
+            base.take().ok_or_else(|| BuildError::internal("a build without steps"))
+        })
+    }
+
+    /// What has been done already, or is known by the first key.
+    fn known(&self, id: StepId) -> Result<Option<Arc<Outcome>>, BuildError> {
+        if let Progressing::Done(outcome) = &*lock(&self.slots[id].state) {
+            return outcome.clone().map(Some);
+        }
+        if let Action::Image(chain) = &self.step(id).action {
+            let (Some(top), Some(key)) = (chain.last(), self.first_key(id)?) else { return Ok(None) };
+            let missing = || BuildError::internal(format!("layer {top} of the base image is missing: pull the image again"));
+            let rows = self.store.chain_of(top)?.ok_or_else(missing)?;
+            self.hold(&rows)?;
+            let outcome = Outcome { chain: chain.clone(), content_key: key };
+            self.tell_image(id);
+            return self.once(id, || Ok(Arc::new(outcome))).map(Some);
+        }
+        if self.is_forced(id) {
+            return Ok(None);
+        }
+        let Some(key) = self.first_key(id)? else { return Ok(None) };
+        let Some(outcome) = self.recorded(&key)? else { return Ok(None) };
+        self.tell_cached(id);
+        self.store.note_build_use(&[key])?;
+        self.once(id, || Ok(Arc::new(outcome))).map(Some)
+    }
+
+    /// A base image that is here costs nothing.
+    fn tell_image(&self, id: StepId) {
+        if lock(&self.told).insert(id) {
+            self.progress.tell(Event::Started(VertexId(id)));
+            self.progress.tell(Event::Ended { id: VertexId(id), cached: false, error: None });
+        }
+    }
+
+    /// What a key is known for; its layers are held.
+    fn recorded(&self, key: &Digest) -> Result<Option<Outcome>, BuildError> {
+        let Some(record) = self.store.build_record(key)? else { return Ok(None) };
+        let Some(rows) = self.store.chain_of(&record.chain_id)? else { return Ok(None) };
+        if !self.hold(&rows)? {
+            return Ok(None);
+        }
+        let chain = rows.iter().map(|row| row.chain_id).collect();
+        Ok(Some(Outcome { chain, content_key: record.content_key }))
+    }
+
+    /// Keeps layers from being removed until the build is over; `false` if one has gone.
+    fn hold(&self, rows: &[LayerRow]) -> Result<bool, BuildError> {
+        for row in rows {
+            match self.store.hold_layer(&row.chain_id)? {
+                Some(file) => lock(&self.held).push(file),
+                None => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Does something for a step once, whoever asks; others wait.
+    fn once(&self, id: StepId, work: impl FnOnce() -> Result<Arc<Outcome>, BuildError>) -> Result<Arc<Outcome>, BuildError> {
+        let slot = &self.slots[id];
+        let mut state = lock(&slot.state);
+        loop {
+            match &*state {
+                Progressing::Done(outcome) => return outcome.clone(),
+                Progressing::Nothing => break,
+                Progressing::Going => state = slot.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+        *state = Progressing::Going;
+        drop(state);
+        let outcome = work();
+        *lock(&slot.state) = Progressing::Done(outcome.clone());
+        slot.changed.notify_all();
+        outcome
+    }
+
+    /// Finds a step by its second key, or does it.
+    fn make(&self, id: StepId, base: Option<&Outcome>) -> Result<Arc<Outcome>, BuildError> {
+        let step = self.step(id);
+        for source in self.sources(id) {
+            self.evaluate(source)?;
+        }
+        if self.host.is_cancelled() {
+            return Err(BuildError::cancelled());
+        }
+        let first_key = self.first_key(id)?;
+        let is_forced = self.is_forced(id);
+        if !is_forced {
+            let key = self.content_key(id, base).map_err(|error| self.failed_early(id, error))?;
+            if let Some(outcome) = self.recorded(&key)? {
+                let record = BuildRecord { content_key: key, chain_id: *outcome.chain.last().unwrap_or(&key) };
+                if let Some(first_key) = first_key {
+                    self.store.record_step(&[first_key], &record, None, &step.name)?;
+                }
+                self.store.note_build_use(&[key])?;
+                self.tell_cached(id);
+                return Ok(Arc::new(outcome));
+            }
+        }
+        lock(&self.told).insert(id);
+        self.progress.tell(Event::Started(VertexId(id)));
+        let done = self.execute(id, base);
+        let error = done.as_ref().err().map(|error| error.message.clone());
+        self.progress.tell(Event::Ended { id: VertexId(id), cached: false, error });
+        let (layer, content_key) = done.map_err(|error| error.at(&step.lines))?;
+        let below = match &step.action {
+            Action::Directory(_) => Vec::new(),
+            _ => base.map(|base| base.chain.clone()).unwrap_or_default(),
+        };
+        let record = BuildRecord { content_key, chain_id: layer.chain_id };
+        let keys: Vec<Digest> = std::iter::once(content_key).chain(first_key).collect();
+        self.store.record_step(&keys, &record, Some((&layer, below.last().copied())), &step.name)?;
+        self.hold(std::slice::from_ref(&layer))?;
+        let chain = below.into_iter().chain([layer.chain_id]).collect();
+        Ok(Arc::new(Outcome { chain, content_key }))
+    }
+
+    /// A step whose files cannot be looked at has failed as if it had been done.
+    fn failed_early(&self, id: StepId, error: BuildError) -> BuildError {
+        lock(&self.told).insert(id);
+        self.progress.tell(Event::Started(VertexId(id)));
+        self.progress.tell(Event::Ended { id: VertexId(id), cached: false, error: Some(error.message.clone()) });
+        error.at(&self.step(id).lines)
+    }
+
+    /// The outcome of a step that has been evaluated.
+    fn outcome(&self, id: StepId) -> Result<Arc<Outcome>, BuildError> {
+        match &*lock(&self.slots[id].state) {
+            Progressing::Done(outcome) => outcome.clone(),
+            _ => Err(BuildError::internal("a step was needed before it was done")),
+        }
+    }
+
+    /// The files of a step, to be read.
+    fn files_of(&self, chain: &[Digest]) -> Result<Root, BuildError> {
+        match chain {
+            [] => Err(BuildError::internal("no files to be read")),
+            [_] => {
+                let directories = self.store.directories(chain);
+                let opened = Root::open_path(&directories[0]);
+                opened.map_err(|error| BuildError::internal(format!("open {}: {error}", directories[0].display())))
+            }
+            chain => {
+                let layers = self.store.paths.layers();
+                let name = |path: &PathBuf| path.strip_prefix(&layers).unwrap_or(path).to_string_lossy().into_owned();
+                let lower = self.store.directories(chain).iter().map(name).collect();
+                let root = Mountable { directory: layers, lower, ..Mountable::default() };
+                Ok(Root::from_descriptor(self.host.mount(&root)?))
+            }
+        }
+    }
+}
+
+impl BuildError {
+    fn of_files(error: crate::files::FilesError, verb: &str) -> BuildError {
+        match error {
+            crate::files::FilesError::NotFound(path) => {
+                BuildError::invalid(format!("{verb}: {}: not found", crate::text::quote(&path)))
+            }
+            crate::files::FilesError::Refused(message) => BuildError::invalid(message),
+            other => BuildError { kind: ErrorKind::Internal, ..BuildError::invalid(other.to_string()) },
+        }
+    }
+}
+
+/// What of a tree is left out.
+fn ignore_of<'a>(ignore: &'a Ignore) -> Option<&'a Ignore> {
+    Some(ignore).filter(|ignore| !ignore.is_empty())
+}

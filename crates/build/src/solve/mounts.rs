@@ -1,0 +1,437 @@
+//! Running commands: what they find mounted, and the places for that.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Component, Path, PathBuf};
+
+use dhow_oci::Digest;
+use dhow_store::LayerRow;
+use dhow_sys::root::{Root, descriptor_path, reopen};
+use dhow_sys::tree;
+use rustix::fs::{FlockOperation, OFlags, Stat};
+
+use super::{Run, RunMount, RunMounted, Solver, ignore_of};
+use crate::dockerfile::Sharing;
+use crate::files::{self, Filter, Seen, Taker, Tree};
+use crate::plan::{Command, CommandMount, Mounted, Source, StepId};
+use crate::progress::{BuildError, ErrorKind, Event, VertexId};
+
+/// Places that every command finds something mounted at, and whether they are directories.
+const USUAL: [(&str, bool); 5] =
+    [("/proc", true), ("/dev", true), ("/sys", true), ("/etc/hosts", false), ("/etc/resolv.conf", false)];
+/// Where the script of a heredoc is.
+const SCRIPTS: &str = "/dev/pipes";
+
+/// A directory of one run, below the exec root, which is in memory.
+struct Scratch {
+    path: PathBuf,
+    _lock: fs::File,
+}
+
+impl Scratch {
+    fn new(exec: &Path) -> Result<Scratch, BuildError> {
+        let what = "make a directory for a command";
+        let all = exec.join("builds");
+        fs::DirBuilder::new().recursive(true).mode(0o710).create(&all).map_err(failed(what))?;
+        // What killed builds have left.
+        for entry in fs::read_dir(&all).map_err(failed(what))?.flatten() {
+            let is_left = fs::File::open(entry.path())
+                .is_ok_and(|left| rustix::fs::flock(&left, FlockOperation::NonBlockingLockExclusive).is_ok());
+            if is_left {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        loop {
+            let mut random = [0u8; 8];
+            rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+                .map_err(|error| failed(what)(error.into()))?;
+            let path = all.join(dhow_oci::digest::hex(&random));
+            fs::DirBuilder::new().mode(0o700).create(&path).map_err(failed(what))?;
+            // Whoever looks for left ones may come in between.
+            let Ok(lock) = fs::File::open(&path) else { continue };
+            if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() && path.is_dir() {
+                return Ok(Scratch { path, _lock: lock });
+            }
+        }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+pub(super) fn source_of(mount: &CommandMount) -> Option<&Source> {
+    match &mount.what {
+        Mounted::Bind { source, .. } | Mounted::Cache { source, .. } => Some(source),
+        Mounted::Tmpfs { .. } | Mounted::Secret(_) | Mounted::Ssh(_) => None,
+    }
+}
+
+/// What a mount shows.
+pub(super) fn look(solver: &Solver<'_>, source: &Source, path: &str) -> Result<Digest, BuildError> {
+    let mut seen = Seen::default();
+    let wrong = |error| BuildError::of_files(error, "failed to compute cache key: failed to calculate checksum of ref");
+    match source {
+        Source::Directory(name) => {
+            let directory = solver.contexts.get(name)?;
+            let filter = Filter { ignore: ignore_of(&directory.ignore), ..Filter::default() };
+            files::look(&Tree { root: &directory.root, is_context: true }, path, &filter, &mut seen).map_err(wrong)?;
+        }
+        Source::Step(Some(id)) => {
+            let outcome = solver.outcome(*id)?;
+            if !outcome.chain.is_empty() {
+                let root = solver.files_of(&outcome.chain)?;
+                files::look(&Tree { root: &root, is_context: false }, path, &Filter::default(), &mut seen).map_err(wrong)?;
+            }
+        }
+        _ => {}
+    }
+    Ok(seen.finish())
+}
+
+fn failed(what: &str) -> impl Fn(std::io::Error) -> BuildError + '_ {
+    move |error| BuildError::internal(format!("{what}: {error}"))
+}
+
+impl Solver<'_> {
+    /// Runs a command over layers; what it has changed is the layer that is returned.
+    pub(super) fn run(&self, id: StepId, command: &Command, chain: &[Digest]) -> Result<LayerRow, BuildError> {
+        let mut workspace = self.store.begin_step(chain)?;
+        // Copies of files may be large; secrets are not for a disk.
+        let copies = workspace.beside("copies")?;
+        let scratch = Scratch::new(&self.store.paths.exec)?;
+        let mut env = command.env.clone();
+        env.extend(command.proxies.iter().cloned());
+        let mut prepared = Vec::new();
+        // Held until the command has ended.
+        let mut locks = Vec::new();
+        for (number, mount) in command.mounts.iter().enumerate() {
+            if let Some(mount) = self.prepare(number, mount, (&copies, &scratch.path), &mut env, &mut locks)? {
+                prepared.push(mount);
+            }
+        }
+        if let Some((name, content)) = &command.script {
+            let directory = scratch.path.join("pipes");
+            fs::create_dir(&directory).map_err(failed("make a directory for a script"))?;
+            files::write_document(&directory, name, content).map_err(|error| BuildError::of_files(error, ""))?;
+            let script = directory.join(name);
+            fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).map_err(failed("make a script executable"))?;
+            prepared.push(RunMount { target: SCRIPTS.to_owned(), read_only: true, what: RunMounted::Path(directory, None) });
+        }
+        // What is mounted within another mount comes after that.
+        prepared.sort_by_key(|mount| mount.target.matches('/').count());
+        let mut places: Vec<(String, bool)> =
+            USUAL.iter().map(|(path, is_directory)| ((*path).to_owned(), *is_directory)).collect();
+        for mount in prepared.iter().filter(|mount| !is_in_usual(&mount.target)) {
+            places.push((mount.target.clone(), is_directory(&mount.what)?));
+        }
+        places.push((command.directory.clone(), true));
+        let stubs = workspace.beside("stubs")?;
+        fs::set_permissions(&stubs, fs::Permissions::from_mode(0o755)).map_err(failed("prepare mount points"))?;
+        if self.make_places(chain, &places, &stubs)? {
+            let layers = self.store.paths.layers();
+            let name = stubs.strip_prefix(&layers).unwrap_or(&stubs).to_string_lossy().into_owned();
+            workspace.root.lower.insert(0, name);
+        }
+        let progress = self.progress;
+        let mut output = |stream, bytes: &[u8]| progress.tell(Event::Log { id: VertexId(id), stream, bytes: bytes.to_vec() });
+        let run = Run { command, root: &workspace.root, env, mounts: prepared, scratch: &scratch.path };
+        let code = self.host.run(run, &mut output)?;
+        drop(locks);
+        if self.host.is_cancelled() {
+            return Err(BuildError::cancelled());
+        }
+        if code != 0 {
+            let words = command.args.join(" ");
+            let message = format!("process {} did not complete successfully: exit code: {code}", crate::text::quote(&words));
+            return Err(BuildError { message, lines: Vec::new(), kind: ErrorKind::Exit(code) });
+        }
+        Ok(self.store.seal(workspace, chain.last().copied())?)
+    }
+
+    fn prepare(
+        &self,
+        number: usize,
+        mount: &CommandMount,
+        (copies, scratch): (&Path, &Path),
+        env: &mut Vec<String>,
+        locks: &mut Vec<fs::File>,
+    ) -> Result<Option<RunMount>, BuildError> {
+        let ready = |what: RunMounted| Ok(Some(RunMount { target: mount.target.clone(), read_only: mount.read_only, what }));
+        match &mount.what {
+            Mounted::Tmpfs { size } => ready(RunMounted::Tmpfs(*size)),
+            Mounted::Bind { source, path } => ready(self.bind(number, source, path, mount.read_only, copies)?),
+            Mounted::Cache { id, sharing, source, path, owner } => {
+                let directory = self.cache(id, *sharing, source, *owner, locks)?;
+                ready(RunMounted::Path(directory, Some(path.clone()).filter(|path| path != "/")))
+            }
+            Mounted::Secret(secret) => {
+                let Some(value) = self.client.secret(&secret.id)? else {
+                    return match secret.required {
+                        true => Err(BuildError::invalid(format!("secret {}: not found", secret.id))),
+                        false => Ok(None),
+                    };
+                };
+                if let Some(name) = &secret.env {
+                    env.push(format!("{name}={}", String::from_utf8_lossy(&value)));
+                    if !secret.has_target {
+                        return Ok(None);
+                    }
+                }
+                let file = scratch.join(format!("secret-{number}"));
+                files::write_document(scratch, &format!("secret-{number}"), "")
+                    .map_err(|error| BuildError::of_files(error, ""))?;
+                fs::write(&file, &value).map_err(failed("hand a secret over"))?;
+                std::os::unix::fs::chown(&file, Some(secret.uid), Some(secret.gid)).map_err(failed("hand a secret over"))?;
+                fs::set_permissions(&file, fs::Permissions::from_mode(secret.mode & 0o7777))
+                    .map_err(failed("hand a secret over"))?;
+                Ok(Some(RunMount { target: mount.target.clone(), read_only: true, what: RunMounted::Path(file, None) }))
+            }
+            Mounted::Ssh(agent) => match agent.required {
+                true => {
+                    Err(BuildError::invalid(format!("no SSH key {} forwarded from the client", crate::text::quote(&agent.id))))
+                }
+                false => Ok(None),
+            },
+        }
+    }
+
+    fn bind(&self, number: usize, source: &Source, path: &str, read_only: bool, copies: &Path) -> Result<RunMounted, BuildError> {
+        let below = Some(path.trim_start_matches('/').to_owned()).filter(|path| !path.is_empty());
+        let copy = copies.join(format!("bind-{number}"));
+        match source {
+            Source::Step(Some(step)) if read_only => {
+                let chain = self.outcome(*step)?.chain.clone();
+                let mut layers = self.store.directories(&chain);
+                layers.reverse();
+                Ok(match &layers[..] {
+                    [only] => RunMounted::Path(only.clone(), below),
+                    _ => RunMounted::Layers(layers, below),
+                })
+            }
+            Source::Step(None) => {
+                fs::create_dir(&copy).map_err(failed("make an empty directory"))?;
+                Ok(RunMounted::Path(copy, None))
+            }
+            _ => {
+                // What is written to it is nobody's, and what is left out of a context is not there.
+                fs::DirBuilder::new().mode(0o755).create(&copy).map_err(failed("copy what is mounted"))?;
+                let root = Root::open_path(&copy).map_err(failed("copy what is mounted"))?;
+                let mut taker = Taker { target: &root, owner: None, mode: None, unpack: false };
+                let wrong =
+                    |error| BuildError::of_files(error, "failed to compute cache key: failed to calculate checksum of ref");
+                let mut seen = Seen::default();
+                match source {
+                    Source::Directory(name) => {
+                        let directory = self.contexts.get(name)?;
+                        let filter = Filter { ignore: ignore_of(&directory.ignore), ..Filter::default() };
+                        let tree = Tree { root: &directory.root, is_context: true };
+                        taker.take(&tree, path, true, "/it", &filter, &mut seen).map_err(wrong)?;
+                    }
+                    Source::Step(Some(step)) => {
+                        let files = self.files_of(&self.outcome(*step)?.chain)?;
+                        let tree = Tree { root: &files, is_context: false };
+                        taker.take(&tree, path, true, "/it", &Filter::default(), &mut seen).map_err(wrong)?;
+                    }
+                    _ => return Err(BuildError::internal("a mount of neither files nor a context")),
+                }
+                Ok(RunMounted::Path(copy.join("it"), None))
+            }
+        }
+    }
+
+    /// The directory of a cache, which is there from one build to the next.
+    fn cache(
+        &self,
+        id: &str,
+        sharing: Sharing,
+        source: &Source,
+        owner: Option<(u32, u32, u32)>,
+        locks: &mut Vec<fs::File>,
+    ) -> Result<PathBuf, BuildError> {
+        // Ids are anything at all: only their digests are names.
+        let name = Digest::of(id.as_bytes()).hex()[..32].to_owned();
+        let all = self.store.paths.data.join("caches");
+        let what = "open a cache";
+        fs::DirBuilder::new().recursive(true).mode(0o710).create(&all).map_err(failed(what))?;
+        for number in 0.. {
+            let directory = match number {
+                0 => all.join(&name),
+                number => all.join(format!("{name}-{number}")),
+            };
+            match fs::DirBuilder::new().mode(0o700).create(&directory) {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(what)(error)),
+                _ => {}
+            }
+            let lock = fs::File::open(&directory).map_err(failed(what))?;
+            let operation = match sharing {
+                Sharing::Shared => FlockOperation::LockShared,
+                Sharing::Locked => FlockOperation::LockExclusive,
+                Sharing::Private => FlockOperation::NonBlockingLockExclusive,
+            };
+            match rustix::fs::flock(&lock, operation) {
+                // Somebody has it: there is another one for us.
+                Err(rustix::io::Errno::WOULDBLOCK) => continue,
+                other => other.map_err(|error| failed(what)(error.into()))?,
+            }
+            let files = directory.join("fs");
+            if !files.exists() {
+                self.fill_cache(&directory, &files, source, owner)?;
+            }
+            let _ = lock.set_modified(std::time::SystemTime::now());
+            locks.push(lock);
+            return Ok(files);
+        }
+        Err(BuildError::internal("no cache is free"))
+    }
+
+    fn fill_cache(
+        &self,
+        directory: &Path,
+        files: &Path,
+        source: &Source,
+        owner: Option<(u32, u32, u32)>,
+    ) -> Result<(), BuildError> {
+        let what = "fill a cache";
+        // Whole, or not there.
+        let new = directory.join(format!("new-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&new);
+        fs::DirBuilder::new().mode(0o755).create(&new).map_err(failed(what))?;
+        if let Source::Step(Some(step)) = source {
+            let from = self.files_of(&self.outcome(*step)?.chain)?;
+            let root = Root::open_path(&new).map_err(failed(what))?;
+            let mut taker = Taker { target: &root, owner: None, mode: None, unpack: false };
+            let tree = Tree { root: &from, is_context: false };
+            taker
+                .take(&tree, "/", true, "/", &Filter::default(), &mut Seen::default())
+                .map_err(|error| BuildError::of_files(error, what))?;
+        }
+        if let Some((uid, gid, mode)) = owner {
+            std::os::unix::fs::chown(&new, Some(uid), Some(gid)).map_err(failed(what))?;
+            fs::set_permissions(&new, fs::Permissions::from_mode(mode & 0o7777)).map_err(failed(what))?;
+        }
+        match fs::rename(&new, files) {
+            // Somebody who shares it was faster.
+            Err(_) if files.exists() => fs::remove_dir_all(&new).map_err(failed(what)),
+            other => other.map_err(failed(what)),
+        }
+    }
+
+    /// Makes the mount points that the files do not have, in a layer of their own, so that nothing of them is left in the step's.
+    /// Whether there are any.
+    fn make_places(&self, chain: &[Digest], places: &[(String, bool)], stubs: &Path) -> Result<bool, BuildError> {
+        let what = "make a mount point";
+        let seen = if chain.is_empty() { None } else { Some(self.files_of(chain)?) };
+        let own = Root::open_path(stubs).map_err(failed(what))?;
+        // Directories that stand for those of the files, with what these are like.
+        let mut like: BTreeMap<PathBuf, (std::os::fd::OwnedFd, Stat)> = BTreeMap::new();
+        let mut any = false;
+        for (path, is_directory) in places {
+            let path = Path::new(path);
+            if seen.as_ref().is_some_and(|seen| seen.handle(path).is_ok()) {
+                continue;
+            }
+            any = true;
+            let (existing, rest) = deepest(seen.as_ref(), path)?;
+            if let Some(seen) = &seen {
+                self.stand_in(seen, &own, &existing, &mut like)?;
+            }
+            let full = existing.join(&rest);
+            match is_directory {
+                true => own.create_dir_all(&full, 0o755).map(drop),
+                false => own.create_file_all(&full, 0o644).map(drop),
+            }
+            .map_err(failed(what))?;
+        }
+        if let Some(seen) = &seen
+            && any
+        {
+            self.stand_in(seen, &own, Path::new(""), &mut like)?;
+        }
+        for (path, (original, stat)) in like.iter().rev() {
+            let made = own.open(path, OFlags::RDONLY | OFlags::DIRECTORY, 0).map_err(failed(what))?;
+            tree::copy_attributes(original, &made).map_err(failed(what))?;
+            tree::set_times(&made, stat).map_err(failed(what))?;
+        }
+        Ok(any)
+    }
+
+    /// Makes directories that look like those of the files.
+    fn stand_in(
+        &self,
+        seen: &Root,
+        own: &Root,
+        path: &Path,
+        like: &mut BTreeMap<PathBuf, (std::os::fd::OwnedFd, Stat)>,
+    ) -> Result<(), BuildError> {
+        let what = "make a mount point";
+        let mut so_far = PathBuf::new();
+        for component in std::iter::once(Component::CurDir).chain(path.components()) {
+            if let Component::Normal(name) = component {
+                so_far.push(name);
+            }
+            if like.contains_key(&so_far) {
+                continue;
+            }
+            let here = if so_far.as_os_str().is_empty() { Path::new(".") } else { &*so_far };
+            let original = seen.open(here, OFlags::RDONLY | OFlags::DIRECTORY, 0).map_err(failed(what))?;
+            own.create_dir_all(here, 0o755).map_err(failed(what))?;
+            let stat = rustix::fs::fstat(&original).map_err(|error| failed(what)(error.into()))?;
+            like.insert(so_far.clone(), (original, stat));
+        }
+        Ok(())
+    }
+}
+
+/// The deepest directory on the way to a path that the files have, by its real place, and what of the path is missing.
+fn deepest(seen: Option<&Root>, path: &Path) -> Result<(PathBuf, PathBuf), BuildError> {
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    let Some(seen) = seen else { return Ok((PathBuf::new(), relative.to_owned())) };
+    let mut rest = PathBuf::new();
+    let mut here = relative.to_owned();
+    loop {
+        let opened = if here.as_os_str().is_empty() { Path::new(".") } else { &*here };
+        if let Ok(handle) = seen.open(opened, OFlags::PATH | OFlags::DIRECTORY, 0) {
+            let base = fs::read_link(descriptor_path(seen.as_fd())).map_err(failed("find a directory"))?;
+            let full = fs::read_link(descriptor_path(handle.as_fd())).map_err(failed("find a directory"))?;
+            let inside = full.strip_prefix(&base).unwrap_or(&full);
+            let inside = inside.strip_prefix("/").unwrap_or(inside);
+            return Ok((inside.to_owned(), rest));
+        }
+        let (Some(parent), Some(name)) = (here.parent().map(Path::to_owned), here.file_name().map(PathBuf::from)) else {
+            return Ok((PathBuf::new(), relative.to_owned()));
+        };
+        rest = if rest.as_os_str().is_empty() { name } else { name.join(&rest) };
+        here = parent;
+    }
+}
+
+/// Whether something is mounted below what every command has.
+fn is_in_usual(target: &str) -> bool {
+    ["/proc", "/dev", "/sys"].iter().any(|path| Path::new(target).starts_with(path))
+}
+
+fn is_directory(what: &RunMounted) -> Result<bool, BuildError> {
+    let of = |root: Root, below: &Option<String>| {
+        let below = below.as_deref().unwrap_or(".");
+        let handle = root
+            .handle_beneath(Path::new(below))
+            .map_err(|error| BuildError::invalid(format!("cannot mount {below}: {error}")))?;
+        Ok(reopen(handle.as_fd(), OFlags::PATH | OFlags::DIRECTORY).is_ok())
+    };
+    match what {
+        RunMounted::Tmpfs(_) => Ok(true),
+        RunMounted::Path(path, None) => Ok(path.is_dir()),
+        RunMounted::Path(path, below) => of(Root::open_path(path).map_err(failed("look at what is mounted"))?, below),
+        RunMounted::Layers(_, None) => Ok(true),
+        RunMounted::Layers(layers, Some(below)) => {
+            // The uppermost layer that has it tells.
+            let found = layers.iter().rev().find_map(|layer| fs::symlink_metadata(layer.join(below)).ok());
+            Ok(found.is_none_or(|stat| stat.is_dir()))
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Builds: a Dockerfile is planned with the images of here and of registries, its steps are carried out, and what comes of it is
+//! an image.
+//!
+//! The steps' files are the store's ([`dhow_build::solve`]); their commands run under monitors, as containers do, without being
+//! any: nothing of them is in the database, and they die with the engine that builds.
+
+mod command;
+mod context;
+mod image;
+
+pub use context::Context;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use dhow_build::plan::{self, BaseImage, Images, Options, Plan};
+use dhow_build::progress::{BuildError, Event, Progress, VertexId};
+use dhow_build::solve::{Client, Solver};
+use dhow_monitor::Overlay;
+use dhow_oci::image::ImageConfig;
+use dhow_oci::{Digest, Platform, Reference};
+use dhow_registry::Credentials;
+use dhow_store::Mountable;
+
+use crate::{Engine, Error, Kind, PullRequest};
+
+/// What is to be built.
+pub struct BuildRequest<'a> {
+    pub file: &'a [u8],
+    /// As errors and warnings call it.
+    pub file_name: &'a str,
+    pub options: Options,
+    /// What the image is called.
+    pub tags: Vec<Reference>,
+    /// Base images are asked for at their registries, though they are here.
+    pub pull: bool,
+    pub limits: BuildLimits,
+    pub allowed: Allowed,
+    /// Who the user is to a registry, by its name.
+    pub credentials: &'a (dyn Fn(&str) -> Credentials + Sync),
+}
+
+/// What the commands of a build may use.
+#[derive(Clone, Debug, Default)]
+pub struct BuildLimits {
+    /// `NAME:ADDRESS`.
+    pub hosts: Vec<String>,
+    /// Bytes of `/dev/shm`; 0 for the default.
+    pub shm_size: i64,
+    /// As the API has them.
+    pub ulimits: Vec<dhow_api::config::Ulimit>,
+    pub cgroup_parent: String,
+    pub memory: i64,
+    pub memory_swap: i64,
+    pub cpu_shares: i64,
+    pub cpu_period: i64,
+    pub cpu_quota: i64,
+    pub cpuset_cpus: String,
+    pub cpuset_mems: String,
+}
+
+/// What the user allows the build's commands.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Allowed {
+    /// The host's network.
+    pub host_network: bool,
+    /// Everything.
+    pub insecure: bool,
+}
+
+/// What came of a build.
+#[derive(Clone, Debug)]
+pub struct Built {
+    pub id: Digest,
+    /// The image's document.
+    pub config: Vec<u8>,
+}
+
+/// Ends a build from outside.
+#[derive(Debug)]
+pub struct Cancel {
+    is_over: AtomicBool,
+    /// Closed when it is over: whoever waits for the other end hears of it.
+    writer: Mutex<Option<OwnedFd>>,
+    reader: OwnedFd,
+}
+
+impl Cancel {
+    pub fn new() -> io::Result<Cancel> {
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        Ok(Cancel { is_over: AtomicBool::new(false), writer: Mutex::new(Some(writer)), reader })
+    }
+
+    pub fn cancel(&self) {
+        self.is_over.store(true, Ordering::SeqCst);
+        drop(self.writer.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    pub fn is_cancelled(&self) -> bool {
+        self.is_over.load(Ordering::SeqCst)
+    }
+}
+
+impl AsFd for Cancel {
+    /// Hangs up when it is over.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.reader.as_fd()
+    }
+}
+
+/// Numbers of vertices that are no steps of the plan.
+pub(crate) struct Internal {
+    next: AtomicUsize,
+}
+
+impl Internal {
+    const FIRST: usize = 1 << 20;
+
+    fn new() -> Internal {
+        Internal { next: AtomicUsize::new(Internal::FIRST) }
+    }
+
+    /// Does something that is told of as a vertex.
+    fn run<T>(
+        &self,
+        progress: &dyn Progress,
+        name: &str,
+        work: impl FnOnce(VertexId) -> Result<T, BuildError>,
+    ) -> Result<T, BuildError> {
+        let id = VertexId(self.next.fetch_add(1, Ordering::Relaxed));
+        progress.tell(Event::Vertex { id, name: name.to_owned(), inputs: Vec::new() });
+        progress.tell(Event::Started(id));
+        let done = work(id);
+        let error = done.as_ref().err().map(|error| error.message.clone());
+        progress.tell(Event::Ended { id, cached: false, error });
+        done
+    }
+}
+
+fn internal(error: Error) -> BuildError {
+    match error.kind {
+        Kind::Internal => BuildError::internal(error.message),
+        _ => BuildError::invalid(error.message),
+    }
+}
+
+impl Engine {
+    /// Builds an image and names it.
+    ///
+    /// # Errors
+    /// In BuildKit's words, with the lines of the Dockerfile.
+    pub fn build(
+        &self,
+        request: &BuildRequest<'_>,
+        client: &dyn Client,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<Built, BuildError> {
+        let vertices = Internal::new();
+        self.sweep_builds().map_err(internal)?;
+        let plan = self.plan_build(request, progress, &vertices)?;
+        for finding in &plan.findings {
+            let (file, source) = (request.file_name.to_owned(), request.file.to_vec());
+            progress.tell(Event::Warning { id: VertexId(0), finding: finding.clone(), file, source });
+        }
+        let host = command::BuildHost { engine: self, request, cancel };
+        let platform = request.options.platform.clone().unwrap_or_else(Platform::host);
+        let solver = Solver::new(&self.store, &host, client, progress, &plan, request.limits.key(), platform);
+        let solved = solver.solve();
+        if solved.is_err() {
+            // What was done is of use to the next.
+            self.store.sync_build()?;
+        }
+        let chain = solved?.map(|outcome| outcome.chain.clone()).unwrap_or_default();
+        let id = vertices.run(progress, "exporting to image", |id| {
+            if cancel.is_cancelled() {
+                return Err(BuildError::cancelled());
+            }
+            self.export_image(&plan, &chain, &request.tags, progress, id)
+        })?;
+        // Until here nobody could remove what the image is made of.
+        drop(solver);
+        self.keep_budget(Some(id.id));
+        Ok(id)
+    }
+
+    /// Plans a build, fetching base images that are not here.
+    pub(crate) fn plan_build(
+        &self,
+        request: &BuildRequest<'_>,
+        progress: &dyn Progress,
+        vertices: &Internal,
+    ) -> Result<Plan, BuildError> {
+        let mut images = BaseImages { engine: self, request, progress, vertices };
+        Ok(plan::plan(request.file, &request.options, &mut images)?)
+    }
+
+    /// Mounts files without anybody's seeing it.
+    pub(crate) fn mount_detached(&self, root: &Mountable) -> Result<OwnedFd, BuildError> {
+        let overlay = Overlay {
+            directory: root.directory.clone(),
+            lower: root.lower.clone(),
+            upper: root.upper.clone(),
+            work: root.work.clone(),
+            volatile: !root.upper.is_empty(),
+        };
+        overlay.mount_here().map_err(|error| BuildError::internal(format!("mount the build's files: {error}")))
+    }
+}
+
+impl BuildLimits {
+    /// What of it makes a difference to what commands come to.
+    fn key(&self) -> Vec<String> {
+        let mut key = self.hosts.clone();
+        if self.shm_size != 0 {
+            key.push(format!("shm {}", self.shm_size));
+        }
+        key.extend(self.ulimits.iter().map(|limit| format!("ulimit {} {} {}", limit.name, limit.soft, limit.hard)));
+        key
+    }
+}
+
+/// Finds base images here, and at registries.
+struct BaseImages<'a> {
+    engine: &'a Engine,
+    request: &'a BuildRequest<'a>,
+    progress: &'a dyn Progress,
+    vertices: &'a Internal,
+}
+
+impl Images for BaseImages<'_> {
+    fn image(&mut self, reference: &str, platform: &Platform) -> Result<BaseImage, String> {
+        let name: Reference = reference.parse().map_err(|error: dhow_oci::reference::InvalidReference| error.to_string())?;
+        let name = name.or_latest();
+        let shown = format!("[internal] load metadata for {name}");
+        let found = self.vertices.run(self.progress, &shown, |_| {
+            if !self.request.pull
+                && let Some(image) = self.here(reference, platform)?
+            {
+                return Ok(image);
+            }
+            self.fetch(&name, platform)
+        });
+        let image = found.map_err(|error| error.message)?;
+        let config: ImageConfig = image.row.config.clone();
+        Ok(BaseImage { config, chain: image.chain, reference: name.to_string() })
+    }
+}
+
+impl BaseImages<'_> {
+    fn here(&self, reference: &str, platform: &Platform) -> Result<Option<dhow_store::Image>, BuildError> {
+        match self.engine.find_image(reference) {
+            Ok(image) => {
+                let is_for = self.request.options.platform.is_none() || image.row.config.platform().serves(platform);
+                Ok(Some(image).filter(|_| is_for))
+            }
+            Err(error) if matches!(error.kind, Kind::NotFound | Kind::Invalid) => Ok(None),
+            Err(error) => Err(internal(error)),
+        }
+    }
+
+    fn fetch(&self, name: &Reference, platform: &Platform) -> Result<dhow_store::Image, BuildError> {
+        let credentials = (self.request.credentials)(&name.domain);
+        let request = PullRequest { name: name.clone(), platform: Some(platform.clone()), all_platforms: false, credentials };
+        let told = |_| true;
+        let id = self
+            .engine
+            .pull(&request, &told)
+            .map_err(|error| BuildError::invalid(format!("failed to resolve source metadata for {name}: {}", error.message)))?;
+        let gone = || BuildError::internal(format!("{name} was removed while it was needed"));
+        self.engine.store.image(&id)?.ok_or_else(gone)
+    }
+}

@@ -1,0 +1,92 @@
+//! From what a build has left to an image: nothing is copied, its layers are the store's.
+
+use dhow_build::plan::Plan;
+use dhow_build::progress::{BuildError, Event, Progress, VertexId};
+use dhow_oci::image::{ImageConfig, RootFs};
+use dhow_oci::{Digest, Reference, time};
+use dhow_store::{LayerRow, NewImage};
+
+use super::Built;
+use crate::Engine;
+
+impl Engine {
+    /// Makes an image of layers and a plan's configuration, and names it.
+    pub(super) fn export_image(
+        &self,
+        plan: &Plan,
+        chain: &[Digest],
+        tags: &[Reference],
+        progress: &dyn Progress,
+        id: VertexId,
+    ) -> Result<Built, BuildError> {
+        let status = |name: String, done: bool| progress.tell(Event::Status { id, name, current: 0, total: 0, done });
+        status("exporting layers".to_owned(), false);
+        let layers = match chain.last() {
+            None => Vec::new(),
+            Some(top) => {
+                let gone = || BuildError::internal("a layer of the build was removed meanwhile: build it again");
+                self.store.chain_of(top)?.ok_or_else(gone)?
+            }
+        };
+        let mut config = plan.config.clone();
+        config.rootfs = RootFs { kind: "layers".to_owned(), diff_ids: layers.iter().map(|layer| layer.diff_id).collect() };
+        self.date(&mut config, &layers, plan.epoch)?;
+        status("exporting layers".to_owned(), true);
+        let bytes = serde_json::to_vec(&config).map_err(|error| BuildError::internal(format!("encode the image: {error}")))?;
+        let created = config.created.as_deref().and_then(time::parse).unwrap_or_default().div_euclid(1_000_000_000);
+        let image = self.store.add_image(&NewImage { config: &bytes, layers, tags, created, parent: None, origin: None })?;
+        status(format!("writing image {image}"), true);
+        self.image_event("create", &image, &image.to_string());
+        for tag in tags {
+            status(format!("naming to {tag}"), true);
+            self.image_event("tag", &image, &tag.familiar());
+        }
+        Ok(Built { id: image, config: bytes })
+    }
+
+    /// Fills in when each part came about: layers say so themselves, and what has none goes with the first new layer, or the one
+    /// before it. So a build of which everything is known comes to the same image each time.
+    fn date(&self, config: &mut ImageConfig, layers: &[LayerRow], epoch: Option<i64>) -> Result<(), BuildError> {
+        let mut times = Vec::new();
+        for layer in layers {
+            times.push(time::format(self.store.layer_created(&layer.chain_id)?.unwrap_or_else(time::now)));
+        }
+        let mut of_layers = times.into_iter();
+        for entry in config.history.iter_mut().filter(|entry| !entry.empty_layer) {
+            let made = of_layers.next();
+            if entry.created.is_none() {
+                entry.created = made;
+            }
+        }
+        let mut created = None;
+        let mut has_gap = false;
+        for entry in &config.history {
+            match &entry.created {
+                Some(time) => {
+                    created = Some(time.clone());
+                    if has_gap {
+                        break;
+                    }
+                }
+                None => has_gap = true,
+            }
+        }
+        has_gap = false;
+        for entry in &mut config.history {
+            match &entry.created {
+                Some(time) if has_gap => created = Some(time.clone()),
+                Some(_) => {}
+                None => {
+                    has_gap = true;
+                    entry.created.clone_from(&created);
+                }
+            }
+        }
+        let last = config.history.iter().rev().find_map(|entry| entry.created.clone());
+        config.created = match epoch {
+            Some(epoch) => Some(time::format_seconds(epoch)),
+            None => Some(last.unwrap_or_else(|| time::format(time::now()))),
+        };
+        Ok(())
+    }
+}

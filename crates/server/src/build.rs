@@ -1,0 +1,353 @@
+//! `POST /build`: the builder for clients that know nothing of BuildKit. They send their files as a tar and read docker's classic
+//! messages, `Step n/m`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use base64::Engine as _;
+use bytes::Bytes;
+use dhow_api::config::Ulimit;
+use dhow_api::image::{ErrorDetail, Message};
+use dhow_engine::dhow_build::dockerfile::instruction::Network;
+use dhow_engine::dhow_build::dockerfile::{self, Checks, Kind};
+use dhow_engine::dhow_build::plan::{NoCache, Options};
+use dhow_engine::dhow_build::progress::{BuildError, ErrorKind, Event, Progress, VertexId};
+use dhow_engine::{Allowed, BuildContext, BuildLimits, BuildRequest, Cancel, Credentials, Engine, Error, Result};
+use dhow_oci::{Platform, Reference};
+use tokio::sync::mpsc;
+
+use crate::answer::{self, Answer};
+use crate::images::line;
+use crate::request::{Call, Parameters, blocking_body};
+use crate::route::blocking;
+
+/// What the parameters ask for.
+struct Asked {
+    dockerfile: String,
+    options: Options,
+    tags: Vec<Reference>,
+    pull: bool,
+    quiet: bool,
+    limits: BuildLimits,
+    registries: HashMap<String, Credentials>,
+}
+
+fn decoded<T: serde::de::DeserializeOwned + Default>(parameters: &Parameters, key: &str) -> Result<T> {
+    match parameters.get(key) {
+        "" => Ok(T::default()),
+        text => serde_json::from_str(text).map_err(|error| Error::invalid(format!("error reading {key}: {error}"))),
+    }
+}
+
+fn asked(call: &Call) -> Result<Asked> {
+    let parameters = &call.parameters;
+    let given: BTreeMap<String, Option<String>> = decoded(parameters, "buildargs")?;
+    let network = match parameters.get("networkmode") {
+        "" | "default" | "bridge" => Network::Default,
+        "none" => Network::None,
+        "host" => Network::Host,
+        other => {
+            return Err(Error::invalid(format!(
+                "network mode {other:?} not supported by the builder: use default, none or host"
+            )));
+        }
+    };
+    let platform = match parameters.get("platform") {
+        "" => None,
+        text => Some(text.parse::<Platform>().map_err(|error| Error::invalid(error.to_string()))?),
+    };
+    let mut tags = Vec::new();
+    for text in parameters.all("t").iter().filter(|text| !text.is_empty()) {
+        let tag: Reference = text.parse().map_err(|error| Error::invalid(format!("invalid reference format: {error}")))?;
+        if tag.digest.is_some() {
+            return Err(Error::invalid("build tag cannot contain a digest"));
+        }
+        let tag = tag.or_latest();
+        if !tags.contains(&tag) {
+            tags.push(tag);
+        }
+    }
+    let number = |key: &str| parameters.number::<i64>(key).map(Option::unwrap_or_default);
+    let text = |key: &str| parameters.get(key).to_owned();
+    let ulimits: Option<Vec<Ulimit>> = decoded(parameters, "ulimits")?;
+    let options = Options {
+        target: text("target"),
+        build_args: given.into_iter().filter_map(|(name, value)| Some((name, value?))).collect(),
+        labels: decoded(parameters, "labels")?,
+        platform,
+        no_cache: if parameters.is("nocache") { NoCache::Everything } else { NoCache::Nothing },
+        network,
+        ..Options::default()
+    };
+    let limits = BuildLimits {
+        hosts: parameters.all("extrahosts").to_vec(),
+        shm_size: number("shmsize")?,
+        ulimits: ulimits.unwrap_or_default(),
+        cgroup_parent: text("cgroupparent"),
+        memory: number("memory")?,
+        memory_swap: number("memswap")?,
+        cpu_shares: number("cpushares")?,
+        cpu_period: number("cpuperiod")?,
+        cpu_quota: number("cpuquota")?,
+        cpuset_cpus: text("cpusetcpus"),
+        cpuset_mems: text("cpusetmems"),
+    };
+    Ok(Asked {
+        dockerfile: text("dockerfile"),
+        options,
+        tags,
+        pull: parameters.is("pull"),
+        quiet: parameters.is("q"),
+        limits,
+        registries: registries(call),
+    })
+}
+
+/// Who the client says to be to registries, by their names: base64 of JSON. What cannot be read is nobody, as with dockerd.
+fn registries(call: &Call) -> HashMap<String, Credentials> {
+    let header = call.request.headers().get("X-Registry-Config").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let text = header.replace('-', "+").replace('_', "/");
+    let decoded = base64::engine::general_purpose::STANDARD.decode(text.as_bytes()).unwrap_or_default();
+    serde_json::from_slice(&decoded).unwrap_or_default()
+}
+
+fn credentials_for(all: &HashMap<String, Credentials>, domain: &str) -> Credentials {
+    let hub = ["https://index.docker.io/v1/", "index.docker.io", "docker.io"];
+    let own = [domain.to_owned(), format!("https://{domain}"), format!("https://{domain}/v1/")];
+    let names: Vec<&str> = match domain {
+        "docker.io" => hub.to_vec(),
+        _ => own.iter().map(String::as_str).collect(),
+    };
+    names.into_iter().find_map(|name| all.get(name).cloned()).unwrap_or_default()
+}
+
+pub(crate) async fn build(engine: Arc<Engine>, call: Call) -> Result<Answer> {
+    if call.parameters.get("version") == "2" {
+        return Err(Error::invalid("builds by BuildKit go by the session and grpc endpoints, as docker buildx uses them"));
+    }
+    if let Some(remote) = call.parameters.optional("remote") {
+        return Err(Error::invalid(format!("{remote}: contexts of other places are not supported yet: send the files")));
+    }
+    if call.parameters.is("squash") {
+        return Err(Error::invalid("squash is not supported yet"));
+    }
+    let asked = asked(&call)?;
+    let body = blocking_body(call.request.into_body());
+    let own = engine.clone();
+    let context = blocking(move || own.unpack_context(body)).await?;
+    let cancel = Arc::new(Cancel::new().map_err(|error| Error::internal(format!("make a pipe: {error}")))?);
+    let (sender, mut messages) = mpsc::channel::<Bytes>(64);
+    let own = cancel.clone();
+    let work = tokio::task::spawn_blocking(move || run(&engine, asked, context, &own, &sender));
+    let Some(first) = messages.recv().await else {
+        return match work.await {
+            Ok(Err(error)) => Err(error),
+            _ => Err(Error::internal("build: nothing came of it")),
+        };
+    };
+    let (answer, sender) = answer::stream("application/json");
+    tokio::spawn(async move {
+        let mut next = Some(first);
+        while let Some(message) = next {
+            if sender.send(message).await.is_err() {
+                // Nobody listens any more.
+                cancel.cancel();
+                return;
+            }
+            next = tokio::select! {
+                message = messages.recv() => message,
+                () = sender.closed() => {
+                    cancel.cancel();
+                    return;
+                }
+            };
+        }
+        if let Ok(Err(error)) = work.await {
+            let _ = sender.send(line(&failure(&BuildError::invalid(error.message)))).await;
+        }
+    });
+    Ok(answer)
+}
+
+/// # Errors
+/// Before anything was sent.
+fn run(engine: &Engine, asked: Asked, mut context: BuildContext, cancel: &Cancel, sender: &mpsc::Sender<Bytes>) -> Result<()> {
+    let (name, file) = context.dockerfile(&asked.dockerfile)?;
+    let steps = Steps::of(&file).map_err(|error| Error::invalid(error.message))?;
+    let teller = Teller { sender, quiet: asked.quiet, state: Mutex::new(steps) };
+    let options = Options { ignore: context.ignore().clone(), ..asked.options };
+    let given: Vec<String> = options.build_args.keys().cloned().collect();
+    let request = BuildRequest {
+        file: &file,
+        file_name: &name,
+        options,
+        tags: asked.tags.clone(),
+        pull: asked.pull,
+        limits: asked.limits,
+        // The classic builder asked for no leave.
+        allowed: Allowed { host_network: true, insecure: false },
+        credentials: &|domain| credentials_for(&asked.registries, domain),
+    };
+    match engine.build(&request, &context, &teller, cancel) {
+        Ok(built) => {
+            let short = built.id.hex()[..12].to_owned();
+            if asked.quiet {
+                teller.send(&Message { stream: Some(format!("{}\n", built.id)), ..Message::default() });
+                return Ok(());
+            }
+            teller.finish(&given);
+            teller.send(&Message { aux: Some(serde_json::json!({ "ID": built.id.to_string() })), ..Message::default() });
+            teller.text(format!("Successfully built {short}\n"));
+            for tag in &asked.tags {
+                teller.text(format!("Successfully tagged {}\n", tag.familiar()));
+            }
+        }
+        Err(error) => teller.send(&failure(&error)),
+    }
+    Ok(())
+}
+
+fn failure(error: &BuildError) -> Message {
+    let (code, message) = match error.kind {
+        ErrorKind::Exit(code) => {
+            let command = error.message.strip_prefix("process \"").and_then(|rest| rest.split("\" did not complete").next());
+            let command = command.unwrap_or_default();
+            (code, format!("The command '{command}' returned a non-zero code: {code}"))
+        }
+        _ => (0, error.message.clone()),
+    };
+    let detail = ErrorDetail { code, message: message.clone() };
+    Message { error: Some(message), error_detail: Some(detail), ..Message::default() }
+}
+
+/// The instructions of a file, and what has been said of them.
+struct Steps {
+    /// First line, text, stage, and whether it is a step of the build's graph.
+    all: Vec<(usize, String, usize, bool)>,
+    told: Vec<bool>,
+    /// The instruction of each vertex that has begun.
+    of_vertex: HashMap<VertexId, usize>,
+    names: HashMap<VertexId, String>,
+    declared: Vec<String>,
+}
+
+impl Steps {
+    fn of(file: &[u8]) -> Result<Steps, dockerfile::DockerfileError> {
+        let parsed = dockerfile::parse(file, &mut Checks::none())?;
+        let mut all = Vec::new();
+        let mut declared = Vec::new();
+        let mut note = |kind: &Kind| {
+            if let Kind::Arg(arguments) = kind {
+                declared.extend(arguments.iter().map(|argument| argument.name.clone()));
+            }
+        };
+        for argument in &parsed.arguments {
+            note(&argument.kind);
+            all.push((argument.lines.first, argument.code.clone(), 0, false));
+        }
+        for (number, stage) in parsed.stages.iter().enumerate() {
+            all.push((stage.lines.first, stage.code.clone(), number, true));
+            for one in &stage.instructions {
+                note(&one.kind);
+                let is_step = matches!(one.kind, Kind::Add(_) | Kind::Copy(_) | Kind::Run(_) | Kind::Workdir(_));
+                all.push((one.lines.first, one.code.clone(), number, is_step));
+            }
+        }
+        let told = vec![false; all.len()];
+        Ok(Steps { all, told, of_vertex: HashMap::new(), names: HashMap::new(), declared })
+    }
+
+    /// The headings of instructions up to one of them, as far as they have not been told.
+    fn headings(&mut self, upto: usize) -> Vec<String> {
+        let stage = self.all[upto].2;
+        let mut texts = Vec::new();
+        for index in 0..=upto {
+            let (_, code, of_stage, is_step) = &self.all[index];
+            let is_due = index == upto || *of_stage < stage || (*of_stage == stage && !is_step) || index == 0;
+            if is_due && !std::mem::replace(&mut self.told[index], true) {
+                texts.push(format!("Step {}/{} : {code}", index + 1, self.all.len()));
+            }
+        }
+        texts
+    }
+}
+
+/// Tells docker's classic messages.
+struct Teller<'a> {
+    sender: &'a mpsc::Sender<Bytes>,
+    quiet: bool,
+    state: Mutex<Steps>,
+}
+
+impl Teller<'_> {
+    fn send(&self, message: &Message) {
+        // Whoever has gone is found out by who copies.
+        let _ = self.sender.blocking_send(line(message));
+    }
+
+    fn text(&self, text: String) {
+        if !self.quiet {
+            self.send(&Message { stream: Some(text), ..Message::default() });
+        }
+    }
+
+    fn steps(&self) -> std::sync::MutexGuard<'_, Steps> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn headings(&self, texts: Vec<String>) {
+        for text in texts {
+            self.text(text);
+            self.text("\n".to_owned());
+        }
+    }
+
+    /// What has no files comes last.
+    fn finish(&self, given: &[String]) {
+        let (texts, declared) = {
+            let mut steps = self.steps();
+            let texts = if steps.all.is_empty() {
+                Vec::new()
+            } else {
+                (0..steps.all.len()).flat_map(|index| steps.headings(index)).collect()
+            };
+            (texts, steps.declared.clone())
+        };
+        self.headings(texts);
+        const KNOWN: [&str; 5] = ["http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"];
+        let is_unused = |name: &&String| !declared.contains(*name) && !KNOWN.contains(&name.to_lowercase().as_str());
+        let unused: Vec<&str> = given.iter().filter(is_unused).map(String::as_str).collect();
+        if !unused.is_empty() {
+            self.text(format!("[Warning] One or more build-args [{}] were not consumed\n", unused.join(" ")));
+        }
+    }
+}
+
+impl Progress for Teller<'_> {
+    fn tell(&self, event: Event) {
+        match event {
+            Event::Vertex { id, name, .. } => drop(self.steps().names.insert(id, name)),
+            Event::Step { id, line } => {
+                let mut steps = self.steps();
+                if let Some(index) = steps.all.iter().position(|(first, ..)| *first == line) {
+                    steps.of_vertex.insert(id, index);
+                }
+            }
+            Event::Started(id) => {
+                let texts = {
+                    let mut steps = self.steps();
+                    let index = steps.of_vertex.get(&id).copied();
+                    index.map(|index| steps.headings(index)).unwrap_or_default()
+                };
+                self.headings(texts);
+            }
+            Event::Ended { id, cached, error: None } => {
+                if cached && self.steps().of_vertex.contains_key(&id) {
+                    self.text(" ---> Using cache\n".to_owned());
+                }
+            }
+            Event::Log { bytes, .. } => self.text(String::from_utf8_lossy(&bytes).into_owned()),
+            Event::Ended { .. } | Event::Status { .. } | Event::Warning { .. } | Event::Missed { .. } => {}
+        }
+    }
+}
