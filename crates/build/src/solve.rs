@@ -172,6 +172,11 @@ impl<'a> Solver<'a> {
         self.evaluate(last).map(Some)
     }
 
+    /// As long as these are open, nobody removes the layers that were needed.
+    pub fn into_held(self) -> Vec<File> {
+        self.held.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn step(&self, id: StepId) -> &'a Step {
         &self.plan.steps[id]
     }

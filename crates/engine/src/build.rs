@@ -8,7 +8,7 @@ mod command;
 mod context;
 mod image;
 
-pub use context::Context;
+pub use context::{BuildDirectory, Context};
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -110,33 +110,29 @@ impl AsFd for Cancel {
     }
 }
 
-/// Numbers of vertices that are no steps of the plan.
-pub(crate) struct Internal {
-    next: AtomicUsize,
+/// A build of which all is done but its output. As long as it is there, nobody removes what it is made of.
+pub struct Solved {
+    pub plan: Plan,
+    /// Of the result's layers, from the bottom to the top.
+    pub chain: Vec<Digest>,
+    _held: Vec<std::fs::File>,
 }
 
-impl Internal {
-    const FIRST: usize = 1 << 20;
-
-    fn new() -> Internal {
-        Internal { next: AtomicUsize::new(Internal::FIRST) }
-    }
-
-    /// Does something that is told of as a vertex.
-    fn run<T>(
-        &self,
-        progress: &dyn Progress,
-        name: &str,
-        work: impl FnOnce(VertexId) -> Result<T, BuildError>,
-    ) -> Result<T, BuildError> {
-        let id = VertexId(self.next.fetch_add(1, Ordering::Relaxed));
-        progress.tell(Event::Vertex { id, name: name.to_owned(), inputs: Vec::new() });
-        progress.tell(Event::Started(id));
-        let done = work(id);
-        let error = done.as_ref().err().map(|error| error.message.clone());
-        progress.tell(Event::Ended { id, cached: false, error });
-        done
-    }
+/// Does something that is told of as a vertex, which is no step of a plan.
+pub fn vertex<T>(
+    progress: &dyn Progress,
+    name: &str,
+    work: impl FnOnce(VertexId) -> Result<T, BuildError>,
+) -> Result<T, BuildError> {
+    /// Beyond the numbers of steps. Only within one build numbers have to differ.
+    static NEXT: AtomicUsize = AtomicUsize::new(1 << 24);
+    let id = VertexId(NEXT.fetch_add(1, Ordering::Relaxed));
+    progress.tell(Event::Vertex { id, name: name.to_owned(), inputs: Vec::new() });
+    progress.tell(Event::Started(id));
+    let done = work(id);
+    let error = done.as_ref().err().map(|error| error.message.clone());
+    progress.tell(Event::Ended { id, cached: false, error });
+    done
 }
 
 fn internal(error: Error) -> BuildError {
@@ -158,9 +154,23 @@ impl Engine {
         progress: &dyn Progress,
         cancel: &Cancel,
     ) -> Result<Built, BuildError> {
-        let vertices = Internal::new();
+        let solved = self.solve_build(request, client, progress, cancel)?;
+        if cancel.is_cancelled() {
+            return Err(BuildError::cancelled());
+        }
+        self.export_build(&solved, &request.tags, progress)
+    }
+
+    /// Does all that a build's result needs, without making an image of it.
+    pub fn solve_build(
+        &self,
+        request: &BuildRequest<'_>,
+        client: &dyn Client,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<Solved, BuildError> {
         self.sweep_builds().map_err(internal)?;
-        let plan = self.plan_build(request, progress, &vertices)?;
+        let plan = self.plan_build(request, progress)?;
         for finding in &plan.findings {
             let (file, source) = (request.file_name.to_owned(), request.file.to_vec());
             progress.tell(Event::Warning { id: VertexId(0), finding: finding.clone(), file, source });
@@ -174,26 +184,25 @@ impl Engine {
             self.store.sync_build()?;
         }
         let chain = solved?.map(|outcome| outcome.chain.clone()).unwrap_or_default();
-        let id = vertices.run(progress, "exporting to image", |id| {
-            if cancel.is_cancelled() {
-                return Err(BuildError::cancelled());
-            }
-            self.export_image(&plan, &chain, &request.tags, progress, id)
-        })?;
-        // Until here nobody could remove what the image is made of.
-        drop(solver);
-        self.keep_budget(Some(id.id));
-        Ok(id)
+        let held = solver.into_held();
+        Ok(Solved { plan, chain, _held: held })
+    }
+
+    /// Makes an image of what was solved, and names it.
+    pub fn export_build(&self, solved: &Solved, tags: &[Reference], progress: &dyn Progress) -> Result<Built, BuildError> {
+        let built = vertex(progress, "exporting to image", |id| self.export_image(solved, tags, progress, id))?;
+        self.keep_budget(Some(built.id));
+        Ok(built)
+    }
+
+    /// What is wrong with a Dockerfile, without building it.
+    pub fn check_build(&self, request: &BuildRequest<'_>, progress: &dyn Progress) -> Result<Plan, BuildError> {
+        self.plan_build(request, progress)
     }
 
     /// Plans a build, fetching base images that are not here.
-    pub(crate) fn plan_build(
-        &self,
-        request: &BuildRequest<'_>,
-        progress: &dyn Progress,
-        vertices: &Internal,
-    ) -> Result<Plan, BuildError> {
-        let mut images = BaseImages { engine: self, request, progress, vertices };
+    pub(crate) fn plan_build(&self, request: &BuildRequest<'_>, progress: &dyn Progress) -> Result<Plan, BuildError> {
+        let mut images = BaseImages { engine: self, request, progress };
         Ok(plan::plan(request.file, &request.options, &mut images)?)
     }
 
@@ -227,7 +236,6 @@ struct BaseImages<'a> {
     engine: &'a Engine,
     request: &'a BuildRequest<'a>,
     progress: &'a dyn Progress,
-    vertices: &'a Internal,
 }
 
 impl Images for BaseImages<'_> {
@@ -235,7 +243,7 @@ impl Images for BaseImages<'_> {
         let name: Reference = reference.parse().map_err(|error: dhow_oci::reference::InvalidReference| error.to_string())?;
         let name = name.or_latest();
         let shown = format!("[internal] load metadata for {name}");
-        let found = self.vertices.run(self.progress, &shown, |_| {
+        let found = vertex(self.progress, &shown, |_| {
             if !self.request.pull
                 && let Some(image) = self.here(reference, platform)?
             {

@@ -56,7 +56,7 @@ mod wait;
 
 pub use archive::{PathStat, PutOptions};
 pub use budget::Budget;
-pub use build::{Allowed, BuildLimits, BuildRequest, Built, Cancel, Context as BuildContext};
+pub use build::{Allowed, BuildDirectory, BuildLimits, BuildRequest, Built, Cancel, Context as BuildContext, Solved, vertex};
 pub use bundled::BUNDLED;
 pub use commit::CommitOptions;
 pub use container::{Container, ContainerId};

@@ -6,6 +6,7 @@
 mod answer;
 mod archive;
 mod build;
+mod buildkit;
 mod containers;
 mod execs;
 mod images;

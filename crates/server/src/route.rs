@@ -164,6 +164,8 @@ async fn dispatch(engine: Arc<Engine>, path: &str, mut call: Call) -> Option<Res
         ["volumes", name] if method == delete => volumes::remove(engine, name, call).await,
         ["containers", "prune"] if method == post => system::prune_containers(engine, call).await,
         ["images", "prune"] if method == post => system::prune_images(engine, call).await,
+        ["grpc"] if method == post => crate::buildkit::grpc(engine, call),
+        ["session"] if method == post => crate::buildkit::session(call),
         ["build"] if method == post => crate::build::build(engine, call).await,
         ["build", "prune"] if method == post => system::prune_build(&call),
         ["system", "check"] if method == get => system::check(engine, call, false).await,

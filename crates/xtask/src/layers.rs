@@ -17,7 +17,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("monitor", &["network", "oci", "runtime", "sys"]),
     ("build", &["oci", "store", "sys"]),
     ("engine", &["api", "build", "monitor", "network", "oci", "registry", "runtime", "store", "sys"]),
-    ("server", &["api", "engine", "oci"]),
+    ("buildkit", &["api", "engine", "oci", "sys"]),
+    ("server", &["api", "buildkit", "engine", "oci"]),
     ("cli", &["api", "engine", "monitor", "oci", "registry", "registry-server", "runtime", "server", "sys", "testkit"]),
 ];
 

@@ -17,28 +17,39 @@ const LARGEST_FILE: u64 = 16 << 20;
 
 /// Files that are here for one build.
 pub struct Context {
-    path: PathBuf,
+    directory: BuildDirectory,
     ignore: Ignore,
+}
+
+/// An empty directory that is there for one build; gone when it is dropped.
+#[derive(Debug)]
+pub struct BuildDirectory {
+    pub path: PathBuf,
     _workspace: Workspace,
 }
 
 impl Engine {
+    /// A directory for files of a client.
+    pub fn build_directory(&self) -> Result<BuildDirectory> {
+        let workspace = self.store.begin_step(&[])?;
+        Ok(BuildDirectory { path: workspace.beside("context")?, _workspace: workspace })
+    }
+
     /// Unpacks a tar, compressed or not.
     pub fn unpack_context(&self, tar: impl Read) -> Result<Context> {
-        let workspace = self.store.begin_step(&[])?;
-        let path = workspace.beside("context")?;
-        let root = Root::open_path(&path).context(|| "open the build's context".to_owned())?;
+        let directory = self.build_directory()?;
+        let root = Root::open_path(&directory.path).context(|| "open the build's context".to_owned())?;
         let tar = decompressed(tar).map_err(|error| Error::invalid(format!("read the build's context: {error}")))?;
         copy_into(tar, &root, CopyOptions { keep_kinds: false, owner: Some((0, 0)) })
             .map_err(|error| Error::invalid(format!("Error processing tar file: {error}")))?;
-        Ok(Context { path, ignore: Ignore::default(), _workspace: workspace })
+        Ok(Context { directory, ignore: Ignore::default() })
     }
 }
 
 impl Context {
     /// Reads a file of the context; links are followed inside it.
     pub fn read(&self, name: &str) -> std::io::Result<Vec<u8>> {
-        Root::open_path(&self.path)?.read(Path::new(name), LARGEST_FILE)
+        Root::open_path(&self.directory.path)?.read(Path::new(name), LARGEST_FILE)
     }
 
     /// Reads the Dockerfile, and what says beside it, or for all, which files are no part of the context.
@@ -70,8 +81,9 @@ impl Client for Context {
         if name != "context" {
             return Err(BuildError::invalid(format!("no local sources enabled for {name}")));
         }
-        let root = Root::open_path(&self.path).map_err(|error| BuildError::internal(format!("open the context: {error}")))?;
-        Ok(Directory { root, path: self.path.clone(), ignore: self.ignore.clone(), guard: None })
+        let root =
+            Root::open_path(&self.directory.path).map_err(|error| BuildError::internal(format!("open the context: {error}")))?;
+        Ok(Directory { root, path: self.directory.path.clone(), ignore: self.ignore.clone(), guard: None })
     }
 
     fn secret(&self, _: &str) -> Result<Option<Vec<u8>>, BuildError> {

@@ -1,24 +1,23 @@
 //! From what a build has left to an image: nothing is copied, its layers are the store's.
 
-use dhow_build::plan::Plan;
 use dhow_build::progress::{BuildError, Event, Progress, VertexId};
 use dhow_oci::image::{ImageConfig, RootFs};
-use dhow_oci::{Digest, Reference, time};
+use dhow_oci::{Reference, time};
 use dhow_store::{LayerRow, NewImage};
 
-use super::Built;
+use super::{Built, Solved};
 use crate::Engine;
 
 impl Engine {
     /// Makes an image of layers and a plan's configuration, and names it.
     pub(super) fn export_image(
         &self,
-        plan: &Plan,
-        chain: &[Digest],
+        solved: &Solved,
         tags: &[Reference],
         progress: &dyn Progress,
         id: VertexId,
     ) -> Result<Built, BuildError> {
+        let Solved { plan, chain, .. } = solved;
         let status = |name: String, done: bool| progress.tell(Event::Status { id, name, current: 0, total: 0, done });
         status("exporting layers".to_owned(), false);
         let layers = match chain.last() {

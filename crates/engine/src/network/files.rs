@@ -73,7 +73,7 @@ impl Engine {
     }
 
     /// What `host-gateway` stands for: an address of the host that every container reaches.
-    fn host_gateway(&self) -> Result<String> {
+    pub fn host_gateway(&self) -> Result<String> {
         if let Some(address) = self.settings().containers.host_gateways.first() {
             return Ok(address.to_string());
         }

@@ -1,0 +1,308 @@
+//! `LLBBridge`: the client's frontend runs at the client, and asks for the Dockerfile to be built here.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use dhow_engine::dhow_build::pattern::Ignore;
+use dhow_engine::dhow_build::progress::{BuildError, Event, Progress};
+use dhow_engine::dhow_build::solve::{Client, Directory};
+use dhow_engine::{Allowed, BuildDirectory, BuildRequest, Credentials, Engine, Root, vertex};
+use tokio::runtime::Handle;
+
+use crate::control::worker;
+use crate::files::{self, Wanted};
+use crate::grpc::{Call, INTERNAL, INVALID, NOT_FOUND, Status, UNIMPLEMENTED};
+use crate::job::{Job, Returned};
+use crate::messages::{
+    BridgeResult, BridgeSolveRequest, BridgeSolveResponse, Capability, CredentialsRequest, CredentialsResponse, Empty,
+    GetSecretRequest, GetSecretResponse, PongResponse, Ref, ReturnRequest,
+};
+use crate::options::{self, Asked};
+use crate::session::{self, Session};
+use crate::status::{self, Teller};
+
+/// The metadata by which calls belong to a build.
+const BUILD: &str = "buildkit-controlapi-buildid";
+/// Of a Dockerfile, and of the file that says what is left out.
+const LARGEST_FILE: u64 = 16 << 20;
+
+/// What clients may rely on (`frontend/gateway/pb/caps.go`, `solver/pb/caps.go`).
+const FRONTEND: [&str; 13] = [
+    "solve.base",
+    "solve.inlinereturn",
+    "resolveimage",
+    "resolveimage.resolvemode",
+    "readfile",
+    "return",
+    "returnmap",
+    "readdir",
+    "statfile",
+    "proto.refarray",
+    "gateway.evaluate",
+    "gateway.warnings",
+    "frontend.caps",
+];
+const GRAPH: [&str; 14] = [
+    "source.image",
+    "source.local",
+    "source.local.unique",
+    "source.local.sessionid",
+    "source.local.includepatterns",
+    "source.local.followpaths",
+    "source.local.excludepatterns",
+    "source.local.sharedkeyhint",
+    "file.base",
+    "exec.meta.base",
+    "exec.mount.bind",
+    "exec.mount.cache",
+    "exec.mount.secret",
+    "exporter.multiple",
+];
+
+pub async fn answer(engine: Arc<Engine>, method: &str, mut call: Call) -> Result<(), Status> {
+    let reference = call.metadata(BUILD).unwrap_or_default().to_owned();
+    let job = crate::job::find(&reference).await;
+    match method {
+        "Ping" => {
+            let all = |names: &[&str]| -> Vec<Capability> {
+                names.iter().map(|name| Capability { id: (*name).to_owned(), enabled: true }).collect()
+            };
+            let pong = PongResponse { frontend: all(&FRONTEND), graph: all(&GRAPH), workers: vec![worker(&engine)] };
+            call.replies.send(&pong).await;
+            Ok(())
+        }
+        "Solve" => {
+            let request: BridgeSolveRequest = call.only().await?;
+            let replies = call.replies.clone();
+            let cancel = job.cancel.clone();
+            let work = solve(engine, job, request);
+            let result = tokio::select! {
+                result = work => result?,
+                () = replies.closed() => {
+                    cancel.cancel();
+                    return Ok(());
+                }
+            };
+            call.replies.send(&BridgeSolveResponse { result: Some(result) }).await;
+            Ok(())
+        }
+        "Return" => {
+            let request: ReturnRequest = call.only().await?;
+            job.give_back(match request.error {
+                Some(error) if error.code != 0 => {
+                    Returned::Failed(Status { code: error.code, message: error.message, details: error.details })
+                }
+                _ => Returned::Result(request.result.unwrap_or_default()),
+            });
+            call.replies.send(&Empty {}).await;
+            Ok(())
+        }
+        // What is asked for has been done already.
+        "Evaluate" | "Warn" => {
+            call.replies.send(&Empty {}).await;
+            Ok(())
+        }
+        "Inputs" => {
+            call.replies.send(&Empty {}).await;
+            Ok(())
+        }
+        other => Err(Status::unimplemented(&format!("LLBBridge/{other}"))),
+    }
+}
+
+async fn solve(engine: Arc<Engine>, job: Arc<Job>, request: BridgeSolveRequest) -> Result<BridgeResult, Status> {
+    match request.frontend.as_str() {
+        "dockerfile.v0" | "gateway.v0" => {}
+        "" if request.definition.is_none() => return Ok(BridgeResult::default()),
+        "" => return Err(Status::new(UNIMPLEMENTED, "graphs of a client's own making (LLB) are not built by this engine")),
+        other => return Err(Status::new(UNIMPLEMENTED, format!("frontend {other} is not supported by this engine"))),
+    }
+    let source = request.options.get("source").or(request.options.get("build-arg:BUILDKIT_SYNTAX"));
+    if let Some(source) = source.filter(|source| !is_own(source)) {
+        return Err(Status::new(
+            UNIMPLEMENTED,
+            format!("frontend {source} is not supported by this engine: only Dockerfiles are"),
+        ));
+    }
+    let asked = options::read(&request.options)?;
+    let handle = Handle::current();
+    let work = tokio::task::spawn_blocking(move || build(&engine, &job, &asked, &handle));
+    work.await.map_err(|error| Status::new(INTERNAL, format!("a worker of the engine failed: {error}")))?
+}
+
+/// The Dockerfile's frontends, which are built in.
+fn is_own(source: &str) -> bool {
+    let name = source.split([':', '@']).next().unwrap_or_default();
+    let name = name.strip_prefix("docker.io/").unwrap_or(name);
+    matches!(name, "dockerfile.v0" | "docker/dockerfile" | "docker/dockerfile-upstream")
+}
+
+/// What the client serves during a build.
+struct Caller<'a> {
+    handle: &'a Handle,
+    engine: &'a Engine,
+    session: Arc<Session>,
+    asked: &'a Asked,
+    progress: &'a Teller,
+    exclude: Vec<String>,
+}
+
+impl Caller<'_> {
+    fn session_of(&self, directory: &str) -> Result<Arc<Session>, Status> {
+        match self.asked.sessions.get(directory) {
+            Some(id) => self.handle.block_on(session::find(id)),
+            None => Ok(self.session.clone()),
+        }
+    }
+
+    /// Fetches a directory of the client, told of as a vertex.
+    fn receive(&self, title: &str, what: &str, wanted: &Wanted<'_>) -> Result<(PathBuf, BuildDirectory), BuildError> {
+        let session = self.session_of(wanted.directory).map_err(|status| BuildError::invalid(status.message))?;
+        vertex(self.progress, title, |id| {
+            let directory = self.engine.build_directory().map_err(|error| BuildError::internal(error.message))?;
+            let path = directory.path.clone();
+            let name = format!("transferring {what}:");
+            let tell = |current: u64, done: bool| {
+                self.progress.tell(Event::Status { id, name: name.clone(), current, total: 0, done });
+            };
+            tell(0, false);
+            let mut told = 0;
+            let mut often = |bytes: u64| {
+                if bytes >= told + (4 << 20) {
+                    told = bytes;
+                    tell(bytes, false);
+                }
+            };
+            let received = files::receive(self.handle, &session, wanted, &path, &mut often);
+            let received = received.map_err(|status| BuildError::invalid(status.message))?;
+            tell(received.bytes, true);
+            Ok((path, directory))
+        })
+    }
+}
+
+impl Client for Caller<'_> {
+    fn directory(&self, name: &str) -> Result<Directory, BuildError> {
+        let is_main = name == "context";
+        if is_main && let Some(context) = &self.asked.context {
+            return Err(BuildError::invalid(format!(
+                "{context}: contexts of other places are not supported yet: send the files"
+            )));
+        }
+        let directory = if is_main { &self.asked.context_name } else { name };
+        let title = match is_main {
+            true => "[internal] load build context".to_owned(),
+            false => format!("[context {name}] load from client"),
+        };
+        let exclude: &[String] = if is_main { &self.exclude } else { &[] };
+        let (path, guard) = self.receive(&title, "context", &Wanted { directory, exclude, follow: &[] })?;
+        let root = Root::open_path(&path).map_err(|error| BuildError::internal(format!("open a context: {error}")))?;
+        Ok(Directory { root, path, ignore: Ignore::default(), guard: Some(Box::new(guard)) })
+    }
+
+    fn secret(&self, id: &str) -> Result<Option<Vec<u8>>, BuildError> {
+        const METHOD: &str = "/moby.buildkit.secrets.v1.Secrets/GetSecret";
+        if !self.session.has(METHOD) {
+            return Ok(None);
+        }
+        let request = GetSecretRequest { id: id.to_owned() };
+        match self.handle.block_on(self.session.channel.unary::<GetSecretResponse>(METHOD, &request)) {
+            Ok(reply) => Ok(Some(reply.data)),
+            Err(status) if matches!(status.code, NOT_FOUND | UNIMPLEMENTED) => Ok(None),
+            Err(status) => Err(BuildError::invalid(format!("failed to get secret {id}: {}", status.message))),
+        }
+    }
+}
+
+/// Who the user is to a registry, by the client's word.
+fn credentials(handle: &Handle, session: &Session, domain: &str) -> Credentials {
+    const METHOD: &str = "/moby.filesync.v1.Auth/Credentials";
+    if !session.has(METHOD) {
+        return Credentials::default();
+    }
+    let host = if domain == "docker.io" { "registry-1.docker.io" } else { domain };
+    let request = CredentialsRequest { host: host.to_owned() };
+    let Ok(reply) = handle.block_on(session.channel.unary::<CredentialsResponse>(METHOD, &request)) else {
+        return Credentials::default();
+    };
+    match reply.username.as_str() {
+        "" => Credentials { identity_token: reply.secret, ..Credentials::default() },
+        _ => Credentials { username: reply.username, password: reply.secret, ..Credentials::default() },
+    }
+}
+
+fn build(engine: &Engine, job: &Arc<Job>, asked: &Asked, handle: &Handle) -> Result<BridgeResult, Status> {
+    static SERIES: AtomicUsize = AtomicUsize::new(0);
+    let teller = Teller::new(job.clone(), SERIES.fetch_add(1, Ordering::Relaxed));
+    let session = handle.block_on(session::find(&job.session))?;
+    if asked.platforms.len() > 1 {
+        return Err(Status::new(INVALID, "images for several platforms are not built yet: build for one at a time"));
+    }
+    let mut caller = Caller { handle, engine, session: session.clone(), asked, progress: &teller, exclude: Vec::new() };
+    let plain = |error: BuildError| status::status(&error, &asked.file_name, b"");
+    let (file_name, file) = dockerfile(&mut caller).map_err(plain)?;
+    let mut options = asked.options.clone();
+    options.ignore =
+        Ignore::of(&caller.exclude).map_err(|error| Status::new(INVALID, format!("failed parsing .dockerignore: {error}")))?;
+    let has = |entitlement: &str| job.entitlements.iter().any(|given| given.split('=').next() == Some(entitlement));
+    let request = BuildRequest {
+        file: &file,
+        file_name: &file_name,
+        options,
+        tags: Vec::new(),
+        pull: asked.pull,
+        limits: asked.limits.clone(),
+        allowed: Allowed { host_network: has("network.host"), insecure: has("security.insecure") },
+        credentials: &|domain| credentials(handle, &session, domain),
+    };
+    let failed = |error: BuildError| status::status(&error, &file_name, &file);
+    if let Some(wanted) = &asked.request {
+        return Err(Status::new(UNIMPLEMENTED, format!("{wanted} is not supported yet")));
+    }
+    let solved = engine.solve_build(&request, &caller, &teller, &job.cancel).map_err(failed)?;
+    let config = serde_json::to_vec(&solved.plan.config).map_err(|error| Status::new(INTERNAL, error.to_string()))?;
+    let id = job.keep(solved);
+    Ok(BridgeResult {
+        reference: Some(Ref { id }),
+        references: None,
+        metadata: HashMap::from([("containerimage.config".to_owned(), config)]),
+    })
+}
+
+/// Fetches the Dockerfile, and what says which files are no part of the context.
+fn dockerfile(caller: &mut Caller<'_>) -> Result<(String, Vec<u8>), BuildError> {
+    let name = caller.asked.file_name.clone();
+    let base = name.rsplit('/').next().unwrap_or_default();
+    let mut follow = vec![name.clone(), format!("{name}.dockerignore")];
+    let lower = (base == "Dockerfile").then(|| format!("{}dockerfile", &name[..name.len() - base.len()]));
+    follow.extend(lower.clone());
+    let wanted = Wanted { directory: &caller.asked.dockerfile_name, exclude: &[], follow: &follow };
+    let title = format!("[internal] load build definition from {name}");
+    let (path, _guard) = caller.receive(&title, "dockerfile", &wanted)?;
+    let read =
+        |path: &PathBuf, name: &str| Root::open_path(path).and_then(|root| root.read(std::path::Path::new(name), LARGEST_FILE));
+    let file = match (read(&path, &name), &lower) {
+        (Ok(file), _) => file,
+        (Err(error), lower) => match lower.as_ref().and_then(|lower| read(&path, lower).ok()) {
+            Some(file) => file,
+            None => {
+                let why = match error.kind() {
+                    std::io::ErrorKind::NotFound => "no such file or directory".to_owned(),
+                    _ => error.to_string(),
+                };
+                return Err(BuildError::invalid(format!("failed to read dockerfile: open {base}: {why}")));
+            }
+        },
+    };
+    if let Ok(own) = read(&path, &format!("{name}.dockerignore")) {
+        caller.exclude = Ignore::lines(&own);
+    } else if caller.asked.context.is_none() {
+        let follow = [".dockerignore".to_owned()];
+        let wanted = Wanted { directory: &caller.asked.context_name, exclude: &[], follow: &follow };
+        let (path, _guard) = caller.receive("[internal] load .dockerignore", "context", &wanted)?;
+        caller.exclude = read(&path, ".dockerignore").map(|bytes| Ignore::lines(&bytes)).unwrap_or_default();
+    }
+    Ok((base.to_owned(), file))
+}

@@ -1,0 +1,245 @@
+//! `Control`: builds begin and end here, and tell of themselves.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use dhow_engine::{Engine, VERSION};
+use dhow_oci::{Platform, Reference, time};
+
+use crate::bridge;
+use crate::grpc::{CANCELLED, Call, INTERNAL, INVALID, Status, UNIMPLEMENTED};
+use crate::job::{self, Job, Returned};
+use crate::messages::{
+    BridgeResult, BuildkitVersion, BytesMessage, Empty, Exporter, InfoResponse, ListWorkersResponse, Platform as PlatformMessage,
+    SolveRequest, SolveResponse, StatusRequest, StatusResponse, WorkerRecord,
+};
+use crate::session::{self, Offer};
+use crate::status::{self, Teller};
+
+/// The version of BuildKit whose services these are.
+const BUILDKIT: &str = "v0.25.1";
+
+fn version() -> BuildkitVersion {
+    BuildkitVersion {
+        package: "github.com/moby/buildkit".to_owned(),
+        version: BUILDKIT.to_owned(),
+        revision: format!("dhow-{VERSION}"),
+    }
+}
+
+/// The one that builds.
+pub fn worker(engine: &Engine) -> WorkerRecord {
+    let host = Platform::host();
+    let label = |name: &str, value: String| (format!("org.mobyproject.buildkit.worker.{name}"), value);
+    let labels = HashMap::from([
+        label("executor", "dhow".to_owned()),
+        label("moby.host-gateway-ip", engine.host_gateway().unwrap_or_default()),
+    ]);
+    let platform = PlatformMessage { architecture: host.architecture, os: host.os, variant: host.variant.unwrap_or_default() };
+    WorkerRecord { id: "dhow".to_owned(), labels, platforms: vec![platform], version: Some(version()) }
+}
+
+pub async fn answer(engine: Arc<Engine>, mut call: Call) -> Result<(), Status> {
+    let method = call.method.clone();
+    if let Some(method) = method.strip_prefix("/moby.buildkit.v1.frontend.LLBBridge/") {
+        return bridge::answer(engine, method, call).await;
+    }
+    match method.strip_prefix("/moby.buildkit.v1.Control/") {
+        Some("ListWorkers") => {
+            call.replies.send(&ListWorkersResponse { record: vec![worker(&engine)] }).await;
+            Ok(())
+        }
+        Some("Info") => {
+            call.replies.send(&InfoResponse { version: Some(version()) }).await;
+            Ok(())
+        }
+        Some("Solve") => {
+            let request: SolveRequest = call.only().await?;
+            let response = solve(engine, request, &call).await?;
+            call.replies.send(&response).await;
+            Ok(())
+        }
+        Some("Status") => tell(call).await,
+        Some("Session") => tunnel(call).await,
+        Some("DiskUsage") => {
+            call.replies.send(&Empty {}).await;
+            Ok(())
+        }
+        Some("Prune") => Ok(()),
+        _ => Err(Status::unimplemented(&method)),
+    }
+}
+
+async fn solve(engine: Arc<Engine>, request: SolveRequest, call: &Call) -> Result<SolveResponse, Status> {
+    if request.definition.as_ref().is_some_and(|graph| !graph.is_empty()) {
+        return Err(Status::new(UNIMPLEMENTED, "graphs of a client's own making (LLB) are not built by this engine"));
+    }
+    if !request.frontend.is_empty() {
+        return Err(Status::new(UNIMPLEMENTED, format!("frontend {} has to be run by the client", request.frontend)));
+    }
+    let registered = job::register(&request.reference, &request.session, request.entitlements.clone())
+        .map_err(|error| Status::new(INTERNAL, format!("begin a build: {error}")))?;
+    let job = registered.0.clone();
+    let returned = tokio::select! {
+        returned = job.given_back() => returned,
+        () = call.replies.closed() => {
+            job.cancel.cancel();
+            return Err(Status::new(CANCELLED, "context canceled"));
+        }
+        () = lost(&request.session) => {
+            job.cancel.cancel();
+            return Err(Status::new(CANCELLED, "the client's session is over"));
+        }
+    };
+    match &*returned {
+        Returned::Failed(status) => Err(status.clone()),
+        Returned::Result(result) => export(engine, &job, &request, result).await,
+    }
+}
+
+/// Waits until a session that has begun is over.
+async fn lost(session: &str) {
+    match session::find(session).await {
+        Ok(_) => session::gone(session).await,
+        // One without a session needs none.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Makes of the result what was asked for.
+async fn export(
+    engine: Arc<Engine>,
+    job: &Arc<Job>,
+    request: &SolveRequest,
+    result: &BridgeResult,
+) -> Result<SolveResponse, Status> {
+    let Some(id) = result.reference.as_ref().map(|reference| &reference.id) else { return Ok(SolveResponse::default()) };
+    let Some(solved) = job.solved(id) else { return Ok(SolveResponse::default()) };
+    let mut exporters = request.exporters.clone();
+    if exporters.is_empty() && !request.exporter.is_empty() {
+        exporters.push(Exporter { kind: request.exporter.clone(), attrs: request.exporter_attrs.clone() });
+    }
+    let mut response = SolveResponse::default();
+    for exporter in exporters {
+        let tags = match exporter.kind.as_str() {
+            "moby" | "image" => names(&exporter)?,
+            other => return Err(Status::new(UNIMPLEMENTED, format!("output {other} is not supported yet"))),
+        };
+        let (engine, job, solved) = (engine.clone(), job.clone(), solved.clone());
+        let own = tags.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            let teller = Teller::new(job.clone(), usize::MAX);
+            engine.export_build(&solved, &own, &teller)
+        });
+        let built = work.await.map_err(|error| Status::new(INTERNAL, format!("a worker of the engine failed: {error}")))?;
+        let built = built.map_err(|error| status::status(&error, "", b""))?;
+        let digest = built.id.to_string();
+        response.exporter_response.insert("containerimage.digest".to_owned(), digest.clone());
+        response.exporter_response.insert("containerimage.config.digest".to_owned(), digest);
+        if !tags.is_empty() {
+            let names: Vec<String> = tags.iter().map(Reference::to_string).collect();
+            response.exporter_response.insert("image.name".to_owned(), names.join(","));
+        }
+    }
+    Ok(response)
+}
+
+fn names(exporter: &Exporter) -> Result<Vec<Reference>, Status> {
+    let names = exporter.attrs.get("name").map(String::as_str).unwrap_or_default();
+    let parse = |name: &str| {
+        let parsed =
+            name.parse::<Reference>().map_err(|error| Status::new(INVALID, format!("invalid image name {name}: {error}")));
+        parsed.map(Reference::or_latest)
+    };
+    names.split(',').filter(|name| !name.is_empty()).map(parse).collect()
+}
+
+/// Tells all that has happened in a build, and what happens, until its end.
+async fn tell(mut call: Call) -> Result<(), Status> {
+    let request: StatusRequest = call.only().await?;
+    let job = job::find(&request.reference).await;
+    let mut place = 0;
+    let watch = job.watch();
+    let mut changed = watch;
+    loop {
+        let events = job.events_from(place);
+        place += events.len();
+        for event in gathered(events) {
+            if !call.replies.send(&event).await {
+                return Ok(());
+            }
+        }
+        match &mut changed {
+            Some(receiver) => {
+                if receiver.changed().await.is_err() {
+                    changed = None;
+                }
+            }
+            None => return Ok(()),
+        }
+    }
+}
+
+/// Several events as one message, in their order.
+fn gathered(events: Vec<StatusResponse>) -> Vec<StatusResponse> {
+    const MOST: usize = 256 << 10;
+    let mut all: Vec<StatusResponse> = Vec::new();
+    let mut size = 0;
+    for event in events {
+        let own: usize = event.logs.iter().map(|log| log.msg.len()).sum();
+        match all.last_mut().filter(|_| size + own <= MOST) {
+            Some(last) => {
+                last.vertexes.extend(event.vertexes);
+                last.statuses.extend(event.statuses);
+                last.logs.extend(event.logs);
+                last.warnings.extend(event.warnings);
+                size += own;
+            }
+            None => {
+                all.push(event);
+                size = own;
+            }
+        }
+    }
+    all
+}
+
+/// A session within a stream of messages, as several builds of one client share it.
+async fn tunnel(mut call: Call) -> Result<(), Status> {
+    let offer = Offer {
+        id: call.metadata("x-docker-expose-session-uuid").unwrap_or_default().to_owned(),
+        methods: call
+            .metadata
+            .get_all("x-docker-expose-session-grpc-method")
+            .iter()
+            .filter_map(|value| Some(value.to_str().ok()?.to_lowercase()))
+            .collect(),
+    };
+    if offer.id.is_empty() {
+        return Err(Status::new(INVALID, "a session without an id"));
+    }
+    let (ours, theirs) = tokio::io::duplex(1 << 20);
+    let (mut from, mut to) = tokio::io::split(ours);
+    let replies = call.replies.clone();
+    let outgoing = tokio::spawn(async move {
+        use tokio::io::AsyncReadExt;
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(length) = from.read(&mut buffer).await {
+            if length == 0 || !replies.send(&BytesMessage { data: buffer[..length].to_vec() }).await {
+                break;
+            }
+        }
+    });
+    let served = tokio::spawn(session::serve_session(offer, theirs));
+    while let Ok(Some(message)) = call.messages.next::<BytesMessage>().await {
+        use tokio::io::AsyncWriteExt;
+        if to.write_all(&message.data).await.is_err() {
+            break;
+        }
+    }
+    drop(to);
+    served.abort();
+    outgoing.abort();
+    tracing::debug!("a tunnelled session ended at {}", time::format(time::now()));
+    Ok(())
+}

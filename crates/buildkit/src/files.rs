@@ -1,0 +1,308 @@
+//! Files of clients, by fsutil's protocol: the client tells all that it has, in the order of paths, and sends what is asked for.
+//!
+//! **Untrusted:** paths and links are the client's. Everything is made by descriptors inside one directory, and what is there by
+//! then is never followed or written through.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use dhow_engine::Root;
+use dhow_sys::root::descriptor_path;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
+use tokio::runtime::Handle;
+
+use crate::grpc::{INTERNAL, INVALID, NOT_FOUND, Status, Stream};
+use crate::messages::{Packet, PacketKind, Stat};
+use crate::session::Session;
+
+const METHOD: &str = "/moby.filesync.v1.FileSync/DiffCopy";
+
+/// Go's `os.FileMode`.
+const DIRECTORY: u32 = 1 << 31;
+const SYMLINK: u32 = 1 << 27;
+const DEVICE: u32 = 1 << 26;
+const PIPE: u32 = 1 << 25;
+const SOCKET: u32 = 1 << 24;
+const SETUID: u32 = 1 << 23;
+const SETGID: u32 = 1 << 22;
+const CHAR_DEVICE: u32 = 1 << 21;
+const STICKY: u32 = 1 << 20;
+const KINDS: u32 = DIRECTORY | SYMLINK | DEVICE | PIPE | SOCKET;
+
+/// Which files of a directory are wanted.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted<'a> {
+    /// By the client's name of it.
+    pub directory: &'a str,
+    pub exclude: &'a [String],
+    /// With these links are followed, and nothing else is sent.
+    pub follow: &'a [String],
+}
+
+/// How much has come.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Received {
+    pub bytes: u64,
+    pub files: usize,
+}
+
+/// Fetches files into an empty directory; blocks. `told` hears how many bytes have come.
+pub fn receive(
+    handle: &Handle,
+    session: &Session,
+    wanted: &Wanted<'_>,
+    into: &Path,
+    told: &mut dyn FnMut(u64),
+) -> Result<Received, Status> {
+    let mut metadata = vec![("dir-name", wanted.directory.to_owned())];
+    let is_plain = |list: &[String]| list.iter().all(|text| text.bytes().all(|b| (b' '..=b'~').contains(&b)));
+    for (name, mark, list) in
+        [("exclude-patterns", "exclude-patterns-encoded", wanted.exclude), ("followpaths", "followpaths-encoded", wanted.follow)]
+    {
+        let plain = is_plain(list);
+        for text in list {
+            metadata.push((name, if plain { text.clone() } else { query_escaped(text) }));
+        }
+        if !plain {
+            metadata.push((mark, "1".to_owned()));
+        }
+    }
+    let stream = handle.block_on(session.channel.stream(METHOD, &metadata))?;
+    let root = Root::open_path(into).map_err(|error| Status::new(INTERNAL, format!("open {}: {error}", into.display())))?;
+    let mut receiver =
+        Receiver { handle, stream, root, open: HashMap::new(), directories: Vec::new(), received: Received::default() };
+    receiver.run(told)?;
+    Ok(receiver.received)
+}
+
+/// As Go's `url.QueryEscape`.
+fn query_escaped(text: &str) -> String {
+    let mut out = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(char::from(byte)),
+            b' ' => out.push('+'),
+            byte => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+struct Receiver<'a> {
+    handle: &'a Handle,
+    stream: Stream,
+    root: Root,
+    /// Files whose content is still to come.
+    open: HashMap<u32, (File, Stat)>,
+    /// Directories, whose times are set when nothing more comes into them.
+    directories: Vec<(PathBuf, i64)>,
+    received: Received,
+}
+
+fn failed(path: &str) -> impl Fn(io::Error) -> Status + '_ {
+    move |error| Status::new(INTERNAL, format!("receive {path}: {error}"))
+}
+
+/// A path without a way out of the directory.
+fn inside(path: &str) -> Result<PathBuf, Status> {
+    let mut clean = PathBuf::new();
+    for component in Path::new(path).components() {
+        match component {
+            Component::Normal(name) => clean.push(name),
+            Component::CurDir | Component::RootDir => {}
+            _ => return Err(Status::new(INVALID, format!("invalid path {path:?} of a context"))),
+        }
+    }
+    if clean.as_os_str().is_empty() || path.contains('\0') {
+        return Err(Status::new(INVALID, format!("invalid path {path:?} of a context")));
+    }
+    Ok(clean)
+}
+
+fn mode_of(stat: &Stat) -> Mode {
+    let mut mode = stat.mode & 0o777;
+    for (flag, bit) in [(SETUID, 0o4000), (SETGID, 0o2000), (STICKY, 0o1000)] {
+        if stat.mode & flag != 0 {
+            mode |= bit;
+        }
+    }
+    Mode::from_raw_mode(mode)
+}
+
+fn times_of(modified: i64) -> Timestamps {
+    let time = Timespec { tv_sec: modified.div_euclid(1_000_000_000), tv_nsec: modified.rem_euclid(1_000_000_000) };
+    Timestamps { last_access: time, last_modification: time }
+}
+
+impl Receiver<'_> {
+    fn run(&mut self, told: &mut dyn FnMut(u64)) -> Result<(), Status> {
+        let mut next_id = 0u32;
+        let mut has_all_stats = false;
+        let mut has_finished = false;
+        loop {
+            let packet = self.handle.block_on(self.stream.messages.next::<Packet>())?;
+            let Some(packet) = packet else {
+                return if has_finished { Ok(()) } else { Err(Status::new(INTERNAL, "the client stopped sending files")) };
+            };
+            match PacketKind::try_from(packet.kind) {
+                Ok(PacketKind::Stat) => match packet.stat {
+                    Some(stat) => {
+                        let id = next_id;
+                        next_id = next_id.checked_add(1).ok_or_else(|| Status::new(INVALID, "too many files"))?;
+                        self.received.files += 1;
+                        if self.entry(id, stat)? {
+                            self.send(Packet { kind: PacketKind::Request as i32, id, ..Packet::default() })?;
+                        }
+                    }
+                    None => has_all_stats = true,
+                },
+                Ok(PacketKind::Data) => self.data(&packet, told)?,
+                Ok(PacketKind::Finish) => {
+                    has_finished = true;
+                    self.stream.finish();
+                }
+                Ok(PacketKind::Error) => {
+                    let message = String::from_utf8_lossy(&packet.data).into_owned();
+                    let code = if message.contains("no such file") { NOT_FOUND } else { INTERNAL };
+                    return Err(Status::new(code, format!("error from sender: {message}")));
+                }
+                Ok(PacketKind::Request) | Err(_) => return Err(Status::new(INVALID, "an unknown packet of a context")),
+            }
+            if has_all_stats && self.open.is_empty() && !has_finished {
+                self.finish()?;
+                self.send(Packet { kind: PacketKind::Finish as i32, ..Packet::default() })?;
+                // Its own end follows; only once this is said.
+                has_all_stats = false;
+            }
+        }
+    }
+
+    fn send(&self, packet: Packet) -> Result<(), Status> {
+        match self.handle.block_on(self.stream.send(&packet)) {
+            true => Ok(()),
+            false => Err(Status::new(INTERNAL, "the client takes no more requests for files")),
+        }
+    }
+
+    /// Makes what an entry says; whether its content is to be asked for.
+    fn entry(&mut self, id: u32, stat: Stat) -> Result<bool, Status> {
+        let path = inside(&stat.path)?;
+        let shown = stat.path.clone();
+        let wrong = failed(&shown);
+        let (parent, name) = self.root.parent(&path, true).map_err(&wrong)?;
+        let kind = stat.mode & KINDS;
+        match kind {
+            DIRECTORY => {
+                match rustix::fs::mkdirat(&parent, &name, Mode::RWXU) {
+                    // A parent that came later than what is in it.
+                    Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                    Err(error) => return Err(wrong(error.into())),
+                }
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let made = rustix::fs::openat(&parent, &name, flags, Mode::empty()).map_err(|error| wrong(error.into()))?;
+                attributes(&made, &stat).map_err(&wrong)?;
+                self.directories.push((path, stat.modified));
+                Ok(false)
+            }
+            SYMLINK => {
+                rustix::fs::symlinkat(&stat.linkname, &parent, &name).map_err(|error| wrong(error.into()))?;
+                let times = times_of(stat.modified);
+                rustix::fs::utimensat(&parent, &name, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(|error| wrong(error.into()))?;
+                Ok(false)
+            }
+            0 if !stat.linkname.is_empty() => {
+                let target = self.root.handle_nofollow(&inside(&stat.linkname)?).map_err(&wrong)?;
+                let target = descriptor_path(target.as_fd());
+                rustix::fs::linkat(rustix::fs::CWD, target, &parent, &name, AtFlags::SYMLINK_FOLLOW)
+                    .map_err(|error| wrong(error.into()))?;
+                Ok(false)
+            }
+            0 => {
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let file = rustix::fs::openat(&parent, &name, flags, Mode::RUSR | Mode::WUSR);
+                let file = File::from(file.map_err(|error| wrong(error.into()))?);
+                self.open.insert(id, (file, stat));
+                Ok(true)
+            }
+            kind => {
+                let (kind, device) = match kind {
+                    PIPE => (FileType::Fifo, 0),
+                    SOCKET => (FileType::Socket, 0),
+                    _ => {
+                        let numbers = (u32::try_from(stat.devmajor), u32::try_from(stat.devminor));
+                        let (Ok(major), Ok(minor)) = numbers else {
+                            return Err(Status::new(INVALID, format!("{}: invalid device", stat.path)));
+                        };
+                        let kind = if stat.mode & CHAR_DEVICE != 0 { FileType::CharacterDevice } else { FileType::BlockDevice };
+                        (kind, rustix::fs::makedev(major, minor))
+                    }
+                };
+                rustix::fs::mknodat(&parent, &name, kind, mode_of(&stat), device).map_err(|error| wrong(error.into()))?;
+                let times = times_of(stat.modified);
+                rustix::fs::utimensat(&parent, &name, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(|error| wrong(error.into()))?;
+                Ok(false)
+            }
+        }
+    }
+
+    fn data(&mut self, packet: &Packet, told: &mut dyn FnMut(u64)) -> Result<(), Status> {
+        let unknown = || Status::new(INVALID, format!("content of file {}, which was not asked for", packet.id));
+        if packet.data.is_empty() {
+            let (file, stat) = self.open.remove(&packet.id).ok_or_else(unknown)?;
+            let file = OwnedFd::from(file);
+            attributes(&file, &stat).map_err(failed(&stat.path))?;
+            return rustix::fs::futimens(&file, &times_of(stat.modified)).map_err(|error| failed(&stat.path)(error.into()));
+        }
+        let (file, stat) = self.open.get_mut(&packet.id).ok_or_else(unknown)?;
+        file.write_all(&packet.data).map_err(failed(&stat.path))?;
+        self.received.bytes += packet.data.len() as u64;
+        told(self.received.bytes);
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), Status> {
+        for (path, modified) in self.directories.drain(..).rev() {
+            let shown = path.display().to_string();
+            let wrong = failed(&shown);
+            let directory = self.root.open(&path, OFlags::RDONLY | OFlags::DIRECTORY, 0).map_err(&wrong)?;
+            rustix::fs::futimens(&directory, &times_of(modified)).map_err(|error| wrong(error.into()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Mode and extended attributes. The owner is whoever copies it from here.
+fn attributes(file: &OwnedFd, stat: &Stat) -> io::Result<()> {
+    rustix::fs::fchmod(file, mode_of(stat))?;
+    for (name, value) in &stat.xattrs {
+        // Only what a file keeps with it: nothing of the client's host.
+        if name.starts_with("user.") || name == "security.capability" {
+            match rustix::fs::fsetxattr(file, name.as_str(), value, XattrFlags::empty()) {
+                Ok(()) | Err(rustix::io::Errno::NOTSUP | rustix::io::Errno::PERM) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_stay_inside() {
+        assert_eq!(inside("a/b").map(|path| path.display().to_string()).ok().as_deref(), Some("a/b"));
+        for bad in ["..", "a/../../b", "", "/", "a\0b"] {
+            assert!(inside(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn patterns_are_escaped_as_go_does() {
+        assert_eq!(query_escaped("ä b/c"), "%C3%A4+b%2Fc");
+    }
+}

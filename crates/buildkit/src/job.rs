@@ -1,0 +1,140 @@
+//! Builds that are going on, by the reference that the client gave them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use dhow_engine::{Cancel, Solved};
+use tokio::sync::watch;
+
+use crate::grpc::Status;
+use crate::messages::{BridgeResult, StatusResponse};
+
+/// How the client says that its frontend has ended.
+pub enum Returned {
+    Result(BridgeResult),
+    Failed(Status),
+}
+
+/// One build.
+pub struct Job {
+    pub reference: String,
+    pub session: String,
+    pub entitlements: Vec<String>,
+    pub cancel: Arc<Cancel>,
+    events: Mutex<Vec<StatusResponse>>,
+    /// How many events there are; it is over when this is dropped.
+    count: Mutex<Option<watch::Sender<usize>>>,
+    /// What was solved, by the id that the client was told.
+    solved: Mutex<HashMap<String, Arc<Solved>>>,
+    returned: watch::Sender<Option<Arc<Returned>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Job {
+    pub fn tell(&self, event: StatusResponse) {
+        let count = {
+            let mut events = lock(&self.events);
+            events.push(event);
+            events.len()
+        };
+        if let Some(sender) = &*lock(&self.count) {
+            sender.send_replace(count);
+        }
+    }
+
+    /// What has been told from a place on.
+    pub fn events_from(&self, place: usize) -> Vec<StatusResponse> {
+        lock(&self.events).get(place..).unwrap_or_default().to_vec()
+    }
+
+    /// Tells of new events; closed when nothing more comes.
+    pub fn watch(&self) -> Option<watch::Receiver<usize>> {
+        lock(&self.count).as_ref().map(watch::Sender::subscribe)
+    }
+
+    /// Nothing more comes.
+    pub fn finish(&self) {
+        lock(&self.count).take();
+    }
+
+    pub fn keep(&self, solved: Solved) -> String {
+        let mut all = lock(&self.solved);
+        let id = format!("{}-{}", self.reference, all.len());
+        all.insert(id.clone(), Arc::new(solved));
+        id
+    }
+
+    pub fn solved(&self, id: &str) -> Option<Arc<Solved>> {
+        lock(&self.solved).get(id).cloned()
+    }
+
+    pub fn give_back(&self, returned: Returned) {
+        self.returned.send_replace(Some(Arc::new(returned)));
+    }
+
+    /// Waits for what the client's frontend gives back.
+    pub async fn given_back(&self) -> Arc<Returned> {
+        let mut receiver = self.returned.subscribe();
+        loop {
+            if let Some(returned) = &*receiver.borrow_and_update() {
+                return returned.clone();
+            }
+            // The job has the sender.
+            let _ = receiver.changed().await;
+        }
+    }
+}
+
+struct Jobs {
+    known: Mutex<HashMap<String, Arc<Job>>>,
+    changed: watch::Sender<()>,
+}
+
+fn jobs() -> &'static Jobs {
+    static JOBS: std::sync::OnceLock<Jobs> = std::sync::OnceLock::new();
+    JOBS.get_or_init(|| Jobs { known: Mutex::default(), changed: watch::channel(()).0 })
+}
+
+/// A build that is known until this is dropped.
+pub struct Registered(pub Arc<Job>);
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.0.finish();
+        // Whoever asked for it has gone, or has his answer.
+        self.0.cancel.cancel();
+        lock(&jobs().known).remove(&self.0.reference);
+        jobs().changed.send_replace(());
+    }
+}
+
+pub fn register(reference: &str, session: &str, entitlements: Vec<String>) -> std::io::Result<Registered> {
+    let job = Arc::new(Job {
+        reference: reference.to_owned(),
+        session: session.to_owned(),
+        entitlements,
+        cancel: Arc::new(Cancel::new()?),
+        events: Mutex::default(),
+        count: Mutex::new(Some(watch::channel(0).0)),
+        solved: Mutex::default(),
+        returned: watch::channel(None).0,
+    });
+    lock(&jobs().known).insert(reference.to_owned(), job.clone());
+    jobs().changed.send_replace(());
+    Ok(Registered(job))
+}
+
+/// A build by its reference; one that is about to begin is waited for.
+pub async fn find(reference: &str) -> Arc<Job> {
+    let mut changed = jobs().changed.subscribe();
+    loop {
+        let known = lock(&jobs().known).get(reference).cloned();
+        if let Some(job) = known {
+            return job;
+        }
+        let _ = changed.changed().await;
+    }
+}

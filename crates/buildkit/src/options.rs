@@ -1,0 +1,131 @@
+//! The options of a build as clients of BuildKit write them (buildx, `build/opt.go`; BuildKit, `frontend/dockerui/config.go`).
+
+use std::collections::{BTreeMap, HashMap};
+
+use dhow_api::config::Ulimit;
+use dhow_engine::dhow_build::dockerfile::instruction::Network;
+use dhow_engine::dhow_build::plan::{NamedContext, NoCache, Options};
+use dhow_engine::{BuildLimits, dhow_build};
+use dhow_oci::Platform;
+
+use crate::grpc::{INVALID, Status};
+
+/// What the options say.
+pub struct Asked {
+    pub file_name: String,
+    pub options: Options,
+    pub limits: BuildLimits,
+    pub pull: bool,
+    pub platforms: Vec<Platform>,
+    /// Where the context is, when it is no directory of the client.
+    pub context: Option<String>,
+    /// Names of the client's directories.
+    pub context_name: String,
+    pub dockerfile_name: String,
+    /// Sessions of single directories.
+    pub sessions: HashMap<String, String>,
+    /// What is wanted instead of a build: `frontend.lint` and the like.
+    pub request: Option<String>,
+}
+
+fn refuse(message: impl Into<String>) -> Status {
+    Status::new(INVALID, message)
+}
+
+fn number(options: &HashMap<String, String>, key: &str) -> Result<i64, Status> {
+    match options.get(key).map(String::as_str) {
+        None | Some("") => Ok(0),
+        Some(text) => text.parse().map_err(|_| refuse(format!("invalid {key}: {text}"))),
+    }
+}
+
+/// Entries whose keys begin with a prefix, without it.
+fn prefixed(options: &HashMap<String, String>, prefix: &str) -> BTreeMap<String, String> {
+    options.iter().filter_map(|(key, value)| Some((key.strip_prefix(prefix)?.to_owned(), value.clone()))).collect()
+}
+
+pub fn read(options: &HashMap<String, String>) -> Result<Asked, Status> {
+    let text = |key: &str| options.get(key).cloned().unwrap_or_default();
+    let or = |key: &str, default: &str| options.get(key).cloned().unwrap_or_else(|| default.to_owned());
+    let build_args = prefixed(options, "build-arg:");
+    let platforms = text("platform")
+        .split(',')
+        .filter(|text| !text.is_empty())
+        .map(|text| text.parse::<Platform>().map_err(|error| refuse(format!("failed to parse target platform {text}: {error}"))))
+        .collect::<Result<Vec<_>, _>>()?;
+    let network = match text("force-network-mode").as_str() {
+        "" | "default" | "sandbox" => Network::Default,
+        "none" => Network::None,
+        "host" => Network::Host,
+        other => return Err(refuse(format!("invalid netmode {other}"))),
+    };
+    let no_cache = match options.get("no-cache").map(String::as_str) {
+        None => NoCache::Nothing,
+        Some("") => NoCache::Everything,
+        Some(stages) => NoCache::Stages(stages.split(',').map(str::to_owned).collect()),
+    };
+    let mut contexts = BTreeMap::new();
+    for (name, value) in prefixed(options, "context:") {
+        let context = match value.split_once(':') {
+            Some(("local", directory)) => NamedContext::Directory(directory.to_owned()),
+            Some(("docker-image", image)) => NamedContext::Image(image.trim_start_matches('/').to_owned()),
+            _ => return Err(refuse(format!("context {name}: {value} is not supported yet: use a directory or an image"))),
+        };
+        contexts.insert(name, context);
+    }
+    let mut hosts = Vec::new();
+    for entry in text("add-hosts").split(',').filter(|entry| !entry.is_empty()) {
+        if !entry.contains('=') {
+            return Err(refuse(format!("invalid key-value pair {entry}")));
+        }
+        hosts.push(entry.replacen('=', ":", 1));
+    }
+    let mut ulimits = Vec::new();
+    for entry in text("ulimit").split(',').filter(|entry| !entry.is_empty()) {
+        let wrong = || refuse(format!("invalid ulimit argument: {entry}"));
+        let (name, values) = entry.split_once('=').ok_or_else(wrong)?;
+        let (soft, hard) = values.split_once(':').unwrap_or((values, values));
+        let limit = |text: &str| text.parse::<i64>().map_err(|_| wrong());
+        ulimits.push(Ulimit { name: name.to_owned(), soft: limit(soft)?, hard: limit(hard)? });
+    }
+    let limits = BuildLimits {
+        hosts,
+        shm_size: number(options, "shm-size")?,
+        ulimits,
+        cgroup_parent: text("cgroup-parent"),
+        memory: number(options, "memory")?,
+        memory_swap: number(options, "memswap")?,
+        cpu_shares: number(options, "cpushares")?,
+        cpu_period: number(options, "cpuperiod")?,
+        cpu_quota: number(options, "cpuquota")?,
+        cpuset_cpus: text("cpusetcpus"),
+        cpuset_mems: text("cpusetmems"),
+    };
+    let hostname = build_args.get("BUILDKIT_SANDBOX_HOSTNAME").cloned().unwrap_or_else(|| text("hostname"));
+    let plan = Options {
+        target: text("target"),
+        labels: prefixed(options, "label:"),
+        platform: platforms.first().cloned(),
+        is_multi_platform: platforms.len() > 1 || text("multi-platform") == "true",
+        no_cache,
+        network,
+        hostname,
+        cache_namespace: build_args.get("BUILDKIT_CACHE_MOUNT_NS").cloned().unwrap_or_default(),
+        contexts,
+        ignore: dhow_build::pattern::Ignore::default(),
+        check: build_args.get("BUILDKIT_DOCKERFILE_CHECK").cloned(),
+        build_args,
+    };
+    Ok(Asked {
+        file_name: or("filename", "Dockerfile"),
+        options: plan,
+        limits,
+        pull: text("image-resolve-mode") == "pull",
+        platforms,
+        context: options.get("context").cloned(),
+        context_name: or("contextkey", "context"),
+        dockerfile_name: or("dockerfilekey", "dockerfile"),
+        sessions: prefixed(options, "local-sessionid:").into_iter().collect(),
+        request: options.get("requestid").cloned(),
+    })
+}
