@@ -1,7 +1,5 @@
 //! Patterns of paths: Go's `filepath.Match`, `**` besides, and lists of them as `.dockerignore` has.
 
-use crate::text::quote;
-
 /// A compiled pattern. It is matched against all states that can be reached at once: no pattern takes long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern {
@@ -251,7 +249,7 @@ impl Ignore {
                 return Err("illegal exclusion pattern: \"!\"".to_owned());
             }
             let rest = clean(rest);
-            let pattern = Pattern::deep(&rest).map_err(|error| format!("{}: {error}", quote(text)))?;
+            let pattern = Pattern::deep(&rest).map_err(|error| error.to_string())?;
             rules.push(Rule { text: rest, pattern, is_exception });
         }
         Ok(Ignore { rules })

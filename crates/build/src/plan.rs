@@ -14,7 +14,7 @@ use dhow_oci::image::ImageConfig;
 use dhow_oci::{Digest, Platform};
 
 use crate::dockerfile::instruction::{Network, Security};
-use crate::dockerfile::{Finding, Lines, Sharing};
+use crate::dockerfile::{Lines, Sharing};
 use crate::pattern::Ignore;
 
 pub use dispatch::plan;
@@ -92,7 +92,42 @@ pub struct Plan {
     pub config: ImageConfig,
     /// Seconds since the epoch that everything that is made now is said to be of.
     pub epoch: Option<i64>,
-    pub findings: Vec<Finding>,
+    pub outline: Outline,
+}
+
+/// What a target takes from outside.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outline {
+    /// Of the target, and what the comment above it says.
+    pub name: String,
+    pub description: String,
+    pub arguments: Vec<OutlineArgument>,
+    pub secrets: Vec<OutlineSecret>,
+    pub agents: Vec<OutlineSecret>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OutlineArgument {
+    pub name: String,
+    pub value: String,
+    pub description: String,
+    pub lines: Lines,
+}
+
+/// A secret or an agent, by its id.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OutlineSecret {
+    pub id: String,
+    pub required: bool,
+    pub lines: Lines,
+}
+
+impl Outline {
+    fn argument(&mut self, argument: OutlineArgument) {
+        if !self.arguments.iter().any(|known| known.name == argument.name) {
+            self.arguments.push(argument);
+        }
+    }
 }
 
 /// One change of files.

@@ -436,13 +436,25 @@ impl<'a> Solver<'a> {
 }
 
 impl BuildError {
-    fn of_files(error: crate::files::FilesError, verb: &str) -> BuildError {
+    fn of_files(error: crate::files::FilesError) -> BuildError {
         match error {
-            crate::files::FilesError::NotFound(path) => {
-                BuildError::invalid(format!("{verb}: {}: not found", crate::text::quote(&path)))
-            }
             crate::files::FilesError::Refused(message) => BuildError::invalid(message),
             other => BuildError { kind: ErrorKind::Internal, ..BuildError::invalid(other.to_string()) },
+        }
+    }
+
+    /// Of something that the client was to give.
+    fn of_context(error: crate::files::FilesError) -> BuildError {
+        match error {
+            crate::files::FilesError::NotFound(path) => {
+                // Where BuildKit has the ids of what it calls references.
+                let id = &Digest::of(path.as_bytes()).hex()[..25];
+                let path = crate::text::quote(&path);
+                BuildError::invalid(format!(
+                    "failed to compute cache key: failed to calculate checksum of ref {id}::{id}: {path}: not found"
+                ))
+            }
+            other => BuildError::of_files(other),
         }
     }
 }

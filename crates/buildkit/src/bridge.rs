@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 
 use crate::control::worker;
 use crate::files::{self, Wanted};
-use crate::grpc::{Call, INTERNAL, INVALID, NOT_FOUND, Status, UNIMPLEMENTED};
+use crate::grpc::{Call, INTERNAL, INVALID, NOT_FOUND, Status, UNIMPLEMENTED, UNKNOWN};
 use crate::job::{Job, Returned};
 use crate::messages::{
     BridgeResult, BridgeSolveRequest, BridgeSolveResponse, Capability, CredentialsRequest, CredentialsResponse, Empty,
@@ -244,8 +244,7 @@ fn build(engine: &Engine, job: &Arc<Job>, asked: &Asked, handle: &Handle) -> Res
     let plain = |error: BuildError| status::status(&error, &asked.file_name, b"");
     let (file_name, file) = dockerfile(&mut caller).map_err(plain)?;
     let mut options = asked.options.clone();
-    options.ignore =
-        Ignore::of(&caller.exclude).map_err(|error| Status::new(INVALID, format!("failed parsing .dockerignore: {error}")))?;
+    options.ignore = Ignore::of(&caller.exclude).map_err(|error| Status::new(UNKNOWN, error))?;
     let has = |entitlement: &str| job.entitlements.iter().any(|given| given.split('=').next() == Some(entitlement));
     let request = BuildRequest {
         file: &file,
@@ -259,7 +258,7 @@ fn build(engine: &Engine, job: &Arc<Job>, asked: &Asked, handle: &Handle) -> Res
     };
     let failed = |error: BuildError| status::status(&error, &file_name, &file);
     if let Some(wanted) = &asked.request {
-        return Err(Status::new(UNIMPLEMENTED, format!("{wanted} is not supported yet")));
+        return crate::requests::answer(engine, wanted, &request, &teller);
     }
     let solved = engine.solve_build(&request, &caller, &teller, &job.cancel).map_err(failed)?;
     let config = serde_json::to_vec(&solved.plan.config).map_err(|error| Status::new(INTERNAL, error.to_string()))?;

@@ -278,8 +278,8 @@ impl Receiver<'_> {
 fn attributes(file: &OwnedFd, stat: &Stat) -> io::Result<()> {
     rustix::fs::fchmod(file, mode_of(stat))?;
     for (name, value) in &stat.xattrs {
-        // Only what a file keeps with it: nothing of the client's host.
-        if name.starts_with("user.") || name == "security.capability" {
+        // Only what is the file's own: nothing that the client's host would obey.
+        if name.starts_with("user.") {
             match rustix::fs::fsetxattr(file, name.as_str(), value, XattrFlags::empty()) {
                 Ok(()) | Err(rustix::io::Errno::NOTSUP | rustix::io::Errno::PERM) => {}
                 Err(error) => return Err(error.into()),

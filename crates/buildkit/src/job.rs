@@ -1,6 +1,6 @@
 //! Builds that are going on, by the reference that the client gave them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dhow_engine::{Cancel, Solved};
@@ -88,14 +88,18 @@ impl Job {
     }
 }
 
+/// Builds that have ended and are still remembered: who asks how one goes may come late.
+const REMEMBERED: usize = 64;
+
 struct Jobs {
     known: Mutex<HashMap<String, Arc<Job>>>,
+    ended: Mutex<VecDeque<Arc<Job>>>,
     changed: watch::Sender<()>,
 }
 
 fn jobs() -> &'static Jobs {
     static JOBS: std::sync::OnceLock<Jobs> = std::sync::OnceLock::new();
-    JOBS.get_or_init(|| Jobs { known: Mutex::default(), changed: watch::channel(()).0 })
+    JOBS.get_or_init(|| Jobs { known: Mutex::default(), ended: Mutex::default(), changed: watch::channel(()).0 })
 }
 
 /// A build that is known until this is dropped.
@@ -106,6 +110,14 @@ impl Drop for Registered {
         self.0.finish();
         // Whoever asked for it has gone, or has his answer.
         self.0.cancel.cancel();
+        // What it was about to export is of no use any more.
+        lock(&self.0.solved).clear();
+        let mut ended = lock(&jobs().ended);
+        ended.push_back(self.0.clone());
+        if ended.len() > REMEMBERED {
+            ended.pop_front();
+        }
+        drop(ended);
         lock(&jobs().known).remove(&self.0.reference);
         jobs().changed.send_replace(());
     }
@@ -132,6 +144,7 @@ pub async fn find(reference: &str) -> Arc<Job> {
     let mut changed = jobs().changed.subscribe();
     loop {
         let known = lock(&jobs().known).get(reference).cloned();
+        let known = known.or_else(|| lock(&jobs().ended).iter().find(|job| job.reference == reference).cloned());
         if let Some(job) = known {
             return job;
         }

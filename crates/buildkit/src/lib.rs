@@ -11,6 +11,7 @@ mod grpc;
 mod job;
 mod messages;
 mod options;
+mod requests;
 mod session;
 mod status;
 

@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use dhow_build::dockerfile::Finding;
 use dhow_build::plan::{self, BaseImage, Images, Options, Plan};
 use dhow_build::progress::{BuildError, Event, Progress, VertexId};
 use dhow_build::solve::{Client, Solver};
@@ -170,11 +171,13 @@ impl Engine {
         cancel: &Cancel,
     ) -> Result<Solved, BuildError> {
         self.sweep_builds().map_err(internal)?;
-        let plan = self.plan_build(request, progress)?;
-        for finding in &plan.findings {
+        let mut findings = Vec::new();
+        let plan = self.plan_build(request, progress, &mut findings);
+        for finding in findings {
             let (file, source) = (request.file_name.to_owned(), request.file.to_vec());
-            progress.tell(Event::Warning { id: VertexId(0), finding: finding.clone(), file, source });
+            progress.tell(Event::Warning { id: VertexId(0), finding, file, source });
         }
+        let plan = plan?;
         let host = command::BuildHost { engine: self, request, cancel };
         let platform = request.options.platform.clone().unwrap_or_else(Platform::host);
         let solver = Solver::new(&self.store, &host, client, progress, &plan, request.limits.key(), platform);
@@ -195,15 +198,15 @@ impl Engine {
         Ok(built)
     }
 
-    /// What is wrong with a Dockerfile, without building it.
-    pub fn check_build(&self, request: &BuildRequest<'_>, progress: &dyn Progress) -> Result<Plan, BuildError> {
-        self.plan_build(request, progress)
-    }
-
     /// Plans a build, fetching base images that are not here.
-    pub(crate) fn plan_build(&self, request: &BuildRequest<'_>, progress: &dyn Progress) -> Result<Plan, BuildError> {
+    pub fn plan_build(
+        &self,
+        request: &BuildRequest<'_>,
+        progress: &dyn Progress,
+        findings: &mut Vec<Finding>,
+    ) -> Result<Plan, BuildError> {
         let mut images = BaseImages { engine: self, request, progress };
-        Ok(plan::plan(request.file, &request.options, &mut images)?)
+        Ok(plan::plan(request.file, &request.options, &mut images, findings)?)
     }
 
     /// Mounts files without anybody's seeing it.

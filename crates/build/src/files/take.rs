@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use dhow_oci::{Digest, Hasher};
-use dhow_store::{CopyOptions, copy_into, decompressed};
+use dhow_store::{ApplyError, CopyOptions, copy_into, decompressed};
 use dhow_sys::root::{Root, descriptor_path, reopen};
 use dhow_sys::tree as files;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags};
@@ -81,7 +81,7 @@ impl Taker<'_> {
         }
         let parents = directory_of(destination);
         if !parents.is_empty() {
-            make_directory(self.target, parents, 0o755, self.owner, None)?;
+            self.directory(parents)?;
         }
         let existing = self.target.stat(Path::new(destination)).ok();
         let mut place = destination.trim_end_matches('/').to_owned();
@@ -97,7 +97,7 @@ impl Taker<'_> {
             let made = self.make(if place.is_empty() { "/" } else { &place }, content_only && existing.is_none())?;
             (made, CString::default())
         } else {
-            let parent = make_directory(self.target, directory_of(&place), 0o755, self.owner, None)?;
+            let parent = self.directory(directory_of(&place))?;
             let name = CString::new(base_name(&place)).map_err(|_| FilesError::Refused(format!("{place}: not a name")))?;
             // What is there already may be a link: that is followed.
             self.followed(parent, name)?
@@ -108,6 +108,7 @@ impl Taker<'_> {
             seen,
             is_context: tree.is_context,
             stack: Vec::new(),
+            place: place.clone(),
             top: Some((parent, name, was_there)),
             links: HashMap::new(),
             buffer: vec![0; BUFFER],
@@ -115,15 +116,24 @@ impl Taker<'_> {
         walk(tree, path, filter, &mut put)
     }
 
+    /// A directory with what of its parents is missing; a mode in bits is theirs, too, but for what nobody but the owner may do.
+    fn directory(&self, path: &str) -> Result<OwnedFd> {
+        let mode = match self.mode {
+            Some(FileMode::Bits(bits)) => bits & 0o755,
+            _ => 0o755,
+        };
+        make_directory(self.target, path, mode, self.owner, None)
+    }
+
     /// The parent of a directory that is to be made or is there.
     fn make(&self, place: &str, with_itself: bool) -> Result<OwnedFd> {
         if with_itself {
-            return make_directory(self.target, place, 0o755, self.owner, None);
+            return self.directory(place);
         }
         match self.target.open(Path::new(place), OFlags::RDONLY | OFlags::DIRECTORY, 0) {
             Ok(directory) => Ok(directory),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let parent = make_directory(self.target, directory_of(place), 0o755, self.owner, None)?;
+                let parent = self.directory(directory_of(place))?;
                 let about = || format!("make {place}");
                 rustix::fs::mkdirat(&parent, base_name(place), Mode::from_raw_mode(0o755)).context(about)?;
                 self.target.open(Path::new(place), OFlags::RDONLY | OFlags::DIRECTORY, 0).context(about)
@@ -165,19 +175,32 @@ impl Taker<'_> {
         }
         std::io::Seek::rewind(&mut &file).context(about)?;
         let stat = rustix::fs::fstat(&file).context(about)?;
-        let target = make_directory(self.target, destination, 0o755, self.owner, None)?;
+        let target = self.directory(destination)?;
         let handle = reopen(target.as_fd(), OFlags::PATH | OFlags::DIRECTORY).context(about)?;
         let mut hashed = Hashed { file, hasher: Hasher::new() };
         let owner = self.owner.map(|owner| (owner.uid, owner.gid));
         let tar = decompressed(&mut hashed).context(about)?;
-        copy_into(tar, &Root::from_descriptor(handle), CopyOptions { keep_kinds: false, owner })
-            .map_err(|error| FilesError::Refused(format!("unpack {path}: {error}")))?;
+        copy_into(tar, &Root::from_descriptor(handle), CopyOptions { keep_kinds: false, owner }).map_err(|error| {
+            // In Go's words.
+            FilesError::Refused(match error {
+                ApplyError::Escapes(name) => format!("invalid entry name \"{name}\""),
+                ApplyError::Link { target, .. } => format!("invalid hardlink target \"{target}\""),
+                ApplyError::Tar(_) => error.to_string().trim_start_matches("read the layer: ").to_owned(),
+                ApplyError::Entry { source, .. } if is_broken(&source) => "unexpected EOF".to_owned(),
+                other => format!("unpack {path}: {other}"),
+            })
+        })?;
         std::io::copy(&mut hashed, &mut std::io::sink()).context(about)?;
         let digest = hashed.hasher.finish();
         let xattrs = super::xattrs(&OwnedFd::from(hashed.file), path.as_bytes())?;
         seen.entry(b"", &stat, tree.is_context, &xattrs, digest.to_string().as_bytes());
         Ok(true)
     }
+}
+
+/// Whether an archive ended, or was damaged, in the middle of something.
+fn is_broken(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData)
 }
 
 /// Whether the file begins like a tar, compressed or not.
@@ -217,6 +240,7 @@ impl Read for Hashed {
 /// A directory with its parents, as far as they are missing: those belong to the owner, have the mode, and are said to have been
 /// made at a time, in seconds since the epoch. Returns it open.
 pub fn make_directory(root: &Root, path: &str, mode: u32, owner: Option<Owner>, epoch: Option<i64>) -> Result<OwnedFd> {
+    let path = if path.len() > 1 { path.trim_end_matches('/') } else { path };
     let about = || format!("make directory {path}");
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
     match root.open(Path::new(path), flags, 0) {
@@ -284,6 +308,8 @@ struct Put<'a, 'b> {
     taker: &'a Taker<'b>,
     seen: &'a mut Seen,
     is_context: bool,
+    /// Where the first thing goes, for whoever reads an error.
+    place: String,
     stack: Vec<Level>,
     /// Where the first thing goes: a directory that is there, or the parent and name of what is none; and whether it was there
     /// before.
@@ -328,7 +354,7 @@ impl Visit for Put<'_, '_> {
         match rustix::fs::statat(&to, &own, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => {}
             Ok(there) if is_directory(&there) => {
-                let place = own.to_string_lossy();
+                let place = self.shown(path);
                 return Err(FilesError::Refused(format!("cannot replace to directory {place} with file")));
             }
             Ok(_) => rustix::fs::unlinkat(&to, &own, AtFlags::empty()).context(about)?,
@@ -339,6 +365,14 @@ impl Visit for Put<'_, '_> {
 }
 
 impl Put<'_, '_> {
+    /// Where a path goes.
+    fn shown(&self, path: &[u8]) -> String {
+        match path {
+            [] => self.place.clone(),
+            path => format!("{}/{}", self.place, String::from_utf8_lossy(path)),
+        }
+    }
+
     /// The directory of this path's last name in the one that is being filled.
     fn sub_directory(&self, path: &[u8]) -> Result<OwnedFd> {
         let shown = String::from_utf8_lossy(path);
@@ -349,7 +383,8 @@ impl Put<'_, '_> {
         match rustix::fs::statat(&level.directory, &name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => rustix::fs::mkdirat(&level.directory, &name, Mode::RWXU).context(about)?,
             Ok(there) if !is_directory(&there) => {
-                return Err(FilesError::Refused(format!("cannot copy to non-directory: {shown}")));
+                let place = self.shown(path);
+                return Err(FilesError::Refused(format!("cannot copy to non-directory: {place}")));
             }
             other => drop(other.context(about)?),
         }

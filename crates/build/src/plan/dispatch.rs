@@ -9,13 +9,15 @@ use serde_json::json;
 use super::names::{self, Counter};
 use super::{
     Action, BaseImage, Command, CommandMount, Copy, FileAction, FileMode, GitSource, Images, Mounted, NamedContext, NoCache,
-    Options, Plan, SecretMount, Source, Step, StepId, default_path, ports,
+    Options, Outline, OutlineArgument, OutlineSecret, Plan, SecretMount, Source, Step, StepId, default_path, ports,
 };
 use crate::dockerfile::check::{self, Checks, Rule};
 use crate::dockerfile::expand::Expanded;
 use crate::dockerfile::instruction::{self, Argument, CommandLine, Files, Network, Pair, Run};
 use crate::dockerfile::statement::Heredoc;
-use crate::dockerfile::{self, DockerfileError, Instruction, Kind, Lexer, Lines, Mount, MountKind, Result, Stage, Variables};
+use crate::dockerfile::{
+    self, DockerfileError, Finding, Instruction, Kind, Lexer, Lines, Mount, MountKind, Result, Stage, Variables,
+};
 use crate::pattern::{clean, has_wildcards};
 use crate::text::{quote, quote_list, with_suggestion};
 
@@ -32,13 +34,19 @@ const COMMON: [&str; 7] = ["alpine", "busybox", "centos", "debian", "golang", "u
 /// Rounds of triggers that bring triggers: each image may have its own.
 const MOST_ROUNDS: usize = 32;
 
-/// Plans a build. What looks wrong is among the findings of the plan.
+/// Plans a build. What looks wrong is added to the findings, also when it fails.
 ///
 /// # Errors
 /// What the Dockerfile says cannot be done.
-pub fn plan(file: &[u8], options: &Options, images: &mut dyn Images) -> Result<Plan> {
+pub fn plan(file: &[u8], options: &Options, images: &mut dyn Images, findings: &mut Vec<Finding>) -> Result<Plan> {
     let mut checks = Checks::of(file, options.check.as_deref())?;
-    let dockerfile = dockerfile::parse(file, &mut checks)?;
+    let planned = plan_with(file, options, images, &mut checks);
+    findings.extend(checks.findings().iter().cloned());
+    planned
+}
+
+fn plan_with(file: &[u8], options: &Options, images: &mut dyn Images, checks: &mut Checks<'static>) -> Result<Plan> {
+    let dockerfile = dockerfile::parse(file, checks)?;
     let platform = options.platform.clone().unwrap_or_else(Platform::host);
     let lexer = Lexer::new(dockerfile.escape);
     let target_name = match options.target.as_str() {
@@ -46,8 +54,9 @@ pub fn plan(file: &[u8], options: &Options, images: &mut dyn Images) -> Result<P
         name => name.to_owned(),
     };
     let automatic = automatic_arguments(&platform, &options.build_args, &target_name);
-    check_bases(&dockerfile, lexer, &automatic, &mut checks);
+    check_bases(&dockerfile, lexer, &automatic, checks);
     let (global, declared) = global_arguments(&dockerfile.arguments, lexer, automatic, &options.build_args)?;
+    let of_names = declared.iter().map(|argument| argument.name.clone()).collect();
     let epoch = match options.build_args.get("SOURCE_DATE_EPOCH").map(String::as_str).or(global.get("SOURCE_DATE_EPOCH")) {
         None | Some("") => None,
         Some(text) => {
@@ -62,7 +71,9 @@ pub fn plan(file: &[u8], options: &Options, images: &mut dyn Images) -> Result<P
         lexer,
         platform,
         global,
-        declared,
+        declared: of_names,
+        arguments: declared,
+        outline: Outline::default(),
         epoch,
         states: Vec::new(),
         names: BTreeMap::new(),
@@ -106,6 +117,8 @@ struct State {
     last: Option<StepId>,
     workdir_is_set: bool,
     once: [Option<Lines>; 3],
+    /// Global arguments that its FROM uses.
+    used: Vec<String>,
 }
 
 /// An instruction with the states that it takes files from, one for each `--from`.
@@ -119,13 +132,16 @@ struct Planned {
 struct Planner<'a> {
     options: &'a Options,
     images: &'a mut dyn Images,
-    checks: Checks<'static>,
+    checks: &'a mut Checks<'static>,
     lexer: Lexer,
     platform: Platform,
     /// What `FROM` lines see.
     global: Variables,
     /// Names of arguments that stand before the first `FROM`.
     declared: Vec<String>,
+    /// What is known of them.
+    arguments: Vec<GlobalArgument>,
+    outline: Outline,
     epoch: Option<i64>,
     states: Vec<State>,
     names: BTreeMap<String, usize>,
@@ -155,29 +171,48 @@ fn automatic_arguments(platform: &Platform, given: &BTreeMap<String, String>, ta
     variables
 }
 
-/// The arguments before the first `FROM`, and their names.
+/// An argument before the first `FROM`.
+struct GlobalArgument {
+    name: String,
+    value: String,
+    description: String,
+    lines: Lines,
+    /// Others that its default is made of.
+    uses: Vec<String>,
+}
+
+/// The arguments before the first `FROM`.
 fn global_arguments(
     instructions: &[Instruction],
     lexer: Lexer,
     mut variables: Variables,
     given: &BTreeMap<String, String>,
-) -> Result<(Variables, Vec<String>)> {
-    let mut names = Vec::new();
+) -> Result<(Variables, Vec<GlobalArgument>)> {
+    let mut known = Vec::new();
     for instruction in instructions {
         let Kind::Arg(arguments) = &instruction.kind else { continue };
         for argument in arguments {
-            let value = match (given.get(&argument.name), &argument.default) {
-                (Some(given), _) => Some(given.clone()),
-                (None, Some(default)) => Some(lexer.word(default, &variables).map_err(|error| error.at(instruction.lines))?.text),
-                (None, None) => None,
+            let (value, uses) = match (given.get(&argument.name), &argument.default) {
+                (Some(given), _) => (Some(given.clone()), Vec::new()),
+                (None, Some(default)) => {
+                    let expanded = lexer.word(default, &variables).map_err(|error| error.at(instruction.lines))?;
+                    (Some(expanded.text), expanded.used)
+                }
+                (None, None) => (None, Vec::new()),
             };
-            if let Some(value) = value {
-                variables.set(&argument.name, &value);
+            if let Some(value) = &value {
+                variables.set(&argument.name, value);
             }
-            names.push(argument.name.clone());
+            known.push(GlobalArgument {
+                name: argument.name.clone(),
+                value: value.unwrap_or_default(),
+                description: argument.description.clone().unwrap_or_default(),
+                lines: instruction.lines,
+                uses,
+            });
         }
     }
-    Ok((variables, names))
+    Ok((variables, known))
 }
 
 /// With the defaults alone, base images are to have names.
@@ -214,6 +249,7 @@ impl State {
             last: None,
             workdir_is_set: false,
             once: [None; 3],
+            used: Vec::new(),
         }
     }
 
@@ -294,13 +330,17 @@ impl Planner<'_> {
             let base = self.lexer.word(&stage.base, &self.global).map_err(|error| error.at(lines))?;
             let declared = self.declared_names();
             check::undeclared(&base, lines, &declared, &mut self.checks.within(&stage.comments));
+            let mut used = base.used.clone();
             if base.text.is_empty() {
                 let message = format!("base name ({}) should not be blank", stage.base);
                 return Err(DockerfileError::new(message).at(lines));
             }
             stage.base = base.text;
             let platform = self.platform_of(&stage, &declared)?;
-            let mut state = State { platform, ..State::of(stage) };
+            if platform.is_some() {
+                used.extend(self.lexer.word(&stage.platform, &self.global).map(|expanded| expanded.used).unwrap_or_default());
+            }
+            let mut state = State { platform, used, ..State::of(stage) };
             if !state.stage.name.is_empty()
                 && let Some(context) = self.context(&state.stage.name)
             {
@@ -394,7 +434,13 @@ impl Planner<'_> {
             index += 1;
         }
         self.check_circles()?;
-        if let [only] = &mut self.states[..] {
+        // Each mount has a source to BuildKit, if an empty one, and where there is more than one thing they have names.
+        let has_mounts = |state: &State| {
+            state.instructions.iter().any(|one| matches!(&one.instruction.kind, Kind::Run(run) if !run.mounts.is_empty()))
+        };
+        if let [only] = &mut self.states[..]
+            && !has_mounts(only)
+        {
             only.name.clear();
         }
         for state in &mut self.states {
@@ -516,7 +562,8 @@ impl Planner<'_> {
         let context = self.states[index].context.clone();
         if context.is_none() && name == SCRATCH {
             let state = &mut self.states[index];
-            state.config = empty_config(&platform);
+            // Whatever its FROM says: nothing has no platform.
+            state.config = empty_config(&self.platform);
             state.platform = Some(platform);
             state.is_dispatched = state.is_image;
             return Ok(());
@@ -557,6 +604,8 @@ impl Planner<'_> {
     fn take_image(&mut self, index: usize, name: &str, image: BaseImage, wanted: Platform, lines: Lines) {
         let BaseImage { mut config, chain, reference } = image;
         config.created = None;
+        config.comment = None;
+        config.docker_version = None;
         let is_given = self.states[index].platform.is_some() || self.options.platform.is_some();
         let actual = config.platform();
         let platform = if is_given || actual.os.is_empty() { wanted.clone() } else { actual.clone() };
@@ -634,6 +683,9 @@ impl Planner<'_> {
             state.arguments = base.arguments;
             state.last = base.last;
         }
+        for name in self.states[index].used.clone() {
+            self.outline_global(&name);
+        }
         let state = &mut self.states[index];
         state.is_dispatched = true;
         state.execution();
@@ -653,6 +705,30 @@ impl Planner<'_> {
         }
         self.states[index].instructions = instructions;
         Ok(())
+    }
+
+    /// A global argument is used, and those that it is made of.
+    fn outline_global(&mut self, name: &str) {
+        let mut left = vec![name.to_owned()];
+        while let Some(name) = left.pop() {
+            let is_known = self.outline.arguments.iter().any(|argument| argument.name == name);
+            let found = self.arguments.iter().rev().find(|argument| argument.name == name);
+            let Some(argument) = found.filter(|_| !is_known) else { continue };
+            left.extend(argument.uses.iter().filter(|other| **other != name).cloned());
+            self.outline.argument(OutlineArgument {
+                name,
+                value: argument.value.clone(),
+                description: argument.description.clone(),
+                lines: argument.lines,
+            });
+        }
+    }
+
+    fn outline_secret(&mut self, id: &str, required: bool, lines: Lines, is_secret: bool) {
+        let list = if is_secret { &mut self.outline.secrets } else { &mut self.outline.agents };
+        if !list.iter().any(|known| known.id == id) {
+            list.push(OutlineSecret { id: id.to_owned(), required, lines });
+        }
     }
 
     /// Expands a word of an instruction.
@@ -717,7 +793,7 @@ impl Planner<'_> {
                 self.once(0, index, instruction);
                 let args = self.program(index, command, instruction);
                 let state = &mut self.states[index];
-                state.execution().cmd = Some(args.clone());
+                state.execution().cmd = Some(args.clone()).filter(|args| !args.is_empty());
                 state.execution().args_escaped = Some(true);
                 state.history(format!("CMD {}", quote_list(&args)), false, epoch);
                 Ok(())
@@ -772,7 +848,10 @@ impl Planner<'_> {
                     }
                 }
                 let state = &mut self.states[index];
-                state.execution().exposed_ports.get_or_insert_default().extend(all.iter().map(|port| (port.clone(), json!({}))));
+                if !all.is_empty() {
+                    let ports = state.execution().exposed_ports.get_or_insert_default();
+                    ports.extend(all.iter().map(|port| (port.clone(), json!({}))));
+                }
                 state.history(format!("EXPOSE [{}]", all.join(" ")), false, epoch);
                 Ok(())
             }
@@ -871,6 +950,17 @@ impl Planner<'_> {
                 (None, Some(default)) => Some(self.expand(index, instruction, self.lexer, default)?),
                 (None, None) => self.global.get(&argument.name).map(str::to_owned),
             };
+            let is_global =
+                argument.default.is_none() && !self.options.build_args.contains_key(&argument.name) && value.is_some();
+            match is_global {
+                true => self.outline_global(&argument.name),
+                false => self.outline.argument(OutlineArgument {
+                    name: argument.name.clone(),
+                    value: value.clone().unwrap_or_default(),
+                    description: argument.description.clone().unwrap_or_default(),
+                    lines: instruction.lines,
+                }),
+            }
             let state = &mut self.states[index];
             if let Some(value) = &value
                 && !NOT_IN_ENVIRONMENT.contains(&argument.name.as_str())
@@ -1015,6 +1105,7 @@ impl Planner<'_> {
                 MountKind::Secret => {
                     let id = [&mount.source, &mount.id].into_iter().find(|id| !id.is_empty()).cloned();
                     let id = id.unwrap_or_else(|| last(&mount.target));
+                    self.outline_secret(&id, mount.required, planned.instruction.lines, true);
                     let env = mount.env.as_ref().map(|name| if name.is_empty() { id.clone() } else { name.clone() });
                     Mounted::Secret(secret(0o400, &id, env))
                 }
@@ -1022,7 +1113,9 @@ impl Planner<'_> {
                     if !mount.source.is_empty() {
                         return Err(DockerfileError::new("ssh does not support source"));
                     }
-                    Mounted::Ssh(secret(0o600, if mount.id.is_empty() { "default" } else { &mount.id }, None))
+                    let id = if mount.id.is_empty() { "default" } else { &mount.id };
+                    self.outline_secret(id, mount.required, planned.instruction.lines, false);
+                    Mounted::Ssh(secret(0o600, id, None))
                 }
                 MountKind::Cache => {
                     let id = if mount.id.is_empty() { clean(&mount.target) } else { mount.id.clone() };
@@ -1117,7 +1210,7 @@ impl Planner<'_> {
                     let name = url_name(path);
                     let checksum = match files.checksum.as_str() {
                         "" => None,
-                        text => Some(text.parse::<Digest>().map_err(|error| DockerfileError::new(error.to_string()))?),
+                        text => Some(checksum(text)?),
                     };
                     let source = Source::Url { url: path.clone(), name: name.clone(), checksum };
                     Copy { source, path: format!("/{name}"), unpack: files.unpack.unwrap_or(false), ..plain.clone() }
@@ -1195,9 +1288,14 @@ impl Planner<'_> {
             (config.os, config.architecture) = (platform.os.clone(), platform.architecture.clone());
             config.variant.clone_from(&platform.variant);
         }
-        let findings = self.checks.findings().to_vec();
         let state = &self.states[target];
-        Ok(Plan { steps: self.steps, last: state.last, config: state.config.clone(), epoch: self.epoch, findings })
+        let mut outline = std::mem::take(&mut self.outline);
+        outline.name.clone_from(&state.stage.name);
+        outline.description = state.stage.description().unwrap_or_default().to_owned();
+        outline.arguments.sort_by_key(|argument| argument.lines);
+        outline.secrets.sort_by_key(|secret| secret.lines);
+        outline.agents.sort_by_key(|agent| agent.lines);
+        Ok(Plan { outline, steps: self.steps, last: state.last, config: state.config.clone(), epoch: self.epoch })
     }
 }
 
@@ -1206,7 +1304,11 @@ fn empty_config(platform: &Platform) -> ImageConfig {
         architecture: platform.architecture.clone(),
         os: platform.os.clone(),
         variant: platform.variant.clone(),
-        config: Some(Execution { env: Some(vec![format!("PATH={}", default_path())]), ..Execution::default() }),
+        config: Some(Execution {
+            env: Some(vec![format!("PATH={}", default_path())]),
+            working_dir: "/".to_owned(),
+            ..Execution::default()
+        }),
         rootfs: RootFs { kind: "layers".to_owned(), diff_ids: Vec::new() },
         ..ImageConfig::default()
     }
@@ -1290,7 +1392,7 @@ fn chmod(text: &str) -> Result<Option<FileMode>> {
         return Err(wrong());
     }
     let symbolic = crate::mode::Symbolic::parse(text);
-    symbolic.map(|mode| Some(FileMode::Symbolic(mode))).ok_or_else(|| DockerfileError::new(format!("invalid mode: {text}")))
+    symbolic.map(|mode| Some(FileMode::Symbolic(mode))).ok_or_else(|| DockerfileError::new("invalid syntax"))
 }
 
 /// A path of a context, a stage or an image.
@@ -1314,6 +1416,22 @@ fn local(path: &str, files: &Files, unpack: bool, plain: Copy) -> Copy {
         content_only: true,
         ..plain
     }
+}
+
+/// In the words of Go's digest package.
+fn checksum(text: &str) -> Result<Digest> {
+    let wrong = |why: &str| DockerfileError::new(why);
+    let (algorithm, digits) = text.split_once(':').ok_or_else(|| wrong("invalid checksum digest format"))?;
+    let length = match algorithm {
+        "sha256" => 64,
+        "sha384" => 96,
+        "sha512" => 128,
+        _ => return Err(wrong("unsupported digest algorithm")),
+    };
+    if digits.len() != length {
+        return Err(wrong("invalid checksum digest length"));
+    }
+    text.parse().map_err(|_| wrong("invalid checksum digest format"))
 }
 
 /// The file name that a URL ends with.
@@ -1402,7 +1520,7 @@ mod tests {
     }
 
     fn of(text: &str) -> Plan {
-        plan(text.as_bytes(), &Options::default(), &mut Known).unwrap()
+        plan(text.as_bytes(), &Options::default(), &mut Known, &mut Vec::new()).unwrap()
     }
 
     fn names(plan: &Plan) -> Vec<&str> {
@@ -1410,7 +1528,7 @@ mod tests {
     }
 
     fn error(text: &str) -> String {
-        plan(text.as_bytes(), &Options::default(), &mut Known).unwrap_err().message
+        plan(text.as_bytes(), &Options::default(), &mut Known, &mut Vec::new()).unwrap_err().message
     }
 
     #[test]
@@ -1465,7 +1583,7 @@ mod tests {
         let child = of("FROM base AS a\nARG X=1\nENV Y=2\nFROM a\nRUN $X\n");
         assert!(child.config.history.last().unwrap().created_by.as_deref().unwrap().starts_with("RUN |1 X=1 "));
         let options = Options { target: "ONE".to_owned(), ..Options::default() };
-        let target = super::plan(b"FROM base AS one\nRUN x\nFROM base\nRUN y", &options, &mut Known).unwrap();
+        let target = super::plan(b"FROM base AS one\nRUN x\nFROM base\nRUN y", &options, &mut Known, &mut Vec::new()).unwrap();
         assert_eq!(target.steps.len(), 2);
     }
 
@@ -1509,15 +1627,16 @@ mod tests {
             assert_eq!(error(text), expected, "{text}");
         }
         let options = Options { target: "bas".to_owned(), ..Options::default() };
-        let error = super::plan(b"FROM base AS base1", &options, &mut Known).unwrap_err();
+        let error = super::plan(b"FROM base AS base1", &options, &mut Known, &mut Vec::new()).unwrap_err();
         assert_eq!(error.message, "target stage \"bas\" could not be found (did you mean base1?)");
     }
 
     #[test]
     fn findings() {
-        let plan = of("FROM base\nRUN echo\nCOPY $NOPE x\nWORKDIR y\nCMD a\nCMD b\nENV A b\nARG TOKEN\n");
-        let found: Vec<_> =
-            plan.findings.iter().map(|finding| format!("{}:{}", finding.lines.first, finding.rule.name())).collect();
+        let mut findings = Vec::new();
+        let text = "FROM base\nRUN echo\nCOPY $NOPE x\nWORKDIR y\nCMD a\nCMD b\nENV A b\nARG TOKEN\n";
+        plan(text.as_bytes(), &Options::default(), &mut Known, &mut findings).unwrap();
+        let found: Vec<_> = findings.iter().map(|finding| format!("{}:{}", finding.lines.first, finding.rule.name())).collect();
         assert_eq!(
             found,
             [

@@ -74,7 +74,7 @@ pub(super) fn source_of(mount: &CommandMount) -> Option<&Source> {
 /// What a mount shows.
 pub(super) fn look(solver: &Solver<'_>, source: &Source, path: &str) -> Result<Digest, BuildError> {
     let mut seen = Seen::default();
-    let wrong = |error| BuildError::of_files(error, "failed to compute cache key: failed to calculate checksum of ref");
+    let wrong = BuildError::of_context;
     match source {
         Source::Directory(name) => {
             let directory = solver.contexts.get(name)?;
@@ -117,7 +117,7 @@ impl Solver<'_> {
         if let Some((name, content)) = &command.script {
             let directory = scratch.path.join("pipes");
             fs::create_dir(&directory).map_err(failed("make a directory for a script"))?;
-            files::write_document(&directory, name, content).map_err(|error| BuildError::of_files(error, ""))?;
+            files::write_document(&directory, name, content).map_err(|error| BuildError::of_files(error))?;
             let script = directory.join(name);
             fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).map_err(failed("make a script executable"))?;
             prepared.push(RunMount { target: SCRIPTS.to_owned(), read_only: true, what: RunMounted::Path(directory, None) });
@@ -183,8 +183,7 @@ impl Solver<'_> {
                     }
                 }
                 let file = scratch.join(format!("secret-{number}"));
-                files::write_document(scratch, &format!("secret-{number}"), "")
-                    .map_err(|error| BuildError::of_files(error, ""))?;
+                files::write_document(scratch, &format!("secret-{number}"), "").map_err(|error| BuildError::of_files(error))?;
                 fs::write(&file, &value).map_err(failed("hand a secret over"))?;
                 std::os::unix::fs::chown(&file, Some(secret.uid), Some(secret.gid)).map_err(failed("hand a secret over"))?;
                 fs::set_permissions(&file, fs::Permissions::from_mode(secret.mode & 0o7777))
@@ -222,8 +221,7 @@ impl Solver<'_> {
                 fs::DirBuilder::new().mode(0o755).create(&copy).map_err(failed("copy what is mounted"))?;
                 let root = Root::open_path(&copy).map_err(failed("copy what is mounted"))?;
                 let mut taker = Taker { target: &root, owner: None, mode: None, unpack: false };
-                let wrong =
-                    |error| BuildError::of_files(error, "failed to compute cache key: failed to calculate checksum of ref");
+                let wrong = BuildError::of_context;
                 let mut seen = Seen::default();
                 match source {
                     Source::Directory(name) => {
@@ -308,7 +306,7 @@ impl Solver<'_> {
             let tree = Tree { root: &from, is_context: false };
             taker
                 .take(&tree, "/", true, "/", &Filter::default(), &mut Seen::default())
-                .map_err(|error| BuildError::of_files(error, what))?;
+                .map_err(|error| BuildError::of_files(error))?;
         }
         if let Some((uid, gid, mode)) = owner {
             std::os::unix::fs::chown(&new, Some(uid), Some(gid)).map_err(failed(what))?;

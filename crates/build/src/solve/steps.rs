@@ -15,9 +15,6 @@ use crate::pattern::{Ignore, has_wildcards};
 use crate::plan::{Action, Copy, FileAction, Source, StepId};
 use crate::progress::BuildError;
 
-/// How BuildKit begins to say that something to be copied is not there.
-const NOT_THERE: &str = "failed to compute cache key: failed to calculate checksum of ref";
-
 /// A file of the web, or a commit, that is here for as long as the build takes.
 pub(super) struct Fetched {
     path: PathBuf,
@@ -94,12 +91,13 @@ impl Patterns {
     }
 }
 
-fn not_there(error: files::FilesError) -> BuildError {
-    match error {
-        files::FilesError::NotFound(path) => {
-            BuildError::invalid(format!("{NOT_THERE}: {}: not found", crate::text::quote(&path)))
+/// What is wrong with a source, in BuildKit's words: of a context it finds out before it copies.
+fn not_there(source: &Source, error: files::FilesError) -> BuildError {
+    match (error, source) {
+        (files::FilesError::NotFound(path), Source::Step(_)) => {
+            BuildError::invalid(format!("lstat {path}: no such file or directory"))
         }
-        other => BuildError::of_files(other, NOT_THERE),
+        (error, _) => BuildError::of_context(error),
     }
 }
 
@@ -115,7 +113,7 @@ impl Solver<'_> {
             Source::Document { name, content } => {
                 let key = format!("document {name} {}", Digest::of(content.as_bytes()));
                 let fetched = self.fetched(key, |directory| {
-                    files::write_document(directory, name, content).map_err(|error| BuildError::of_files(error, ""))
+                    files::write_document(directory, name, content).map_err(|error| BuildError::of_files(error))
                 })?;
                 self.opened_directory(&fetched)
             }
@@ -165,7 +163,7 @@ impl Solver<'_> {
         for path in self.paths(copy, &opened)? {
             let Some((tree, ignore)) = opened.tree() else { continue };
             seen.source(&path);
-            files::look(&tree, &path, &patterns.filter(ignore), &mut seen).map_err(not_there)?;
+            files::look(&tree, &path, &patterns.filter(ignore), &mut seen).map_err(|error| not_there(&copy.source, error))?;
         }
         let seen = seen.finish();
         lock(&self.looked).insert((id, number), seen);
@@ -176,17 +174,21 @@ impl Solver<'_> {
     fn paths(&self, copy: &Copy, opened: &Opened) -> Result<Vec<String>, BuildError> {
         let Some((tree, ignore)) = opened.tree() else {
             let is_any = copy.path == "/" || (copy.has_wildcards && has_wildcards(&copy.path));
-            return if is_any { Ok(Vec::new()) } else { Err(not_there(files::FilesError::NotFound(copy.path.clone()))) };
+            return if is_any {
+                Ok(Vec::new())
+            } else {
+                Err(not_there(&copy.source, files::FilesError::NotFound(copy.path.clone())))
+            };
         };
         let filter = Filter { ignore, ..Filter::default() };
         for required in &copy.required {
             let mut nothing = Seen::default();
-            files::look(&tree, required, &filter, &mut nothing).map_err(not_there)?;
+            files::look(&tree, required, &filter, &mut nothing).map_err(|error| not_there(&copy.source, error))?;
         }
         if !copy.has_wildcards {
             return Ok(vec![copy.path.clone()]);
         }
-        files::matches(&tree, &copy.path, &filter).map_err(not_there)
+        files::matches(&tree, &copy.path, &filter).map_err(|error| not_there(&copy.source, error))
     }
 
     /// Does a step: the layer that it has come to, and its second key by what was really copied.
@@ -198,7 +200,7 @@ impl Solver<'_> {
                 let workspace = self.store.begin_step(&[])?;
                 let seen = {
                     let target = self.upper(&workspace)?;
-                    self.take(&whole(name), &target, &target)?
+                    self.take(&whole(name), &target, None)?
                 };
                 let key = self.content_key_of(id, None, &[seen])?;
                 Ok((self.store.seal(workspace, None)?, key))
@@ -214,7 +216,7 @@ impl Solver<'_> {
                         true => self.upper(&workspace)?,
                         false => Root::from_descriptor(self.host.mount(&workspace.root)?),
                     };
-                    self.act(actions, &target, &target)?
+                    self.act(actions, &target, Some(&target).filter(|_| !chain.is_empty()))?
                 };
                 let key = self.content_key_of(id, base, &seen)?;
                 Ok((self.store.seal(workspace, chain.last().copied())?, key))
@@ -224,7 +226,7 @@ impl Solver<'_> {
                 let seen = {
                     let target = self.upper(&workspace)?;
                     let users = if chain.is_empty() { None } else { Some(self.files_of(&chain)?) };
-                    self.act(actions, &target, users.as_ref().unwrap_or(&target))?
+                    self.act(actions, &target, users.as_ref())?
                 };
                 let key = self.content_key_of(id, base, &seen)?;
                 Ok((self.store.seal(workspace, chain.last().copied())?, key))
@@ -238,18 +240,18 @@ impl Solver<'_> {
         Root::open_path(&path).map_err(|error| BuildError::internal(format!("open {}: {error}", path.display())))
     }
 
-    /// Does file actions; names of users are looked up in `users`.
-    fn act(&self, actions: &[FileAction], target: &Root, users: &Root) -> Result<Vec<Digest>, BuildError> {
+    /// Does file actions; names of users are looked up in `users`, if there is such a thing.
+    fn act(&self, actions: &[FileAction], target: &Root, users: Option<&Root>) -> Result<Vec<Digest>, BuildError> {
         let mut seen = Vec::new();
         for action in actions {
             match action {
                 FileAction::Directory { path, mode, owner } => {
                     let owner = match owner.as_str() {
                         "" => None,
-                        user => Some(files::owner(users, user).map_err(|error| BuildError::of_files(error, ""))?),
+                        user => Some(files::owner(users, user).map_err(|error| BuildError::of_files(error))?),
                     };
                     files::make_directory(target, path, *mode, owner, self.plan.epoch)
-                        .map_err(|error| BuildError::of_files(error, ""))?;
+                        .map_err(|error| BuildError::of_files(error))?;
                 }
                 FileAction::Copy(copy) => seen.push(self.take(copy, target, users)?),
             }
@@ -258,8 +260,8 @@ impl Solver<'_> {
     }
 
     /// Copies; returns what was seen meanwhile.
-    fn take(&self, copy: &Copy, target: &Root, users: &Root) -> Result<Digest, BuildError> {
-        let wrong = |error| BuildError::of_files(error, NOT_THERE);
+    fn take(&self, copy: &Copy, target: &Root, users: Option<&Root>) -> Result<Digest, BuildError> {
+        let wrong = |error| not_there(&copy.source, error);
         let mut seen = Seen::default();
         let opened = self.opened(&copy.source)?;
         let patterns = Patterns::of(copy)?;
