@@ -1,7 +1,6 @@
 //! What the API says of the whole engine: its use of the disk, and what pruning removed.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::container::Summary as Container;
 use crate::image::{Deleted, Summary as Image};
@@ -16,7 +15,7 @@ pub struct DiskUsage {
     pub images: Option<Vec<Image>>,
     pub containers: Option<Vec<Container>>,
     pub volumes: Option<Vec<Volume>>,
-    pub build_cache: Option<Vec<Value>>,
+    pub build_cache: Option<Vec<BuildCache>>,
     /// Before version 1.42.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub builder_size: Option<i64>,
@@ -60,6 +59,29 @@ pub struct PrunedImages {
     pub images_deleted: Option<Vec<Deleted>>,
     /// Bytes.
     pub space_reclaimed: u64,
+}
+
+/// Something that is kept of builds (`BuildCache` of `GET /system/df`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct BuildCache {
+    #[serde(rename = "ID")]
+    pub id: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parents: Vec<String>,
+    /// `regular` or `exec.cachemount`.
+    #[serde(rename = "Type")]
+    pub kind: String,
+    pub description: String,
+    pub in_use: bool,
+    pub shared: bool,
+    /// Bytes.
+    pub size: i64,
+    /// RFC 3339.
+    pub created_at: String,
+    /// RFC 3339.
+    pub last_used_at: Option<String>,
+    pub usage_count: i64,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

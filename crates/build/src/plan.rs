@@ -3,10 +3,25 @@
 //!
 //! A [`Step`] changes the files of the one that it is based on. Nothing here touches files or the network: images are asked for
 //! through [`Images`], and what a step costs is the solver's business.
+//!
+//! This file has what goes in and what comes out. `planner` says in which order it is done: `stages` by their names, `links` between
+//! them, their `bases`, and then `dispatch` hands each instruction to `arguments`, `configuration`, `run` or `copy`, which change
+//! the `state` of the stage and add steps.
 
+mod arguments;
+mod bases;
+mod configuration;
+mod copy;
 mod dispatch;
+mod links;
 mod names;
+mod outline;
+mod planner;
 mod ports;
+mod remote;
+mod run;
+mod stages;
+mod state;
 
 use std::collections::BTreeMap;
 
@@ -17,7 +32,8 @@ use crate::dockerfile::instruction::{Network, Security};
 use crate::dockerfile::{Lines, Sharing};
 use crate::pattern::Ignore;
 
-pub use dispatch::plan;
+pub use outline::{Outline, OutlineArgument, OutlineSecret};
+pub use planner::plan;
 
 /// What a build is asked for besides its Dockerfile.
 #[derive(Clone, Debug, Default)]
@@ -93,41 +109,6 @@ pub struct Plan {
     /// Seconds since the epoch that everything that is made now is said to be of.
     pub epoch: Option<i64>,
     pub outline: Outline,
-}
-
-/// What a target takes from outside.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Outline {
-    /// Of the target, and what the comment above it says.
-    pub name: String,
-    pub description: String,
-    pub arguments: Vec<OutlineArgument>,
-    pub secrets: Vec<OutlineSecret>,
-    pub agents: Vec<OutlineSecret>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct OutlineArgument {
-    pub name: String,
-    pub value: String,
-    pub description: String,
-    pub lines: Lines,
-}
-
-/// A secret or an agent, by its id.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct OutlineSecret {
-    pub id: String,
-    pub required: bool,
-    pub lines: Lines,
-}
-
-impl Outline {
-    fn argument(&mut self, argument: OutlineArgument) {
-        if !self.arguments.iter().any(|known| known.name == argument.name) {
-            self.arguments.push(argument);
-        }
-    }
 }
 
 /// One change of files.

@@ -9,8 +9,8 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use dhow_api::client::Client;
 
 use crate::commands::{
-    self, commit, context, copy, create, daemon, exec, image, inspect, lifecycle, list, logs, manifest, network, prune, registry,
-    registry_server, run, stats, system, update, volume,
+    self, build, builder, commit, context, copy, create, daemon, exec, image, inspect, lifecycle, list, logs, manifest, network,
+    prune, registry, registry_server, run, stats, system, update, volume,
 };
 use crate::connect::contexts::{DEFAULT, Folder, Selected};
 use crate::connect::{Roots, Target, TlsOptions};
@@ -98,7 +98,8 @@ fn arguments_of(command: &str) -> &'static str {
         "logout" => "[SERVER]",
         "search" => "[OPTIONS] TERM",
         "history" => "[OPTIONS] IMAGE",
-        "container" | "image" | "manifest" | "network" | "system" | "volume" => "COMMAND",
+        "build" => "[OPTIONS] PATH | -",
+        "builder" | "buildx" | "container" | "image" | "manifest" | "network" | "system" | "volume" => "COMMAND",
         "" => "[OPTIONS] COMMAND",
         _ => "[OPTIONS]",
     }
@@ -141,6 +142,7 @@ fn options_of(command: &str) -> Option<clap::Command> {
         "ps" => of::<list::Ps>("ps"),
         "inspect" => of::<inspect::Inspect>("inspect"),
         "images" => of::<image::Images>("images"),
+        "build" => of::<build::Build>("build"),
         "version" => of::<system::Version>("version"),
         "daemon" => of::<daemon::Daemon>("daemon"),
         _ => None,
@@ -226,6 +228,9 @@ enum Command {
     /// Manage images
     #[command(subcommand)]
     Image(Image),
+    /// Build images, and manage what is kept of builds
+    #[command(subcommand, visible_alias = "buildx")]
+    Builder(Builder),
     /// Manage volumes
     #[command(subcommand)]
     Volume(Volume),
@@ -287,6 +292,8 @@ enum OnContainers {
 /// What stands both at the top and under `image`.
 #[derive(Subcommand, Debug)]
 enum OnImages {
+    /// Build an image from a Dockerfile
+    Build(Box<build::Build>),
     /// Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE
     Tag(image::Tag),
     /// Import the contents from a tarball to create a filesystem image
@@ -342,6 +349,17 @@ enum Image {
     Inspect(inspect::InspectImage),
     /// Remove unused images
     Prune(prune::Images),
+}
+
+#[derive(Subcommand, Debug)]
+enum Builder {
+    /// Build an image from a Dockerfile
+    #[command(visible_alias = "b")]
+    Build(Box<build::Build>),
+    /// Disk usage
+    Du(builder::Du),
+    /// Remove build cache
+    Prune(builder::Prune),
 }
 
 #[derive(Subcommand, Debug)]
@@ -559,19 +577,27 @@ async fn dispatch(app: App) -> failure::Result {
     let Globals { host, tls, roots, .. } = app.globals;
     let files = folder.path().to_owned();
     let context = (selected.name != DEFAULT).then_some((folder, selected.name));
+    let is_run = run.is_some();
     let target = Target { host, tls, roots, context, starts: run.map(run::Run::starts) };
-    let client = match &app.command {
+    // Built here, whether there is a daemon or not.
+    let command = match app.command {
+        Command::OnImages(OnImages::Build(build))
+        | Command::Image(Image::Same(OnImages::Build(build)))
+        | Command::Builder(Builder::Build(build)) => return build.run(&target, &files).await,
+        command => command,
+    };
+    let client = match &command {
         Command::Version(_) => commands::optional_client(&target),
         _ => target.client().map(Some),
     };
     let client = match client {
         Ok(client) => client,
-        Err(failure) => return Err(Failure { code: if run.is_some() { 125 } else { failure.code }, ..failure }),
+        Err(failure) => return Err(Failure { code: if is_run { 125 } else { failure.code }, ..failure }),
     };
     let Some(client) = client.map(|client| client.of_user(files)) else {
         return system::client_version_only();
     };
-    match app.command {
+    match command {
         Command::OnContainers(command) | Command::Container(Container::Same(command)) => on_containers(*command, &client).await,
         Command::Rm(rm) | Command::Container(Container::Rm(rm)) => rm.run(&client).await,
         Command::Ps(ps) | Command::Container(Container::Ls(ps)) => ps.run(&client).await,
@@ -583,6 +609,10 @@ async fn dispatch(app: App) -> failure::Result {
         Command::System(System::Prune(prune)) => prune.run(&client).await,
         Command::System(System::Df(df)) => df.run(&client).await,
         Command::System(System::Check(check)) => check.run(&client).await,
+        Command::Builder(Builder::Du(du)) => du.run(&client).await,
+        Command::Builder(Builder::Prune(prune)) => prune.run(&client).await,
+        // Done above.
+        Command::Builder(Builder::Build(_)) => Ok(()),
         Command::Volume(command) => on_volumes(command, &client).await,
         Command::Network(command) => on_networks(command, &client).await,
         Command::OnImages(command) | Command::Image(Image::Same(command)) => on_images(command, &client).await,
@@ -651,6 +681,8 @@ async fn on_networks(command: Network, client: &Client) -> failure::Result {
 
 async fn on_images(command: OnImages, client: &Client) -> failure::Result {
     match command {
+        // Done by whoever dispatches.
+        OnImages::Build(_) => Ok(()),
         OnImages::Tag(tag) => tag.run(client).await,
         OnImages::Import(import) => import.run(client).await,
         OnImages::Load(load) => load.run(client).await,

@@ -88,6 +88,17 @@ impl Target {
         embedded(self.settings()?, self.starts)
     }
 
+    /// The address of the engine that is meant, when that is not the one of this machine.
+    pub fn elsewhere(&self) -> Option<String> {
+        let named = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        if self.roots.are_given() {
+            return self.host.clone();
+        }
+        let context = || self.context.as_ref().map(|(_, name)| format!("context {name}"));
+        let host = self.host.clone().or_else(context).or_else(|| named("DHOW_HOST")).or_else(|| named("DOCKER_HOST"));
+        host.filter(|host| host.strip_prefix("unix://") != Some(DEFAULT_SOCKET))
+    }
+
     /// Opens the engine of this process.
     pub fn engine(&self) -> Result<Engine> {
         Engine::open(self.settings()?).map_err(|error| Failure::new(error.to_string()))

@@ -21,7 +21,7 @@ pub struct Budget {
 
 impl Engine {
     /// Sees to it that so many bytes more are within the budget, without the image `kept`. What goes, in this order, each kind by its last use: blobs that
-    /// layers came in, which a push or a pull may want again; images without a tag, and images with one, that no container was
+    /// layers came in, which a push or a pull may want again; what is kept of builds; images without a tag, and images with one, that no container was
     /// made of or has mounted.
     ///
     /// # Errors
@@ -49,6 +49,12 @@ impl Engine {
                     lack = self.lack(budget, incoming)?;
                 }
             }
+            if lack == 0 {
+                return Ok(());
+            }
+        }
+        if self.evict_builds(lack)? > 0 {
+            lack = self.lack(budget, incoming)?;
             if lack == 0 {
                 return Ok(());
             }

@@ -4,11 +4,16 @@
 //! The steps' files are the store's ([`dhow_build::solve`]); their commands run under monitors, as containers do, without being
 //! any: nothing of them is in the database, and they die with the engine that builds.
 
+mod cache;
 mod command;
 mod context;
 mod image;
+mod output;
+mod requests;
 
+pub use cache::PruneBuilds;
 pub use context::{BuildDirectory, Context};
+pub use requests::Described;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -195,6 +200,7 @@ impl Engine {
     pub fn export_build(&self, solved: &Solved, tags: &[Reference], progress: &dyn Progress) -> Result<Built, BuildError> {
         let built = vertex(progress, "exporting to image", |id| self.export_image(solved, tags, progress, id))?;
         self.keep_budget(Some(built.id));
+        self.trim_builds();
         Ok(built)
     }
 

@@ -56,7 +56,10 @@ mod wait;
 
 pub use archive::{PathStat, PutOptions};
 pub use budget::Budget;
-pub use build::{Allowed, BuildDirectory, BuildLimits, BuildRequest, Built, Cancel, Context as BuildContext, Solved, vertex};
+pub use build::{
+    Allowed, BuildDirectory, BuildLimits, BuildRequest, Built, Cancel, Context as BuildContext, Described, PruneBuilds, Solved,
+    vertex,
+};
 pub use bundled::BUNDLED;
 pub use commit::CommitOptions;
 pub use container::{Container, ContainerId};

@@ -169,7 +169,7 @@ impl Engine {
             usage.volumes = Some(volumes);
         }
         if query.build_cache {
-            usage.build_cache = Some(Vec::new());
+            usage.build_cache = Some(self.build_cache()?);
         }
         Ok(usage)
     }

@@ -167,7 +167,7 @@ async fn dispatch(engine: Arc<Engine>, path: &str, mut call: Call) -> Option<Res
         ["grpc"] if method == post => crate::buildkit::grpc(engine, call),
         ["session"] if method == post => crate::buildkit::session(call),
         ["build"] if method == post => crate::build::build(engine, call).await,
-        ["build", "prune"] if method == post => system::prune_build(&call),
+        ["build", "prune"] if method == post => system::prune_build(engine, call).await,
         ["system", "check"] if method == get => system::check(engine, call, false).await,
         ["system", "check"] if method == post => system::check(engine, call, true).await,
         ["system", "df"] if method == get => system::disk_usage(engine, call).await,

@@ -4,7 +4,7 @@
 use dhow_api::Version;
 use dhow_api::container::{self, Container};
 use dhow_api::image::{self, Image};
-use dhow_api::system::DiskUsage;
+use dhow_api::system::{BuildCache, DiskUsage};
 use dhow_api::volume::Volume;
 use dhow_engine::{Error, Result};
 use serde::Serialize;
@@ -91,8 +91,8 @@ pub(crate) fn disk_usage(usage: &DiskUsage, verbose: bool) -> Result<Value> {
     volumes.add("VolumeUsage", verbose, &mut map)?;
     let build_cache = Kind {
         items: usage.build_cache.as_deref(),
-        is_active: |record: &Value| record["InUse"] == true,
-        size: |record: &Value| record["Size"].as_i64().unwrap_or(0),
+        is_active: |record: &BuildCache| record.in_use,
+        size: |record: &BuildCache| if record.shared { 0 } else { record.size },
         total: None,
     };
     build_cache.add("BuildCacheUsage", verbose, &mut map)?;

@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use dhow_api::Version;
-use dhow_api::system::PrunedBuildCache;
-use dhow_engine::{DiskQuery, Engine, Error, EventQuery, Kind, PruneQuery, Result};
+use dhow_engine::{DiskQuery, Engine, Error, EventQuery, Kind, PruneBuilds, PruneQuery, Result};
 use hyper::header::HeaderValue;
 use hyper::{Method, Response, StatusCode};
 use serde_json::json;
@@ -101,9 +100,19 @@ pub(crate) async fn prune_images(engine: Arc<Engine>, call: Call) -> Result<Answ
     pruned(&call, gone, &report)
 }
 
-/// There is no builder yet, and nothing that it keeps.
-pub(crate) fn prune_build(call: &Call) -> Result<Answer> {
-    pruned(call, [], &PrunedBuildCache::default())
+/// `keep-storage` is the older name of `reserved-space`.
+pub(crate) async fn prune_build(engine: Arc<Engine>, call: Call) -> Result<Answer> {
+    let bytes = |key: &str| call.parameters.number::<u64>(key).map(Option::unwrap_or_default);
+    let query = PruneBuilds {
+        all: call.parameters.is("all"),
+        filters: call.filters()?,
+        reserved: bytes("keep-storage")?.max(bytes("reserved-space")?),
+        most: bytes("max-used-space")?,
+        free: bytes("min-free-space")?,
+        dry_run: call.parameters.is("dry-run"),
+    };
+    let report = blocking(move || engine.prune_builds(&query)).await?;
+    pruned(&call, report.caches_deleted.iter().flatten(), &report)
 }
 
 /// The report of a prune; with `stream` a line for each thing that is gone, and the report last (since 1.56).

@@ -25,17 +25,24 @@ pub struct KeptBlob {
 }
 
 impl Store {
-    /// Bytes of all that the images of here take: their layers' files, the blobs they came in, and parts of blobs.
+    /// Bytes of all that the images of here take: their layers' files, the blobs they came in, and parts of blobs; and of the
+    /// layers that builds keep.
     pub fn images_size(&self) -> Result<u64> {
         let partial = fs::read_dir(self.partial_blobs()).into_iter().flatten().flatten();
         let partial: u64 = partial.filter_map(|entry| Some(entry.metadata().ok()?.len())).sum();
-        Ok(self.layers_size()? + partial)
+        Ok(self.layers_size()? + self.build_cache_size()? + partial)
     }
 
     /// Bytes that are free on the file system of the images, for who is not root.
     pub fn free(&self) -> Result<u64> {
         let stat = rustix::fs::statvfs(&self.paths.data).context(|| format!("look at {}", self.paths.data.display()))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    /// Bytes of the whole file system of the images.
+    pub fn capacity(&self) -> Result<u64> {
+        let stat = rustix::fs::statvfs(&self.paths.data).context(|| format!("look at {}", self.paths.data.display()))?;
+        Ok(stat.f_blocks.saturating_mul(stat.f_frsize))
     }
 
     /// All blobs, the ones that were not used for the longest time first.

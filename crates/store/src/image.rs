@@ -9,6 +9,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::blobs::note_remote;
 use crate::budget::note_image_use;
+use crate::build_cache::forget_layer;
 use crate::{Durability, LayerRow, Result, Store, StoreError, sync_file_system};
 
 /// An image as the database has it.
@@ -231,11 +232,7 @@ impl Store {
             let mut layers = BTreeSet::new();
             let mut order = Vec::new();
             for chain_id in chain {
-                let query = "DELETE FROM layers WHERE chain_id = ?1
-                    AND NOT EXISTS (SELECT 1 FROM image_layers WHERE image_layers.chain_id = ?1)
-                    AND NOT EXISTS (SELECT 1 FROM build_records WHERE build_records.chain_id = ?1)
-                    AND NOT EXISTS (SELECT 1 FROM layers AS above WHERE above.parent = ?1)";
-                if tx.execute(query, [&chain_id])? > 0
+                if forget_layer(tx, &chain_id)?
                     && let Ok(digest) = chain_id.parse::<Digest>()
                     && layers.insert(digest)
                 {
@@ -246,9 +243,7 @@ impl Store {
             Ok(Some((order, blobs)))
         })?;
         let Some((layers, blobs)) = removed else { return Ok(None) };
-        for blob in blobs {
-            self.remove_blob(&self.paths.blobs().join(blob.split_once(':').map_or(blob.as_str(), |(_, digits)| digits)))?;
-        }
+        self.remove_blobs(&blobs)?;
         let mut result = vec![Untagged::Deleted(*id)];
         for chain_id in layers {
             // Somebody may have added an image with it since.
@@ -257,10 +252,16 @@ impl Store {
         }
         Ok(Some(result))
     }
+
+    /// Removes blobs that the database does not know any more, by their digests.
+    pub(crate) fn remove_blobs(&self, digests: &[String]) -> Result<()> {
+        let name = |digest: &String| digest.split_once(':').map_or(digest.clone(), |(_, digits)| digits.to_owned());
+        digests.iter().try_for_each(|digest| self.remove_blob(&self.paths.blobs().join(name(digest))).map(drop))
+    }
 }
 
 /// Forgets the blobs of layers that there are no more.
-fn forget_blobs(tx: &Connection) -> Result<Vec<String>> {
+pub(crate) fn forget_blobs(tx: &Connection) -> Result<Vec<String>> {
     tx.execute(
         "DELETE FROM remote_blobs WHERE NOT EXISTS (SELECT 1 FROM layers WHERE layers.diff_id = remote_blobs.diff_id)",
         [],

@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use dhow_oci::Digest;
-use dhow_store::LayerRow;
+use dhow_store::{CacheSharing, LayerRow, OpenCache};
 use dhow_sys::root::{Root, descriptor_path, reopen};
 use dhow_sys::tree;
 use rustix::fs::{FlockOperation, OFlags, Stat};
@@ -251,40 +251,18 @@ impl Solver<'_> {
         owner: Option<(u32, u32, u32)>,
         locks: &mut Vec<fs::File>,
     ) -> Result<PathBuf, BuildError> {
-        // Ids are anything at all: only their digests are names.
-        let name = Digest::of(id.as_bytes()).hex()[..32].to_owned();
-        let all = self.store.paths.data.join("caches");
-        let what = "open a cache";
-        fs::DirBuilder::new().recursive(true).mode(0o710).create(&all).map_err(failed(what))?;
-        for number in 0.. {
-            let directory = match number {
-                0 => all.join(&name),
-                number => all.join(format!("{name}-{number}")),
-            };
-            match fs::DirBuilder::new().mode(0o700).create(&directory) {
-                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(what)(error)),
-                _ => {}
-            }
-            let lock = fs::File::open(&directory).map_err(failed(what))?;
-            let operation = match sharing {
-                Sharing::Shared => FlockOperation::LockShared,
-                Sharing::Locked => FlockOperation::LockExclusive,
-                Sharing::Private => FlockOperation::NonBlockingLockExclusive,
-            };
-            match rustix::fs::flock(&lock, operation) {
-                // Somebody has it: there is another one for us.
-                Err(rustix::io::Errno::WOULDBLOCK) => continue,
-                other => other.map_err(|error| failed(what)(error.into()))?,
-            }
-            let files = directory.join("fs");
-            if !files.exists() {
-                self.fill_cache(&directory, &files, source, owner)?;
-            }
-            let _ = lock.set_modified(std::time::SystemTime::now());
-            locks.push(lock);
-            return Ok(files);
+        let sharing = match sharing {
+            Sharing::Shared => CacheSharing::Many,
+            Sharing::Locked => CacheSharing::One,
+            Sharing::Private => CacheSharing::Own,
+        };
+        let OpenCache { directory, lock } = self.store.open_cache(id, sharing)?;
+        let files = directory.join("fs");
+        if !files.exists() {
+            self.fill_cache(&directory, &files, source, owner)?;
         }
-        Err(BuildError::internal("no cache is free"))
+        locks.push(lock);
+        Ok(files)
     }
 
     fn fill_cache(

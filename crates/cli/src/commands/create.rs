@@ -13,6 +13,7 @@ use dhow_oci::Reference;
 use serde_json::{Map, Value};
 
 use self::values::bad;
+pub(crate) use self::values::ulimit;
 use crate::connect::contexts::Folder;
 use crate::failure::Result;
 
@@ -422,7 +423,7 @@ impl Options {
 
 /// The variables that tell a container of the proxies of `config.json`, those for the daemon's address or else the default ones;
 /// not the ones that it was given anyway.
-fn proxy_variables(settings: &Map<String, Value>, host: &str, given: &[String]) -> Vec<String> {
+pub(super) fn proxy_variables(settings: &Map<String, Value>, host: &str, given: &[String]) -> Vec<String> {
     const VARIABLES: [(&str, &str); 5] = [
         ("HTTP_PROXY", "httpProxy"),
         ("HTTPS_PROXY", "httpsProxy"),

@@ -317,8 +317,9 @@ fn verbose(usage: &DiskUsage, format: Option<&str>) -> Result {
             }))
         })
         .collect();
+    let build_cache: Vec<_> = usage.build_cache.iter().flatten().map(super::builder::row).collect();
     if let Some(format) = format.filter(|format| !format.is_empty()) {
-        let whole = object(json!({ "Images": images, "Containers": containers, "Volumes": volumes, "BuildCache": [] }));
+        let whole = object(json!({ "Images": images, "Containers": containers, "Volumes": volumes, "BuildCache": build_cache }));
         return List {
             headers: &[],
             columns: Vec::new(),
@@ -377,9 +378,11 @@ fn verbose(usage: &DiskUsage, format: Option<&str>) -> Result {
             ("UsageCount", "USAGE"),
             ("Shared", "SHARED"),
         ],
-        Vec::new(),
+        build_cache,
     )?;
+    let own = usage.build_cache.iter().flatten().filter(|record| !record.shared).map(|record| record.size.max(0) as u64).sum();
+    let used = human_size(own);
     print(&format!(
-        "Images space usage:\n\n{images}\nContainers space usage:\n\n{containers}\nLocal Volumes space usage:\n\n{volumes}\nBuild cache usage: 0B\n\n{cache}"
+        "Images space usage:\n\n{images}\nContainers space usage:\n\n{containers}\nLocal Volumes space usage:\n\n{volumes}\nBuild cache usage: {used}\n\n{cache}"
     ))
 }

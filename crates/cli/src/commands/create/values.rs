@@ -343,7 +343,7 @@ pub(super) fn check_sysctl(text: &str) -> Result {
 }
 
 /// `nofile=1024:2048`
-pub(super) fn ulimit(text: &str) -> Result<Ulimit> {
+pub(crate) fn ulimit(text: &str) -> Result<Ulimit> {
     let wrong = |why: String| flag(text, "--ulimit", &why);
     let (name, limits) = text.split_once('=').ok_or_else(|| wrong(format!("invalid ulimit argument: {text}")))?;
     let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));

@@ -1,0 +1,314 @@
+//! `build`: images from Dockerfiles, by the engine in this process, with the options of `docker buildx build`.
+
+mod calls;
+mod excerpt;
+mod input;
+mod options;
+mod output;
+mod progress;
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+use dhow_engine::dhow_build::plan::NoCache;
+use dhow_engine::dhow_build::progress::{BuildError, Event, Progress, VertexId};
+use dhow_engine::{BuildRequest, Built, Cancel, Compression, Engine, PushRequest, vertex};
+use dhow_oci::Reference;
+use serde_json::json;
+
+use self::input::Input;
+use self::output::Output;
+use self::progress::{Display, Kind};
+use crate::connect::Target;
+use crate::credentials;
+use crate::failure::{Failure, Result};
+use crate::output::print;
+
+/// What a shell says of a program that Ctrl-C has ended.
+const INTERRUPTED: i32 = 130;
+
+#[derive(Args, Debug)]
+pub struct Build {
+    /// Add a custom host-to-IP mapping (format: "host:ip")
+    #[arg(long)]
+    add_host: Vec<String>,
+    /// Allow extra privileged entitlement (e.g., "network.host", "security.insecure")
+    #[arg(long, value_delimiter = ',')]
+    allow: Vec<String>,
+    /// Set build-time variables
+    #[arg(long)]
+    build_arg: Vec<String>,
+    /// Additional build contexts (e.g., name=path)
+    #[arg(long)]
+    build_context: Vec<String>,
+    /// Set method for evaluating build ("check", "outline", "targets")
+    #[arg(long, default_value = "build")]
+    call: String,
+    /// Shorthand for "--call=check"
+    #[arg(long, default_missing_value = "true", num_args = 0..=1, require_equals = true, default_value_t = false, hide_default_value = true, action = clap::ArgAction::Set)]
+    check: bool,
+    /// Set the parent cgroup for the "RUN" instructions during build
+    #[arg(long, default_value = "", hide_default_value = true)]
+    cgroup_parent: String,
+    /// Name of the Dockerfile (default: "PATH/Dockerfile")
+    #[arg(short, long)]
+    file: Option<String>,
+    /// Write the image ID to a file
+    #[arg(long)]
+    iidfile: Option<PathBuf>,
+    /// Set metadata for an image
+    #[arg(long)]
+    label: Vec<String>,
+    /// The image is always here: this says nothing new
+    #[arg(long, default_missing_value = "true", num_args = 0..=1, require_equals = true, default_value_t = false, hide_default_value = true, action = clap::ArgAction::Set)]
+    load: bool,
+    /// Write build result metadata to a file
+    #[arg(long)]
+    metadata_file: Option<PathBuf>,
+    /// Set the networking mode for the "RUN" instructions during build ("default", "none", "host")
+    #[arg(long, default_value = "default", hide_default_value = true)]
+    network: String,
+    /// Do not use cache when building the image
+    #[arg(long, default_missing_value = "true", num_args = 0..=1, require_equals = true, default_value_t = false, hide_default_value = true, action = clap::ArgAction::Set)]
+    no_cache: bool,
+    /// Do not cache specified stages
+    #[arg(long, value_delimiter = ',')]
+    no_cache_filter: Vec<String>,
+    /// Output destination (format: "type=local,dest=path")
+    #[arg(short, long)]
+    output: Vec<String>,
+    /// Set target platform for build
+    #[arg(long, value_delimiter = ',')]
+    platform: Vec<String>,
+    /// Set type of progress output ("auto", "none", "plain", "quiet", "tty")
+    #[arg(long)]
+    progress: Option<String>,
+    /// Attestations are not made: only "false" is taken
+    #[arg(long)]
+    provenance: Option<String>,
+    /// Always attempt to pull all referenced images
+    #[arg(long, default_missing_value = "true", num_args = 0..=1, require_equals = true, default_value_t = false, hide_default_value = true, action = clap::ArgAction::Set)]
+    pull: bool,
+    /// Push the image to the registry of its name
+    #[arg(long, default_missing_value = "true", num_args = 0..=1, require_equals = true, default_value_t = false, hide_default_value = true, action = clap::ArgAction::Set)]
+    push: bool,
+    /// Suppress the build output and print image ID on success
+    #[arg(short, long, default_missing_value = "true", num_args = 0..=1, require_equals = true, default_value_t = false, hide_default_value = true, action = clap::ArgAction::Set)]
+    quiet: bool,
+    /// Attestations are not made: only "false" is taken
+    #[arg(long)]
+    sbom: Option<String>,
+    /// Secret to expose to the build (format: "id=mysecret[,src=/local/secret]")
+    #[arg(long)]
+    secret: Vec<String>,
+    /// Shared memory size for build containers
+    #[arg(long)]
+    shm_size: Option<String>,
+    /// Image identifier (format: "[registry/]repository[:tag]")
+    #[arg(short, long)]
+    tag: Vec<String>,
+    /// Set the target build stage to build
+    #[arg(long, default_value = "", hide_default_value = true)]
+    target: String,
+    /// Ulimit options
+    #[arg(long)]
+    ulimit: Vec<String>,
+    /// Taken of the older client; steps leave no containers
+    #[arg(long, hide = true, default_missing_value = "true", num_args = 0..=1, require_equals = true, default_value_t = true, action = clap::ArgAction::Set)]
+    rm: bool,
+    #[arg(long, hide = true)]
+    force_rm: bool,
+    #[arg(long, hide = true)]
+    compress: bool,
+    /// PATH, or "-" for a Dockerfile or a tar on standard input
+    context: String,
+}
+
+impl Build {
+    /// Builds in this process: there is no daemon that it would have to go through.
+    pub async fn run(self, target: &Target, folder: &Path) -> Result {
+        if let Some(elsewhere) = target.elsewhere() {
+            return Err(failed(format!(
+                "the engine at {elsewhere} is another one: dhow builds on its own machine; docker buildx build takes that address"
+            )));
+        }
+        let engine = Arc::new(target.engine()?);
+        let cancel = Arc::new(Cancel::new().map_err(|error| Failure::new(format!("make a pipe: {error}")))?);
+        let (own, folder) = (cancel.clone(), folder.to_owned());
+        let mut work = tokio::task::spawn_blocking(move || self.build(&engine, &folder, &own));
+        let done = tokio::select! {
+            done = &mut work => done,
+            () = interrupted() => {
+                // Its commands are ended, and what it had mounted is put away, before this process goes.
+                cancel.cancel();
+                let _ = work.await;
+                return Err(Failure { message: "ERROR: failed to build: canceled".to_owned(), code: INTERRUPTED });
+            }
+        };
+        done.map_err(|error| Failure::new(format!("the build ended by itself: {error}")))?
+    }
+
+    fn build(self, engine: &Engine, folder: &Path, cancel: &Cancel) -> Result {
+        let kind = self.kind()?;
+        let output = self.output_wanted()?;
+        let asked = self.asked(folder)?;
+        let call = if self.check { "check" } else { self.call.as_str() };
+        let display = Display::new(kind);
+        let input = Input::open(&self, engine, &display);
+        let done = input.and_then(|input| {
+            let mut options = asked.options;
+            options.ignore = input.ignore()?;
+            let request = BuildRequest {
+                file: &input.file,
+                file_name: &input.file_name,
+                options,
+                tags: asked.tags.clone(),
+                pull: self.pull,
+                limits: asked.limits,
+                allowed: asked.allowed,
+                credentials: &|domain| registry_credentials(folder, domain),
+            };
+            let shown = |error: BuildError| Ended { error, file: input.file.clone(), file_name: input.file_name.clone() };
+            if !matches!(call, "build" | "") {
+                return calls::answer(engine, call, &request, &display).map_err(shown);
+            }
+            let solved = engine.solve_build(&request, &input, &display, cancel).map_err(shown)?;
+            if cancel.is_cancelled() {
+                return Err(shown(BuildError::cancelled()));
+            }
+            if let Output::Files(files) = &output {
+                vertex(&display, files.title(), |_| files.write(engine, &solved)).map_err(shown)?;
+                return Ok(calls::Said::default());
+            }
+            let built = engine.export_build(&solved, &asked.tags, &display).map_err(shown)?;
+            if self.push || matches!(output, Output::Registry) {
+                self.push_all(engine, folder, &asked.tags, &display).map_err(shown)?;
+            }
+            Ok(calls::Said { built: Some(built), ..calls::Said::default() })
+        });
+        let warnings = display.finish();
+        let said = match done {
+            Ok(said) => said,
+            Err(ended) => {
+                display.show_warnings(&warnings);
+                excerpt::show(&ended.error.lines, &ended.file_name, &ended.file);
+                return Err(failed(format!("failed to solve: {}", ended.error.message)));
+            }
+        };
+        if let Some(built) = &said.built {
+            self.tell(built, &asked.tags)?;
+        }
+        if call == "build" {
+            display.show_warnings(&warnings);
+        }
+        print(&said.text)?;
+        said.failure.map_or(Ok(()), Err)
+    }
+
+    /// Writes down what has come about, where that is wanted.
+    fn tell(&self, built: &Built, tags: &[Reference]) -> Result {
+        let write = |path: &Path, text: String| {
+            std::fs::write(path, text).map_err(|error| failed(format!("write {}: {error}", path.display())))
+        };
+        if let Some(path) = &self.iidfile {
+            write(path, built.id.to_string())?;
+        }
+        if let Some(path) = &self.metadata_file {
+            let id = built.id.to_string();
+            let mut document = json!({ "containerimage.config.digest": id, "containerimage.digest": id });
+            if !tags.is_empty() {
+                document["image.name"] = tags.iter().map(ToString::to_string).collect::<Vec<_>>().join(",").into();
+            }
+            write(path, format!("{document:#}"))?;
+        }
+        if self.quiet { print(&format!("{}\n", built.id)) } else { Ok(()) }
+    }
+
+    fn push_all(&self, engine: &Engine, folder: &Path, tags: &[Reference], display: &Display) -> Result<(), BuildError> {
+        if tags.is_empty() {
+            return Err(BuildError::invalid("tag is needed when pushing to registry"));
+        }
+        tags.iter().try_for_each(|name| {
+            vertex(display, &format!("pushing {name}"), |id| {
+                let request = PushRequest {
+                    name: name.clone(),
+                    credentials: registry_credentials(folder, &name.domain),
+                    compression: Compression::Gzip,
+                    one_platform: true,
+                };
+                let told = |_| true;
+                engine.push(&request, &told).map_err(|error| BuildError::invalid(error.message))?;
+                display.tell(Event::Status { id, name: format!("pushed {name}"), current: 0, total: 0, done: true });
+                Ok(())
+            })
+        })
+    }
+
+    fn kind(&self) -> Result<Kind> {
+        let wanted = self.progress.clone().or_else(|| std::env::var("BUILDKIT_PROGRESS").ok()).unwrap_or_default();
+        match wanted.as_str() {
+            _ if self.quiet => Ok(Kind::Quiet),
+            "auto" | "" if std::io::stderr().is_terminal() => Ok(Kind::Terminal),
+            "auto" | "" | "plain" => Ok(Kind::Plain),
+            "tty" if std::io::stderr().is_terminal() => Ok(Kind::Terminal),
+            "tty" => Err(failed("--progress=tty: standard error is no terminal".to_owned())),
+            "quiet" | "none" => Ok(Kind::Quiet),
+            other => Err(failed(format!("invalid progress mode {other}: use auto, none, plain, quiet or tty"))),
+        }
+    }
+
+    fn no_cache(&self) -> NoCache {
+        match (self.no_cache, self.no_cache_filter.is_empty()) {
+            (true, _) => NoCache::Everything,
+            (false, true) => NoCache::Nothing,
+            (false, false) => NoCache::Stages(self.no_cache_filter.clone()),
+        }
+    }
+}
+
+/// How a build failed, with the Dockerfile that it was of.
+struct Ended {
+    error: BuildError,
+    file: Vec<u8>,
+    file_name: String,
+}
+
+impl From<BuildError> for Ended {
+    fn from(error: BuildError) -> Ended {
+        Ended { error, file: Vec::new(), file_name: String::new() }
+    }
+}
+
+/// As buildx begins what it says of a failure.
+fn failed(message: String) -> Failure {
+    Failure::new(format!("ERROR: failed to build: {message}"))
+}
+
+fn registry_credentials(folder: &Path, domain: &str) -> dhow_registry::Credentials {
+    let known = credentials::of(folder, credentials::server_of(domain)).unwrap_or_default();
+    serde_json::from_value(serde_json::Value::Object(known)).unwrap_or_default()
+}
+
+/// Waits for Ctrl-C, or somebody's wish that this process end.
+async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+        (Ok(mut interrupt), Ok(mut terminate)) => {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        }
+        _ => std::future::pending().await,
+    }
+}
+
+/// Tells of something that is done at once.
+fn told_at_once(progress: &dyn Progress, title: &str, status: impl FnOnce(VertexId)) {
+    let _ = vertex(progress, title, |id| {
+        status(id);
+        Ok(())
+    });
+}

@@ -1,0 +1,170 @@
+//! What the options of a build mean to the engine.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use dhow_api::config::Ulimit;
+use dhow_engine::dhow_build::dockerfile::instruction::Network;
+use dhow_engine::dhow_build::plan::{NamedContext, Options};
+use dhow_engine::units::parse_bytes;
+use dhow_engine::{Allowed, BuildLimits};
+use dhow_oci::{Platform, Reference};
+
+use super::{Build, failed};
+use crate::commands::create::{proxy_variables, ulimit};
+use crate::connect::contexts::Folder;
+use crate::failure::Result;
+
+/// What is asked of the engine.
+pub(super) struct Asked {
+    pub options: Options,
+    pub tags: Vec<Reference>,
+    pub limits: BuildLimits,
+    pub allowed: Allowed,
+}
+
+impl Build {
+    pub(super) fn asked(&self, folder: &Path) -> Result<Asked> {
+        for (name, value) in [("provenance", &self.provenance), ("sbom", &self.sbom)] {
+            if value.as_deref().is_some_and(|value| !matches!(value, "false" | "0")) {
+                return Err(failed(format!("--{name}: attestations are not supported yet")));
+            }
+        }
+        let mut tags: Vec<Reference> = Vec::new();
+        for text in &self.tag {
+            let wrong = |why: String| failed(format!("invalid tag \"{text}\": {why}"));
+            let tag: Reference = text.parse().map_err(|error: dhow_oci::reference::InvalidReference| wrong(error.to_string()))?;
+            let tag = tag.or_latest();
+            if !tags.contains(&tag) {
+                tags.push(tag);
+            }
+        }
+        let platforms = self.platform.iter().map(|text| text.parse::<Platform>()).collect::<Result<Vec<_>, _>>();
+        let mut platforms = platforms.map_err(|error| failed(error.to_string()))?;
+        if platforms.len() > 1 {
+            return Err(failed("images for several platforms are not built yet: build for one at a time".to_owned()));
+        }
+        let network = match self.network.as_str() {
+            "" | "default" => Network::Default,
+            "none" => Network::None,
+            "host" => Network::Host,
+            other => {
+                return Err(failed(format!("network mode \"{other}\" not supported by the builder: use default, none or host")));
+            }
+        };
+        let mut allowed = Allowed { host_network: network == Network::Host, insecure: false };
+        for entitlement in &self.allow {
+            match entitlement.as_str() {
+                "network.host" => allowed.host_network = true,
+                "security.insecure" => allowed.insecure = true,
+                other if other.starts_with("fs") || other.starts_with("device") => {}
+                other => return Err(failed(format!("invalid entitlement: {other}"))),
+            }
+        }
+        let build_args = self.arguments(folder)?;
+        let of_argument = |name: &str| build_args.get(name).cloned();
+        let options = Options {
+            target: self.target.clone(),
+            labels: self.label.iter().map(|text| pair(text)).collect(),
+            platform: platforms.pop(),
+            is_multi_platform: of_argument("BUILDKIT_MULTI_PLATFORM").is_some_and(|value| value == "1" || value == "true"),
+            no_cache: self.no_cache(),
+            network,
+            hostname: of_argument("BUILDKIT_SANDBOX_HOSTNAME").unwrap_or_default(),
+            cache_namespace: of_argument("BUILDKIT_CACHE_MOUNT_NS").unwrap_or_default(),
+            contexts: self.contexts()?,
+            check: of_argument("BUILDKIT_DOCKERFILE_CHECK"),
+            build_args,
+            ..Options::default()
+        };
+        let limits = BuildLimits {
+            hosts: self.add_host.iter().map(|text| host(text)).collect::<Result<_>>()?,
+            shm_size: match &self.shm_size {
+                None => 0,
+                Some(text) => parse_bytes(text).ok_or_else(|| failed(format!("invalid --shm-size: '{text}' is no size")))?,
+            },
+            ulimits: self.ulimit.iter().map(|text| ulimit(text)).collect::<Result<Vec<Ulimit>>>()?,
+            cgroup_parent: self.cgroup_parent.clone(),
+            ..BuildLimits::default()
+        };
+        Ok(Asked { options, tags, limits, allowed })
+    }
+
+    /// The arguments that are given, and proxies as the user's settings have them.
+    fn arguments(&self, folder: &Path) -> Result<BTreeMap<String, String>> {
+        let mut arguments = BTreeMap::new();
+        for text in &self.build_arg {
+            match text.split_once('=') {
+                Some((name, value)) => drop(arguments.insert(name.to_owned(), value.to_owned())),
+                // Of this process, if it has one.
+                None => {
+                    if let Ok(value) = std::env::var(text) {
+                        arguments.insert(text.clone(), value);
+                    }
+                }
+            }
+        }
+        if let Ok(epoch) = std::env::var("SOURCE_DATE_EPOCH") {
+            arguments.entry("SOURCE_DATE_EPOCH".to_owned()).or_insert(epoch);
+        }
+        let settings = Folder::find(Some(folder)).settings().unwrap_or_default();
+        for variable in proxy_variables(&settings, "default", &[]) {
+            let (name, value) = pair(&variable);
+            arguments.entry(name).or_insert(value);
+        }
+        Ok(arguments)
+    }
+
+    fn contexts(&self) -> Result<BTreeMap<String, NamedContext>> {
+        let context = |text: &String| {
+            let (name, value) = text
+                .split_once('=')
+                .filter(|(name, _)| !name.is_empty())
+                .ok_or_else(|| failed(format!("invalid context value: {text}, expected key=value")))?;
+            let context = match value.split_once("://") {
+                Some(("docker-image", image)) => NamedContext::Image(image.to_owned()),
+                Some((scheme, _)) => {
+                    return Err(failed(format!(
+                        "context {name}: {scheme} contexts are not supported yet: use a directory or docker-image://"
+                    )));
+                }
+                None if value.starts_with("target:") => {
+                    return Err(failed(format!("context {name}: targets of other builds are not supported")));
+                }
+                None => {
+                    let stat = std::fs::metadata(value);
+                    let is_directory = stat.map(|stat| stat.is_dir());
+                    let wrong = |why: String| failed(format!("failed to get build context path {{{value} <nil>}}: {why}"));
+                    match is_directory {
+                        Ok(true) => NamedContext::Directory(name.to_owned()),
+                        Ok(false) => return Err(wrong("not a directory".to_owned())),
+                        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                            return Err(wrong(format!("stat {value}: no such file or directory")));
+                        }
+                        Err(error) => return Err(wrong(error.to_string())),
+                    }
+                }
+            };
+            Ok((name.to_owned(), context))
+        };
+        self.build_context.iter().map(context).collect()
+    }
+}
+
+/// `NAME=VALUE`; without a value, an empty one.
+fn pair(text: &str) -> (String, String) {
+    let (name, value) = text.split_once('=').unwrap_or((text, ""));
+    (name.to_owned(), value.to_owned())
+}
+
+/// `NAME:ADDRESS` or `NAME=ADDRESS`, with brackets around an IPv6 address or without.
+fn host(text: &str) -> Result<String> {
+    let split = text.split_once('=').or_else(|| text.split_once(':'));
+    let wrong = || failed(format!("invalid host {text}"));
+    let (name, address) = split.filter(|(name, _)| !name.is_empty()).ok_or_else(wrong)?;
+    let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
+    if bare != "host-gateway" && bare.parse::<std::net::IpAddr>().is_err() {
+        return Err(failed(format!("invalid IP address in add-host: \"{address}\"")));
+    }
+    Ok(format!("{name}:{bare}"))
+}

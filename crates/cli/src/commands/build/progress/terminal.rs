@@ -1,0 +1,133 @@
+//! A build on a terminal: a line for each vertex, with its time, and the last lines of what runs; drawn anew as it goes on.
+
+use std::fmt::Write as _;
+use std::io::Write;
+use std::time::Instant;
+
+use super::{Trace, Vertex, amount};
+
+/// Lines of a running command's output.
+const TAIL: usize = 6;
+/// Where the terminal does not tell.
+const SIZE: (usize, usize) = (24, 80);
+const BLUE: &str = "\x1b[34m";
+const RED: &str = "\x1b[31m";
+const YELLOW: &str = "\x1b[33m";
+const RESET: &str = "\x1b[0m";
+
+pub(super) struct Terminal {
+    begun: Instant,
+    /// Lines that were drawn the last time.
+    drawn: usize,
+    colored: bool,
+}
+
+/// A line that is to be drawn.
+struct Line {
+    text: String,
+    time: String,
+    color: &'static str,
+}
+
+impl Terminal {
+    pub fn new() -> Terminal {
+        Terminal { begun: Instant::now(), drawn: 0, colored: std::env::var_os("NO_COLOR").is_none() }
+    }
+
+    /// Draws over what was drawn before; `all` in the end, however many lines that are.
+    pub fn draw(&mut self, trace: &Trace, all: bool) {
+        let (rows, columns) = size();
+        let known: Vec<&Vertex> = trace.order.iter().filter_map(|id| trace.vertices.get(id)).collect();
+        let done = known.iter().filter(|vertex| vertex.took.is_some()).count();
+        let finished = if all && done == known.len() { " FINISHED" } else { "" };
+        let seconds = self.begun.elapsed().as_secs_f64();
+        let mut lines: Vec<Line> = known.iter().flat_map(|vertex| of_vertex(vertex, all)).collect();
+        // What has ended goes first where there is not room for everything.
+        let room = rows.saturating_sub(2);
+        if !all && lines.len() > room {
+            lines.drain(..lines.len() - room);
+        }
+        let mut out = String::from("\x1b[?25l");
+        if self.drawn > 0 {
+            let _ = write!(out, "\x1b[{}A", self.drawn);
+        }
+        let total = trace.vertices.len();
+        let _ = write!(out, "\r\x1b[K[+] Building {seconds:.1}s ({done}/{total}){finished}\r\n");
+        for line in &lines {
+            let wide = columns.saturating_sub(line.time.len() + 1);
+            let text: String = line.text.chars().take(wide).collect();
+            let (color, reset) = if self.colored && !line.color.is_empty() { (line.color, RESET) } else { ("", "") };
+            let _ = write!(out, "\r\x1b[K{color}{text:<wide$}{}{reset}\r\n", line.time);
+        }
+        // Lines of before that there are no more.
+        let now = lines.len() + 1;
+        let left = self.drawn.saturating_sub(now);
+        for _ in 0..left {
+            out += "\r\x1b[K\r\n";
+        }
+        if left > 0 {
+            let _ = write!(out, "\x1b[{left}A");
+        }
+        out += "\x1b[?25h";
+        self.drawn = now;
+        let mut stderr = std::io::stderr().lock();
+        let _ = stderr.write_all(out.as_bytes()).and_then(|()| stderr.flush());
+    }
+}
+
+fn of_vertex(vertex: &Vertex, all: bool) -> Vec<Line> {
+    let (mark, color) = match (&vertex.error, vertex.took) {
+        (Some(_), _) if vertex.is_cancelled() => ("CANCELED ", YELLOW),
+        (Some(_), _) => ("ERROR ", RED),
+        (None, Some(_)) if vertex.cached => ("CACHED ", BLUE),
+        (None, Some(_)) => ("", BLUE),
+        (None, None) => ("", ""),
+    };
+    let time = format!("{:.1}s", vertex.elapsed().as_secs_f64());
+    let mut lines = vec![Line { text: format!(" => {mark}{}", shown(&vertex.name)), time, color }];
+    for status in &vertex.statuses {
+        let time = format!("{:.1}s", status.took.unwrap_or_else(|| status.started.elapsed()).as_secs_f64());
+        let color = if status.took.is_some() { BLUE } else { "" };
+        let amount = amount(status.current, status.total);
+        lines.push(Line { text: format!(" => => {} {amount}", shown(&status.name)), time, color });
+    }
+    if vertex.took.is_none() && !all {
+        let skipped = vertex.lines.len().saturating_sub(TAIL);
+        let tail = vertex.lines.iter().skip(skipped);
+        lines.extend(tail.map(|line| Line { text: format!(" => => # {}", shown(line)), time: String::new(), color: "" }));
+    }
+    lines
+}
+
+/// Without what would move the cursor or change colors.
+fn shown(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut characters = text.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            // An escape sequence ends with a letter.
+            '\x1b' => drop(characters.by_ref().find(char::is_ascii_alphabetic)),
+            '\t' => out.push(' '),
+            character if character.is_control() => {}
+            character => out.push(character),
+        }
+    }
+    out
+}
+
+fn size() -> (usize, usize) {
+    let size = rustix::termios::tcgetwinsize(std::io::stderr()).ok();
+    let size = size.filter(|size| size.ws_row > 0 && size.ws_col > 0);
+    size.map_or(SIZE, |size| (usize::from(size.ws_row), usize::from(size.ws_col)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_of_the_output_moves_the_cursor() {
+        assert_eq!(shown("a\x1b[31mred\x1b[0m\tb\r\x07"), "ared b");
+        assert_eq!(shown("\x1b[2J\x1b"), "");
+    }
+}
