@@ -18,6 +18,9 @@ pub use mount::{Mount, MountKind, Sharing};
 
 use std::fmt;
 
+/// Stages of one file: those that need one another are gone through one within the other.
+const MOST_STAGES: usize = 1000;
+
 /// Lines of a file, from one; both are among them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Lines {
@@ -99,6 +102,10 @@ pub fn parse(bytes: &[u8], checks: &mut Checks) -> Result<Dockerfile> {
             },
         }
     }
+    if file.stages.len() > MOST_STAGES {
+        let message = format!("the Dockerfile has {} stages; {MOST_STAGES} are the most there may be", file.stages.len());
+        return Err(DockerfileError::new(message));
+    }
     if file.stages.is_empty() {
         return Err(DockerfileError::new("dockerfile contains no stages to build"));
     }
@@ -109,13 +116,24 @@ pub fn parse(bytes: &[u8], checks: &mut Checks) -> Result<Dockerfile> {
 
 /// The value of a directive at a file's beginning, such as `check`; `None` when it has none.
 pub fn directive(bytes: &[u8], key: &str) -> Option<String> {
+    directive_at(bytes, key).map(|(value, _)| value)
+}
+
+/// The frontend that a file says it is for, and the line that says so.
+pub fn syntax(bytes: &[u8]) -> Option<(String, usize)> {
+    let (value, line) = directive_at(bytes, "syntax")?;
+    // What comes behind it are options of the frontend.
+    Some((value.split_whitespace().next()?.to_owned(), line))
+}
+
+fn directive_at(bytes: &[u8], key: &str) -> Option<(String, usize)> {
     let text = String::from_utf8_lossy(bytes);
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-    let lines = text.lines().skip(usize::from(text.starts_with("#!")));
-    for line in lines {
+    let lines = text.lines().enumerate().skip(usize::from(text.starts_with("#!")));
+    for (number, line) in lines {
         let (name, value) = statement::directive_of(line)?;
         if name == key {
-            return Some(value);
+            return Some((value, number + 1));
         }
     }
     None

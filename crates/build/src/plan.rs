@@ -89,9 +89,11 @@ pub struct BaseImage {
 
 /// Who knows images. Those of one call may be fetched side by side.
 pub trait Images {
+    /// An image for a platform; where nobody has asked for that one, another that is here will do.
+    ///
     /// # Errors
     /// There is none, in words for the user.
-    fn image(&mut self, reference: &str, platform: &Platform) -> Result<BaseImage, String>;
+    fn image(&mut self, reference: &str, platform: &Platform, is_asked: bool) -> Result<BaseImage, String>;
 }
 
 /// The number of a step in its plan.

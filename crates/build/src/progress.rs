@@ -1,5 +1,7 @@
 //! What is told of a build while it goes on: BuildKit's notion of vertices, statuses, logs and warnings.
 
+use std::sync::Arc;
+
 use crate::dockerfile::{Finding, Lines};
 
 /// Something that is done, with a beginning and an end. Its number is its own within the build.
@@ -50,7 +52,7 @@ pub enum Event {
         id: VertexId,
         finding: Finding,
         file: String,
-        source: Vec<u8>,
+        source: Arc<[u8]>,
     },
     /// Why a step is not taken from what is known.
     Missed {

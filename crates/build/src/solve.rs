@@ -16,6 +16,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use dhow_oci::{Digest, Platform};
@@ -42,6 +43,9 @@ pub trait Host: Sync {
 
     /// Whether the build is to stop.
     fn is_cancelled(&self) -> bool;
+
+    /// Ends the commands that still run: something else has failed.
+    fn stop(&self);
 
     /// Fetches a file of the web into a directory, as `name`; its digest.
     fn fetch(&self, url: &str, directory: &std::path::Path, name: &str) -> Result<Digest, BuildError>;
@@ -109,6 +113,11 @@ struct Slot {
     changed: Condvar,
 }
 
+/// Of threads that go through stages, each one within another that needs it.
+const STACK: usize = 64 << 20;
+/// Stages that are worked at at the same time.
+const MOST_THREADS: usize = 32;
+
 /// Carries one plan out.
 pub struct Solver<'a> {
     store: &'a Store,
@@ -128,8 +137,16 @@ pub struct Solver<'a> {
     /// Steps of which has been told.
     told: Mutex<HashSet<StepId>>,
     fetched: Mutex<HashMap<String, Arc<steps::Fetched>>>,
-    /// What the sources of a step's copies were seen to hold.
+    /// What the sources of a step's copies, and its mounts, were seen to hold.
     looked: Mutex<HashMap<(StepId, usize), Digest>>,
+    /// Steps that a thread was begun for.
+    begun: Mutex<HashSet<StepId>>,
+    /// Threads that are at work.
+    threads: AtomicUsize,
+    /// A context was not the same when it was copied as it had been when it was looked at: first keys say nothing any more.
+    is_moving: AtomicBool,
+    /// Why the build fails: of several steps, the first one.
+    failure: Mutex<Option<BuildError>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -162,6 +179,10 @@ impl<'a> Solver<'a> {
             told: Mutex::default(),
             fetched: Mutex::default(),
             looked: Mutex::default(),
+            begun: Mutex::default(),
+            threads: AtomicUsize::new(0),
+            is_moving: AtomicBool::new(false),
+            failure: Mutex::default(),
         }
     }
 
@@ -169,7 +190,19 @@ impl<'a> Solver<'a> {
     pub fn solve(&self) -> Result<Option<Arc<Outcome>>, BuildError> {
         let Some(last) = self.plan.last else { return Ok(None) };
         self.announce(last);
-        self.evaluate(last).map(Some)
+        // Stages that need one another are gone through one within the other.
+        let solved = std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, || self.evaluate(last));
+            let broken = |error: String| BuildError::internal(format!("carry the build out: {error}"));
+            let thread = thread.map_err(|error| broken(error.to_string()))?;
+            thread.join().map_err(|_| broken("a thread ended by itself".to_owned()))?
+        });
+        solved.map(Some).map_err(|error| lock(&self.failure).take().unwrap_or(error))
+    }
+
+    /// Whether what is not begun need not be any more.
+    fn is_over(&self) -> bool {
+        self.host.is_cancelled() || lock(&self.failure).is_some()
     }
 
     /// As long as these are open, nobody removes the layers that were needed.
@@ -275,8 +308,15 @@ impl<'a> Solver<'a> {
         }
         std::thread::scope(|scope| {
             // Other stages begin right away: whoever needs them waits.
-            for source in todo.iter().flat_map(|id| self.sources(*id)).collect::<HashSet<_>>() {
-                scope.spawn(move || self.evaluate(source));
+            for source in todo.iter().flat_map(|id| self.sources(*id)) {
+                if !lock(&self.begun).insert(source) || self.threads.fetch_add(1, Ordering::Relaxed) >= MOST_THREADS {
+                    continue;
+                }
+                let work = move || {
+                    // Whoever needs it hears of a failure.
+                    let _ = self.evaluate(source);
+                };
+                let _ = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work);
             }
             for id in todo.into_iter().rev() {
                 base = Some(self.once(id, || self.make(id, base.as_deref()))?);
@@ -294,7 +334,9 @@ impl<'a> Solver<'a> {
             let (Some(top), Some(key)) = (chain.last(), self.first_key(id)?) else { return Ok(None) };
             let missing = || BuildError::internal(format!("layer {top} of the base image is missing: pull the image again"));
             let rows = self.store.chain_of(top)?.ok_or_else(missing)?;
-            self.hold(&rows)?;
+            if !self.hold(&rows)? {
+                return Err(missing());
+            }
             let outcome = Outcome { chain: chain.clone(), content_key: key };
             self.tell_image(id);
             return self.once(id, || Ok(Arc::new(outcome))).map(Some);
@@ -353,6 +395,13 @@ impl<'a> Solver<'a> {
         *state = Progressing::Going;
         drop(state);
         let outcome = work();
+        if let Err(error) = &outcome
+            && lock(&self.failure).is_none()
+            && error.kind != ErrorKind::Cancelled
+        {
+            *lock(&self.failure) = Some(error.clone());
+            self.host.stop();
+        }
         *lock(&slot.state) = Progressing::Done(outcome.clone());
         slot.changed.notify_all();
         outcome
@@ -364,7 +413,7 @@ impl<'a> Solver<'a> {
         for source in self.sources(id) {
             self.evaluate(source)?;
         }
-        if self.host.is_cancelled() {
+        if self.is_over() {
             return Err(BuildError::cancelled());
         }
         let first_key = self.first_key(id)?;
@@ -373,7 +422,7 @@ impl<'a> Solver<'a> {
             let key = self.content_key(id, base).map_err(|error| self.failed_early(id, error))?;
             if let Some(outcome) = self.recorded(&key)? {
                 let record = BuildRecord { content_key: key, chain_id: *outcome.chain.last().unwrap_or(&key) };
-                if let Some(first_key) = first_key {
+                if let Some(first_key) = first_key.filter(|_| !self.is_moving.load(Ordering::Relaxed)) {
                     self.store.record_step(&[first_key], &record, None, &step.name)?;
                 }
                 self.store.note_build_use(&[key])?;
@@ -392,9 +441,12 @@ impl<'a> Solver<'a> {
             _ => base.map(|base| base.chain.clone()).unwrap_or_default(),
         };
         let record = BuildRecord { content_key, chain_id: layer.chain_id };
+        let first_key = first_key.filter(|_| !self.is_moving.load(Ordering::Relaxed));
         let keys: Vec<Digest> = std::iter::once(content_key).chain(first_key).collect();
         self.store.record_step(&keys, &record, Some((&layer, below.last().copied())), &step.name)?;
-        self.hold(std::slice::from_ref(&layer))?;
+        if !self.hold(std::slice::from_ref(&layer))? {
+            return Err(BuildError::internal("a layer of the build was removed meanwhile: build it again"));
+        }
         let chain = below.into_iter().chain([layer.chain_id]).collect();
         Ok(Arc::new(Outcome { chain, content_key }))
     }

@@ -63,7 +63,7 @@ const GRAPH: [&str; 14] = [
 
 pub async fn answer(engine: Arc<Engine>, method: &str, mut call: Call) -> Result<(), Status> {
     let reference = call.metadata(BUILD).unwrap_or_default().to_owned();
-    let job = crate::job::find(&reference).await;
+    let job = crate::job::find(&reference).await?;
     match method {
         "Ping" => {
             let all = |names: &[&str]| -> Vec<Capability> {
@@ -120,7 +120,7 @@ async fn solve(engine: Arc<Engine>, job: Arc<Job>, request: BridgeSolveRequest) 
         other => return Err(Status::new(UNIMPLEMENTED, format!("frontend {other} is not supported by this engine"))),
     }
     let source = request.options.get("source").or(request.options.get("build-arg:BUILDKIT_SYNTAX"));
-    if let Some(source) = source.filter(|source| !is_own(source)) {
+    if let Some(source) = source.filter(|source| !dhow_engine::is_own_frontend(source)) {
         return Err(Status::new(
             UNIMPLEMENTED,
             format!("frontend {source} is not supported by this engine: only Dockerfiles are"),
@@ -130,13 +130,6 @@ async fn solve(engine: Arc<Engine>, job: Arc<Job>, request: BridgeSolveRequest) 
     let handle = Handle::current();
     let work = tokio::task::spawn_blocking(move || build(&engine, &job, &asked, &handle));
     work.await.map_err(|error| Status::new(INTERNAL, format!("a worker of the engine failed: {error}")))?
-}
-
-/// The Dockerfile's frontends, which are built in.
-fn is_own(source: &str) -> bool {
-    let name = source.split([':', '@']).next().unwrap_or_default();
-    let name = name.strip_prefix("docker.io/").unwrap_or(name);
-    matches!(name, "dockerfile.v0" | "docker/dockerfile" | "docker/dockerfile-upstream")
 }
 
 /// What the client serves during a build.

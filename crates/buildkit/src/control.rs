@@ -157,7 +157,7 @@ fn names(exporter: &Exporter) -> Result<Vec<Reference>, Status> {
 /// Tells all that has happened in a build, and what happens, until its end.
 async fn tell(mut call: Call) -> Result<(), Status> {
     let request: StatusRequest = call.only().await?;
-    let job = job::find(&request.reference).await;
+    let job = job::find(&request.reference).await?;
     let mut place = 0;
     let watch = job.watch();
     let mut changed = watch;

@@ -3,7 +3,7 @@
 //! **Untrusted:** paths and links are the client's. Everything is made by descriptors inside one directory, and what is there by
 //! then is never followed or written through.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -72,8 +72,15 @@ pub fn receive(
     }
     let stream = handle.block_on(session.channel.stream(METHOD, &metadata))?;
     let root = Root::open_path(into).map_err(|error| Status::new(INTERNAL, format!("open {}: {error}", into.display())))?;
-    let mut receiver =
-        Receiver { handle, stream, root, open: HashMap::new(), directories: Vec::new(), received: Received::default() };
+    let mut receiver = Receiver {
+        handle,
+        stream,
+        root,
+        open: HashMap::new(),
+        waiting: VecDeque::new(),
+        directories: Vec::new(),
+        received: Received::default(),
+    };
     receiver.run(told)?;
     Ok(receiver.received)
 }
@@ -91,12 +98,17 @@ fn query_escaped(text: &str) -> String {
     out
 }
 
+/// Files that are asked for at the same time.
+const MOST_ASKED: usize = 64;
+
 struct Receiver<'a> {
     handle: &'a Handle,
     stream: Stream,
     root: Root,
-    /// Files whose content is still to come.
+    /// Files whose content has been asked for, and is still to come.
     open: HashMap<u32, (File, Stat)>,
+    /// Files whose content is to be asked for: so that neither descriptors nor requests pile up.
+    waiting: VecDeque<(u32, Stat)>,
     /// Directories, whose times are set when nothing more comes into them.
     directories: Vec<(PathBuf, i64)>,
     received: Received,
@@ -153,9 +165,7 @@ impl Receiver<'_> {
                         let id = next_id;
                         next_id = next_id.checked_add(1).ok_or_else(|| Status::new(INVALID, "too many files"))?;
                         self.received.files += 1;
-                        if self.entry(id, stat)? {
-                            self.send(Packet { kind: PacketKind::Request as i32, id, ..Packet::default() })?;
-                        }
+                        self.entry(id, stat)?;
                     }
                     None => has_all_stats = true,
                 },
@@ -171,7 +181,12 @@ impl Receiver<'_> {
                 }
                 Ok(PacketKind::Request) | Err(_) => return Err(Status::new(INVALID, "an unknown packet of a context")),
             }
-            if has_all_stats && self.open.is_empty() && !has_finished {
+            while self.open.len() < MOST_ASKED
+                && let Some((id, stat)) = self.waiting.pop_front()
+            {
+                self.ask(id, stat)?;
+            }
+            if has_all_stats && self.open.is_empty() && self.waiting.is_empty() && !has_finished {
                 self.finish()?;
                 self.send(Packet { kind: PacketKind::Finish as i32, ..Packet::default() })?;
                 // Its own end follows; only once this is said.
@@ -187,8 +202,17 @@ impl Receiver<'_> {
         }
     }
 
-    /// Makes what an entry says; whether its content is to be asked for.
-    fn entry(&mut self, id: u32, stat: Stat) -> Result<bool, Status> {
+    /// Asks for a file's content.
+    fn ask(&mut self, id: u32, stat: Stat) -> Result<(), Status> {
+        let wrong = failed(&stat.path);
+        let flags = OFlags::WRONLY | OFlags::NOFOLLOW;
+        let file = self.root.open(&inside(&stat.path)?, flags, 0).map_err(wrong)?;
+        self.open.insert(id, (file.into(), stat));
+        self.send(Packet { kind: PacketKind::Request as i32, id, ..Packet::default() })
+    }
+
+    /// Makes what an entry says; a file is empty until its content comes.
+    fn entry(&mut self, id: u32, stat: Stat) -> Result<(), Status> {
         let path = inside(&stat.path)?;
         let shown = stat.path.clone();
         let wrong = failed(&shown);
@@ -205,27 +229,27 @@ impl Receiver<'_> {
                 let made = rustix::fs::openat(&parent, &name, flags, Mode::empty()).map_err(|error| wrong(error.into()))?;
                 attributes(&made, &stat).map_err(&wrong)?;
                 self.directories.push((path, stat.modified));
-                Ok(false)
+                Ok(())
             }
             SYMLINK => {
                 rustix::fs::symlinkat(&stat.linkname, &parent, &name).map_err(|error| wrong(error.into()))?;
                 let times = times_of(stat.modified);
                 rustix::fs::utimensat(&parent, &name, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(|error| wrong(error.into()))?;
-                Ok(false)
+                Ok(())
             }
             0 if !stat.linkname.is_empty() => {
                 let target = self.root.handle_nofollow(&inside(&stat.linkname)?).map_err(&wrong)?;
                 let target = descriptor_path(target.as_fd());
                 rustix::fs::linkat(rustix::fs::CWD, target, &parent, &name, AtFlags::SYMLINK_FOLLOW)
                     .map_err(|error| wrong(error.into()))?;
-                Ok(false)
+                Ok(())
             }
             0 => {
                 let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let file = rustix::fs::openat(&parent, &name, flags, Mode::RUSR | Mode::WUSR);
-                let file = File::from(file.map_err(|error| wrong(error.into()))?);
-                self.open.insert(id, (file, stat));
-                Ok(true)
+                file.map_err(|error| wrong(error.into()))?;
+                self.waiting.push_back((id, stat));
+                Ok(())
             }
             kind => {
                 let (kind, device) = match kind {
@@ -243,7 +267,7 @@ impl Receiver<'_> {
                 rustix::fs::mknodat(&parent, &name, kind, mode_of(&stat), device).map_err(|error| wrong(error.into()))?;
                 let times = times_of(stat.modified);
                 rustix::fs::utimensat(&parent, &name, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(|error| wrong(error.into()))?;
-                Ok(false)
+                Ok(())
             }
         }
     }

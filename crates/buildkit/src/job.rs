@@ -1,12 +1,15 @@
 //! Builds that are going on, by the reference that the client gave them.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use dhow_engine::{Cancel, Solved};
 use tokio::sync::watch;
 
-use crate::grpc::Status;
+use crate::grpc::{NOT_FOUND, Status};
 use crate::messages::{BridgeResult, StatusResponse};
 
 /// How the client says that its frontend has ended.
@@ -22,6 +25,8 @@ pub struct Job {
     pub entitlements: Vec<String>,
     pub cancel: Arc<Cancel>,
     events: Mutex<Vec<StatusResponse>>,
+    /// Bytes of what commands wrote.
+    written: AtomicUsize,
     /// How many events there are; it is over when this is dropped.
     count: Mutex<Option<watch::Sender<usize>>>,
     /// What was solved, by the id that the client was told.
@@ -45,6 +50,11 @@ impl Job {
         }
     }
 
+    /// Whether there is room for so many bytes more of what commands write.
+    pub fn write(&self, bytes: usize) -> bool {
+        self.written.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) <= MOST_OUTPUT
+    }
+
     /// What has been told from a place on.
     pub fn events_from(&self, place: usize) -> Vec<StatusResponse> {
         lock(&self.events).get(place..).unwrap_or_default().to_vec()
@@ -60,8 +70,12 @@ impl Job {
         lock(&self.count).take();
     }
 
+    /// Keeps what was solved until the build is over.
     pub fn keep(&self, solved: Solved) -> String {
         let mut all = lock(&self.solved);
+        if lock(&self.count).is_none() {
+            return String::new();
+        }
         let id = format!("{}-{}", self.reference, all.len());
         all.insert(id.clone(), Arc::new(solved));
         id
@@ -90,6 +104,12 @@ impl Job {
 
 /// Builds that have ended and are still remembered: who asks how one goes may come late.
 const REMEMBERED: usize = 64;
+/// Bytes of what commands wrote that are remembered of all of them.
+const MOST_REMEMBERED: usize = 32 << 20;
+/// Bytes of what the commands of one build wrote that clients are told; the rest is left out.
+const MOST_OUTPUT: usize = 64 << 20;
+/// How long a build is waited for that a client asks about: both come on connections of their own.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Jobs {
     known: Mutex<HashMap<String, Arc<Job>>>,
@@ -114,7 +134,8 @@ impl Drop for Registered {
         lock(&self.0.solved).clear();
         let mut ended = lock(&jobs().ended);
         ended.push_back(self.0.clone());
-        if ended.len() > REMEMBERED {
+        let written = |ended: &VecDeque<Arc<Job>>| ended.iter().map(|job| job.written.load(Ordering::Relaxed)).sum::<usize>();
+        while ended.len() > REMEMBERED || (ended.len() > 1 && written(&ended) > MOST_REMEMBERED) {
             ended.pop_front();
         }
         drop(ended);
@@ -130,24 +151,32 @@ pub fn register(reference: &str, session: &str, entitlements: Vec<String>) -> st
         entitlements,
         cancel: Arc::new(Cancel::new()?),
         events: Mutex::default(),
+        written: AtomicUsize::new(0),
         count: Mutex::new(Some(watch::channel(0).0)),
         solved: Mutex::default(),
         returned: watch::channel(None).0,
     });
-    lock(&jobs().known).insert(reference.to_owned(), job.clone());
+    match lock(&jobs().known).entry(reference.to_owned()) {
+        Entry::Occupied(_) => return Err(std::io::Error::other(format!("job {reference} exists already"))),
+        Entry::Vacant(entry) => drop(entry.insert(job.clone())),
+    }
     jobs().changed.send_replace(());
     Ok(Registered(job))
 }
 
-/// A build by its reference; one that is about to begin is waited for.
-pub async fn find(reference: &str) -> Arc<Job> {
+/// A build by its reference; one that is about to begin is waited for, not for ever.
+pub async fn find(reference: &str) -> Result<Arc<Job>, Status> {
     let mut changed = jobs().changed.subscribe();
-    loop {
-        let known = lock(&jobs().known).get(reference).cloned();
-        let known = known.or_else(|| lock(&jobs().ended).iter().find(|job| job.reference == reference).cloned());
-        if let Some(job) = known {
-            return job;
+    let found = async {
+        loop {
+            let known = lock(&jobs().known).get(reference).cloned();
+            let known = known.or_else(|| lock(&jobs().ended).iter().find(|job| job.reference == reference).cloned());
+            if let Some(job) = known {
+                return job;
+            }
+            let _ = changed.changed().await;
         }
-        let _ = changed.changed().await;
-    }
+    };
+    let found = tokio::time::timeout(PATIENCE, found).await;
+    found.map_err(|_| Status::new(NOT_FOUND, format!("no such job {reference}")))
 }

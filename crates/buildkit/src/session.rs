@@ -52,15 +52,32 @@ pub async fn serve_session(offer: Offer, connection: impl AsyncRead + AsyncWrite
         Err(error) => return tracing::debug!("session {}: {error}", offer.id),
     };
     let session = Arc::new(Session { channel, methods: offer.methods });
-    let known = || registry().known.lock().unwrap_or_else(PoisonError::into_inner);
-    if known().contains_key(&offer.id) {
-        return tracing::warn!("session {} exists already", offer.id);
-    }
-    known().insert(offer.id.clone(), session);
-    registry().changed.send_replace(());
+    let Some(_known) = Known::enter(offer.id, session) else { return };
     carried.await;
-    known().remove(&offer.id);
-    registry().changed.send_replace(());
+}
+
+/// A session that others find until this is dropped, however its task ends.
+struct Known(String);
+
+impl Known {
+    fn enter(id: String, session: Arc<Session>) -> Option<Known> {
+        let mut known = registry().known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.contains_key(&id) {
+            tracing::warn!("session {id} exists already");
+            return None;
+        }
+        known.insert(id.clone(), session);
+        drop(known);
+        registry().changed.send_replace(());
+        Some(Known(id))
+    }
+}
+
+impl Drop for Known {
+    fn drop(&mut self) {
+        registry().known.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+        registry().changed.send_replace(());
+    }
 }
 
 /// A session by its id; one that is about to come is waited for.

@@ -18,11 +18,32 @@ pub struct Teller {
     /// Numbers of vertices that several builds of one job have are told apart by this.
     series: usize,
     vertices: Mutex<HashMap<VertexId, Vertex>>,
+    /// Bytes that each has written.
+    written: Mutex<HashMap<VertexId, usize>>,
 }
+
+/// Bytes of a step's output that clients are told (BuildKit's limit).
+const MOST_OUTPUT: usize = 2 << 20;
 
 impl Teller {
     pub fn new(job: Arc<Job>, series: usize) -> Teller {
-        Teller { job, series, vertices: Mutex::default() }
+        Teller { job, series, vertices: Mutex::default(), written: Mutex::default() }
+    }
+
+    /// Output as far as there is room for it: it is kept for who asks later.
+    fn clipped(&self, id: VertexId, bytes: Vec<u8>) -> Option<Vec<u8>> {
+        let mut all = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = all.entry(id).or_default();
+        let before = *written;
+        *written = before.saturating_add(bytes.len());
+        if before > MOST_OUTPUT {
+            return None;
+        }
+        if *written > MOST_OUTPUT || !self.job.write(bytes.len()) {
+            *written = MOST_OUTPUT + 1;
+            return Some(b"[output clipped, log limit 2MiB reached]\n".to_vec());
+        }
+        Some(bytes)
     }
 
     fn digest(&self, id: VertexId) -> String {
@@ -62,6 +83,7 @@ impl Progress for Teller {
             }),
             Event::Log { id, stream, bytes } => {
                 let stream = if stream == Stream::Error { 2 } else { 1 };
+                let Some(bytes) = self.clipped(id, bytes) else { return };
                 let log = VertexLog { vertex: self.digest(id), timestamp: now(), stream, msg: bytes };
                 self.job.tell(StatusResponse { logs: vec![log], ..StatusResponse::default() });
             }
@@ -87,7 +109,7 @@ impl Progress for Teller {
                     short: format!("{}: {}{line}", rule.name(), finding.message).into_bytes(),
                     detail: vec![rule.description().as_bytes().to_vec()],
                     url: rule.url(),
-                    info: Some(SourceInfo { filename: file, data: source, language: "Dockerfile".to_owned() }),
+                    info: Some(SourceInfo { filename: file, data: source.to_vec(), language: "Dockerfile".to_owned() }),
                     ranges: ranges(&finding.lines),
                 };
                 self.job.tell(StatusResponse { warnings: vec![warning], ..StatusResponse::default() });

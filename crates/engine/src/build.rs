@@ -15,12 +15,13 @@ pub use cache::PruneBuilds;
 pub use context::{BuildDirectory, Context};
 pub use requests::Described;
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use dhow_build::dockerfile::Finding;
+use dhow_build::dockerfile::{Finding, Lines};
 use dhow_build::plan::{self, BaseImage, Images, Options, Plan};
 use dhow_build::progress::{BuildError, Event, Progress, VertexId};
 use dhow_build::solve::{Client, Solver};
@@ -28,7 +29,7 @@ use dhow_monitor::Overlay;
 use dhow_oci::image::ImageConfig;
 use dhow_oci::{Digest, Platform, Reference};
 use dhow_registry::Credentials;
-use dhow_store::Mountable;
+use dhow_store::{Driver, Mountable};
 
 use crate::{Engine, Error, Kind, PullRequest};
 
@@ -124,6 +125,13 @@ pub struct Solved {
     _held: Vec<std::fs::File>,
 }
 
+/// The Dockerfile's frontends, which are built in.
+pub fn is_own_frontend(source: &str) -> bool {
+    let name = source.split([':', '@']).next().unwrap_or_default();
+    let name = name.strip_prefix("docker.io/").unwrap_or(name);
+    matches!(name, "dockerfile.v0" | "docker/dockerfile" | "docker/dockerfile-upstream")
+}
+
 /// Does something that is told of as a vertex, which is no step of a plan.
 pub fn vertex<T>(
     progress: &dyn Progress,
@@ -175,11 +183,18 @@ impl Engine {
         progress: &dyn Progress,
         cancel: &Cancel,
     ) -> Result<Solved, BuildError> {
+        let driver = self.store.driver()?;
+        if driver != Driver::Overlay2 {
+            return Err(BuildError::invalid(format!(
+                "the storage driver {driver} cannot build images yet: use overlay2 (setting storage-driver)"
+            )));
+        }
         self.sweep_builds().map_err(internal)?;
         let mut findings = Vec::new();
-        let plan = self.plan_build(request, progress, &mut findings);
+        let plan = self.plan_with(request, progress, cancel, &mut findings);
+        let source: Arc<[u8]> = request.file.into();
         for finding in findings {
-            let (file, source) = (request.file_name.to_owned(), request.file.to_vec());
+            let (file, source) = (request.file_name.to_owned(), source.clone());
             progress.tell(Event::Warning { id: VertexId(0), finding, file, source });
         }
         let plan = plan?;
@@ -211,7 +226,24 @@ impl Engine {
         progress: &dyn Progress,
         findings: &mut Vec<Finding>,
     ) -> Result<Plan, BuildError> {
-        let mut images = BaseImages { engine: self, request, progress };
+        let cancel = Cancel::new().map_err(|error| BuildError::internal(format!("make a pipe: {error}")))?;
+        self.plan_with(request, progress, &cancel, findings)
+    }
+
+    fn plan_with(
+        &self,
+        request: &BuildRequest<'_>,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+        findings: &mut Vec<Finding>,
+    ) -> Result<Plan, BuildError> {
+        if let Some((frontend, line)) = dhow_build::dockerfile::syntax(request.file)
+            && !is_own_frontend(&frontend)
+        {
+            let message = format!("frontend {frontend} is not supported by this engine: only Dockerfiles are");
+            return Err(BuildError::invalid(message).at(&[Lines::one(line)]));
+        }
+        let mut images = BaseImages { engine: self, request, progress, cancel, known: HashMap::new() };
         Ok(plan::plan(request.file, &request.options, &mut images, findings)?)
     }
 
@@ -245,16 +277,23 @@ struct BaseImages<'a> {
     engine: &'a Engine,
     request: &'a BuildRequest<'a>,
     progress: &'a dyn Progress,
+    cancel: &'a Cancel,
+    /// By name, platform, and whether that was asked for.
+    known: HashMap<(String, String, bool), BaseImage>,
 }
 
 impl Images for BaseImages<'_> {
-    fn image(&mut self, reference: &str, platform: &Platform) -> Result<BaseImage, String> {
+    fn image(&mut self, reference: &str, platform: &Platform, is_asked: bool) -> Result<BaseImage, String> {
+        let key = (reference.to_owned(), platform.to_string(), is_asked);
+        if let Some(known) = self.known.get(&key) {
+            return Ok(known.clone());
+        }
         let name: Reference = reference.parse().map_err(|error: dhow_oci::reference::InvalidReference| error.to_string())?;
         let name = name.or_latest();
         let shown = format!("[internal] load metadata for {name}");
         let found = vertex(self.progress, &shown, |_| {
             if !self.request.pull
-                && let Some(image) = self.here(reference, platform)?
+                && let Some(image) = self.here(reference, platform, is_asked)?
             {
                 return Ok(image);
             }
@@ -262,15 +301,17 @@ impl Images for BaseImages<'_> {
         });
         let image = found.map_err(|error| error.message)?;
         let config: ImageConfig = image.row.config.clone();
-        Ok(BaseImage { config, chain: image.chain, reference: name.to_string() })
+        let image = BaseImage { config, chain: image.chain, reference: name.to_string() };
+        self.known.insert(key, image.clone());
+        Ok(image)
     }
 }
 
 impl BaseImages<'_> {
-    fn here(&self, reference: &str, platform: &Platform) -> Result<Option<dhow_store::Image>, BuildError> {
+    fn here(&self, reference: &str, platform: &Platform, is_asked: bool) -> Result<Option<dhow_store::Image>, BuildError> {
         match self.engine.find_image(reference) {
             Ok(image) => {
-                let is_for = self.request.options.platform.is_none() || image.row.config.platform().serves(platform);
+                let is_for = !is_asked || image.row.config.platform().serves(platform);
                 Ok(Some(image).filter(|_| is_for))
             }
             Err(error) if matches!(error.kind, Kind::NotFound | Kind::Invalid) => Ok(None),
@@ -281,7 +322,7 @@ impl BaseImages<'_> {
     fn fetch(&self, name: &Reference, platform: &Platform) -> Result<dhow_store::Image, BuildError> {
         let credentials = (self.request.credentials)(&name.domain);
         let request = PullRequest { name: name.clone(), platform: Some(platform.clone()), all_platforms: false, credentials };
-        let told = |_| true;
+        let told = |_| !self.cancel.is_cancelled();
         let id = self
             .engine
             .pull(&request, &told)

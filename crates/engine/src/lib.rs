@@ -58,7 +58,7 @@ pub use archive::{PathStat, PutOptions};
 pub use budget::Budget;
 pub use build::{
     Allowed, BuildDirectory, BuildLimits, BuildRequest, Built, Cancel, Context as BuildContext, Described, PruneBuilds, Solved,
-    vertex,
+    is_own_frontend, vertex,
 };
 pub use bundled::BUNDLED;
 pub use commit::CommitOptions;

@@ -288,7 +288,7 @@ pub fn collect_children() {
 }
 
 /// How a container's root is mounted; nothing of a volatile one need survive the container.
-fn root_source(root: &Mountable, volatile: bool) -> RootSource {
+pub(crate) fn root_source(root: &Mountable, volatile: bool) -> RootSource {
     let overlay = || Overlay {
         directory: root.directory.clone(),
         lower: root.lower.clone(),

@@ -139,6 +139,7 @@ pub(crate) async fn build(engine: Arc<Engine>, call: Call) -> Result<Answer> {
     let (sender, mut messages) = mpsc::channel::<Bytes>(64);
     let own = cancel.clone();
     let work = tokio::task::spawn_blocking(move || run(&engine, asked, context, &own, &sender));
+    let guard = Unwanted(cancel.clone());
     let Some(first) = messages.recv().await else {
         return match work.await {
             Ok(Err(error)) => Err(error),
@@ -147,6 +148,8 @@ pub(crate) async fn build(engine: Arc<Engine>, call: Call) -> Result<Answer> {
     };
     let (answer, sender) = answer::stream("application/json");
     tokio::spawn(async move {
+        // Cancels what is over already, too: that does nothing.
+        let _guard = guard;
         let mut next = Some(first);
         while let Some(message) = next {
             if sender.send(message).await.is_err() {
@@ -167,6 +170,15 @@ pub(crate) async fn build(engine: Arc<Engine>, call: Call) -> Result<Answer> {
         }
     });
     Ok(answer)
+}
+
+/// Cancels a build when it is dropped: whoever waited for it has gone.
+struct Unwanted(Arc<Cancel>);
+
+impl Drop for Unwanted {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
 }
 
 /// # Errors

@@ -20,6 +20,9 @@ use crate::layer::{TEMPORARY, Unpacked, boot, claim, directory_name};
 use crate::tar_split::Recording;
 use crate::{Context, Driver, Durability, LayerRow, Mountable, Packer, Result, Store, StoreError, sync_file_system};
 
+/// The directory in a workspace for what is beside its files.
+const BESIDE: &str = "beside";
+
 /// Where a step's files are changed: a writable layer that has no place yet. Dropped, it is gone.
 #[derive(Debug)]
 pub struct Workspace {
@@ -39,7 +42,7 @@ impl Drop for Workspace {
 impl Workspace {
     /// A directory of the workspace's own, for what has to be beside the files.
     pub fn beside(&self, name: &str) -> Result<PathBuf> {
-        let path = self.path.join(name);
+        let path = self.path.join(BESIDE).join(name);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).context(|| format!("create {}", path.display()))?;
         Ok(path)
     }
@@ -85,7 +88,8 @@ impl Store {
             work: format!("{name}/root/work"),
         };
         let workspace = Workspace { path, lock, root };
-        let own = workspace.beside("root")?;
+        let own = workspace.path.join("root");
+        fs::DirBuilder::new().mode(0o700).create(&own).context(|| format!("create {}", own.display()))?;
         fs::DirBuilder::new().mode(0o700).create(own.join("work")).context(|| "create the work directory".to_owned())?;
         let files = own.join("fs");
         fs::DirBuilder::new().mode(0o755).create(&files).context(|| "create the step's layer".to_owned())?;
@@ -117,6 +121,10 @@ impl Store {
         let size = disk_usage(&directory);
         fs::rename(&directory, workspace.path.join("fs")).context(|| "move the step's files".to_owned())?;
         fs::remove_dir_all(workspace.path.join("root")).context(|| "remove the work directory".to_owned())?;
+        match fs::remove_dir_all(workspace.path.join(BESIDE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).context(what),
+            _ => {}
+        }
         let lock = workspace.lock.try_clone().context(what)?;
         let unpacked = Unpacked { path: workspace.path.clone(), lock, diff_id, size };
         self.place(unpacked, parent)
@@ -227,11 +235,24 @@ impl Store {
 
     /// Has everything that builds have made until now count for good.
     pub fn sync_build(&self) -> Result<()> {
+        let made = self.not_synced()?;
         sync_file_system(&self.paths.layers())?;
-        self.database.write::<_, StoreError>(Durability::Power, |tx| {
-            Ok(tx.execute("UPDATE layers SET boot = NULL WHERE boot = ?1", [boot()]).map(drop)?)
+        self.database.write::<_, StoreError>(Durability::Power, |tx| count_for_good(tx, &made))
+    }
+
+    /// The layers that count in this boot alone. What comes while everything is synced is not among them.
+    pub(crate) fn not_synced(&self) -> Result<Vec<String>> {
+        self.database.read::<_, StoreError>(|db| {
+            let mut query = db.prepare_cached("SELECT chain_id FROM layers WHERE boot = ?1")?;
+            Ok(query.query_map([boot()], |row| row.get(0))?.collect::<Result<_, _>>()?)
         })
     }
+}
+
+/// Notes that layers have been synced.
+pub(crate) fn count_for_good(tx: &Connection, chain_ids: &[String]) -> Result<()> {
+    let mut update = tx.prepare_cached("UPDATE layers SET boot = NULL WHERE chain_id = ?1 AND boot IS NOT NULL")?;
+    chain_ids.iter().try_for_each(|chain_id| update.execute([chain_id]).map(drop)).map_err(StoreError::from)
 }
 
 /// A layer and all below it; `None` stands for one that does not count.
@@ -272,8 +293,16 @@ mod tests {
         std::os::unix::fs::symlink("/x", files.join("a/link")).unwrap();
         fs::write(files.join("empty"), "").unwrap();
         let path = workspace.path.clone();
+        fs::write(workspace.beside("copies").unwrap().join("file"), "of a mount").unwrap();
         let row = store.seal(workspace, None).unwrap();
         assert!(!path.exists());
+        let mut names: Vec<_> = fs::read_dir(store.paths.layers().join(directory_name(&row.chain_id)))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name != "made-in")
+            .collect();
+        names.sort();
+        assert_eq!(names, ["fs", "tar-split"]);
         let mut tar = Vec::new();
         store.write_tar(&row, &mut tar).unwrap();
         assert_eq!(Digest::of(&tar), row.diff_id);

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::PathBuf;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use dhow_oci::Digest;
 use rusqlite::{Connection, params};
@@ -68,6 +68,8 @@ pub enum CacheSharing {
 
 /// The file in a cache directory that holds its id.
 const ID: &str = "id";
+/// Between two looks whether a cache has become free.
+const WAIT: Duration = Duration::from_millis(10);
 
 impl Store {
     /// Everything that is known of steps, each layer once, the ones that were not used for the longest time first.
@@ -142,8 +144,9 @@ impl Store {
         self.paths.data.join("caches")
     }
 
-    /// Opens a cache by its id, which may be any text; made if it is not there.
-    pub fn open_cache(&self, id: &str, sharing: CacheSharing) -> Result<OpenCache> {
+    /// Opens a cache by its id, which may be any text; made if it is not there. While others have it, whether to go on waiting
+    /// is asked again and again; `None` when it is given up.
+    pub fn open_cache(&self, id: &str, sharing: CacheSharing, is_over: &dyn Fn() -> bool) -> Result<Option<OpenCache>> {
         // Only the id's digest is a name.
         let name = Digest::of(id.as_bytes()).hex()[..32].to_owned();
         let all = self.caches();
@@ -159,13 +162,17 @@ impl Store {
             // It may be removed by now: then there is a new one to be made.
             let Ok(lock) = File::open(&directory) else { continue };
             let operation = match sharing {
-                CacheSharing::Many => FlockOperation::LockShared,
-                CacheSharing::One => FlockOperation::LockExclusive,
-                CacheSharing::Own => FlockOperation::NonBlockingLockExclusive,
+                CacheSharing::Many => FlockOperation::NonBlockingLockShared,
+                CacheSharing::One | CacheSharing::Own => FlockOperation::NonBlockingLockExclusive,
             };
             match rustix::fs::flock(&lock, operation) {
-                Err(rustix::io::Errno::WOULDBLOCK) => {
+                Err(rustix::io::Errno::WOULDBLOCK) if sharing == CacheSharing::Own => {
                     number += 1;
+                    continue;
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) if is_over() => return Ok(None),
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    std::thread::sleep(WAIT);
                     continue;
                 }
                 Err(rustix::io::Errno::INTR) => continue,
@@ -181,7 +188,7 @@ impl Store {
                 fs::write(note, id).context(what)?;
             }
             let _ = lock.set_modified(std::time::SystemTime::now());
-            return Ok(OpenCache { directory, lock });
+            return Ok(Some(OpenCache { directory, lock }));
         }
     }
 
@@ -296,8 +303,10 @@ mod tests {
     fn caches_are_removed_unless_somebody_has_them() {
         let (_directory, store) = store();
         assert_eq!(store.cache_directories().unwrap(), []);
-        let own = store.open_cache("/root/.cache", CacheSharing::Own).unwrap();
-        let other = store.open_cache("/root/.cache", CacheSharing::Own).unwrap();
+        let open = |sharing| store.open_cache("/root/.cache", sharing, &|| true).unwrap();
+        let own = open(CacheSharing::Own).unwrap();
+        let other = open(CacheSharing::Own).unwrap();
+        assert!(open(CacheSharing::One).is_none() && open(CacheSharing::Many).is_none());
         assert_ne!(own.directory, other.directory);
         fs::write(own.directory.join("file"), "123").unwrap();
         let found = store.cache_directories().unwrap();
@@ -308,6 +317,6 @@ mod tests {
         assert_eq!(store.remove_cache_directory(&name).unwrap(), Some(3 + "/root/.cache".len() as u64));
         assert!(!own.directory.exists());
         // It is there again for whoever wants it next.
-        assert_eq!(store.open_cache("/root/.cache", CacheSharing::Many).unwrap().directory, own.directory);
+        assert_eq!(open(CacheSharing::Many).unwrap().directory, own.directory);
     }
 }

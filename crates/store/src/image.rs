@@ -9,6 +9,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::blobs::note_remote;
 use crate::budget::note_image_use;
+use crate::build::count_for_good;
 use crate::build_cache::forget_layer;
 use crate::{Durability, LayerRow, Result, Store, StoreError, sync_file_system};
 
@@ -81,6 +82,7 @@ impl Store {
         let id = Digest::of(new.config);
         let config = String::from_utf8(new.config.to_vec())
             .map_err(|_| StoreError::Archive("the image config is not UTF-8".to_owned()))?;
+        let made = self.not_synced()?;
         sync_file_system(&self.paths.layers())?;
         let size: u64 = new.layers.iter().map(|layer| layer.size).sum();
         self.database.write::<_, StoreError>(Durability::Power, |tx| {
@@ -91,10 +93,10 @@ impl Store {
                     "INSERT OR IGNORE INTO layers (chain_id, diff_id, parent, size, created) VALUES (?1, ?2, ?3, ?4, ?5)",
                     params![chain_id, layer.diff_id.to_string(), parent, layer.size as i64, now()],
                 )?;
-                // What a build made is synced by now, too.
-                tx.execute("UPDATE layers SET boot = NULL WHERE chain_id = ?1 AND boot IS NOT NULL", [&chain_id])?;
                 parent = Some(chain_id);
             }
+            // What builds made is synced by now, too: this image's layers, and those of stages that nobody exports.
+            count_for_good(tx, &made)?;
             tx.execute(
                 "INSERT OR IGNORE INTO images (id, config, size, created, parent) VALUES (?1, ?2, ?3, ?4, ?5)",
                 params![id.to_string(), config, size as i64, new.created, new.parent.map(|id| id.to_string())],

@@ -70,7 +70,7 @@ pub struct Lexer {
 /// `${…}` within `${…}`; more are refused.
 const DEEPEST: usize = 64;
 /// Bytes that expansion may make of one word: `ENV A=$A$A` forty times over must not fill the memory.
-const LONGEST: usize = 8 << 20;
+const LONGEST: usize = 1 << 20;
 
 impl Lexer {
     pub fn new(escape: char) -> Lexer {
@@ -157,7 +157,7 @@ impl Reader<'_> {
         let mut read = Read::default();
         while let Some(c) = self.chars.peek().copied() {
             if read.text.len() > LONGEST {
-                return Err(format!("it becomes longer than {LONGEST} bytes"));
+                return Err(too_long());
             }
             if Some(c) == stop {
                 self.chars.next();
@@ -221,7 +221,10 @@ impl Reader<'_> {
                     self.quote_mark(&mut text);
                     return Ok(text);
                 }
-                Some('$') => text.push_str(&self.dollar()?),
+                Some('$') => {
+                    text.push_str(&self.dollar()?);
+                    bounded(&text)?;
+                }
                 Some(c) => {
                     self.chars.next();
                     if c != self.lexer.escape {
@@ -457,13 +460,26 @@ fn trimmed(word: &str, end: char, value: &str) -> Step<String> {
     Ok(if end == '%' { rest.rev().collect() } else { rest.collect() })
 }
 
+fn too_long() -> String {
+    format!("it becomes longer than {LONGEST} bytes")
+}
+
+fn bounded(text: &str) -> Step<()> {
+    if text.len() > LONGEST { Err(too_long()) } else { Ok(()) }
+}
+
 /// `${v/p/r}` and `${v//p/r}`.
 fn replaced(word: &str, value: &str, replacement: &str, all: bool) -> Step<String> {
     let pieces = pattern(word)?;
     let text: Vec<char> = value.chars().collect();
     let mut result = String::new();
     let mut at = 0;
+    // Each place may be compared with all that comes behind it.
+    if all && text.len().saturating_mul(pieces.len()) > LONGEST {
+        return Err(format!("a text of {} letters is too long to replace all of something in it", text.len()));
+    }
     while at <= text.len() {
+        bounded(&result)?;
         match matched(&pieces, &text[at..], true) {
             Some(length) => {
                 result.push_str(replacement);

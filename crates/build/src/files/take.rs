@@ -73,6 +73,10 @@ impl Taker<'_> {
             }
             other => other.context(|| format!("look at {path}"))?,
         };
+        let shown = path.trim_start_matches('/');
+        if self.unpack && filter.ignore.is_some_and(|ignore| ignore.matches(shown)) {
+            return Err(FilesError::NotFound(path.to_owned()));
+        }
         if self.unpack
             && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
             && self.unpacked(tree, path, destination, seen)?

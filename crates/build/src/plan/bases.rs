@@ -78,7 +78,8 @@ impl Planner<'_> {
                 name.clone()
             }
         };
-        let image = self.images.image(&reference, &platform).map_err(|error| {
+        let is_asked = self.states[index].platform.is_some() || self.options.platform.is_some();
+        let image = self.images.image(&reference, &platform, is_asked).map_err(|error| {
             let names = self.states.iter().map(|state| state.name.as_str());
             let message = with_suggestion(format!("{name}: {error}"), &name, names.chain(COMMON));
             DockerfileError::new(message).at(lines)

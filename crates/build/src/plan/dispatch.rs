@@ -7,7 +7,10 @@ use super::state::Planned;
 use super::{Action, Step, StepId, default_path, names};
 use crate::dockerfile::check;
 use crate::dockerfile::expand::Expanded;
-use crate::dockerfile::{Instruction, Kind, Lexer, Lines, Result};
+use crate::dockerfile::{DockerfileError, Instruction, Kind, Lexer, Lines, Result};
+
+/// Bytes that all texts of a file may be expanded to.
+const LARGEST_PLAN: usize = 64 << 20;
 
 impl Planner<'_> {
     /// Follows the instructions of a stage, after those of its base.
@@ -94,8 +97,18 @@ impl Planner<'_> {
     pub(super) fn expand(&mut self, index: usize, instruction: &Instruction, lexer: Lexer, text: &str) -> Result<String> {
         let state = &self.states[index];
         let expanded = lexer.word(text, &state.variables)?;
+        self.spend(expanded.text.len())?;
         self.note_unset(index, instruction, &expanded);
         Ok(expanded.text)
+    }
+
+    /// Counts what is made of the file's text: a short file may stand for more than there is memory.
+    pub(super) fn spend(&mut self, bytes: usize) -> Result<()> {
+        self.spent = self.spent.saturating_add(bytes);
+        if self.spent > LARGEST_PLAN {
+            return Err(DockerfileError::new(format!("the Dockerfile's texts become longer than {LARGEST_PLAN} bytes")));
+        }
+        Ok(())
     }
 
     fn note_unset(&mut self, index: usize, instruction: &Instruction, expanded: &Expanded) {

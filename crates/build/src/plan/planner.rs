@@ -56,6 +56,7 @@ fn plan_with(file: &[u8], options: &Options, images: &mut dyn Images, checks: &m
         states: Vec::new(),
         names: BTreeMap::new(),
         steps: Vec::new(),
+        spent: 0,
     };
     planner.states_of(&dockerfile.stages)?;
     let target = planner.target()?;
@@ -88,6 +89,8 @@ pub(super) struct Planner<'a> {
     /// States by the names of stages, in lower case.
     pub names: BTreeMap<String, usize>,
     pub steps: Vec<Step>,
+    /// Bytes of what texts were expanded to.
+    pub spent: usize,
 }
 
 impl Planner<'_> {
@@ -127,7 +130,7 @@ mod tests {
     struct Known;
 
     impl Images for Known {
-        fn image(&mut self, reference: &str, _: &Platform) -> std::result::Result<BaseImage, String> {
+        fn image(&mut self, reference: &str, _: &Platform, _: bool) -> std::result::Result<BaseImage, String> {
             let execution = |on_build: Option<Vec<String>>| Execution {
                 env: Some(vec!["PATH=/bin".to_owned(), "A=of base".to_owned()]),
                 working_dir: "/w".to_owned(),

@@ -57,7 +57,9 @@ impl Planner<'_> {
         let text = names::shown(raw, &code, &shown_variables);
         let state = &mut self.states[index];
         let shown = state.counter.next(&if planned.is_trigger { format!("ONBUILD {text}") } else { text });
-        let env = state.variables.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let env: Vec<String> = state.variables.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        self.spend(env.iter().map(String::len).sum())?;
+        let state = &mut self.states[index];
         let network = if run.network == Network::Default { self.options.network } else { run.network };
         let command = Command {
             args: args.clone(),

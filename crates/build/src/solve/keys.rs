@@ -115,7 +115,7 @@ impl Solver<'_> {
             Action::Run(command) => {
                 key = KeyBuilder::new("run");
                 key.field(&base).field(&self.platform.to_string()).list(&self.settings);
-                self.command(&mut key, command, by)?;
+                self.command(&mut key, id, command, by)?;
             }
             Action::Files(actions) => {
                 key = KeyBuilder::new("files");
@@ -133,19 +133,19 @@ impl Solver<'_> {
         Ok(key.finish())
     }
 
-    fn command(&self, key: &mut KeyBuilder, command: &Command, by: &By<'_>) -> Result<(), BuildError> {
+    fn command(&self, key: &mut KeyBuilder, step: StepId, command: &Command, by: &By<'_>) -> Result<(), BuildError> {
         key.list(&command.args).list(&command.env).field(&command.directory).field(&command.user).field(&command.hostname);
         match &command.script {
             None => key.field("no script"),
             Some((name, content)) => key.field("script").field(name).field(content),
         };
         key.field(&format!("{:?} {:?}", command.network, command.security)).list(&command.devices);
-        for mount in &command.mounts {
+        for (number, mount) in command.mounts.iter().enumerate() {
             key.field("mount").field(&mount.target).field(if mount.read_only { "ro" } else { "rw" });
             match &mount.what {
                 Mounted::Bind { source, path } => {
                     key.field("bind").field(path);
-                    self.source(key, source, &mut || mounts::look(self, source, path), by)?;
+                    self.source(key, source, &mut || mounts::look_at(self, (step, number), source, path), by)?;
                 }
                 Mounted::Cache { id, sharing, source, path, owner } => {
                     key.field("cache").field(id).field(path).field(&format!("{sharing:?} {owner:?}"));

@@ -10,9 +10,9 @@ use dhow_oci::Digest;
 use dhow_store::{CacheSharing, LayerRow, OpenCache};
 use dhow_sys::root::{Root, descriptor_path, reopen};
 use dhow_sys::tree;
-use rustix::fs::{FlockOperation, OFlags, Stat};
+use rustix::fs::{FileType, FlockOperation, OFlags, Stat};
 
-use super::{Run, RunMount, RunMounted, Solver, ignore_of};
+use super::{Run, RunMount, RunMounted, Solver, ignore_of, lock};
 use crate::dockerfile::Sharing;
 use crate::files::{self, Filter, Seen, Taker, Tree};
 use crate::plan::{Command, CommandMount, Mounted, Source, StepId};
@@ -71,6 +71,19 @@ pub(super) fn source_of(mount: &CommandMount) -> Option<&Source> {
     }
 }
 
+/// The same; of a context it is looked once, and what was mounted in the end counts.
+pub(super) fn look_at(solver: &Solver<'_>, place: (StepId, usize), source: &Source, path: &str) -> Result<Digest, BuildError> {
+    if !matches!(source, Source::Directory(_)) {
+        return look(solver, source, path);
+    }
+    if let Some(seen) = lock(&solver.looked).get(&place) {
+        return Ok(*seen);
+    }
+    let seen = look(solver, source, path)?;
+    lock(&solver.looked).insert(place, seen);
+    Ok(seen)
+}
+
 /// What a mount shows.
 pub(super) fn look(solver: &Solver<'_>, source: &Source, path: &str) -> Result<Digest, BuildError> {
     let mut seen = Seen::default();
@@ -99,7 +112,12 @@ fn failed(what: &str) -> impl Fn(std::io::Error) -> BuildError + '_ {
 
 impl Solver<'_> {
     /// Runs a command over layers; what it has changed is the layer that is returned.
-    pub(super) fn run(&self, id: StepId, command: &Command, chain: &[Digest]) -> Result<LayerRow, BuildError> {
+    pub(super) fn run(
+        &self,
+        id: StepId,
+        command: &Command,
+        chain: &[Digest],
+    ) -> Result<(LayerRow, BTreeMap<usize, Digest>), BuildError> {
         let mut workspace = self.store.begin_step(chain)?;
         // Copies of files may be large; secrets are not for a disk.
         let copies = workspace.beside("copies")?;
@@ -107,10 +125,13 @@ impl Solver<'_> {
         let mut env = command.env.clone();
         env.extend(command.proxies.iter().cloned());
         let mut prepared = Vec::new();
+        // Of mounts of contexts, by their numbers: what was mounted.
+        let mut seen = BTreeMap::new();
         // Held until the command has ended.
         let mut locks = Vec::new();
+        let caches = self.open_caches(command, &mut locks)?;
         for (number, mount) in command.mounts.iter().enumerate() {
-            if let Some(mount) = self.prepare(number, mount, (&copies, &scratch.path), &mut env, &mut locks)? {
+            if let Some(mount) = self.prepare(number, mount, (&copies, &scratch.path), &mut env, &caches, &mut seen)? {
                 prepared.push(mount);
             }
         }
@@ -118,8 +139,11 @@ impl Solver<'_> {
             let directory = scratch.path.join("pipes");
             fs::create_dir(&directory).map_err(failed("make a directory for a script"))?;
             files::write_document(&directory, name, content).map_err(|error| BuildError::of_files(error))?;
-            let script = directory.join(name);
-            fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).map_err(failed("make a script executable"))?;
+            // The name is the Dockerfile's: it may have slashes and dots.
+            let wrong = failed("make a script executable");
+            let script = Root::open_path(&directory).and_then(|root| root.open(Path::new(name), OFlags::RDONLY, 0));
+            let script = script.map_err(&wrong)?;
+            rustix::fs::fchmod(&script, rustix::fs::Mode::from_raw_mode(0o755)).map_err(|error| wrong(error.into()))?;
             prepared.push(RunMount { target: SCRIPTS.to_owned(), read_only: true, what: RunMounted::Path(directory, None) });
         }
         // What is mounted within another mount comes after that.
@@ -150,7 +174,31 @@ impl Solver<'_> {
             let message = format!("process {} did not complete successfully: exit code: {code}", crate::text::quote(&words));
             return Err(BuildError { message, lines: Vec::new(), kind: ErrorKind::Exit(code) });
         }
-        Ok(self.store.seal(workspace, chain.last().copied())?)
+        Ok((self.store.seal(workspace, chain.last().copied())?, seen))
+    }
+
+    /// Opens the caches of a command, each once, in the order of their names: so that no two commands wait for one another.
+    fn open_caches<'c>(&self, command: &'c Command, locks: &mut Vec<fs::File>) -> Result<BTreeMap<&'c str, PathBuf>, BuildError> {
+        let mut wanted: BTreeMap<&str, CacheSharing> = BTreeMap::new();
+        for mount in &command.mounts {
+            let Mounted::Cache { id, sharing, .. } = &mount.what else { continue };
+            let sharing = match sharing {
+                Sharing::Shared => CacheSharing::Many,
+                Sharing::Locked => CacheSharing::One,
+                Sharing::Private => CacheSharing::Own,
+            };
+            let most = wanted.entry(id).or_insert(sharing);
+            if *most == CacheSharing::Many {
+                *most = sharing;
+            }
+        }
+        let open = |(id, sharing)| {
+            let OpenCache { directory, lock } =
+                self.store.open_cache(id, sharing, &|| self.is_over())?.ok_or_else(BuildError::cancelled)?;
+            locks.push(lock);
+            Ok((id, directory))
+        };
+        wanted.into_iter().map(open).collect()
     }
 
     fn prepare(
@@ -159,14 +207,22 @@ impl Solver<'_> {
         mount: &CommandMount,
         (copies, scratch): (&Path, &Path),
         env: &mut Vec<String>,
-        locks: &mut Vec<fs::File>,
+        caches: &BTreeMap<&str, PathBuf>,
+        seen: &mut BTreeMap<usize, Digest>,
     ) -> Result<Option<RunMount>, BuildError> {
         let ready = |what: RunMounted| Ok(Some(RunMount { target: mount.target.clone(), read_only: mount.read_only, what }));
         match &mount.what {
             Mounted::Tmpfs { size } => ready(RunMounted::Tmpfs(*size)),
-            Mounted::Bind { source, path } => ready(self.bind(number, source, path, mount.read_only, copies)?),
-            Mounted::Cache { id, sharing, source, path, owner } => {
-                let directory = self.cache(id, *sharing, source, *owner, locks)?;
+            Mounted::Bind { source, path } => {
+                let (what, of_context) = self.bind(number, source, path, mount.read_only, copies)?;
+                if let Some(of_context) = of_context {
+                    seen.insert(number, of_context);
+                }
+                ready(what)
+            }
+            Mounted::Cache { id, source, path, owner, .. } => {
+                let nowhere = || BuildError::internal("a cache is not open");
+                let directory = self.cache(caches.get(id.as_str()).ok_or_else(nowhere)?, source, *owner)?;
                 ready(RunMounted::Path(directory, Some(path.clone()).filter(|path| path != "/")))
             }
             Mounted::Secret(secret) => {
@@ -199,7 +255,15 @@ impl Solver<'_> {
         }
     }
 
-    fn bind(&self, number: usize, source: &Source, path: &str, read_only: bool, copies: &Path) -> Result<RunMounted, BuildError> {
+    /// What is bound, and of a context what was seen while it was copied.
+    fn bind(
+        &self,
+        number: usize,
+        source: &Source,
+        path: &str,
+        read_only: bool,
+        copies: &Path,
+    ) -> Result<(RunMounted, Option<Digest>), BuildError> {
         let below = Some(path.trim_start_matches('/').to_owned()).filter(|path| !path.is_empty());
         let copy = copies.join(format!("bind-{number}"));
         match source {
@@ -207,14 +271,15 @@ impl Solver<'_> {
                 let chain = self.outcome(*step)?.chain.clone();
                 let mut layers = self.store.directories(&chain);
                 layers.reverse();
-                Ok(match &layers[..] {
+                let what = match &layers[..] {
                     [only] => RunMounted::Path(only.clone(), below),
                     _ => RunMounted::Layers(layers, below),
-                })
+                };
+                Ok((what, None))
             }
             Source::Step(None) => {
                 fs::create_dir(&copy).map_err(failed("make an empty directory"))?;
-                Ok(RunMounted::Path(copy, None))
+                Ok((RunMounted::Path(copy, None), None))
             }
             _ => {
                 // What is written to it is nobody's, and what is left out of a context is not there.
@@ -237,31 +302,18 @@ impl Solver<'_> {
                     }
                     _ => return Err(BuildError::internal("a mount of neither files nor a context")),
                 }
-                Ok(RunMounted::Path(copy.join("it"), None))
+                let of_context = matches!(source, Source::Directory(_)).then(|| seen.finish());
+                Ok((RunMounted::Path(copy.join("it"), None), of_context))
             }
         }
     }
 
-    /// The directory of a cache, which is there from one build to the next.
-    fn cache(
-        &self,
-        id: &str,
-        sharing: Sharing,
-        source: &Source,
-        owner: Option<(u32, u32, u32)>,
-        locks: &mut Vec<fs::File>,
-    ) -> Result<PathBuf, BuildError> {
-        let sharing = match sharing {
-            Sharing::Shared => CacheSharing::Many,
-            Sharing::Locked => CacheSharing::One,
-            Sharing::Private => CacheSharing::Own,
-        };
-        let OpenCache { directory, lock } = self.store.open_cache(id, sharing)?;
+    /// The files of a cache, which are there from one build to the next.
+    fn cache(&self, directory: &Path, source: &Source, owner: Option<(u32, u32, u32)>) -> Result<PathBuf, BuildError> {
         let files = directory.join("fs");
         if !files.exists() {
-            self.fill_cache(&directory, &files, source, owner)?;
+            self.fill_cache(directory, &files, source, owner)?;
         }
-        locks.push(lock);
         Ok(files)
     }
 
@@ -273,8 +325,18 @@ impl Solver<'_> {
         owner: Option<(u32, u32, u32)>,
     ) -> Result<(), BuildError> {
         let what = "fill a cache";
+        // One at a time: the cache itself may be shared.
+        let lock = fs::File::create(directory.join("fill")).map_err(failed(what))?;
+        while let Err(error) = rustix::fs::flock(&lock, FlockOperation::LockExclusive) {
+            if error != rustix::io::Errno::INTR {
+                return Err(failed(what)(error.into()));
+            }
+        }
+        if files.exists() {
+            return Ok(());
+        }
         // Whole, or not there.
-        let new = directory.join(format!("new-{}", std::process::id()));
+        let new = directory.join("new");
         let _ = fs::remove_dir_all(&new);
         fs::DirBuilder::new().mode(0o755).create(&new).map_err(failed(what))?;
         if let Source::Step(Some(step)) = source {
@@ -290,11 +352,7 @@ impl Solver<'_> {
             std::os::unix::fs::chown(&new, Some(uid), Some(gid)).map_err(failed(what))?;
             fs::set_permissions(&new, fs::Permissions::from_mode(mode & 0o7777)).map_err(failed(what))?;
         }
-        match fs::rename(&new, files) {
-            // Somebody who shares it was faster.
-            Err(_) if files.exists() => fs::remove_dir_all(&new).map_err(failed(what)),
-            other => other.map_err(failed(what)),
-        }
+        fs::rename(&new, files).map_err(failed(what))
     }
 
     /// Makes the mount points that the files do not have, in a layer of their own, so that nothing of them is left in the step's.
@@ -406,8 +464,8 @@ fn is_directory(what: &RunMounted) -> Result<bool, BuildError> {
         RunMounted::Layers(_, None) => Ok(true),
         RunMounted::Layers(layers, Some(below)) => {
             // The uppermost layer that has it tells.
-            let found = layers.iter().rev().find_map(|layer| fs::symlink_metadata(layer.join(below)).ok());
-            Ok(found.is_none_or(|stat| stat.is_dir()))
+            let found = layers.iter().rev().find_map(|layer| Root::open_path(layer).ok()?.stat(Path::new(below)).ok());
+            Ok(found.is_none_or(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory))
         }
     }
 }

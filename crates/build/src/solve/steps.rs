@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use dhow_oci::Digest;
 use dhow_store::{LayerRow, Workspace};
@@ -202,11 +203,15 @@ impl Solver<'_> {
                     let target = self.upper(&workspace)?;
                     self.take(&whole(name), &target, None)?
                 };
+                self.taken(id, 0, seen);
                 let key = self.content_key_of(id, None, &[seen])?;
                 Ok((self.store.seal(workspace, None)?, key))
             }
             Action::Run(command) => {
-                let layer = self.run(id, command, &chain)?;
+                let (layer, mounted) = self.run(id, command, &chain)?;
+                for (number, seen) in mounted {
+                    self.taken(id, number, seen);
+                }
                 Ok((layer, self.content_key(id, base)?))
             }
             Action::Files(actions) => {
@@ -218,6 +223,7 @@ impl Solver<'_> {
                     };
                     self.act(actions, &target, Some(&target).filter(|_| !chain.is_empty()))?
                 };
+                self.all_taken(id, &seen);
                 let key = self.content_key_of(id, base, &seen)?;
                 Ok((self.store.seal(workspace, chain.last().copied())?, key))
             }
@@ -228,9 +234,21 @@ impl Solver<'_> {
                     let users = if chain.is_empty() { None } else { Some(self.files_of(&chain)?) };
                     self.act(actions, &target, users.as_ref())?
                 };
+                self.all_taken(id, &seen);
                 let key = self.content_key_of(id, base, &seen)?;
                 Ok((self.store.seal(workspace, chain.last().copied())?, key))
             }
+        }
+    }
+
+    fn all_taken(&self, id: StepId, seen: &[Digest]) {
+        seen.iter().enumerate().for_each(|(number, seen)| self.taken(id, number, *seen));
+    }
+
+    /// What was copied counts, whatever was seen there before.
+    fn taken(&self, id: StepId, number: usize, seen: Digest) {
+        if lock(&self.looked).insert((id, number), seen).is_some_and(|before| before != seen) {
+            self.is_moving.store(true, Ordering::Relaxed);
         }
     }
 
@@ -269,7 +287,7 @@ impl Solver<'_> {
         let own = reopen(target.as_fd(), OFlags::PATH | OFlags::DIRECTORY).map(Root::from_descriptor);
         let target = own.map_err(|error| BuildError::internal(format!("open the step's files: {error}")))?;
         for path in self.paths(copy, &opened)? {
-            if self.host.is_cancelled() {
+            if self.is_over() {
                 return Err(BuildError::cancelled());
             }
             let Some((tree, ignore)) = opened.tree() else { continue };

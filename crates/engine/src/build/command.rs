@@ -58,6 +58,10 @@ impl Host for BuildHost<'_> {
         self.cancel.is_cancelled()
     }
 
+    fn stop(&self) {
+        self.cancel.cancel();
+    }
+
     fn fetch(&self, url: &str, _: &Path, _: &str) -> Result<Digest, BuildError> {
         Err(BuildError::invalid(format!("{url}: ADD of addresses is not supported yet")))
     }
@@ -72,6 +76,12 @@ impl BuildHost<'_> {
         }
         if command.network == Network::Host && !self.request.allowed.host_network {
             return Err(BuildError::invalid("network.host is not allowed"));
+        }
+        if !command.devices.is_empty() {
+            return Err(BuildError::invalid(format!(
+                "RUN --device={}: devices are not supported yet",
+                command.devices.join(",")
+            )));
         }
         let (Some(path), args) = (command.args.first(), command.args.get(1..).unwrap_or_default()) else {
             return Err(BuildError::invalid("no command specified"));
@@ -167,7 +177,12 @@ impl Engine {
         let reply = receive::<Reply>(&waiting);
         drop(attached);
         match reply {
-            Ok(reply) => Ok(reply.exit_code),
+            Ok(reply) => {
+                // Until its files are mounted no more: they become a layer.
+                let source = link::root_source(&container.record.layer, true);
+                source.claim().context(|| "wait until a command's files are unmounted".to_owned()).map_err(internal)?;
+                Ok(reply.exit_code)
+            }
             Err(_) => {
                 self.clean_step(&container.id.0);
                 Err(BuildError::internal("the monitor of a command was killed"))
@@ -252,7 +267,12 @@ impl Engine {
         self.store.sweep_builds()?;
         for entry in fs::read_dir(self.paths().runs()).into_iter().flatten().flatten() {
             let path = entry.path();
-            if path.join(MARK).exists() && path.join(state::LOCK).exists() && !state::is_locked(&path) {
+            // One without a lock may be about to have a monitor; after a while it will have none.
+            let is_new = || {
+                let made = fs::metadata(&path).and_then(|stat| stat.modified());
+                made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age < std::time::Duration::from_secs(60)))
+            };
+            if path.join(MARK).exists() && !state::is_locked(&path) && (path.join(state::LOCK).exists() || !is_new()) {
                 let id = entry.file_name().to_string_lossy().into_owned();
                 self.clean_step(&id);
                 self.release_all(&id)?;
