@@ -1,0 +1,1 @@
+echo hello >f; gzip -nc f >f.gz

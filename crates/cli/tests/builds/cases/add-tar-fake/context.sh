@@ -1,0 +1,1 @@
+echo not a tar >fake.tar.gz; cp fake.tar.gz fake.tar

@@ -1,0 +1,1 @@
+echo same >a-1; echo same >a-2

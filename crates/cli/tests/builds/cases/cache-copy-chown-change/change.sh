@@ -1,0 +1,1 @@
+sed 's/chown=1/chown=22/' Dockerfile >d; mv d Dockerfile

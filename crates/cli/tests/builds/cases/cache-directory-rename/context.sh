@@ -1,0 +1,1 @@
+mkdir d1; echo a >d1/f

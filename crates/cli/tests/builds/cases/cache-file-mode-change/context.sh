@@ -1,0 +1,1 @@
+echo one >a; touch -d @100 a

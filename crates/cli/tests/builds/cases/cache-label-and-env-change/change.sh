@@ -1,0 +1,1 @@
+sed 's/=1/=22/' Dockerfile >d; mv d Dockerfile

@@ -1,0 +1,1 @@
+sed 's/echo  two/echo two/' Dockerfile >d; mv d Dockerfile

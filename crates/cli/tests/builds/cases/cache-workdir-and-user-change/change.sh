@@ -1,0 +1,1 @@
+sed 's/USER app/USER www/' Dockerfile >d; mv d Dockerfile

@@ -1,0 +1,1 @@
+mkdir -p dir/sub; echo 1 >dir/sub/f

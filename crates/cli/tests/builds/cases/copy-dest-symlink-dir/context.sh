@@ -1,0 +1,1 @@
+echo a >a; mkdir -p dir/s; echo b >dir/s/b

@@ -1,0 +1,1 @@
+mkdir -p tree/etc/passwd; echo a >tree/etc/passwd/a

@@ -1,0 +1,1 @@
+mkdir d; echo a >d/a

@@ -1,0 +1,1 @@
+for f in a.txt keep.txt; do echo $f >$f; done

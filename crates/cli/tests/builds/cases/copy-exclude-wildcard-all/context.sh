@@ -1,0 +1,1 @@
+mkdir dir; echo 1 >dir/f

@@ -1,0 +1,1 @@
+mkdir dir; mkfifo dir/p; echo a >dir/a

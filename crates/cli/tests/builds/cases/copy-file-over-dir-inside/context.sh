@@ -1,0 +1,1 @@
+mkdir tree; echo a >tree/srv

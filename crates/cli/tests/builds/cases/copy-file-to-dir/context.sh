@@ -1,0 +1,1 @@
+echo a >a.txt; chmod 4755 a.txt

@@ -1,0 +1,1 @@
+echo one >a; ln a b; mkdir d; ln a d/c

@@ -1,0 +1,1 @@
+mkdir dir; echo b >dir/b

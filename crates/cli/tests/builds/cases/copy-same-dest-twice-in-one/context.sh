@@ -1,0 +1,1 @@
+mkdir a b; echo 1 >a/f; echo 22 >b/f

@@ -1,0 +1,1 @@
+echo a >f; ln -s /f link

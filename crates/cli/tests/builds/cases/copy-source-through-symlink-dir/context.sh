@@ -1,0 +1,1 @@
+mkdir -p dir/sub; echo f >dir/sub/f; ln -s dir dlink

@@ -1,0 +1,1 @@
+printf '\357\273\277a\r\nb\r\n' >.dockerignore; echo a >a; echo b >b; echo c >c

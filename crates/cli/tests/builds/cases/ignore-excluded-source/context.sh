@@ -1,0 +1,1 @@
+echo a >secret.txt; echo '*.txt' >.dockerignore

@@ -1,0 +1,1 @@
+mkdir other; echo a >other/a; echo b >other/b; echo a >other/.dockerignore

@@ -1,0 +1,1 @@
+echo t >target; ln -s target link; echo target >.dockerignore

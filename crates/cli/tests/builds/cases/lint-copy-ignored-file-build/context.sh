@@ -1,0 +1,1 @@
+mkdir dir; echo 1 >dir/a.txt; printf 'dir\n' >.dockerignore

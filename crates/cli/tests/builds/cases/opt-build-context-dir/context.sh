@@ -1,0 +1,1 @@
+mkdir other; echo other >other/a; echo main >a

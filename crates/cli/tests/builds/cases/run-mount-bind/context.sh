@@ -1,0 +1,1 @@
+echo content >a; mkdir dir; echo b >dir/b
