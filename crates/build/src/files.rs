@@ -56,6 +56,15 @@ pub struct Tree<'a> {
     pub is_context: bool,
 }
 
+/// What a context's own directory is like: a new one, whatever it is on the client's machine.
+fn like_new(mut stat: Stat) -> Stat {
+    let now = dhow_oci::time::now();
+    stat.st_mode = (stat.st_mode & 0o170_000) | 0o755;
+    stat.st_mtime = now.div_euclid(1_000_000_000);
+    stat.st_mtime_nsec = now.rem_euclid(1_000_000_000) as _;
+    stat
+}
+
 /// What has been seen of a selection of files: for each its place, kind, mode, owner, attributes and content. Not its time: a
 /// file that was only touched is the same.
 pub struct Seen {
@@ -111,7 +120,7 @@ struct Look<'a> {
 
 impl Visit for Look<'_> {
     fn directory(&mut self, path: &[u8], directory: &std::os::fd::OwnedFd, stat: &Stat) -> Result<()> {
-        let xattrs = xattrs(directory, path)?;
+        let xattrs = xattrs(directory, path, self.is_context)?;
         self.seen.entry(path, stat, self.is_context, &xattrs, b"");
         Ok(())
     }
@@ -125,7 +134,7 @@ impl Visit for Look<'_> {
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {
                 let file = take::open(parent, name).context(about)?;
-                let xattrs = xattrs(&file, path)?;
+                let xattrs = xattrs(&file, path, self.is_context)?;
                 let digest = Digest::of_all(std::fs::File::from(file)).context(about)?;
                 self.seen.entry(path, stat, self.is_context, &xattrs, digest.to_string().as_bytes());
             }
@@ -139,7 +148,11 @@ impl Visit for Look<'_> {
     }
 }
 
-fn xattrs(file: &std::os::fd::OwnedFd, path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+/// Extended attributes; of a context there are none, as BuildKit's clients send none.
+fn xattrs(file: &std::os::fd::OwnedFd, path: &[u8], is_context: bool) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    if is_context {
+        return Ok(Vec::new());
+    }
     use std::os::fd::AsFd;
     tree::xattrs(file.as_fd()).context(|| format!("read the attributes of {}", String::from_utf8_lossy(path)))
 }

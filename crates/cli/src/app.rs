@@ -98,7 +98,7 @@ fn arguments_of(command: &str) -> &'static str {
         "logout" => "[SERVER]",
         "search" => "[OPTIONS] TERM",
         "history" => "[OPTIONS] IMAGE",
-        "build" => "[OPTIONS] PATH | -",
+        "build" => "[OPTIONS] PATH | URL | -",
         "builder" | "buildx" | "container" | "image" | "manifest" | "network" | "system" | "volume" => "COMMAND",
         "" => "[OPTIONS] COMMAND",
         _ => "[OPTIONS]",

@@ -196,7 +196,7 @@ impl Taker<'_> {
         })?;
         std::io::copy(&mut hashed, &mut std::io::sink()).context(about)?;
         let digest = hashed.hasher.finish();
-        let xattrs = super::xattrs(&OwnedFd::from(hashed.file), path.as_bytes())?;
+        let xattrs = super::xattrs(&OwnedFd::from(hashed.file), path.as_bytes(), tree.is_context)?;
         seen.entry(b"", &stat, tree.is_context, &xattrs, digest.to_string().as_bytes());
         Ok(true)
     }
@@ -326,7 +326,7 @@ struct Put<'a, 'b> {
 impl Visit for Put<'_, '_> {
     fn directory(&mut self, path: &[u8], source: &OwnedFd, stat: &Stat) -> Result<()> {
         let about = || format!("copy {}", String::from_utf8_lossy(path));
-        let xattrs = super::xattrs(source, path)?;
+        let xattrs = super::xattrs(source, path, self.is_context)?;
         self.seen.entry(path, stat, self.is_context, &xattrs, b"");
         let (directory, keeps) = match self.top.take() {
             Some((directory, _, was_there)) => (directory, was_there),
@@ -401,7 +401,7 @@ impl Put<'_, '_> {
         match kind {
             FileType::RegularFile => {
                 let source = open(from.0, from.1).context(about)?;
-                let xattrs = super::xattrs(&source, path)?;
+                let xattrs = super::xattrs(&source, path, self.is_context)?;
                 let number = (stat.st_dev, stat.st_ino);
                 if let Some((directory, known)) = self.links.get(&number).filter(|_| stat.st_nlink > 1) {
                     rustix::fs::linkat(directory, known, to.0, to.1, AtFlags::empty()).context(about)?;

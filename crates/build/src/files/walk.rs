@@ -50,6 +50,7 @@ pub(super) fn walk(tree: &Tree<'_>, path: &str, filter: &Filter<'_>, visit: &mut
             return Err(missing());
         }
         let directory = reopen(handle.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY).context(|| format!("open {path}"))?;
+        let stat = if tree.is_context && place.is_empty() { super::like_new(stat) } else { stat };
         visit.directory(b"", &directory, &stat)?;
         walker.below(&directory, b"", 0, visit)?;
         return visit.leave(b"");

@@ -37,6 +37,9 @@ pub struct Build {
     /// Allow extra privileged entitlement (e.g., "network.host", "security.insecure")
     #[arg(long, value_delimiter = ',')]
     allow: Vec<String>,
+    /// Taken, and without effect: annotations are of manifests, which images here have none of
+    #[arg(long, hide = true)]
+    annotation: Vec<String>,
     /// Set build-time variables
     #[arg(long)]
     build_arg: Vec<String>,
@@ -170,7 +173,12 @@ impl Build {
                 allowed: asked.allowed,
                 credentials: &|domain| registry_credentials(folder, domain),
             };
-            let shown = |error: BuildError| Ended { error, file: input.file.clone(), file_name: input.file_name.clone() };
+            let shown = |error: BuildError| Ended {
+                error,
+                file: input.file.clone(),
+                file_name: input.file_name.clone(),
+                is_early: false,
+            };
             if !matches!(call, "build" | "") {
                 return calls::answer(engine, call, &request, &display).map_err(shown);
             }
@@ -194,7 +202,8 @@ impl Build {
             Err(ended) => {
                 display.show_warnings(&warnings);
                 excerpt::show(&ended.error.lines, &ended.file_name, &ended.file);
-                return Err(failed(format!("failed to solve: {}", ended.error.message)));
+                let what = if ended.is_early { "" } else { "failed to solve: " };
+                return Err(failed(format!("{what}{}", ended.error.message)));
             }
         };
         if let Some(built) = &said.built {
@@ -273,11 +282,28 @@ struct Ended {
     error: BuildError,
     file: Vec<u8>,
     file_name: String,
+    /// It was not begun yet.
+    is_early: bool,
 }
 
 impl From<BuildError> for Ended {
     fn from(error: BuildError) -> Ended {
-        Ended { error, file: Vec::new(), file_name: String::new() }
+        Ended { error, file: Vec::new(), file_name: String::new(), is_early: true }
+    }
+}
+
+impl Ended {
+    /// As if it had been begun.
+    fn late(self) -> Ended {
+        Ended { is_early: false, ..self }
+    }
+}
+
+/// What is wrong with `NAME=VALUE`.
+fn checked_pair(text: &str) -> Result<&str> {
+    match text.starts_with('=') {
+        true => Err(Failure::new(format!("ERROR: invalid key-value pair \"{text}\": empty key"))),
+        false => Ok(text),
     }
 }
 

@@ -82,6 +82,9 @@ fn lint(document: &Value, request: &BuildRequest<'_>) -> String {
         let _ = writeln!(out, "\n{}", text(warning, "detail"));
         out += &excerpt::text(&lines(warning), request.file_name, request.file);
     }
+    if !warnings.is_empty() && document.get("buildError").is_some() {
+        out.push('\n');
+    }
     out
 }
 

@@ -143,7 +143,7 @@ impl<'a> Input<'a> {
             "Dockerfile" => read(&path.with_file_name("dockerfile"), LARGEST_FILE).map_err(|_| why),
             _ => Err(why),
         });
-        self.file = file.map_err(wrong)?;
+        self.file = file.map_err(|why| Ended::from(wrong(why)).late())?;
         let own = path.with_file_name(format!("{base}.dockerignore"));
         self.exclude = self.ignored_by(&[own, context.join(".dockerignore")]);
         Ok(())
@@ -181,7 +181,7 @@ impl<'a> Input<'a> {
 
     /// What is no part of the context.
     pub fn ignore(&self) -> Result<Ignore, Ended> {
-        Ok(Ignore::of(&self.exclude).map_err(plain)?)
+        Ignore::of(&self.exclude).map_err(|error| Ended::from(plain(error)).late())
     }
 }
 

@@ -10,7 +10,7 @@ use dhow_engine::units::parse_bytes;
 use dhow_engine::{Allowed, BuildLimits};
 use dhow_oci::{Platform, Reference};
 
-use super::{Build, failed};
+use super::{Build, checked_pair, failed};
 use crate::commands::create::{proxy_variables, ulimit};
 use crate::connect::contexts::Folder;
 use crate::failure::Result;
@@ -65,7 +65,7 @@ impl Build {
         let of_argument = |name: &str| build_args.get(name).cloned();
         let options = Options {
             target: self.target.clone(),
-            labels: self.label.iter().map(|text| pair(text)).collect(),
+            labels: self.label.iter().map(|text| checked_pair(text).map(pair)).collect::<Result<_>>()?,
             platform: platforms.pop(),
             is_multi_platform: of_argument("BUILDKIT_MULTI_PLATFORM").is_some_and(|value| value == "1" || value == "true"),
             no_cache: self.no_cache(),
@@ -94,7 +94,7 @@ impl Build {
     fn arguments(&self, folder: &Path) -> Result<BTreeMap<String, String>> {
         let mut arguments = BTreeMap::new();
         for text in &self.build_arg {
-            match text.split_once('=') {
+            match checked_pair(text)?.split_once('=') {
                 Some((name, value)) => drop(arguments.insert(name.to_owned(), value.to_owned())),
                 // Of this process, if it has one.
                 None => {
@@ -134,7 +134,7 @@ impl Build {
                 None => {
                     let stat = std::fs::metadata(value);
                     let is_directory = stat.map(|stat| stat.is_dir());
-                    let wrong = |why: String| failed(format!("failed to get build context path {{{value} <nil>}}: {why}"));
+                    let wrong = |why: String| failed(format!("failed to get build context {name}: {why}"));
                     match is_directory {
                         Ok(true) => NamedContext::Directory(name.to_owned()),
                         Ok(false) => return Err(wrong("not a directory".to_owned())),

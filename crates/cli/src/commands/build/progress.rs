@@ -176,7 +176,10 @@ impl Trace {
                 return None;
             }
             Event::Warning { finding, .. } => {
-                self.warnings.push(Warning { finding: finding.clone() });
+                // One text may be wrong in the same way in several places of one line.
+                if !self.warnings.iter().any(|known| known.finding == *finding) {
+                    self.warnings.push(Warning { finding: finding.clone() });
+                }
                 return None;
             }
             Event::Step { .. } => return None,
