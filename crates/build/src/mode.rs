@@ -88,7 +88,7 @@ impl Symbolic {
                 }
                 Bits::Of(shift) => (mode >> shift & 7, 0),
             };
-            let bits = (permissions * 0o111 & change.classes) | special;
+            let bits = ((permissions * 0o111) & change.classes) | special;
             match change.operator {
                 '+' => mode |= bits,
                 '-' => mode &= !bits,

@@ -512,6 +512,6 @@ impl BuildError {
 }
 
 /// What of a tree is left out.
-fn ignore_of<'a>(ignore: &'a Ignore) -> Option<&'a Ignore> {
+fn ignore_of(ignore: &Ignore) -> Option<&Ignore> {
     Some(ignore).filter(|ignore| !ignore.is_empty())
 }

@@ -3,15 +3,17 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use dhow_engine::{Engine, VERSION};
+use dhow_api::system::BuildCache;
+use dhow_engine::{Engine, Filters, PruneBuilds, VERSION};
 use dhow_oci::{Platform, Reference, time};
 
 use crate::bridge;
-use crate::grpc::{CANCELLED, Call, INTERNAL, INVALID, Status, UNIMPLEMENTED};
+use crate::grpc::{CANCELLED, Call, INTERNAL, INVALID, Status, UNIMPLEMENTED, UNKNOWN};
 use crate::job::{self, Job, Returned};
 use crate::messages::{
-    BridgeResult, BuildkitVersion, BytesMessage, Empty, Exporter, InfoResponse, ListWorkersResponse, Platform as PlatformMessage,
-    SolveRequest, SolveResponse, StatusRequest, StatusResponse, WorkerRecord,
+    BridgeResult, BuildkitVersion, BytesMessage, DiskUsageRequest, DiskUsageResponse, Exporter, InfoResponse,
+    ListWorkersResponse, Platform as PlatformMessage, PruneRequest, SolveRequest, SolveResponse, StatusRequest, StatusResponse,
+    Timestamp, UsageRecord, WorkerRecord,
 };
 use crate::session::{self, Offer};
 use crate::status::{self, Teller};
@@ -62,12 +64,75 @@ pub async fn answer(engine: Arc<Engine>, mut call: Call) -> Result<(), Status> {
         Some("Status") => tell(call).await,
         Some("Session") => tunnel(call).await,
         Some("DiskUsage") => {
-            call.replies.send(&Empty {}).await;
+            let request: DiskUsageRequest = call.only().await?;
+            let filters = filters(&request.filter)?;
+            let records = blocking(move || engine.build_cache()).await?;
+            let wanted = |record: &BuildCache| filters.any("id", |id| record.id.starts_with(id));
+            let record = records.iter().filter(|record| wanted(record)).map(usage).collect();
+            call.replies.send(&DiskUsageResponse { record }).await;
             Ok(())
         }
-        Some("Prune") => Ok(()),
+        Some("Prune") => {
+            let request: PruneRequest = call.only().await?;
+            let bytes = |count: i64| u64::try_from(count).unwrap_or(0);
+            let mut filters = filters(&request.filter)?;
+            if request.keep_duration > 0 {
+                filters.add("unused-for", &format!("{}ns", request.keep_duration));
+            }
+            let query = PruneBuilds {
+                all: request.all,
+                filters,
+                reserved: bytes(request.reserved_space),
+                most: bytes(request.max_used_space),
+                free: bytes(request.min_free_space),
+                dry_run: false,
+            };
+            let (before, pruned) = blocking(move || Ok((engine.build_cache()?, engine.prune_builds(&query)?))).await?;
+            for id in pruned.caches_deleted.iter().flatten() {
+                if let Some(record) = before.iter().find(|record| record.id == *id) {
+                    call.replies.send(&usage(record)).await;
+                }
+            }
+            Ok(())
+        }
         _ => Err(Status::unimplemented(&method)),
     }
+}
+
+/// `KEY=VALUE` or `KEY==VALUE`, and `KEY` alone for what is true; several in one are separated by commas.
+fn filters(texts: &[String]) -> Result<Filters, Status> {
+    let mut filters = Filters::default();
+    for field in texts.iter().flat_map(|text| text.split(',')).filter(|field| !field.is_empty()) {
+        let (key, value) = field.split_once('=').unwrap_or((field, "true"));
+        if key.ends_with(['!', '~']) {
+            return Err(Status::new(INVALID, format!("filter {field} is not supported: only KEY=VALUE is")));
+        }
+        filters.add(key, value.trim_start_matches('='));
+    }
+    Ok(filters)
+}
+
+fn usage(record: &BuildCache) -> UsageRecord {
+    let moment = |text: &str| time::parse(text).map(Timestamp::of);
+    UsageRecord {
+        id: record.id.clone(),
+        mutable: false,
+        in_use: record.in_use,
+        size: record.size,
+        created_at: moment(&record.created_at),
+        last_used_at: record.last_used_at.as_deref().and_then(moment),
+        usage_count: record.usage_count,
+        description: record.description.clone(),
+        record_type: record.kind.clone(),
+        shared: record.shared,
+        parents: record.parents.clone(),
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> dhow_engine::Result<T> + Send + 'static) -> Result<T, Status> {
+    let done = tokio::task::spawn_blocking(work).await;
+    let done = done.map_err(|error| Status::new(INTERNAL, format!("a worker of the engine failed: {error}")))?;
+    done.map_err(|error| Status::new(UNKNOWN, error.message))
 }
 
 async fn solve(engine: Arc<Engine>, request: SolveRequest, call: &Call) -> Result<SolveResponse, Status> {

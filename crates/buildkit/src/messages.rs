@@ -409,3 +409,58 @@ pub struct Stat {
     #[prost(map = "string, bytes", tag = "10")]
     pub xattrs: HashMap<String, Vec<u8>>,
 }
+
+#[derive(Clone, PartialEq, Message)]
+pub struct DiskUsageRequest {
+    #[prost(string, repeated, tag = "1")]
+    pub filter: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct DiskUsageResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub record: Vec<UsageRecord>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct UsageRecord {
+    #[prost(string, tag = "1")]
+    pub id: String,
+    #[prost(bool, tag = "2")]
+    pub mutable: bool,
+    #[prost(bool, tag = "3")]
+    pub in_use: bool,
+    #[prost(int64, tag = "4")]
+    pub size: i64,
+    #[prost(message, optional, tag = "6")]
+    pub created_at: Option<Timestamp>,
+    #[prost(message, optional, tag = "7")]
+    pub last_used_at: Option<Timestamp>,
+    #[prost(int64, tag = "8")]
+    pub usage_count: i64,
+    #[prost(string, tag = "9")]
+    pub description: String,
+    #[prost(string, tag = "10")]
+    pub record_type: String,
+    #[prost(bool, tag = "11")]
+    pub shared: bool,
+    #[prost(string, repeated, tag = "12")]
+    pub parents: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct PruneRequest {
+    #[prost(string, repeated, tag = "1")]
+    pub filter: Vec<String>,
+    #[prost(bool, tag = "2")]
+    pub all: bool,
+    /// Nanoseconds.
+    #[prost(int64, tag = "3")]
+    pub keep_duration: i64,
+    #[prost(int64, tag = "4")]
+    pub reserved_space: i64,
+    #[prost(int64, tag = "5")]
+    pub max_used_space: i64,
+    #[prost(int64, tag = "6")]
+    pub min_free_space: i64,
+}

@@ -36,6 +36,11 @@ impl Filters {
         }
     }
 
+    /// One value more for a key.
+    pub fn add(&mut self, key: &str, value: &str) {
+        self.0.entry(key.to_owned()).or_default().push(value.to_owned());
+    }
+
     pub fn get(&self, key: &str) -> &[String] {
         self.0.get(key).map(Vec::as_slice).unwrap_or_default()
     }

@@ -92,13 +92,16 @@ pub fn discard(run: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     };
-    for name in [SOCKET, FILE, "state.json.new", LOCK] {
+    for name in [SOCKET, FILE, "state.json.new", BUILD, LOCK] {
         missing_is_fine(fs::remove_file(run.join(name)))?;
     }
     missing_is_fine(fs::remove_dir_all(run.join(FOREIGN)))?;
     missing_is_fine(fs::remove_dir(staging(run)))?;
     missing_is_fine(fs::remove_dir(run))
 }
+
+/// The file that says of a run directory that it is a build's command's.
+pub const BUILD: &str = "build";
 
 /// Where a run directory goes to be removed: a name that is no container's.
 pub fn retired(run: &Path) -> std::path::PathBuf {

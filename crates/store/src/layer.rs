@@ -350,15 +350,28 @@ impl Store {
                     self.retire_layer_directory(&name, is_known)?;
                 }
             }
-            if !name.starts_with(TEMPORARY) {
-                continue;
-            }
-            let Ok(directory) = fs::File::open(entry.path()) else { continue };
-            if rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok() {
-                remove_below(&layers, &name)?;
-            }
+            self.sweep_one(&name)?;
         }
         Ok(())
+    }
+
+    /// The same for what has no place yet.
+    pub(crate) fn sweep_unfinished(&self) -> Result<()> {
+        let layers = self.paths.layers();
+        let entries = fs::read_dir(&layers).context(|| format!("read {}", layers.display()))?.flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).try_for_each(|name| self.sweep_one(&name))
+    }
+
+    fn sweep_one(&self, name: &str) -> Result<()> {
+        let layers = self.paths.layers();
+        if !name.starts_with(TEMPORARY) {
+            return Ok(());
+        }
+        let Ok(directory) = fs::File::open(layers.join(name)) else { return Ok(()) };
+        match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => remove_below(&layers, name),
+            Err(_) => Ok(()),
+        }
     }
 }
 

@@ -138,7 +138,7 @@ impl Solver<'_> {
         if let Some((name, content)) = &command.script {
             let directory = scratch.path.join("pipes");
             fs::create_dir(&directory).map_err(failed("make a directory for a script"))?;
-            files::write_document(&directory, name, content).map_err(|error| BuildError::of_files(error))?;
+            files::write_document(&directory, name, content).map_err(BuildError::of_files)?;
             // The name is the Dockerfile's: it may have slashes and dots.
             let wrong = failed("make a script executable");
             let script = Root::open_path(&directory).and_then(|root| root.open(Path::new(name), OFlags::RDONLY, 0));
@@ -239,7 +239,7 @@ impl Solver<'_> {
                     }
                 }
                 let file = scratch.join(format!("secret-{number}"));
-                files::write_document(scratch, &format!("secret-{number}"), "").map_err(|error| BuildError::of_files(error))?;
+                files::write_document(scratch, &format!("secret-{number}"), "").map_err(BuildError::of_files)?;
                 fs::write(&file, &value).map_err(failed("hand a secret over"))?;
                 std::os::unix::fs::chown(&file, Some(secret.uid), Some(secret.gid)).map_err(failed("hand a secret over"))?;
                 fs::set_permissions(&file, fs::Permissions::from_mode(secret.mode & 0o7777))
@@ -344,9 +344,7 @@ impl Solver<'_> {
             let root = Root::open_path(&new).map_err(failed(what))?;
             let mut taker = Taker { target: &root, owner: None, mode: None, unpack: false };
             let tree = Tree { root: &from, is_context: false };
-            taker
-                .take(&tree, "/", true, "/", &Filter::default(), &mut Seen::default())
-                .map_err(|error| BuildError::of_files(error))?;
+            taker.take(&tree, "/", true, "/", &Filter::default(), &mut Seen::default()).map_err(BuildError::of_files)?;
         }
         if let Some((uid, gid, mode)) = owner {
             std::os::unix::fs::chown(&new, Some(uid), Some(gid)).map_err(failed(what))?;

@@ -113,9 +113,8 @@ impl Solver<'_> {
             }
             Source::Document { name, content } => {
                 let key = format!("document {name} {}", Digest::of(content.as_bytes()));
-                let fetched = self.fetched(key, |directory| {
-                    files::write_document(directory, name, content).map_err(|error| BuildError::of_files(error))
-                })?;
+                let fetched =
+                    self.fetched(key, |directory| files::write_document(directory, name, content).map_err(BuildError::of_files))?;
                 self.opened_directory(&fetched)
             }
             Source::Url { url, name, checksum } => {
@@ -266,10 +265,9 @@ impl Solver<'_> {
                 FileAction::Directory { path, mode, owner } => {
                     let owner = match owner.as_str() {
                         "" => None,
-                        user => Some(files::owner(users, user).map_err(|error| BuildError::of_files(error))?),
+                        user => Some(files::owner(users, user).map_err(BuildError::of_files)?),
                     };
-                    files::make_directory(target, path, *mode, owner, self.plan.epoch)
-                        .map_err(|error| BuildError::of_files(error))?;
+                    files::make_directory(target, path, *mode, owner, self.plan.epoch).map_err(BuildError::of_files)?;
                 }
                 FileAction::Copy(copy) => seen.push(self.take(copy, target, users)?),
             }

@@ -264,6 +264,10 @@ fn summary(usage: &DiskUsage) -> Vec<Map<String, Value>> {
     let idle: i64 = containers.iter().filter(|container| !is_active(container)).map(size).sum();
     let volumes = usage.volumes.as_deref().unwrap_or_default();
     let of = |volume: &Volume| volume.usage_data.clone().unwrap_or_default();
+    let cache = usage.build_cache.as_deref().unwrap_or_default();
+    let own_cache =
+        |idle: bool| cache.iter().filter(move |one| !one.shared && !(idle && one.in_use)).map(|one| one.size).sum::<i64>();
+    let (in_cache, idle_cache) = (own_cache(false), own_cache(true));
     let in_volumes: i64 = volumes.iter().map(|volume| of(volume).size).sum();
     let unused: i64 = volumes.iter().map(of).filter(|data| data.ref_count == 0).map(|data| data.size).sum();
     vec![
@@ -282,7 +286,7 @@ fn summary(usage: &DiskUsage) -> Vec<Map<String, Value>> {
             in_volumes,
             share(unused, in_volumes),
         ),
-        row("Build Cache", 0, 0, 0, size_text(0)),
+        row("Build Cache", cache.len(), cache.iter().filter(|one| one.in_use).count(), in_cache, size_text(idle_cache)),
     ]
 }
 

@@ -25,9 +25,6 @@ use crate::{Engine, Error, Result, link, names};
 
 /// The host name of a command that is given none.
 const HOST_NAME: &str = "buildkitsandbox";
-/// The file that tells the run directory of a command from that of a container.
-const MARK: &str = "build";
-
 /// The engine, as the builder sees it.
 pub(super) struct BuildHost<'a> {
     pub engine: &'a Engine,
@@ -157,7 +154,7 @@ impl Engine {
         output: &mut dyn FnMut(Stream, &[u8]),
     ) -> Result<i32, BuildError> {
         let directory = self.paths().run(&container.id.0);
-        let marked = fs::create_dir(&directory).and_then(|()| fs::write(directory.join(MARK), ""));
+        let marked = fs::create_dir(&directory).and_then(|()| fs::write(directory.join(state::BUILD), ""));
         marked.context(|| format!("create {}", directory.display())).map_err(internal)?;
         let started = self.start_step(container, run);
         let (attached, waiting) = match started {
@@ -236,7 +233,7 @@ impl Engine {
     /// Takes what a killed monitor of a command has left.
     fn clean_step(&self, id: &str) {
         let run = self.paths().run(id);
-        if !run.join(MARK).exists() {
+        if !run.join(state::BUILD).exists() {
             return;
         }
         // One that is about to end is waited for.
@@ -272,7 +269,7 @@ impl Engine {
                 let made = fs::metadata(&path).and_then(|stat| stat.modified());
                 made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age < std::time::Duration::from_secs(60)))
             };
-            if path.join(MARK).exists() && !state::is_locked(&path) && (path.join(state::LOCK).exists() || !is_new()) {
+            if path.join(state::BUILD).exists() && !state::is_locked(&path) && (path.join(state::LOCK).exists() || !is_new()) {
                 let id = entry.file_name().to_string_lossy().into_owned();
                 self.clean_step(&id);
                 self.release_all(&id)?;

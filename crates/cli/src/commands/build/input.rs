@@ -106,7 +106,7 @@ impl<'a> Input<'a> {
             own = Some(bytes);
         }
         match build.context.as_str() {
-            "-" => input.from_stream(build, engine)?,
+            "-" => input.take_stream(build, engine)?,
             path if is_remote(path) => {
                 return Err(plain(format!("{path}: contexts of other places are not supported yet: use a directory")).into());
             }
@@ -155,7 +155,7 @@ impl<'a> Input<'a> {
     }
 
     /// A tar with everything, or a Dockerfile alone, on standard input.
-    fn from_stream(&mut self, build: &Build, engine: &Engine) -> Result<(), Ended> {
+    fn take_stream(&mut self, build: &Build, engine: &Engine) -> Result<(), Ended> {
         let wrong = |error: std::io::Error| plain(format!("read the context from standard input: {error}"));
         let mut stream = std::io::stdin().lock();
         let mut head = Vec::new();

@@ -1,0 +1,314 @@
+//! Builds: what survives, what is left, what gets out, and that the cache is never wrong. What images come to is for `builds`.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use dhow_testkit::{Sandbox, clients, sandboxed, text, wait_until};
+
+/// A context with a Dockerfile.
+fn context(sandbox: &Sandbox, name: &str, dockerfile: &str) -> PathBuf {
+    let path = sandbox.path(name);
+    fs::create_dir_all(&path).unwrap();
+    fs::write(path.join("Dockerfile"), dockerfile).unwrap();
+    path
+}
+
+fn build(sandbox: &Sandbox, context: &Path, more: &[&str]) -> Output {
+    let args = [&["build", "--progress=plain"], more, &[context.to_str().unwrap()]].concat();
+    sandbox.command(&args).output().unwrap()
+}
+
+/// Standard error of a build that succeeds.
+fn built(sandbox: &Sandbox, context: &Path, more: &[&str]) -> String {
+    let output = build(sandbox, context, more);
+    let told = text(&output.stderr);
+    assert!(output.status.success(), "{told}");
+    told
+}
+
+/// What the image's only interesting file holds.
+fn answer(sandbox: &Sandbox, image: &str) -> String {
+    sandbox.ok(&["run", "--rm", "--network", "none", image, "cat", "/answer"])
+}
+
+/// Directories of the data root that are being made.
+fn unfinished(sandbox: &Sandbox) -> Vec<String> {
+    let entries = fs::read_dir(sandbox.data_root().join("layers")).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.starts_with("tmp-")).collect()
+}
+
+/// Run directories of commands and what is handed to them.
+fn of_commands(sandbox: &Sandbox) -> Vec<PathBuf> {
+    let directories = [sandbox.exec_root().join("containers"), sandbox.exec_root().join("builds")];
+    directories
+        .iter()
+        .flat_map(|directory| fs::read_dir(directory).into_iter().flatten())
+        .map(|entry| entry.unwrap().path())
+        .collect()
+}
+
+#[test]
+fn what_differs_in_one_thing_is_never_taken_from_the_cache() {
+    let sandbox = sandboxed!();
+    let file = "FROM busybox AS a\nARG V=0\nCOPY --chown=0:0 in /in\nRUN --mount=type=bind,target=/c cat /c/in/f > /f\n\
+        FROM busybox\nARG V=0\nCOPY --from=a /in /in\nCOPY --from=a /f /f\n\
+        RUN { cat /f; stat -c '%a %u' /in/f; ls /in; echo $V; } > /answer\n";
+    let path = context(&sandbox, "c", file);
+    fs::create_dir(path.join("in")).unwrap();
+    let target = path.join("in/f");
+    fs::write(&target, "one").unwrap();
+    let mut seen = std::collections::BTreeMap::new();
+    let mut look = |sandbox: &Sandbox, what: &str, more: &[&str]| {
+        let told = built(sandbox, &path, &[&["-t", "x"], more].concat());
+        let answer = answer(sandbox, "x");
+        if let Some(before) = seen.insert(answer.clone(), what.to_owned()) {
+            panic!("{what} gives what {before} gave: {answer}\n{told}");
+        }
+    };
+    look(&sandbox, "the first", &[]);
+    // As long as the other, and of the same time.
+    let time = fs::metadata(&target).unwrap().modified().unwrap();
+    fs::write(&target, "two").unwrap();
+    fs::File::options().write(true).open(&target).unwrap().set_modified(time).unwrap();
+    look(&sandbox, "another byte", &[]);
+    fs::set_permissions(&target, fs::Permissions::from_mode(0o4755)).unwrap();
+    look(&sandbox, "another mode", &[]);
+    fs::write(path.join("in/g"), "").unwrap();
+    look(&sandbox, "an empty file more", &[]);
+    look(&sandbox, "another argument", &["--build-arg", "V=1"]);
+    fs::write(path.join("Dockerfile"), file.replace("--chown=0:0", "--chown=33:0")).unwrap();
+    look(&sandbox, "another owner", &[]);
+    fs::rename(path.join("in/g"), path.join("in/h")).unwrap();
+    look(&sandbox, "another name", &[]);
+
+    // And what is the same is taken, also when its time is another, and by who builds in another order.
+    fs::File::options().write(true).open(&target).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+    let told = built(&sandbox, &path, &[]);
+    assert_eq!(told.matches("CACHED").count(), 5, "{told}");
+    sandbox.finish();
+}
+
+#[test]
+fn a_context_that_is_changed_while_it_is_built_poisons_nothing() {
+    let sandbox = sandboxed!();
+    let path = context(&sandbox, "c", "FROM busybox\nRUN sleep 1\nCOPY f /answer\n");
+    fs::write(path.join("f"), "before").unwrap();
+    let args = ["build", "--progress=plain", "-t", "x", path.to_str().unwrap()];
+    // The file is looked at when the build begins, and copied when the command has ended.
+    let child = sandbox.command(&args).stderr(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    fs::write(path.join("f"), "after").unwrap();
+    assert!(child.wait_with_output().unwrap().status.success());
+    assert_eq!(answer(&sandbox, "x"), "after");
+    fs::write(path.join("f"), "before").unwrap();
+    built(&sandbox, &path, &["-t", "x"]);
+    assert_eq!(answer(&sandbox, "x"), "before");
+    sandbox.finish();
+}
+
+#[test]
+fn secrets_are_nowhere_but_in_the_command() {
+    let sandbox = sandboxed!();
+    let file = "FROM busybox\nRUN --mount=type=secret,id=s,target=/run/key --mount=type=secret,id=s,env=KEY \
+        test \"$(cat /run/key)\" = \"$KEY\" && stat -c '%a %u' /run/key > /answer\n";
+    let path = context(&sandbox, "c", file);
+    let secret = "canary-of-the-test";
+    fs::write(sandbox.path("key"), secret).unwrap();
+    let given = format!("id=s,src={}", sandbox.path("key").display());
+    let told = built(&sandbox, &path, &["-t", "x", "--secret", &given]);
+    assert!(!told.contains(secret), "{told}");
+    assert_eq!(answer(&sandbox, "x"), "400 0");
+    let found =
+        Command::new("grep").args(["-r", "-l", secret]).args([sandbox.data_root(), sandbox.exec_root()]).output().unwrap();
+    assert_eq!(text(&found.stdout), "");
+    let (_, error) = sandbox.fails(&["build", "-q", "--no-cache", path.to_str().unwrap()]);
+    assert!(error.contains("did not complete successfully"), "{error}");
+    sandbox.finish();
+}
+
+#[test]
+fn nothing_in_a_dockerfile_or_a_context_leads_out() {
+    let sandbox = sandboxed!();
+    let canary = sandbox.path("canary");
+    fs::write(&canary, "of the host").unwrap();
+    fs::set_permissions(&canary, fs::Permissions::from_mode(0o600)).unwrap();
+    let before = fs::metadata(&canary).unwrap();
+    let shown = canary.to_str().unwrap();
+    let path = context(&sandbox, "c", "");
+    std::os::unix::fs::symlink(&canary, path.join("link")).unwrap();
+    std::os::unix::fs::symlink("/", path.join("root")).unwrap();
+    let attempts = [
+        // The name of a script.
+        format!("FROM busybox\nRUN <<{shown}\n#!/bin/sh\n{shown}\n"),
+        format!("FROM busybox\nRUN <<../../../../../..{shown}\n#!/bin/sh\n../../../../../..{shown}\n"),
+        format!("FROM busybox\nCOPY <<{shown} /answer\nx\n{shown}\n"),
+        // Links of the context, and paths that go up.
+        "FROM busybox\nCOPY link /answer\nRUN cat /answer\n".to_owned(),
+        format!("FROM busybox\nCOPY root{shown} /answer\n"),
+        format!("FROM busybox\nCOPY ../../../../../..{shown} /answer\n"),
+        format!("FROM busybox\nRUN --mount=type=bind,source=root{shown},target=/m cat /m > /answer\n"),
+        // Links of the image.
+        format!("FROM busybox\nRUN ln -s {shown} /l && ln -s / /r\nCOPY Dockerfile /l\nCOPY Dockerfile /r{shown}\n"),
+        format!(
+            "FROM busybox AS a\nRUN ln -s / /r\nFROM busybox\nRUN --mount=type=bind,from=a,source=/r{shown},target=/m cat /m > /answer\n"
+        ),
+        format!(
+            "FROM busybox AS a\nRUN ln -s / /r\nFROM busybox\nRUN --mount=type=bind,from=a,target=/m cat /m/r{shown} > /answer\n"
+        ),
+        // A cache's name, and a place in it.
+        format!("FROM busybox\nRUN --mount=type=cache,id=../../../../../..{shown},target=/m touch /m/x\n"),
+        "FROM busybox\nRUN --mount=type=cache,id=k,target=/m ln -sfn / /m/r\n".to_owned(),
+        format!("FROM busybox\nRUN --mount=type=cache,id=k,source=r{shown},target=/m cat /m > /answer\n"),
+        format!("FROM busybox\nRUN ln -s / /w\nWORKDIR /w{shown}.d\n"),
+    ];
+    for file in attempts {
+        fs::write(path.join("Dockerfile"), &file).unwrap();
+        let output = build(&sandbox, &path, &["-t", "x"]);
+        let told = text(&output.stderr);
+        assert!(!told.contains("of the host"), "{file}\n{told}");
+        assert!(!told.contains("panicked"), "{file}\n{told}");
+        if output.status.success() {
+            let (_, out, _) = sandbox.by("dhow", &["run", "--rm", "--network", "none", "x", "cat", "/answer"]);
+            assert!(!out.contains("of the host"), "{file}");
+            sandbox.ok(&["rmi", "-f", "x"]);
+        }
+        assert_eq!(fs::read_to_string(&canary).unwrap(), "of the host", "{file}");
+        let now = fs::metadata(&canary).unwrap();
+        assert_eq!((now.mode(), now.ino(), now.uid()), (before.mode(), before.ino(), before.uid()), "{file}");
+        assert!(!Path::new(&format!("{shown}.d")).exists(), "{file}");
+    }
+    sandbox.finish();
+}
+
+#[test]
+fn a_killed_build_leaves_nothing_that_the_next_does_not_take() {
+    let sandbox = sandboxed!();
+    let path = context(&sandbox, "c", "FROM busybox\nRUN echo first > /answer\nRUN sleep 1000\n");
+    let args = ["build", "--progress=plain", path.to_str().unwrap()];
+    let running = |sandbox: &Sandbox| !of_commands(sandbox).is_empty();
+    for signal in ["-KILL", "-INT"] {
+        let mut child = sandbox.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        wait_until("the long command runs", || {
+            text(&Command::new("pgrep").args(["-f", "^sleep 1000$"]).output().unwrap().stdout).lines().count() > 0
+                && running(&sandbox)
+        });
+        assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        let status = child.wait().unwrap();
+        assert_eq!(status.code(), if signal == "-INT" { Some(130) } else { None });
+        // Its commands die with it.
+        wait_until("the command is gone", || {
+            Command::new("pgrep").args(["-f", "^sleep 1000$"]).output().unwrap().stdout.is_empty()
+        });
+        if signal == "-INT" {
+            // Also of the one before, which could not clean up after itself.
+            assert_eq!((of_commands(&sandbox), unfinished(&sandbox)), (Vec::new(), Vec::new()));
+        }
+    }
+    // What was done counts, and nothing is left of what was not.
+    fs::write(path.join("Dockerfile"), "FROM busybox\nRUN echo first > /answer\n").unwrap();
+    let told = built(&sandbox, &path, &["-t", "x"]);
+    assert!(told.contains("CACHED"), "{told}");
+    assert_eq!(answer(&sandbox, "x"), "first");
+    assert_eq!(of_commands(&sandbox), Vec::<PathBuf>::new());
+    sandbox.ok(&["system", "check", "--repair"]);
+    assert_eq!(unfinished(&sandbox), Vec::<String>::new());
+    sandbox.finish();
+}
+
+#[test]
+fn stages_and_builds_share_caches_side_by_side() {
+    let sandbox = sandboxed!();
+    let stage = |name: &str, sharing: &str| {
+        format!(
+            "FROM busybox AS {name}\nRUN --mount=type=cache,id=c,target=/c,sharing={sharing},uid=33 echo {name} >> /c/log && echo {name} > /{name}\n"
+        )
+    };
+    let mut file: String = ["a", "b", "d", "e"].iter().map(|name| stage(name, "shared")).collect();
+    file += &stage("f", "locked");
+    // Twice the same in one command.
+    file += "FROM busybox AS g\nRUN --mount=type=cache,id=c,target=/c,sharing=locked --mount=type=cache,id=c,target=/d cat /c/log > /g\n";
+    file += "FROM busybox\n";
+    for name in ["a", "b", "d", "e", "f", "g"] {
+        file += &format!("COPY --from={name} /{name} /got/\n");
+    }
+    let contexts: Vec<PathBuf> =
+        (0..4).map(|number| context(&sandbox, &format!("c{number}"), &format!("{file}ENV N={number}\n"))).collect();
+    std::thread::scope(|scope| {
+        for (number, path) in contexts.iter().enumerate() {
+            let sandbox = &sandbox;
+            scope.spawn(move || built(sandbox, path, &["--no-cache", "-t", &format!("x{number}")]));
+        }
+    });
+    for number in 0..4 {
+        let got = sandbox.ok(&["run", "--rm", "--network", "none", &format!("x{number}"), "ls", "/got"]);
+        assert_eq!(got.split_whitespace().collect::<Vec<_>>(), ["a", "b", "d", "e", "f", "g"]);
+    }
+    let usage = sandbox.ok(&["builder", "du", "--format", "{{.Type}} {{.Description}}"]);
+    assert!(usage.contains("exec.cachemount cached mount /c"), "{usage}");
+    sandbox.ok(&["builder", "prune", "-af"]);
+    assert_eq!(sandbox.ok(&["builder", "du", "--format", "{{.Shared}}"]).replace("true", "").trim(), "");
+    assert_eq!(fs::read_dir(sandbox.data_root().join("caches")).unwrap().count(), 0);
+    assert_eq!((of_commands(&sandbox), unfinished(&sandbox)), (Vec::new(), Vec::new()));
+    sandbox.finish();
+}
+
+#[test]
+fn files_that_stand_for_more_than_there_is_are_refused() {
+    let sandbox = sandboxed!();
+    let mut doubling = "FROM busybox\nENV A=0123456789\n".to_owned();
+    for _ in 0..30 {
+        doubling += "ENV A=\"$A$A\"\n";
+    }
+    let many: String =
+        (0..20_000).map(|number| format!("FROM scratch AS s{number}\nCOPY --from=s{} / /\n", number + 1)).collect();
+    for (file, why) in [(doubling, "becomes longer than"), (many, "are the most there may be")] {
+        let path = context(&sandbox, "c", &file);
+        let output = build(&sandbox, &path, &["--check"]);
+        let told = text(&output.stderr);
+        assert!(!output.status.success() && told.contains(why), "{}", &told[..told.len().min(2000)]);
+    }
+    // Each stage takes from all before it.
+    let mut file = "FROM busybox AS s0\nRUN echo > /x0\n".to_owned();
+    for number in 1..14 {
+        file += &format!("FROM busybox AS s{number}\n");
+        (0..number).for_each(|other| file += &format!("COPY --from=s{other} /x{other} /x{number}\n"));
+    }
+    let path = context(&sandbox, "c", &file);
+    built(&sandbox, &path, &[]);
+    sandbox.finish();
+}
+
+#[test]
+fn the_classic_client_builds_and_shares_the_cache() {
+    let mut sandbox = sandboxed!();
+    if !clients().contains(&"docker") {
+        return dhow_testkit::not_run("docker's client is not installed");
+    }
+    sandbox.start_daemon();
+    let path = context(&sandbox, "c", "FROM busybox\nARG V=1\nRUN echo $V > /answer\nCOPY Dockerfile /d\n");
+    let classic = |more: &[&str]| {
+        let args = [&["build", "-t", "x"], more, &[path.to_str().unwrap()]].concat();
+        sandbox.client("docker", &args).env("DOCKER_BUILDKIT", "0").output().unwrap()
+    };
+    let first = classic(&[]);
+    let told = text(&first.stdout);
+    assert!(first.status.success(), "{told}{}", text(&first.stderr));
+    assert!(told.contains("Step 1/4 : FROM busybox") && told.contains("Successfully tagged x:latest"), "{told}");
+    assert!(text(&classic(&[]).stdout).contains("---> Using cache"));
+    assert!(built(&sandbox, &path, &[]).contains("CACHED"));
+    let (_, df, _) = sandbox.by("docker", &["system", "df", "--format", "{{.Type}} {{.TotalCount}}"]);
+    assert!(df.contains("Build Cache 2"), "{df}");
+    fs::write(path.join("Dockerfile"), "FROM busybox\nRUN exit 7\n").unwrap();
+    let failed = classic(&[]);
+    let error = text(&failed.stderr);
+    assert!(error.contains("The command '/bin/sh -c exit 7' returned a non-zero code: 7"), "{error}");
+    sandbox.ok(&["rmi", "x"]);
+    let (_, pruned, _) = sandbox.by("docker", &["builder", "prune", "-af"]);
+    assert!(pruned.contains("Total"), "{pruned}");
+    sandbox.finish();
+}
