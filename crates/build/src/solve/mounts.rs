@@ -37,9 +37,9 @@ impl Scratch {
         fs::DirBuilder::new().recursive(true).mode(0o710).create(&all).map_err(failed(what))?;
         // What killed builds have left.
         for entry in fs::read_dir(&all).map_err(failed(what))?.flatten() {
-            let is_left = fs::File::open(entry.path())
-                .is_ok_and(|left| rustix::fs::flock(&left, FlockOperation::NonBlockingLockExclusive).is_ok());
-            if is_left {
+            let Ok(left) = fs::File::open(entry.path()) else { continue };
+            // Locked until it is gone: its maker may only be about to take it.
+            if rustix::fs::flock(&left, FlockOperation::NonBlockingLockExclusive).is_ok() {
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
