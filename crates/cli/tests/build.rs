@@ -231,7 +231,8 @@ fn stages_and_builds_share_caches_side_by_side() {
     let mut file: String = ["a", "b", "d", "e"].iter().map(|name| stage(name, "shared")).collect();
     file += &stage("f", "locked");
     // Twice the same in one command.
-    file += "FROM busybox AS g\nRUN --mount=type=cache,id=c,target=/c,sharing=locked --mount=type=cache,id=c,target=/d ls /c > /g\n";
+    file +=
+        "FROM busybox AS g\nRUN --mount=type=cache,id=c,target=/c,sharing=locked --mount=type=cache,id=c,target=/d ls /c > /g\n";
     file += "FROM busybox\n";
     for name in ["a", "b", "d", "e", "f", "g"] {
         file += &format!("COPY --from={name} /{name} /got/\n");
