@@ -7,7 +7,7 @@ usage: bench.py [--cases CASE,…] [--runs N] [--json FILE] NAME='command prefix
        NAME_DAEMON='command' starts its daemon in the foreground, for the case scale: it is started and ended there.
 
 Cases: run_bridge run_none exec ps burst idle logs tcp scale pull (of the image that PULL names, by registry, which nobody
-       else must need) push (of PUSH) archive (save and load of ARCHIVE, which nobody else must need).
+       else must need) push (of PUSH) build context stages archive (save and load of ARCHIVE, which nobody else must need).
 Each engine must have an image busybox:latest. Engines take turns within a case, so that ratios hold when the machine drifts:
 quote ratios of medians of one run. What an engine does after its command has returned is counted for nobody: see TURN.
 """
@@ -153,6 +153,72 @@ def case_archive(engines, runs):
             finally:
                 os.path.exists(path) and os.unlink(path)
     return {name: {key: round(statistics.median(t)) for key, t in both.items()} for name, both in results.items()}
+
+
+def build_context(directory, files, dockerfile):
+    """A context of so many small files, a hundred in a directory."""
+    for number in range(files):
+        path = f"{directory}/files/{number // 100}"
+        os.makedirs(path, exist_ok=True)
+        with open(f"{path}/{number}", "w") as file:
+            file.write(f"file {number}\n" * 8)
+    with open(f"{directory}/Dockerfile", "w") as file:
+        file.write(dockerfile)
+
+
+def case_build(engines, runs):
+    """Ten commands and a copy of 200 files: nothing known (cold), everything (cached), all but the last step (last). The
+    contexts are below SCRATCH."""
+    steps = "FROM busybox\n" + "".join(f"RUN echo {number} > /{number}\n" for number in range(10)) + "COPY files /files\n"
+    times = {engine.name: {"cold_ms": [], "cached_ms": [], "last_ms": []} for engine in engines}
+    with tempfile.TemporaryDirectory(dir=os.environ.get("SCRATCH", "/tmp")) as directory:
+        build_context(directory, 200, steps)
+        for number in range(max(3, runs // 4)):
+            for engine in engines:
+                build = lambda *more: engine.run("build", "-q", "-t", "bench-build", *more, directory)
+                own = times[engine.name]
+                own["cold_ms"].append(timed(lambda: build("--no-cache")))
+                build()
+                own["cached_ms"] += [timed(build) for _ in range(TURN)]
+                with open(f"{directory}/files/0/0", "w") as file:
+                    file.write(f"{engine.name} {number} {time.time()}")
+                own["last_ms"].append(timed(build))
+    for engine in engines:
+        engine.run("rmi", "-f", "bench-build", check=False)
+    return {name: {key: round(statistics.median(t), 1) for key, t in all.items()} for name, all in times.items()}
+
+
+def case_context(engines, runs):
+    """A context of 50,000 files that has not changed."""
+    times = {engine.name: [] for engine in engines}
+    with tempfile.TemporaryDirectory(dir=os.environ.get("SCRATCH", "/tmp")) as directory:
+        build_context(directory, 50_000, "FROM busybox\nCOPY files /files\n")
+        for engine in engines:
+            engine.run("build", "-q", "-t", "bench-build", directory)
+        for _ in range(max(3, runs // 4)):
+            for engine in engines:
+                times[engine.name].append(timed(lambda: engine.run("build", "-q", "-t", "bench-build", directory)))
+    for engine in engines:
+        engine.run("rmi", "-f", "bench-build", check=False)
+    return {name: {"median_ms": round(statistics.median(t), 1), "min_ms": round(min(t), 1)} for name, t in times.items()}
+
+
+def case_stages(engines, runs):
+    """Four stages of one second of work each that know nothing of one another."""
+    work = "RUN i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; echo $i > /x\n"
+    steps = "".join(f"FROM busybox AS s{number}\n{work}" for number in range(4))
+    steps += "FROM busybox\n" + "".join(f"COPY --from=s{number} /x /x{number}\n" for number in range(4))
+    times = {engine.name: {"four_ms": [], "one_ms": []} for engine in engines}
+    with tempfile.TemporaryDirectory(dir=os.environ.get("SCRATCH", "/tmp")) as directory:
+        build_context(directory, 0, steps)
+        for _ in range(3):
+            for engine in engines:
+                for key, more in (("four_ms", []), ("one_ms", ["--target", "s0"])):
+                    args = ["build", "-q", "--no-cache", "-t", "bench-build", *more, directory]
+                    times[engine.name][key].append(timed(lambda: engine.run(*args)))
+    for engine in engines:
+        engine.run("rmi", "-f", "bench-build", check=False)
+    return {name: {key: round(statistics.median(t)) for key, t in all.items()} for name, all in times.items()}
 
 
 def case_idle(engines, runs):

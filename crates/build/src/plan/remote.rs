@@ -67,31 +67,12 @@ fn url_name(url: &str) -> String {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let path = rest.split_once('/').map_or("", |(_, path)| path);
     let path = path.split(['?', '#']).next().unwrap_or_default();
-    let decoded = percent_decoded(path);
+    let decoded = percent_encoding::percent_decode_str(path).decode_utf8_lossy();
     match decoded.trim_end_matches('/').rsplit('/').next() {
         Some("" | "." | "..") | None => "__unnamed__".to_owned(),
         Some(name) if name.contains('\0') => "__unnamed__".to_owned(),
         Some(name) => name.to_owned(),
     }
-}
-
-fn percent_decoded(text: &str) -> String {
-    let mut bytes = Vec::new();
-    let mut rest = text.as_bytes();
-    while let Some((first, more)) = rest.split_first() {
-        let code = (*first == b'%').then(|| more.get(..2)).flatten().and_then(|two| std::str::from_utf8(two).ok());
-        match code.and_then(|two| u8::from_str_radix(two, 16).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &more[2..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = more;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// A repository by its address; `None` for what is none.

@@ -266,7 +266,7 @@ fn summary(usage: &DiskUsage) -> Vec<Map<String, Value>> {
     let of = |volume: &Volume| volume.usage_data.clone().unwrap_or_default();
     let cache = usage.build_cache.as_deref().unwrap_or_default();
     let own_cache =
-        |idle: bool| cache.iter().filter(move |one| !one.shared && !(idle && one.in_use)).map(|one| one.size).sum::<i64>();
+        |idle: bool| cache.iter().filter(move |one| !(one.shared || (idle && one.in_use))).map(|one| one.size).sum::<i64>();
     let (in_cache, idle_cache) = (own_cache(false), own_cache(true));
     let in_volumes: i64 = volumes.iter().map(|volume| of(volume).size).sum();
     let unused: i64 = volumes.iter().map(of).filter(|data| data.ref_count == 0).map(|data| data.size).sum();
