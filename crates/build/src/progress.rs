@@ -54,11 +54,6 @@ pub enum Event {
         file: String,
         source: Arc<[u8]>,
     },
-    /// Why a step is not taken from what is known.
-    Missed {
-        id: VertexId,
-        why: String,
-    },
 }
 
 /// Who is told. Several threads tell at once.

@@ -1,7 +1,7 @@
 //! Carrying a plan out: what is known is taken, what is not is done, what is independent at the same time.
 //!
 //! Each step has two keys. The first is of what the plan says, with a stage that files are taken from by that stage's own key: it
-//! is known without looking at any files of stages. The second has those files by what is in them ([`Seen`]), so that a
+//! is known without looking at any files of stages. The second has those files by what is in them ([`crate::files::Seen`]), so that a
 //! stage which was built again and came to the same makes nobody else be built again. A record is found by either.
 //!
 //! **Invariant:** what is in a record's layer is what its second key says: files are hashed while they are copied, and the key

@@ -305,6 +305,5 @@ async fn tunnel(mut call: Call) -> Result<(), Status> {
     drop(to);
     served.abort();
     outgoing.abort();
-    tracing::debug!("a tunnelled session ended at {}", time::format(time::now()));
     Ok(())
 }

@@ -359,7 +359,7 @@ impl Progress for Teller<'_> {
                 }
             }
             Event::Log { bytes, .. } => self.text(String::from_utf8_lossy(&bytes).into_owned()),
-            Event::Ended { .. } | Event::Status { .. } | Event::Warning { .. } | Event::Missed { .. } => {}
+            Event::Ended { .. } | Event::Status { .. } | Event::Warning { .. } => {}
         }
     }
 }

@@ -42,10 +42,7 @@ pub(super) fn text(ranges: &[Lines], name: &str, file: &[u8]) -> String {
 }
 
 pub(super) fn show(ranges: &[Lines], name: &str, file: &[u8]) {
-    let _ = ranges.iter().try_for_each(|range| {
-        eprint!("{}", text(std::slice::from_ref(range), name, file));
-        Some(())
-    });
+    ranges.iter().for_each(|range| eprint!("{}", text(std::slice::from_ref(range), name, file)));
 }
 
 #[cfg(test)]

@@ -52,12 +52,7 @@ struct Status {
 struct Trace {
     vertices: HashMap<VertexId, Vertex>,
     order: Vec<VertexId>,
-    warnings: Vec<Warning>,
-}
-
-/// What a check has found.
-pub(super) struct Warning {
-    finding: Finding,
+    warnings: Vec<Finding>,
 }
 
 /// Shows a build on standard error.
@@ -107,7 +102,7 @@ impl Display {
     }
 
     /// Ends it, with what failing steps wrote last; what the checks have found.
-    pub fn finish(&self) -> Vec<Warning> {
+    pub fn finish(&self) -> Vec<Finding> {
         let (text, warnings) = {
             let mut state = lock(&self.state);
             state.is_over = true;
@@ -117,7 +112,7 @@ impl Display {
                 Kind::Terminal => terminal.draw(trace, true),
                 Kind::Quiet => {}
             }
-            (trace.failures(self.kind == Kind::Terminal), std::mem::take(&mut trace.warnings))
+            (trace.failures(), std::mem::take(&mut trace.warnings))
         };
         self.state.over.notify_all();
         if let Some(thread) = self.redraw.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -127,13 +122,13 @@ impl Display {
         warnings
     }
 
-    pub fn show_warnings(&self, warnings: &[Warning]) {
+    pub fn show_warnings(&self, warnings: &[Finding]) {
         if self.kind == Kind::Quiet || warnings.is_empty() {
             return;
         }
         let plural = if warnings.len() == 1 { "warning" } else { "warnings" };
         let mut text = format!("\n {} {plural} found:\n", warnings.len());
-        for Warning { finding } in warnings {
+        for finding in warnings {
             let Lines { first, .. } = finding.lines;
             let line = if first > 0 { format!(" (line {first})") } else { String::new() };
             let _ = writeln!(text, " - {}: {}{line}", finding.rule.name(), finding.message);
@@ -170,24 +165,22 @@ impl Vertex {
 impl Trace {
     /// Takes down what is told: the vertex that there is something new to show of.
     fn take(&mut self, event: &Event) -> Option<VertexId> {
-        let (id, begins) = match event {
+        let id = match event {
             Event::Vertex { id, name, .. } => {
                 self.vertices.entry(*id).or_default().name.clone_from(name);
                 return None;
             }
             Event::Warning { finding, .. } => {
                 // One text may be wrong in the same way in several places of one line.
-                if !self.warnings.iter().any(|known| known.finding == *finding) {
-                    self.warnings.push(Warning { finding: finding.clone() });
+                if !self.warnings.contains(finding) {
+                    self.warnings.push(finding.clone());
                 }
                 return None;
             }
             Event::Step { .. } => return None,
-            Event::Missed { .. } => return None,
-            Event::Started(id) => (*id, true),
-            Event::Ended { id, .. } | Event::Log { id, .. } | Event::Status { id, .. } => (*id, true),
+            Event::Started(id) | Event::Ended { id, .. } | Event::Log { id, .. } | Event::Status { id, .. } => *id,
         };
-        if begins && !self.order.contains(&id) {
+        if !self.order.contains(&id) {
             self.order.push(id);
         }
         let vertex = self.vertices.entry(id).or_default();
@@ -218,7 +211,7 @@ impl Trace {
     }
 
     /// What failing steps wrote last.
-    fn failures(&self, _is_terminal: bool) -> String {
+    fn failures(&self) -> String {
         let mut text = String::new();
         for vertex in self.order.iter().filter_map(|id| self.vertices.get(id)) {
             if vertex.error.is_some() && !vertex.is_cancelled() {
@@ -309,9 +302,9 @@ mod tests {
         }
         trace.take(&Event::Log { id, stream, bytes: b"half".to_vec() });
         trace.take(&Event::Log { id, stream, bytes: b" done".to_vec() });
-        assert_eq!(trace.failures(false), "");
+        assert_eq!(trace.failures(), "");
         trace.take(&Event::Ended { id, cached: false, error: Some("exit code: 1".to_owned()) });
-        let text = trace.failures(false);
+        let text = trace.failures();
         assert!(text.starts_with("------\n > RUN x:\n") && text.ends_with("half done\n------\n"), "{text}");
         assert!(!text.contains("line 10\n") && text.contains("line 11\n"), "{text}");
     }

@@ -40,7 +40,7 @@ impl Plain {
         let Some(vertex) = trace.vertices.get(&id) else { return };
         self.vertices.entry(id).or_default().say(vertex, event);
         match self.current {
-            Some((current, _)) if current == id => self.show(trace, id),
+            Some((current, _)) if current == id => self.show(id),
             Some((_, since)) if since.elapsed() > PATIENCE => self.turn_to(trace, id),
             Some(_) => return,
             None => self.turn_to(trace, id),
@@ -77,11 +77,11 @@ impl Plain {
         let _ = writeln!(head, "#{} {name}", one.number);
         let _ = std::io::stderr().write_all(&head);
         self.current = Some((id, Instant::now()));
-        self.show(trace, id);
+        self.show(id);
     }
 
     /// Writes out what the current vertex has to say.
-    fn show(&mut self, _trace: &Trace, id: VertexId) {
+    fn show(&mut self, id: VertexId) {
         let Some(one) = self.vertices.get_mut(&id) else { return };
         // What was said before the vertex had its number.
         let prefix = format!("#{} ", one.number);
