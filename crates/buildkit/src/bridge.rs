@@ -29,16 +29,11 @@ const BUILD: &str = "buildkit-controlapi-buildid";
 const LARGEST_FILE: u64 = 16 << 20;
 
 /// What clients may rely on (`frontend/gateway/pb/caps.go`, `solver/pb/caps.go`).
-const FRONTEND: [&str; 13] = [
+const FRONTEND: [&str; 8] = [
     "solve.base",
     "solve.inlinereturn",
-    "resolveimage",
-    "resolveimage.resolvemode",
-    "readfile",
     "return",
     "returnmap",
-    "readdir",
-    "statfile",
     "proto.refarray",
     "gateway.evaluate",
     "gateway.warnings",

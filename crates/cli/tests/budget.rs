@@ -88,3 +88,26 @@ fn room_that_is_to_stay_free_is_not_taken() {
         sandbox.finish();
     }
 }
+
+#[test]
+fn what_builds_keep_goes_before_images() {
+    let mut sandbox = sandboxed!();
+    let registry = Registry::start();
+    registry.add("app", "1", &[layer("layer", 5)]);
+    let context = sandbox.path("context");
+    std::fs::create_dir(&context).unwrap();
+    let steps: String =
+        (0..4).map(|number| format!("RUN dd if=/dev/urandom of=/{number} bs=2000000 count=1 2>/dev/null\n")).collect();
+    std::fs::write(context.join("Dockerfile"), format!("FROM busybox\n{steps}")).unwrap();
+    // No image comes of it.
+    sandbox.ok(&["build", "-q", "-o", "type=tar,dest=/dev/null", context.to_str().unwrap()]);
+    let kept = |sandbox: &Sandbox| sandbox.ok(&["builder", "du", "--format", "{{.Size}}"]).lines().count();
+    assert_eq!(kept(&sandbox), 4);
+    with_budget(&mut sandbox, &serde_json::json!({ "max": "12MB" }));
+    let (status, _, told) = sandbox.by("dhow", &["pull", "-q", &registry.name("app:1")]);
+    assert_eq!(status, 0, "{told}");
+    assert!(kept(&sandbox) < 4);
+    let images = sandbox.ok(&["images", "--format", "{{.Repository}}"]);
+    assert!(images.contains("busybox") && images.contains("app"), "{images}");
+    sandbox.finish();
+}

@@ -313,3 +313,32 @@ fn the_classic_client_builds_and_shares_the_cache() {
     assert!(pruned.contains("Total"), "{pruned}");
     sandbox.finish();
 }
+
+#[test]
+fn the_cache_is_pruned_as_far_as_is_asked_for() {
+    let sandbox = sandboxed!();
+    let megabyte = |name: &str| format!("RUN dd if=/dev/urandom of=/{name} bs=1000000 count=1 2>/dev/null\n");
+    let path = context(&sandbox, "c", &format!("FROM busybox\n{}{}{}", megabyte("a"), megabyte("b"), megabyte("d")));
+    let sizes = |sandbox: &Sandbox| sandbox.ok(&["builder", "du", "--format", "{{.Size}}"]);
+    built(&sandbox, &path, &["-o", "type=tar,dest=/dev/null"]);
+    assert_eq!(sizes(&sandbox).lines().count(), 3);
+    // Nothing is that old.
+    sandbox.ok(&["builder", "prune", "-f", "--filter", "until=24h"]);
+    sandbox.ok(&["builder", "prune", "-f", "--keep-storage", "10MB"]);
+    assert_eq!(sizes(&sandbox).lines().count(), 3);
+    let would = sandbox.ok(&["builder", "prune", "-f", "--dry-run"]);
+    assert!(would.contains("Reclaimable space: 3MB"), "{would}");
+    sandbox.ok(&["builder", "prune", "-f", "--keep-storage", "1.5MB"]);
+    assert_eq!(sizes(&sandbox), "1MB");
+    let (_, error) = sandbox.fails(&["builder", "prune", "-f", "--filter", "nosuch=1"]);
+    assert!(error.contains("invalid filter 'nosuch'"), "{error}");
+
+    // What an image has stays, unless it is asked for, too; the image keeps its files.
+    built(&sandbox, &path, &["-t", "x"]);
+    sandbox.ok(&["builder", "prune", "-f"]);
+    assert_eq!(sizes(&sandbox).lines().count(), 3);
+    sandbox.ok(&["builder", "prune", "-af"]);
+    assert_eq!(sizes(&sandbox), "");
+    assert_eq!(sandbox.ok(&["run", "--rm", "--network", "none", "x", "stat", "-c", "%s", "/d"]), "1000000");
+    sandbox.finish();
+}

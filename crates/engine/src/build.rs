@@ -256,7 +256,13 @@ impl Engine {
             work: root.work.clone(),
             volatile: !root.upper.is_empty(),
         };
-        overlay.mount_here().map_err(|error| BuildError::internal(format!("mount the build's files: {error}")))
+        overlay.mount_here().map_err(|error| {
+            let hint = match rustix::io::Errno::from_io_error(&error) {
+                Some(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => " (builds need Linux 6.7 or newer)",
+                _ => "",
+            };
+            BuildError::internal(format!("mount the build's files: {error}{hint}"))
+        })
     }
 }
 

@@ -234,13 +234,23 @@ fn failure(error: &BuildError) -> Message {
 
 /// The instructions of a file, and what has been said of them.
 struct Steps {
-    /// First line, text, stage, and whether it is a step of the build's graph.
-    all: Vec<(usize, String, usize, bool)>,
-    told: Vec<bool>,
+    all: Vec<Heading>,
     /// The instruction of each vertex that has begun.
     of_vertex: HashMap<VertexId, usize>,
-    names: HashMap<VertexId, String>,
+    /// Arguments that the file declares.
     declared: Vec<String>,
+    /// The beginning of a letter that the rest of is still to come, of each vertex' output.
+    cut: HashMap<VertexId, Vec<u8>>,
+}
+
+/// `Step 1/4 : FROM busybox`.
+struct Heading {
+    line: usize,
+    code: String,
+    stage: usize,
+    /// It is a step of the build's graph.
+    is_step: bool,
+    is_told: bool,
 }
 
 impl Steps {
@@ -253,34 +263,62 @@ impl Steps {
                 declared.extend(arguments.iter().map(|argument| argument.name.clone()));
             }
         };
+        let heading = |line, code: &String, stage, is_step| Heading { line, code: code.clone(), stage, is_step, is_told: false };
         for argument in &parsed.arguments {
             note(&argument.kind);
-            all.push((argument.lines.first, argument.code.clone(), 0, false));
+            all.push(heading(argument.lines.first, &argument.code, 0, false));
         }
         for (number, stage) in parsed.stages.iter().enumerate() {
-            all.push((stage.lines.first, stage.code.clone(), number, true));
+            all.push(heading(stage.lines.first, &stage.code, number, true));
             for one in &stage.instructions {
                 note(&one.kind);
                 let is_step = matches!(one.kind, Kind::Add(_) | Kind::Copy(_) | Kind::Run(_) | Kind::Workdir(_));
-                all.push((one.lines.first, one.code.clone(), number, is_step));
+                all.push(heading(one.lines.first, &one.code, number, is_step));
             }
         }
-        let told = vec![false; all.len()];
-        Ok(Steps { all, told, of_vertex: HashMap::new(), names: HashMap::new(), declared })
+        Ok(Steps { all, of_vertex: HashMap::new(), declared, cut: HashMap::new() })
     }
 
     /// The headings of instructions up to one of them, as far as they have not been told.
     fn headings(&mut self, upto: usize) -> Vec<String> {
-        let stage = self.all[upto].2;
-        let mut texts = Vec::new();
-        for index in 0..=upto {
-            let (_, code, of_stage, is_step) = &self.all[index];
-            let is_due = index == upto || *of_stage < stage || (*of_stage == stage && !is_step) || index == 0;
-            if is_due && !std::mem::replace(&mut self.told[index], true) {
-                texts.push(format!("Step {}/{} : {code}", index + 1, self.all.len()));
+        let stage = self.all[upto].stage;
+        self.untold(upto, |index, one| index == upto || one.stage < stage || (one.stage == stage && !one.is_step) || index == 0)
+    }
+
+    /// All that have not been told.
+    fn rest(&mut self) -> Vec<String> {
+        self.untold(self.all.len().saturating_sub(1), |_, _| true)
+    }
+
+    fn untold(&mut self, upto: usize, is_due: impl Fn(usize, &Heading) -> bool) -> Vec<String> {
+        let count = self.all.len();
+        let due = self.all.iter_mut().enumerate().take(upto + 1).filter(|(index, one)| !one.is_told && is_due(*index, one));
+        let told = due.map(|(index, one)| {
+            one.is_told = true;
+            format!("Step {}/{count} : {}", index + 1, one.code)
+        });
+        told.collect()
+    }
+
+    /// Output as text; a letter whose end has not come waits for it.
+    fn whole(&mut self, id: VertexId, bytes: Vec<u8>) -> String {
+        let mut all = self.cut.remove(&id).unwrap_or_default();
+        all.extend(bytes);
+        let end = match all.utf8_chunks().last() {
+            // Of the last bytes only those that a letter may begin with.
+            Some(last)
+                if !last.invalid().is_empty()
+                    && std::str::from_utf8(last.invalid()).is_err_and(|error| error.error_len().is_none()) =>
+            {
+                all.len() - last.invalid().len()
             }
+            _ => all.len(),
+        };
+        let rest = all.split_off(end);
+        if !rest.is_empty() {
+            self.cut.insert(id, rest);
         }
-        texts
+        String::from_utf8_lossy(&all).into_owned()
     }
 }
 
@@ -318,11 +356,7 @@ impl Teller<'_> {
     fn finish(&self, given: &[String]) {
         let (texts, declared) = {
             let mut steps = self.steps();
-            let texts = if steps.all.is_empty() {
-                Vec::new()
-            } else {
-                (0..steps.all.len()).flat_map(|index| steps.headings(index)).collect()
-            };
+            let texts = steps.rest();
             (texts, steps.declared.clone())
         };
         self.headings(texts);
@@ -338,10 +372,9 @@ impl Teller<'_> {
 impl Progress for Teller<'_> {
     fn tell(&self, event: Event) {
         match event {
-            Event::Vertex { id, name, .. } => drop(self.steps().names.insert(id, name)),
             Event::Step { id, line } => {
                 let mut steps = self.steps();
-                if let Some(index) = steps.all.iter().position(|(first, ..)| *first == line) {
+                if let Some(index) = steps.all.iter().position(|one| one.line == line) {
                     steps.of_vertex.insert(id, index);
                 }
             }
@@ -358,8 +391,28 @@ impl Progress for Teller<'_> {
                     self.text(" ---> Using cache\n".to_owned());
                 }
             }
-            Event::Log { bytes, .. } => self.text(String::from_utf8_lossy(&bytes).into_owned()),
-            Event::Ended { .. } | Event::Status { .. } | Event::Warning { .. } => {}
+            Event::Log { id, bytes, .. } => {
+                let text = self.steps().whole(id, bytes);
+                self.text(text);
+            }
+            Event::Vertex { .. } | Event::Ended { .. } | Event::Status { .. } | Event::Warning { .. } => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn letters_are_not_cut_and_headings_come_once() {
+        let mut steps = Steps::of(b"FROM a\nENV x=1\nRUN y\nCMD z\n").unwrap_or_else(|error| panic!("{error:?}"));
+        let id = VertexId(1);
+        assert_eq!(steps.whole(id, b"a\xc3".to_vec()), "a");
+        assert_eq!(steps.whole(id, b"\xa4 b\xff".to_vec()), "\u{e4} b\u{fffd}");
+        assert_eq!(steps.whole(id, b"c".to_vec()), "c");
+        assert_eq!(steps.headings(2), ["Step 1/4 : FROM a", "Step 2/4 : ENV x=1", "Step 3/4 : RUN y"]);
+        assert_eq!(steps.rest(), ["Step 4/4 : CMD z"]);
+        assert!(steps.rest().is_empty());
     }
 }

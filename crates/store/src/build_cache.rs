@@ -1,5 +1,6 @@
 //! What builds keep for the next ones: the layers of their steps, and the directories of `--mount=type=cache`; what makes room.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -72,14 +73,15 @@ const ID: &str = "id";
 const WAIT: Duration = Duration::from_millis(10);
 
 impl Store {
-    /// Everything that is known of steps, each layer once, the ones that were not used for the longest time first.
+    /// Everything that is known of steps, each layer once: what was not used for the longest time first, but none before those
+    /// that are built upon it, without which nothing would become free.
     pub fn cached_steps(&self) -> Result<Vec<CachedStep>> {
         self.database.read::<_, StoreError>(|db| {
             let mut query = db.prepare(
                 "SELECT r.chain_id, l.parent, max(r.description), l.size, min(r.created), max(r.used), max(r.uses),
                      EXISTS (SELECT 1 FROM image_layers AS i WHERE i.chain_id = r.chain_id)
                  FROM build_records AS r JOIN layers AS l ON l.chain_id = r.chain_id
-                 GROUP BY r.chain_id ORDER BY max(r.used), l.size DESC",
+                 GROUP BY r.chain_id",
             )?;
             let rows = query.query_map([], |row| {
                 let text: (String, Option<String>) = (row.get(0)?, row.get(1)?);
@@ -94,7 +96,7 @@ impl Store {
                 let (size, uses) = (size as u64, uses as u64);
                 steps.push(CachedStep { chain_id, parent, description, size, created, used, uses, is_shared });
             }
-            Ok(steps)
+            Ok(leaves_first(steps))
         })
     }
 
@@ -252,6 +254,30 @@ impl Store {
     }
 }
 
+/// Puts steps in the order in which they may go: each is as much in use as what is built upon it.
+fn leaves_first(steps: Vec<CachedStep>) -> Vec<CachedStep> {
+    let parents: HashMap<Digest, Option<Digest>> = steps.iter().map(|step| (step.chain_id, step.parent)).collect();
+    // How many known steps are below each.
+    let depth = |step: &CachedStep| {
+        let below = std::iter::successors(step.parent, |parent| parents.get(parent).copied().flatten());
+        below.take_while(|parent| parents.contains_key(parent)).count()
+    };
+    let mut ordered: Vec<(usize, CachedStep)> = steps.into_iter().map(|step| (depth(&step), step)).collect();
+    ordered.sort_by_key(|(depth, _)| std::cmp::Reverse(*depth));
+    let mut used: HashMap<Digest, i64> = HashMap::new();
+    for (_, step) in &ordered {
+        let own = step.used.max(used.get(&step.chain_id).copied().unwrap_or(i64::MIN));
+        used.insert(step.chain_id, own);
+        if let Some(parent) = step.parent {
+            let of_parent = used.entry(parent).or_insert(own);
+            *of_parent = own.max(*of_parent);
+        }
+    }
+    // Among those of one time the deeper ones stay before the others.
+    ordered.sort_by_key(|(_, step)| used.get(&step.chain_id).copied());
+    ordered.into_iter().map(|(_, step)| step).collect()
+}
+
 /// Forgets a layer, unless an image, a build's record or a layer above has it.
 pub(crate) fn forget_layer(tx: &Connection, chain_id: &str) -> Result<bool> {
     let mut delete = tx.prepare_cached(
@@ -286,6 +312,7 @@ mod tests {
         let steps = store.cached_steps().unwrap();
         assert_eq!(steps.len(), 3);
         assert!(steps.iter().all(|step| !step.is_shared && step.size == 5));
+        assert_eq!(steps.iter().map(|step| step.chain_id).collect::<Vec<_>>(), [chain[2], chain[1], chain[0]]);
         assert_eq!(store.build_cache_size().unwrap(), 15);
         // One in the middle is forgotten, but what is above needs its files.
         assert_eq!(store.forget_step(&chain[1]).unwrap(), 0);

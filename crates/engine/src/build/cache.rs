@@ -39,6 +39,8 @@ impl Engine {
     pub fn build_cache(&self) -> Result<Vec<BuildCache>> {
         let moment = |nanoseconds: i64| time::format(nanoseconds);
         let mut all: Vec<(i64, BuildCache)> = Vec::new();
+        // As old as the youngest before it, since it goes after that.
+        let mut latest = i64::MIN;
         for step in self.store.cached_steps()? {
             let record = BuildCache {
                 id: step.chain_id.hex().to_owned(),
@@ -52,7 +54,8 @@ impl Engine {
                 last_used_at: Some(moment(step.used)),
                 usage_count: step.uses as i64,
             };
-            all.push((step.used, record));
+            latest = latest.max(step.used);
+            all.push((latest, record));
         }
         for cache in self.store.cache_directories()? {
             let record = BuildCache {
@@ -69,7 +72,8 @@ impl Engine {
             };
             all.push((cache.used, record));
         }
-        all.sort_by(|a, b| (a.0, &a.1.id).cmp(&(b.0, &b.1.id)));
+        // Stable: steps stay in the order in which they may go.
+        all.sort_by_key(|(used, _)| *used);
         Ok(all.into_iter().map(|(_, record)| record).collect())
     }
 
