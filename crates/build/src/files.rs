@@ -4,17 +4,19 @@
 //! nothing but regular files is opened. What is copied is hashed on its way, so that a record says what was really copied,
 //! whoever changed the source meanwhile.
 
+mod known;
 mod owner;
 mod take;
 mod walk;
 
-use std::io;
+use std::io::{self, Read};
 
 use dhow_oci::{Digest, Hasher};
 use dhow_sys::root::Root;
 use dhow_sys::tree;
 use rustix::fs::{FileType, Stat};
 
+pub use known::KnownFiles;
 pub use owner::{Owner, owner};
 pub use take::{Taker, make_directory, write_document};
 pub use walk::{Filter, matches};
@@ -49,11 +51,28 @@ impl<T, E: Into<io::Error>> Context<T> for std::result::Result<T, E> {
     }
 }
 
+/// Bytes that are read at a time.
+const BUFFER: usize = 256 * 1024;
+
 /// Where files come from.
+#[derive(Clone, Copy)]
 pub struct Tree<'a> {
     pub root: &'a Root,
     /// A context: its files are root's, whoever they belong to on the client's machine.
     pub is_context: bool,
+    /// What is known of a context's files without reading them.
+    pub known: Option<&'a KnownFiles>,
+}
+
+impl<'a> Tree<'a> {
+    /// Files of a stage, or of what was fetched.
+    pub fn of_files(root: &'a Root) -> Tree<'a> {
+        Tree { root, is_context: false, known: None }
+    }
+
+    pub fn of_context(root: &'a Root, known: Option<&'a KnownFiles>) -> Tree<'a> {
+        Tree { root, is_context: true, known }
+    }
 }
 
 /// What a context's own directory is like: a new one, whatever it is on the client's machine.
@@ -86,13 +105,23 @@ impl Seen {
         let is_device = matches!(kind, FileType::CharacterDevice | FileType::BlockDevice);
         let device = if is_device { stat.st_rdev } else { 0 };
         self.field(path);
-        self.field(format!("{} {mode:o} {uid} {gid} {device}", stat.st_mode & 0o170_000).as_bytes());
+        let mut facts = [0; 5 * 8];
+        let numbers = [stat.st_mode & 0o170_000, mode, uid, gid].map(u64::from);
+        for (place, number) in facts.chunks_exact_mut(8).zip(numbers.into_iter().chain([device])) {
+            place.copy_from_slice(&number.to_le_bytes());
+        }
+        self.field(&facts);
         self.field(content);
         for (name, value) in xattrs.iter().filter(|(name, _)| tree::is_content(name)) {
             self.field(name);
             self.field(value);
         }
         self.field(b"");
+    }
+
+    /// A regular file, by what it holds.
+    fn file(&mut self, path: &[u8], stat: &Stat, is_context: bool, xattrs: &[(Vec<u8>, Vec<u8>)], digest: &Digest) {
+        self.entry(path, stat, is_context, xattrs, digest.bytes());
     }
 
     /// With its length before it: two fields are never taken for one.
@@ -115,13 +144,14 @@ impl Seen {
 /// Looks at files without copying them.
 struct Look<'a> {
     seen: &'a mut Seen,
-    is_context: bool,
+    tree: Tree<'a>,
+    buffer: Vec<u8>,
 }
 
 impl Visit for Look<'_> {
     fn directory(&mut self, path: &[u8], directory: &std::os::fd::OwnedFd, stat: &Stat) -> Result<()> {
-        let xattrs = xattrs(directory, path, self.is_context)?;
-        self.seen.entry(path, stat, self.is_context, &xattrs, b"");
+        let xattrs = xattrs(directory, path, self.tree.is_context)?;
+        self.seen.entry(path, stat, self.tree.is_context, &xattrs, b"");
         Ok(())
     }
 
@@ -131,20 +161,40 @@ impl Visit for Look<'_> {
 
     fn leaf(&mut self, path: &[u8], parent: &std::os::fd::OwnedFd, name: &std::ffi::CStr, stat: &Stat) -> Result<()> {
         let about = || format!("read {}", String::from_utf8_lossy(path));
+        let is_context = self.tree.is_context;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {
+                if let Some(digest) = self.tree.known.and_then(|known| known.digest(stat)) {
+                    self.seen.file(path, stat, is_context, &[], &digest);
+                    return Ok(());
+                }
                 let file = take::open(parent, name).context(about)?;
-                let xattrs = xattrs(&file, path, self.is_context)?;
-                let digest = Digest::of_all(std::fs::File::from(file)).context(about)?;
-                self.seen.entry(path, stat, self.is_context, &xattrs, digest.to_string().as_bytes());
+                let xattrs = xattrs(&file, path, is_context)?;
+                let file = std::fs::File::from(file);
+                let digest = digest_of(&file, &mut self.buffer).context(about)?;
+                if let Some(known) = self.tree.known {
+                    known.note(stat, &file, &digest);
+                }
+                self.seen.file(path, stat, is_context, &xattrs, &digest);
             }
             FileType::Symlink => {
                 let link = rustix::fs::readlinkat(parent, name, Vec::new()).context(about)?;
-                self.seen.entry(path, stat, self.is_context, &[], link.as_bytes());
+                self.seen.entry(path, stat, is_context, &[], link.as_bytes());
             }
-            _ => self.seen.entry(path, stat, self.is_context, &[], b""),
+            _ => self.seen.entry(path, stat, is_context, &[], b""),
         }
         Ok(())
+    }
+}
+
+/// The digest of a file, by a buffer that many share.
+fn digest_of(mut file: &std::fs::File, buffer: &mut [u8]) -> io::Result<Digest> {
+    let mut hasher = Hasher::new();
+    loop {
+        match file.read(buffer)? {
+            0 => return Ok(hasher.finish()),
+            length => hasher.update(&buffer[..length]),
+        }
     }
 }
 
@@ -159,7 +209,7 @@ fn xattrs(file: &std::os::fd::OwnedFd, path: &[u8], is_context: bool) -> Result<
 
 /// Takes down what a path of a tree holds.
 pub fn look(tree: &Tree<'_>, path: &str, filter: &Filter<'_>, seen: &mut Seen) -> Result<()> {
-    walk(tree, path, filter, &mut Look { seen, is_context: tree.is_context })
+    walk(tree, path, filter, &mut Look { seen, tree: *tree, buffer: vec![0; BUFFER] })
 }
 
 #[cfg(test)]
@@ -181,7 +231,7 @@ mod tests {
     fn seen(root: &Path, path: &str, filter: &Filter<'_>) -> Digest {
         let root = Root::open_path(root).unwrap();
         let mut seen = Seen::default();
-        look(&Tree { root: &root, is_context: true }, path, filter, &mut seen).unwrap();
+        look(&Tree::of_context(&root, None), path, filter, &mut seen).unwrap();
         seen.finish()
     }
 
@@ -215,7 +265,7 @@ mod tests {
         fs::hard_link(from.path().join("d/a"), from.path().join("d/hard")).unwrap();
         std::os::unix::fs::symlink("/nowhere", from.path().join("d/link")).unwrap();
         let (source, target) = (Root::open_path(from.path()).unwrap(), Root::open_path(to.path()).unwrap());
-        let tree = Tree { root: &source, is_context: true };
+        let tree = Tree::of_context(&source, None);
         let mut copied = Seen::default();
         let mut taker = Taker { target: &target, owner: None, mode: None, unpack: false };
         taker.take(&tree, "/d", true, "/x/y/", &Filter::default(), &mut copied).unwrap();
@@ -241,7 +291,7 @@ mod tests {
         std::os::unix::fs::symlink(outside.path(), to.path().join("lib")).unwrap();
         fs::create_dir_all(to.path().join(outside.path().strip_prefix("/").unwrap())).unwrap();
         let (source, target) = (Root::open_path(from.path()).unwrap(), Root::open_path(to.path()).unwrap());
-        let tree = Tree { root: &source, is_context: true };
+        let tree = Tree::of_context(&source, None);
         let mut taker = Taker { target: &target, owner: None, mode: None, unpack: false };
         taker.take(&tree, "/a", true, "/lib/", &Filter::default(), &mut Seen::default()).unwrap();
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);

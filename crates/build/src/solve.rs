@@ -23,7 +23,6 @@ use dhow_oci::{Digest, Platform};
 use dhow_store::{BuildRecord, LayerRow, Mountable, Store};
 use dhow_sys::root::Root;
 
-use crate::pattern::Ignore;
 use crate::plan::{Action, Command, Plan, Source, Step, StepId};
 use crate::progress::{BuildError, ErrorKind, Event, Progress, Stream, VertexId};
 
@@ -174,7 +173,7 @@ impl<'a> Solver<'a> {
             platform,
             slots: plan.steps.iter().map(|_| Slot::default()).collect(),
             keys: Mutex::default(),
-            contexts: context::Contexts::new(client),
+            contexts: context::Contexts::new(client, store.paths.contexts()),
             held: Mutex::default(),
             told: Mutex::default(),
             fetched: Mutex::default(),
@@ -205,8 +204,9 @@ impl<'a> Solver<'a> {
         self.host.is_cancelled() || lock(&self.failure).is_some()
     }
 
-    /// As long as these are open, nobody removes the layers that were needed.
+    /// Ends it: as long as what is returned is open, nobody removes the layers that were needed.
     pub fn into_held(self) -> Vec<File> {
+        self.contexts.save();
         self.held.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -509,9 +509,4 @@ impl BuildError {
             other => BuildError::of_files(other),
         }
     }
-}
-
-/// What of a tree is left out.
-fn ignore_of(ignore: &Ignore) -> Option<&Ignore> {
-    Some(ignore).filter(|ignore| !ignore.is_empty())
 }

@@ -1,7 +1,6 @@
 //! `LLBBridge`: the client's frontend runs at the client, and asks for the Dockerfile to be built here.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,6 +8,7 @@ use dhow_engine::dhow_build::pattern::Ignore;
 use dhow_engine::dhow_build::progress::{BuildError, Event, Progress};
 use dhow_engine::dhow_build::solve::{Client, Directory};
 use dhow_engine::{Allowed, BuildDirectory, BuildRequest, Credentials, Engine, Root, vertex};
+use dhow_oci::Digest;
 use tokio::runtime::Handle;
 
 use crate::control::worker;
@@ -145,12 +145,20 @@ impl Caller<'_> {
         }
     }
 
-    /// Fetches a directory of the client, told of as a vertex.
-    fn receive(&self, title: &str, what: &str, wanted: &Wanted<'_>) -> Result<(PathBuf, BuildDirectory), BuildError> {
+    /// Fetches a directory of the client, told of as a vertex. What it sends is kept for the next time if it `is_context`.
+    fn receive(&self, title: &str, is_context: bool, wanted: &Wanted<'_>) -> Result<BuildDirectory, BuildError> {
         let session = self.session_of(wanted.directory).map_err(|status| BuildError::invalid(status.message))?;
         vertex(self.progress, title, |id| {
-            let directory = self.engine.build_directory().map_err(|error| BuildError::internal(error.message))?;
-            let path = directory.path.clone();
+            let directory = match is_context && !session.shared_key.is_empty() {
+                true => self.engine.lasting_directory(&format!(
+                    "{} {}",
+                    Digest::of(session.shared_key.as_bytes()).hex(),
+                    wanted.directory
+                )),
+                false => self.engine.build_directory(),
+            };
+            let directory = directory.map_err(|error| BuildError::internal(error.message))?;
+            let what = if is_context { "context" } else { "dockerfile" };
             let name = format!("transferring {what}:");
             let tell = |current: u64, done: bool| {
                 self.progress.tell(Event::Status { id, name: name.clone(), current, total: 0, done });
@@ -163,10 +171,10 @@ impl Caller<'_> {
                     tell(bytes, false);
                 }
             };
-            let received = files::receive(self.handle, &session, wanted, &path, &mut often);
+            let received = files::receive(self.handle, &session, wanted, &directory.path, &mut often);
             let received = received.map_err(|status| BuildError::invalid(status.message))?;
             tell(received.bytes, true);
-            Ok((path, directory))
+            Ok(directory)
         })
     }
 }
@@ -185,9 +193,10 @@ impl Client for Caller<'_> {
             false => format!("[context {name}] load from client"),
         };
         let exclude: &[String] = if is_main { &self.exclude } else { &[] };
-        let (path, guard) = self.receive(&title, "context", &Wanted { directory, exclude, follow: &[] })?;
-        let root = Root::open_path(&path).map_err(|error| BuildError::internal(format!("open a context: {error}")))?;
-        Ok(Directory { root, path, ignore: Ignore::default(), guard: Some(Box::new(guard)) })
+        let received = self.receive(&title, true, &Wanted { directory, exclude, follow: &[] })?;
+        let root = Root::open_path(&received.path).map_err(|error| BuildError::internal(format!("open a context: {error}")))?;
+        let (path, is_lasting) = (received.path.clone(), received.is_lasting);
+        Ok(Directory { root, path, ignore: Ignore::default(), is_lasting, guard: Some(Box::new(received)) })
     }
 
     fn secret(&self, id: &str) -> Result<Option<Vec<u8>>, BuildError> {
@@ -267,12 +276,13 @@ fn dockerfile(caller: &mut Caller<'_>) -> Result<(String, Vec<u8>), BuildError> 
     follow.extend(lower.clone());
     let wanted = Wanted { directory: &caller.asked.dockerfile_name, exclude: &[], follow: &follow };
     let title = format!("[internal] load build definition from {name}");
-    let (path, _guard) = caller.receive(&title, "dockerfile", &wanted)?;
-    let read =
-        |path: &PathBuf, name: &str| Root::open_path(path).and_then(|root| root.read(std::path::Path::new(name), LARGEST_FILE));
-    let file = match (read(&path, &name), &lower) {
+    let received = caller.receive(&title, false, &wanted)?;
+    let read = |from: &BuildDirectory, name: &str| {
+        Root::open_path(&from.path).and_then(|root| root.read(std::path::Path::new(name), LARGEST_FILE))
+    };
+    let file = match (read(&received, &name), &lower) {
         (Ok(file), _) => file,
-        (Err(error), lower) => match lower.as_ref().and_then(|lower| read(&path, lower).ok()) {
+        (Err(error), lower) => match lower.as_ref().and_then(|lower| read(&received, lower).ok()) {
             Some(file) => file,
             None => {
                 let why = match error.kind() {
@@ -283,13 +293,13 @@ fn dockerfile(caller: &mut Caller<'_>) -> Result<(String, Vec<u8>), BuildError> 
             }
         },
     };
-    if let Ok(own) = read(&path, &format!("{name}.dockerignore")) {
+    if let Ok(own) = read(&received, &format!("{name}.dockerignore")) {
         caller.exclude = Ignore::lines(&own);
     } else if caller.asked.context.is_none() {
         let follow = [".dockerignore".to_owned()];
         let wanted = Wanted { directory: &caller.asked.context_name, exclude: &[], follow: &follow };
-        let (path, _guard) = caller.receive("[internal] load .dockerignore", "context", &wanted)?;
-        caller.exclude = read(&path, ".dockerignore").map(|bytes| Ignore::lines(&bytes)).unwrap_or_default();
+        let received = caller.receive("[internal] load .dockerignore", false, &wanted)?;
+        caller.exclude = read(&received, ".dockerignore").map(|bytes| Ignore::lines(&bytes)).unwrap_or_default();
     }
     Ok((base.to_owned(), file))
 }

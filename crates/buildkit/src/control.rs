@@ -273,6 +273,7 @@ fn gathered(events: Vec<StatusResponse>) -> Vec<StatusResponse> {
 async fn tunnel(mut call: Call) -> Result<(), Status> {
     let offer = Offer {
         id: call.metadata("x-docker-expose-session-uuid").unwrap_or_default().to_owned(),
+        shared_key: call.metadata("x-docker-expose-session-sharedkey").unwrap_or_default().to_owned(),
         methods: call
             .metadata
             .get_all("x-docker-expose-session-grpc-method")

@@ -1,16 +1,25 @@
-//! Files of clients, by fsutil's protocol: the client tells all that it has, in the order of paths, and sends what is asked for.
+//! Files of clients, by fsutil's protocol: the client tells all that it has, in the order of paths, and sends what is asked for:
+//! what is not there from the time before, as it was.
+//!
+//! **Invariant:** a file is taken for what is here already only if its kind, mode, size and time are the same, and that time is
+//! one that a file system has set: with a fraction of a second. Tools that give files a time of their choice (archives,
+//! reproducible builds) give whole seconds, and the same to different files.
 //!
 //! **Untrusted:** paths and links are the client's. Everything is made by descriptors inside one directory, and what is there by
 //! then is never followed or written through.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use dhow_engine::Root;
-use dhow_sys::root::descriptor_path;
+use dhow_oci::Digest;
+use dhow_sys::root::{descriptor_path, remove_tree};
+use dhow_sys::tree;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
 use tokio::runtime::Handle;
 
@@ -49,7 +58,7 @@ pub struct Received {
     pub files: usize,
 }
 
-/// Fetches files into an empty directory; blocks. `told` hears how many bytes have come.
+/// Makes a directory what the client has; blocks. `told` hears how many bytes have come.
 pub fn receive(
     handle: &Handle,
     session: &Session,
@@ -72,10 +81,12 @@ pub fn receive(
     }
     let stream = handle.block_on(session.channel.stream(METHOD, &metadata))?;
     let root = Root::open_path(into).map_err(|error| Status::new(INTERNAL, format!("open {}: {error}", into.display())))?;
+    let is_empty = std::fs::read_dir(into).is_ok_and(|mut entries| entries.next().is_none());
     let mut receiver = Receiver {
         handle,
         stream,
         root,
+        told_of: (!is_empty).then(HashSet::new),
         open: HashMap::new(),
         waiting: VecDeque::new(),
         directories: Vec::new(),
@@ -105,6 +116,8 @@ struct Receiver<'a> {
     handle: &'a Handle,
     stream: Stream,
     root: Root,
+    /// Paths that the client has, by their digests; whatever else is there goes. `None` if there was nothing.
+    told_of: Option<HashSet<Digest>>,
     /// Files whose content has been asked for, and is still to come.
     open: HashMap<u32, (File, Stat)>,
     /// Files whose content is to be asked for: so that neither descriptors nor requests pile up.
@@ -148,6 +161,22 @@ fn times_of(modified: i64) -> Timestamps {
     let time = Timespec { tv_sec: modified.div_euclid(1_000_000_000), tv_nsec: modified.rem_euclid(1_000_000_000) };
     Timestamps { last_access: time, last_modification: time }
 }
+
+/// Whether what is here is what the client has, but for its content, which is then the same.
+fn is_same(here: &rustix::fs::Stat, stat: &Stat) -> bool {
+    let modified = here.st_mtime.wrapping_mul(1_000_000_000).wrapping_add(here.st_mtime_nsec as i64);
+    let is_file = FileType::from_raw_mode(here.st_mode) == FileType::RegularFile && stat.mode & KINDS == 0;
+    is_file
+        && stat.linkname.is_empty()
+        && here.st_nlink == 1
+        && here.st_mode & 0o7777 == mode_of(stat).as_raw_mode()
+        && here.st_size == stat.size
+        && modified == stat.modified
+        && stat.modified % 1_000_000_000 != 0
+}
+
+/// `open` of a link that is not followed.
+const ELOOP: i32 = rustix::io::Errno::LOOP.raw_os_error();
 
 impl Receiver<'_> {
     fn run(&mut self, told: &mut dyn FnMut(u64)) -> Result<(), Status> {
@@ -211,13 +240,40 @@ impl Receiver<'_> {
         self.send(Packet { kind: PacketKind::Request as i32, id, ..Packet::default() })
     }
 
+    /// Notes that there is a path, and removes what is no directory on the way to it.
+    fn clear_way(&mut self, path: &Path) -> io::Result<()> {
+        let Some(told_of) = &mut self.told_of else { return Ok(()) };
+        let mut is_new = |part: &Path| told_of.insert(Digest::of(part.as_os_str().as_bytes()));
+        let own = |part: &&Path| !part.as_os_str().is_empty();
+        let new: Vec<&Path> = path.ancestors().filter(own).take_while(|part| is_new(part)).collect();
+        for part in new.into_iter().skip(1).rev() {
+            let (parent, name) = self.root.parent(part, true)?;
+            match rustix::fs::statat(&parent, &name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(here) if FileType::from_raw_mode(here.st_mode) != FileType::Directory => remove_tree(parent.as_fd(), &name)?,
+                Ok(_) | Err(rustix::io::Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
     /// Makes what an entry says; a file is empty until its content comes.
     fn entry(&mut self, id: u32, stat: Stat) -> Result<(), Status> {
         let path = inside(&stat.path)?;
         let shown = stat.path.clone();
         let wrong = failed(&shown);
+        self.clear_way(&path).map_err(&wrong)?;
         let (parent, name) = self.root.parent(&path, true).map_err(&wrong)?;
         let kind = stat.mode & KINDS;
+        if self.told_of.is_some() {
+            match rustix::fs::statat(&parent, &name, AtFlags::SYMLINK_NOFOLLOW) {
+                Err(rustix::io::Errno::NOENT) => {}
+                Err(error) => return Err(wrong(error.into())),
+                Ok(here) if is_same(&here, &stat) => return Ok(()),
+                Ok(here) if kind == DIRECTORY && FileType::from_raw_mode(here.st_mode) == FileType::Directory => {}
+                Ok(_) => remove_tree(parent.as_fd(), &name).map_err(&wrong)?,
+            }
+        }
         match kind {
             DIRECTORY => {
                 match rustix::fs::mkdirat(&parent, &name, Mode::RWXU) {
@@ -287,7 +343,33 @@ impl Receiver<'_> {
         Ok(())
     }
 
+    /// Removes what the client does not have.
+    fn sweep(&self, directory: &OwnedFd, path: &Path, told_of: &HashSet<Digest>, depth: usize) -> io::Result<()> {
+        if depth > tree::DEEPEST {
+            return Err(io::Error::other(format!("directories are nested more than {} deep", tree::DEEPEST)));
+        }
+        for name in tree::names_in(directory)? {
+            let own = Path::new(OsStr::from_bytes(name.to_bytes()));
+            let path = path.join(own);
+            if !told_of.contains(&Digest::of(path.as_os_str().as_bytes())) {
+                remove_tree(directory.as_fd(), own)?;
+                continue;
+            }
+            match tree::open_directory(directory, &name) {
+                Ok(child) => self.sweep(&child, &path, told_of, depth + 1)?,
+                Err(error) if error.kind() == io::ErrorKind::NotADirectory || error.raw_os_error() == Some(ELOOP) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     fn finish(&mut self) -> Result<(), Status> {
+        if let Some(told_of) = &self.told_of {
+            let wrong = failed("a directory");
+            let top = self.root.open(Path::new("."), OFlags::RDONLY | OFlags::DIRECTORY, 0).map_err(&wrong)?;
+            self.sweep(&top, Path::new(""), told_of, 0).map_err(&wrong)?;
+        }
         for (path, modified) in self.directories.drain(..).rev() {
             let shown = path.display().to_string();
             let wrong = failed(&shown);
@@ -323,6 +405,29 @@ mod tests {
         for bad in ["..", "a/../../b", "", "/", "a\0b"] {
             assert!(inside(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn only_times_of_file_systems_are_believed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        std::fs::write(&path, "12345").unwrap();
+        let told = |modified: i64| Stat { mode: 0o640, size: 5, modified, ..Stat::default() };
+        let here = |modified: i64| {
+            let file = rustix::fs::open(&path, OFlags::WRONLY, Mode::empty()).unwrap();
+            rustix::fs::fchmod(&file, Mode::from_raw_mode(0o640)).unwrap();
+            rustix::fs::futimens(&file, &times_of(modified)).unwrap();
+            rustix::fs::fstat(&file).unwrap()
+        };
+        let time = 1_700_000_000_123_456_789;
+        assert!(is_same(&here(time), &told(time)));
+        assert!(!is_same(&here(time), &told(time + 1)));
+        assert!(!is_same(&here(time - time % 1_000_000_000), &told(time - time % 1_000_000_000)));
+        assert!(!is_same(&here(time), &Stat { size: 6, ..told(time) }));
+        assert!(!is_same(&here(time), &Stat { mode: 0o600, ..told(time) }));
+        assert!(!is_same(&here(time), &Stat { mode: SYMLINK | 0o640, ..told(time) }));
+        std::fs::hard_link(&path, directory.path().join("other")).unwrap();
+        assert!(!is_same(&here(time), &told(time)));
     }
 
     #[test]

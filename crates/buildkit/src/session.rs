@@ -17,6 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug, Default)]
 pub struct Offer {
     pub id: String,
+    /// What the client calls the place that it sends files of, whoever it is; empty if it does not say.
+    pub shared_key: String,
     /// `/package.Service/Method`, in small letters.
     pub methods: HashSet<String>,
 }
@@ -24,6 +26,8 @@ pub struct Offer {
 /// A client's session.
 pub struct Session {
     pub channel: Channel,
+    /// See [`Offer::shared_key`].
+    pub shared_key: String,
     methods: HashSet<String>,
 }
 
@@ -51,7 +55,7 @@ pub async fn serve_session(offer: Offer, connection: impl AsyncRead + AsyncWrite
         Ok(begun) => begun,
         Err(error) => return tracing::debug!("session {}: {error}", offer.id),
     };
-    let session = Arc::new(Session { channel, methods: offer.methods });
+    let session = Arc::new(Session { channel, shared_key: offer.shared_key, methods: offer.methods });
     let Some(_known) = Known::enter(offer.id, session) else { return };
     carried.await;
 }

@@ -92,6 +92,12 @@ impl Hosts {
         Ok(Endpoint { authority: authority.to_owned(), tls: Some(Arc::new(tls)), sent_by: None })
     }
 
+    /// The same, whose certificate has to be right.
+    pub(crate) fn verified(&self, authority: &str) -> Result<Endpoint> {
+        let tls = self.tls(authority, false)?;
+        Ok(Endpoint { authority: authority.to_owned(), tls: Some(Arc::new(tls)), sent_by: None })
+    }
+
     /// Whether a registry is trusted without a look at its certificate.
     pub fn is_insecure(&self, authority: &str) -> bool {
         let (host, _) = split(authority);

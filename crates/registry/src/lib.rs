@@ -17,6 +17,7 @@ mod manifest;
 mod proxy;
 mod push;
 mod request;
+mod web;
 
 pub use anybody::Anybody;
 pub use auth::Credentials;
@@ -27,3 +28,4 @@ pub use manifest::{Document, Fetched, MANIFEST_TYPES, parse};
 pub use proxy::{Proxies, shown as shown_proxy};
 pub use push::{Mount, Source, Upload};
 pub use request::{Client, Session};
+pub use web::{WebFile, WebRequest, fetch, shown};

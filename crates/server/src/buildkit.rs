@@ -49,6 +49,7 @@ pub(crate) fn session(mut call: Call) -> Result<Answer> {
     let methods = headers.get_all("X-Docker-Expose-Session-Grpc-Method").iter();
     let offer = Offer {
         id: text("X-Docker-Expose-Session-Uuid"),
+        shared_key: text("X-Docker-Expose-Session-Sharedkey"),
         methods: methods.filter_map(|value| Some(value.to_str().ok()?.to_lowercase())).collect(),
     };
     if offer.id.is_empty() {

@@ -1,20 +1,15 @@
-//! What builds keep for the next ones: the layers of their steps, and the directories of `--mount=type=cache`; what makes room.
+//! What builds keep for the next ones: the layers of their steps, and how they go when room is needed.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::PathBuf;
-use std::time::{Duration, UNIX_EPOCH};
+use std::fs::File;
 
 use dhow_oci::Digest;
 use rusqlite::{Connection, params};
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::FlockOperation;
 
-use crate::driver::disk_usage;
 use crate::image::forget_blobs;
 use crate::layer::directory_name;
-use crate::{Context, Durability, Result, Store, StoreError, random_name};
+use crate::{Durability, Result, Store, StoreError};
 
 /// A layer that is known as what a step of a build has come to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,44 +28,6 @@ pub struct CachedStep {
     /// An image has the layer, too: it takes no room of its own.
     pub is_shared: bool,
 }
-
-/// A directory that commands of builds keep things in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CacheDirectory {
-    /// Its name below `caches`.
-    pub name: String,
-    /// As the Dockerfile has it.
-    pub id: String,
-    /// Unix nanoseconds.
-    pub created: i64,
-    /// Unix nanoseconds.
-    pub used: i64,
-    /// A command has it mounted.
-    pub in_use: bool,
-}
-
-/// A cache directory that somebody has locked.
-#[derive(Debug)]
-pub struct OpenCache {
-    pub directory: PathBuf,
-    /// Held as long as the files are in use.
-    pub lock: File,
-}
-
-/// How many may have a cache at the same time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CacheSharing {
-    Many,
-    /// Others wait.
-    One,
-    /// Others get another directory.
-    Own,
-}
-
-/// The file in a cache directory that holds its id.
-const ID: &str = "id";
-/// Between two looks whether a cache has become free.
-const WAIT: Duration = Duration::from_millis(10);
 
 impl Store {
     /// Everything that is known of steps, each layer once: what was not used for the longest time first, but none before those
@@ -141,117 +98,6 @@ impl Store {
         }
         Ok(freed)
     }
-
-    fn caches(&self) -> PathBuf {
-        self.paths.data.join("caches")
-    }
-
-    /// Opens a cache by its id, which may be any text; made if it is not there. While others have it, whether to go on waiting
-    /// is asked again and again; `None` when it is given up.
-    pub fn open_cache(&self, id: &str, sharing: CacheSharing, is_over: &dyn Fn() -> bool) -> Result<Option<OpenCache>> {
-        // Only the id's digest is a name.
-        let name = Digest::of(id.as_bytes()).hex()[..32].to_owned();
-        let all = self.caches();
-        let what = || "open a cache of builds".to_owned();
-        fs::DirBuilder::new().recursive(true).mode(0o710).create(&all).context(what)?;
-        let mut number = 0;
-        loop {
-            let directory = if number == 0 { all.join(&name) } else { all.join(format!("{name}-{number}")) };
-            match fs::DirBuilder::new().mode(0o700).create(&directory) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error).context(what),
-                _ => {}
-            }
-            // It may be removed by now: then there is a new one to be made.
-            let Ok(lock) = File::open(&directory) else { continue };
-            let operation = match sharing {
-                CacheSharing::Many => FlockOperation::NonBlockingLockShared,
-                CacheSharing::One | CacheSharing::Own => FlockOperation::NonBlockingLockExclusive,
-            };
-            match rustix::fs::flock(&lock, operation) {
-                Err(rustix::io::Errno::WOULDBLOCK) if sharing == CacheSharing::Own => {
-                    number += 1;
-                    continue;
-                }
-                Err(rustix::io::Errno::WOULDBLOCK) if is_over() => return Ok(None),
-                Err(rustix::io::Errno::WOULDBLOCK) => {
-                    std::thread::sleep(WAIT);
-                    continue;
-                }
-                Err(rustix::io::Errno::INTR) => continue,
-                other => other.context(what)?,
-            }
-            let own = lock.metadata().context(what)?;
-            let is_there = fs::symlink_metadata(&directory).is_ok_and(|now| (now.dev(), now.ino()) == (own.dev(), own.ino()));
-            if !is_there {
-                continue;
-            }
-            let note = directory.join(ID);
-            if !note.exists() {
-                fs::write(note, id).context(what)?;
-            }
-            let _ = lock.set_modified(std::time::SystemTime::now());
-            return Ok(Some(OpenCache { directory, lock }));
-        }
-    }
-
-    /// All cache directories, the ones that were not used for the longest time first.
-    pub fn cache_directories(&self) -> Result<Vec<CacheDirectory>> {
-        let entries = match fs::read_dir(self.caches()) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            other => other.context(|| "read the caches of builds".to_owned())?,
-        };
-        let mut found = Vec::new();
-        for entry in entries.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with('.') {
-                // Somebody was killed while he removed it.
-                let _ = fs::remove_dir_all(entry.path());
-                continue;
-            }
-            let Ok(directory) = File::open(entry.path()) else { continue };
-            let Ok(stat) = directory.metadata() else { continue };
-            let in_use = rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).is_err();
-            let nanoseconds = |time: io::Result<std::time::SystemTime>| {
-                let since = time.ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
-                i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
-            };
-            let used = nanoseconds(stat.modified());
-            found.push(CacheDirectory {
-                id: fs::read_to_string(entry.path().join(ID)).unwrap_or_default(),
-                created: nanoseconds(stat.created()).min(used),
-                used,
-                name,
-                in_use,
-            });
-        }
-        found.sort_by(|a, b| (a.used, &a.name).cmp(&(b.used, &b.name)));
-        Ok(found)
-    }
-
-    /// Bytes of the files in a cache directory.
-    pub fn cache_directory_size(&self, name: &str) -> u64 {
-        disk_usage(&self.caches().join(name))
-    }
-
-    /// Removes a cache directory, unless somebody has it: its bytes.
-    pub fn remove_cache_directory(&self, name: &str) -> Result<Option<u64>> {
-        let all = self.caches();
-        let what = || format!("remove cache {name} of builds");
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let directory = match rustix::fs::open(all.join(name), flags, Mode::empty()) {
-            Err(rustix::io::Errno::NOENT) => return Ok(None),
-            other => other.context(what)?,
-        };
-        if rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Ok(None);
-        }
-        let size = self.cache_directory_size(name);
-        // Whoever is killed now leaves something that is known to be nobody's.
-        let gone = all.join(format!(".{}", random_name()?));
-        fs::rename(all.join(name), &gone).context(what)?;
-        fs::remove_dir_all(&gone).context(what)?;
-        Ok(Some(size))
-    }
 }
 
 /// Puts steps in the order in which they may go: each is as much in use as what is built upon it.
@@ -291,6 +137,8 @@ pub(crate) fn forget_layer(tx: &Connection, chain_id: &str) -> Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::BuildRecord;
     use crate::tests::store;
@@ -324,26 +172,5 @@ mod tests {
         assert!(store.paths.layers().join(directory_name(&chain[0])).exists());
         assert_eq!(store.forget_step(&chain[0]).unwrap(), 5);
         assert_eq!(fs::read_dir(store.paths.layers()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn caches_are_removed_unless_somebody_has_them() {
-        let (_directory, store) = store();
-        assert_eq!(store.cache_directories().unwrap(), []);
-        let open = |sharing| store.open_cache("/root/.cache", sharing, &|| true).unwrap();
-        let own = open(CacheSharing::Own).unwrap();
-        let other = open(CacheSharing::Own).unwrap();
-        assert!(open(CacheSharing::One).is_none() && open(CacheSharing::Many).is_none());
-        assert_ne!(own.directory, other.directory);
-        fs::write(own.directory.join("file"), "123").unwrap();
-        let found = store.cache_directories().unwrap();
-        assert!(found.len() == 2 && found.iter().all(|cache| cache.in_use && cache.id == "/root/.cache"), "{found:?}");
-        let name = own.directory.file_name().unwrap().to_str().unwrap().to_owned();
-        assert_eq!(store.remove_cache_directory(&name).unwrap(), None);
-        drop(own.lock);
-        assert_eq!(store.remove_cache_directory(&name).unwrap(), Some(3 + "/root/.cache".len() as u64));
-        assert!(!own.directory.exists());
-        // It is there again for whoever wants it next.
-        assert_eq!(open(CacheSharing::Many).unwrap().directory, own.directory);
     }
 }

@@ -29,6 +29,11 @@ impl Paths {
         self.data.join("blobs/sha256")
     }
 
+    /// What is known of the files of builds' contexts, one list each.
+    pub fn contexts(&self) -> PathBuf {
+        self.data.join("contexts")
+    }
+
     /// What somebody is at work on, one directory each.
     pub(crate) fn temporary(&self) -> PathBuf {
         self.data.join("tmp")

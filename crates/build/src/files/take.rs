@@ -17,11 +17,9 @@ use rustix::io::Errno;
 
 use super::owner::Owner;
 use super::walk::{Filter, Visit, walk};
-use super::{Context, FilesError, Result, Seen, Tree};
+use super::{BUFFER, Context, FilesError, Result, Seen, Tree};
 use crate::plan::FileMode;
 
-/// Bytes that are copied at a time.
-const BUFFER: usize = 256 * 1024;
 /// A larger file is begun to be written out at once: the layer is synced in the end.
 const WORTH_BEGINNING: u64 = 64 * 1024;
 
@@ -110,7 +108,7 @@ impl Taker<'_> {
         let mut put = Put {
             taker: self,
             seen,
-            is_context: tree.is_context,
+            tree: *tree,
             stack: Vec::new(),
             place: place.clone(),
             top: Some((parent, name, was_there)),
@@ -197,7 +195,7 @@ impl Taker<'_> {
         std::io::copy(&mut hashed, &mut std::io::sink()).context(about)?;
         let digest = hashed.hasher.finish();
         let xattrs = super::xattrs(&OwnedFd::from(hashed.file), path.as_bytes(), tree.is_context)?;
-        seen.entry(b"", &stat, tree.is_context, &xattrs, digest.to_string().as_bytes());
+        seen.file(b"", &stat, tree.is_context, &xattrs, &digest);
         Ok(true)
     }
 }
@@ -311,7 +309,7 @@ struct Level {
 struct Put<'a, 'b> {
     taker: &'a Taker<'b>,
     seen: &'a mut Seen,
-    is_context: bool,
+    tree: Tree<'a>,
     /// Where the first thing goes, for whoever reads an error.
     place: String,
     stack: Vec<Level>,
@@ -326,8 +324,8 @@ struct Put<'a, 'b> {
 impl Visit for Put<'_, '_> {
     fn directory(&mut self, path: &[u8], source: &OwnedFd, stat: &Stat) -> Result<()> {
         let about = || format!("copy {}", String::from_utf8_lossy(path));
-        let xattrs = super::xattrs(source, path, self.is_context)?;
-        self.seen.entry(path, stat, self.is_context, &xattrs, b"");
+        let xattrs = super::xattrs(source, path, self.tree.is_context)?;
+        self.seen.entry(path, stat, self.tree.is_context, &xattrs, b"");
         let (directory, keeps) = match self.top.take() {
             Some((directory, _, was_there)) => (directory, was_there),
             None => (self.sub_directory(path)?, false),
@@ -401,22 +399,26 @@ impl Put<'_, '_> {
         match kind {
             FileType::RegularFile => {
                 let source = open(from.0, from.1).context(about)?;
-                let xattrs = super::xattrs(&source, path, self.is_context)?;
+                let xattrs = super::xattrs(&source, path, self.tree.is_context)?;
                 let number = (stat.st_dev, stat.st_ino);
                 if let Some((directory, known)) = self.links.get(&number).filter(|_| stat.st_nlink > 1) {
                     rustix::fs::linkat(directory, known, to.0, to.1, AtFlags::empty()).context(about)?;
                     // It may have been changed since its first name was copied; both names say what is there.
                     let copy = open(to.0, to.1).context(about)?;
                     let digest = Digest::of_all(File::from(copy)).context(about)?;
-                    self.seen.entry(path, stat, self.is_context, &xattrs, digest.to_string().as_bytes());
+                    self.seen.file(path, stat, self.tree.is_context, &xattrs, &digest);
                     return Ok(());
                 }
                 let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let target = rustix::fs::openat(to.0, to.1, flags, Mode::RUSR | Mode::WUSR).context(about)?;
-                let digest = self.content(source, &target).context(about)?;
+                let source = File::from(source);
+                let digest = self.content(&source, &target).context(about)?;
+                if let Some(known) = self.tree.known {
+                    known.note(stat, &source, &digest);
+                }
                 self.attributes(&target, stat, &xattrs).context(about)?;
                 rustix::fs::futimens(&target, &self.times(stat)).context(about)?;
-                self.seen.entry(path, stat, self.is_context, &xattrs, digest.to_string().as_bytes());
+                self.seen.file(path, stat, self.tree.is_context, &xattrs, &digest);
                 if stat.st_nlink > 1 {
                     self.links.insert(number, (to.0.try_clone().context(about)?, to.1.to_owned()));
                 }
@@ -426,7 +428,7 @@ impl Put<'_, '_> {
                 let link = rustix::fs::readlinkat(from.0, from.1, Vec::new()).context(about)?;
                 rustix::fs::symlinkat(&*link, to.0, to.1).context(about)?;
                 self.node(to, stat).context(about)?;
-                self.seen.entry(path, stat, self.is_context, &[], link.as_bytes());
+                self.seen.entry(path, stat, self.tree.is_context, &[], link.as_bytes());
                 Ok(())
             }
             kind => {
@@ -436,15 +438,14 @@ impl Put<'_, '_> {
                     .context(about)?;
                 let mode = Mode::from_raw_mode(self.mode(stat));
                 rustix::fs::chmod(descriptor_path(node.as_fd()), mode).context(about)?;
-                self.seen.entry(path, stat, self.is_context, &[], b"");
+                self.seen.entry(path, stat, self.tree.is_context, &[], b"");
                 Ok(())
             }
         }
     }
 
     /// Copies a file's bytes, and tells their digest.
-    fn content(&mut self, from: OwnedFd, to: &OwnedFd) -> std::io::Result<Digest> {
-        let mut from = File::from(from);
+    fn content(&mut self, mut from: &File, to: &OwnedFd) -> std::io::Result<Digest> {
         let mut out = File::from(to.try_clone()?);
         let mut hasher = Hasher::new();
         let mut total = 0;
@@ -473,7 +474,7 @@ impl Put<'_, '_> {
     }
 
     fn owner(&self, stat: &Stat) -> (Uid, Gid) {
-        let source = if self.is_context { Owner::default() } else { Owner { uid: stat.st_uid, gid: stat.st_gid } };
+        let source = if self.tree.is_context { Owner::default() } else { Owner { uid: stat.st_uid, gid: stat.st_gid } };
         let owner = self.taker.owner.unwrap_or(source);
         (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid))
     }

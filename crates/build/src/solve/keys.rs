@@ -7,7 +7,7 @@ use crate::plan::{Action, Command, Copy, FileAction, FileMode, Mounted, Source, 
 use crate::progress::BuildError;
 
 /// Changes when steps come to something else than before, or keys are made in another way.
-const VERSION: &str = "1";
+const VERSION: &str = "2";
 
 /// Fields, each with its length before it: two lists are never taken for one another.
 pub struct KeyBuilder {

@@ -12,7 +12,7 @@ use dhow_sys::root::{Root, descriptor_path, reopen};
 use dhow_sys::tree;
 use rustix::fs::{FileType, FlockOperation, OFlags, Stat};
 
-use super::{Run, RunMount, RunMounted, Solver, ignore_of, lock};
+use super::{Run, RunMount, RunMounted, Solver, lock};
 use crate::dockerfile::Sharing;
 use crate::files::{self, Filter, Seen, Taker, Tree};
 use crate::plan::{Command, CommandMount, Mounted, Source, StepId};
@@ -91,14 +91,14 @@ pub(super) fn look(solver: &Solver<'_>, source: &Source, path: &str) -> Result<D
     match source {
         Source::Directory(name) => {
             let directory = solver.contexts.get(name)?;
-            let filter = Filter { ignore: ignore_of(&directory.ignore), ..Filter::default() };
-            files::look(&Tree { root: &directory.root, is_context: true }, path, &filter, &mut seen).map_err(wrong)?;
+            let filter = Filter { ignore: directory.ignore(), ..Filter::default() };
+            files::look(&directory.tree(), path, &filter, &mut seen).map_err(wrong)?;
         }
         Source::Step(Some(id)) => {
             let outcome = solver.outcome(*id)?;
             if !outcome.chain.is_empty() {
                 let root = solver.files_of(&outcome.chain)?;
-                files::look(&Tree { root: &root, is_context: false }, path, &Filter::default(), &mut seen).map_err(wrong)?;
+                files::look(&Tree::of_files(&root), path, &Filter::default(), &mut seen).map_err(wrong)?;
             }
         }
         _ => {}
@@ -291,13 +291,13 @@ impl Solver<'_> {
                 match source {
                     Source::Directory(name) => {
                         let directory = self.contexts.get(name)?;
-                        let filter = Filter { ignore: ignore_of(&directory.ignore), ..Filter::default() };
-                        let tree = Tree { root: &directory.root, is_context: true };
+                        let filter = Filter { ignore: directory.ignore(), ..Filter::default() };
+                        let tree = directory.tree();
                         taker.take(&tree, path, true, "/it", &filter, &mut seen).map_err(wrong)?;
                     }
                     Source::Step(Some(step)) => {
                         let files = self.files_of(&self.outcome(*step)?.chain)?;
-                        let tree = Tree { root: &files, is_context: false };
+                        let tree = Tree::of_files(&files);
                         taker.take(&tree, path, true, "/it", &Filter::default(), &mut seen).map_err(wrong)?;
                     }
                     _ => return Err(BuildError::internal("a mount of neither files nor a context")),
@@ -343,7 +343,7 @@ impl Solver<'_> {
             let from = self.files_of(&self.outcome(*step)?.chain)?;
             let root = Root::open_path(&new).map_err(failed(what))?;
             let mut taker = Taker { target: &root, owner: None, mode: None, unpack: false };
-            let tree = Tree { root: &from, is_context: false };
+            let tree = Tree::of_files(&from);
             taker.take(&tree, "/", true, "/", &Filter::default(), &mut Seen::default()).map_err(BuildError::of_files)?;
         }
         if let Some((uid, gid, mode)) = owner {

@@ -10,7 +10,8 @@ use dhow_store::{LayerRow, Workspace};
 use dhow_sys::root::{Root, reopen};
 use rustix::fs::OFlags;
 
-use super::{Directory, Outcome, Solver, ignore_of, lock};
+use super::context::Context;
+use super::{Outcome, Solver, lock};
 use crate::files::{self, Filter, Seen, Taker, Tree};
 use crate::pattern::{Ignore, has_wildcards};
 use crate::plan::{Action, Copy, FileAction, Source, StepId};
@@ -56,7 +57,7 @@ pub(super) fn source_of(action: &FileAction) -> Option<&Source> {
 
 /// Files that something is copied from.
 enum Opened {
-    Context(Arc<Directory>),
+    Context(Arc<Context>),
     Files(Root),
     /// Of a stage without files.
     Empty,
@@ -65,8 +66,8 @@ enum Opened {
 impl Opened {
     fn tree(&self) -> Option<(Tree<'_>, Option<&Ignore>)> {
         match self {
-            Opened::Context(directory) => Some((Tree { root: &directory.root, is_context: true }, ignore_of(&directory.ignore))),
-            Opened::Files(root) => Some((Tree { root, is_context: false }, None)),
+            Opened::Context(directory) => Some((directory.tree(), directory.ignore())),
+            Opened::Files(root) => Some((Tree::of_files(root), None)),
             Opened::Empty => None,
         }
     }

@@ -2,6 +2,7 @@
 
 use dhow_api::system::{BuildCache, PrunedBuildCache};
 use dhow_oci::time;
+use dhow_store::CacheKind;
 
 use crate::filter::Filters;
 use crate::units::human_binary_size;
@@ -11,6 +12,8 @@ use crate::{Engine, Error, Result};
 const REGULAR: &str = "regular";
 /// A directory of `--mount=type=cache`.
 const MOUNT: &str = "exec.cachemount";
+/// What a client has sent as its context.
+const LOCAL: &str = "source.local";
 /// Of the file system: what the cache may take at most, what stays free of it, and what the cache may have in any case
 /// (dockerd's defaults).
 const MOST: u64 = 75;
@@ -60,8 +63,15 @@ impl Engine {
         for cache in self.store.cache_directories()? {
             let record = BuildCache {
                 parents: Vec::new(),
-                kind: MOUNT.to_owned(),
-                description: format!("cached mount {}", cache.id),
+                kind: match cache.kind {
+                    CacheKind::Mount => MOUNT.to_owned(),
+                    CacheKind::Context => LOCAL.to_owned(),
+                },
+                description: match cache.kind {
+                    CacheKind::Mount => format!("cached mount {}", cache.id),
+                    // Whose it is comes before its name.
+                    CacheKind::Context => format!("local source for {}", cache.id.split_once(' ').map_or("", |(_, name)| name)),
+                },
                 in_use: cache.in_use,
                 shared: false,
                 size: self.store.cache_directory_size(&cache.name) as i64,
@@ -119,7 +129,7 @@ impl Engine {
             }
             let freed = match (query.dry_run, record.kind.as_str()) {
                 (true, _) => own(record),
-                (false, MOUNT) => match self.store.remove_cache_directory(&record.id)? {
+                (false, MOUNT | LOCAL) => match self.store.remove_cache_directory(&record.id)? {
                     Some(freed) => freed,
                     None => continue,
                 },

@@ -1,4 +1,4 @@
-//! A build's context that came as a tar.
+//! A build's context that came from elsewhere: as a tar, or file by file.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use dhow_build::pattern::Ignore;
 use dhow_build::progress::BuildError;
 use dhow_build::solve::{Client, Directory};
-use dhow_store::{CopyOptions, Workspace, copy_into, decompressed};
+use dhow_store::{CopyOptions, OpenCache, Workspace, copy_into, decompressed};
 use dhow_sys::root::Root;
 
 use crate::error::Context as _;
@@ -21,18 +21,33 @@ pub struct Context {
     ignore: Ignore,
 }
 
-/// An empty directory that is there for one build; gone when it is dropped.
+/// A directory that one build has, until this is dropped.
 #[derive(Debug)]
 pub struct BuildDirectory {
     pub path: PathBuf,
-    _workspace: Workspace,
+    /// Others will have it afterwards, with what is in it.
+    pub is_lasting: bool,
+    _held: Held,
+}
+
+#[derive(Debug)]
+enum Held {
+    /// Gone with it.
+    Workspace(#[expect(dead_code, reason = "dropped in the end")] Workspace),
+    Lasting(#[expect(dead_code, reason = "unlocked in the end")] OpenCache),
 }
 
 impl Engine {
-    /// A directory for files of a client.
+    /// An empty directory for files of a client.
     pub fn build_directory(&self) -> Result<BuildDirectory> {
         let workspace = self.store.begin_step(&[])?;
-        Ok(BuildDirectory { path: workspace.beside("context")?, _workspace: workspace })
+        Ok(BuildDirectory { path: workspace.beside("context")?, is_lasting: false, _held: Held::Workspace(workspace) })
+    }
+
+    /// A directory for files of a client that may have sent the most of them before; what they are is known by `id`.
+    pub fn lasting_directory(&self, id: &str) -> Result<BuildDirectory> {
+        let open = self.store.open_context(id)?;
+        Ok(BuildDirectory { path: open.files(), is_lasting: true, _held: Held::Lasting(open) })
     }
 
     /// Unpacks a tar, compressed or not.
@@ -83,7 +98,7 @@ impl Client for Context {
         }
         let root =
             Root::open_path(&self.directory.path).map_err(|error| BuildError::internal(format!("open the context: {error}")))?;
-        Ok(Directory { root, path: self.directory.path.clone(), ignore: self.ignore.clone(), guard: None })
+        Ok(Directory { root, path: self.directory.path.clone(), ignore: self.ignore.clone(), is_lasting: false, guard: None })
     }
 
     fn secret(&self, _: &str) -> Result<Option<Vec<u8>>, BuildError> {

@@ -235,7 +235,7 @@ impl Client for Input<'_> {
             told_at_once(self.display, &format!("[context {name}] load from client"), |_| ());
             let exclude = self.ignored_by(&[path.join(".dockerignore")]);
             let ignore = Ignore::of(&exclude).map_err(plain)?;
-            return Ok(Directory { root: open(path)?, path: path.clone(), ignore, guard: None });
+            return Ok(Directory { root: open(path)?, path: path.clone(), ignore, is_lasting: true, guard: None });
         }
         if name != "context" {
             return Err(plain(format!("no local sources enabled for {name}")));
@@ -243,11 +243,19 @@ impl Client for Input<'_> {
         told_at_once(self.display, "[internal] load build context", |_| ());
         let ignore = Ignore::of(&self.exclude).map_err(plain)?;
         match &self.context {
-            Context::Directory(path) => Ok(Directory { root: open(path)?, path: path.clone(), ignore, guard: None }),
+            Context::Directory(path) => {
+                Ok(Directory { root: open(path)?, path: path.clone(), ignore, is_lasting: true, guard: None })
+            }
             Context::Unpacked(context) => Ok(Directory { ignore, ..context.directory(name)? }),
             Context::Nothing => {
                 let empty = self.engine.build_directory().map_err(|error| BuildError::internal(error.message))?;
-                Ok(Directory { root: open(&empty.path)?, path: empty.path.clone(), ignore, guard: Some(Box::new(empty)) })
+                Ok(Directory {
+                    root: open(&empty.path)?,
+                    path: empty.path.clone(),
+                    ignore,
+                    is_lasting: false,
+                    guard: Some(Box::new(empty)),
+                })
             }
         }
     }
