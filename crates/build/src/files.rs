@@ -18,7 +18,7 @@ use rustix::fs::{FileType, Stat};
 
 pub use known::KnownFiles;
 pub use owner::{Owner, owner};
-pub use take::{Taker, make_directory, write_document};
+pub use take::{Taker, is_archive, make_directory, write_document};
 pub use walk::{Filter, matches};
 
 use walk::{Visit, walk};

@@ -1,5 +1,6 @@
 //! Building images: the Dockerfile language, the graph of steps, what of it is known already, and what comes of it.
 
+pub mod address;
 pub mod dockerfile;
 pub mod files;
 pub mod mode;

@@ -28,6 +28,7 @@ use std::collections::BTreeMap;
 use dhow_oci::image::ImageConfig;
 use dhow_oci::{Digest, Platform};
 
+use crate::address::GitSource;
 use crate::dockerfile::instruction::{Network, Security};
 use crate::dockerfile::{Lines, Sharing};
 use crate::pattern::Ignore;
@@ -208,18 +209,6 @@ pub enum Source {
         checksum: Option<Digest>,
     },
     Git(GitSource),
-}
-
-/// A commit of a repository.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GitSource {
-    pub remote: String,
-    /// Branch, tag or commit; empty for the default branch.
-    pub reference: String,
-    pub directory: String,
-    pub keep_git_dir: bool,
-    pub checksum: String,
-    pub submodules: bool,
 }
 
 #[derive(Clone, Debug)]

@@ -76,6 +76,8 @@ pub enum ErrorKind {
     /// What is asked for cannot be done.
     #[default]
     Invalid,
+    /// Something of another place is not to be had; no line of the Dockerfile is shown for it.
+    Elsewhere,
     /// A command ended with this code.
     Exit(i32),
     /// Nobody wants it any more.
@@ -99,7 +101,7 @@ impl BuildError {
 
     /// Unless it is known already where it is.
     pub fn at(mut self, lines: &[Lines]) -> BuildError {
-        if self.lines.is_empty() {
+        if self.lines.is_empty() && self.kind != ErrorKind::Elsewhere {
             self.lines = lines.to_vec();
         }
         self

@@ -7,15 +7,17 @@
 //! **Invariant:** what is in a record's layer is what its second key says: files are hashed while they are copied, and the key
 //! is made of that.
 
+mod asked;
 mod context;
 mod keys;
 mod mounts;
+mod remote;
 mod steps;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -23,11 +25,15 @@ use dhow_oci::{Digest, Platform};
 use dhow_store::{BuildRecord, LayerRow, Mountable, Store};
 use dhow_sys::root::Root;
 
+use crate::address::GitSource;
 use crate::plan::{Action, Command, Plan, Source, Step, StepId};
 use crate::progress::{BuildError, ErrorKind, Event, Progress, Stream, VertexId};
 
+use asked::Asked;
+
 pub use context::Directory;
 pub use keys::KeyBuilder;
+pub use remote::{WebSource, commit, git_authorization, web_authorization};
 
 /// What a solver needs of the engine.
 pub trait Host: Sync {
@@ -46,8 +52,20 @@ pub trait Host: Sync {
     /// Ends the commands that still run: something else has failed.
     fn stop(&self);
 
-    /// Fetches a file of the web into a directory, as `name`; its digest.
-    fn fetch(&self, url: &str, directory: &std::path::Path, name: &str) -> Result<Digest, BuildError>;
+    /// Fetches a file of the web into an empty directory: its digest.
+    fn fetch(&self, source: &WebSource<'_>, directory: &Path) -> Result<Digest, BuildError>;
+
+    /// The commit that the reference of a repository leads to, or its default branch.
+    fn commit(&self, git: &GitSource, authorization: Option<&str>) -> Result<String, BuildError>;
+
+    /// Makes an empty directory what a commit has.
+    fn checkout(
+        &self,
+        git: &GitSource,
+        commit: &str,
+        authorization: Option<&str>,
+        directory: &Path,
+    ) -> Result<(), BuildError>;
 }
 
 /// A command with everything that it needs.
@@ -58,7 +76,7 @@ pub struct Run<'a> {
     pub env: Vec<String>,
     pub mounts: Vec<RunMount>,
     /// A directory of this run alone, in memory where the exec root is; gone afterwards.
-    pub scratch: &'a std::path::Path,
+    pub scratch: &'a Path,
 }
 
 /// Something that is mounted while a command runs.
@@ -135,7 +153,10 @@ pub struct Solver<'a> {
     held: Mutex<Vec<File>>,
     /// Steps of which has been told.
     told: Mutex<HashSet<StepId>>,
-    fetched: Mutex<HashMap<String, Arc<steps::Fetched>>>,
+    /// What came from elsewhere, and documents.
+    fetched: Asked<Arc<steps::Fetched>>,
+    /// Commits that references lead to.
+    commits: Asked<String>,
     /// What the sources of a step's copies, and its mounts, were seen to hold.
     looked: Mutex<HashMap<(StepId, usize), Digest>>,
     /// Steps that a thread was begun for.
@@ -176,7 +197,8 @@ impl<'a> Solver<'a> {
             contexts: context::Contexts::new(client, store.paths.contexts()),
             held: Mutex::default(),
             told: Mutex::default(),
-            fetched: Mutex::default(),
+            fetched: Asked::default(),
+            commits: Asked::default(),
             looked: Mutex::default(),
             begun: Mutex::default(),
             threads: AtomicUsize::new(0),

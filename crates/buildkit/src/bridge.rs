@@ -7,16 +7,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use dhow_engine::dhow_build::pattern::Ignore;
 use dhow_engine::dhow_build::progress::{BuildError, Event, Progress};
 use dhow_engine::dhow_build::solve::{Client, Directory};
-use dhow_engine::{Allowed, BuildDirectory, BuildRequest, Credentials, Engine, Root, vertex};
+use dhow_engine::{Allowed, BuildContext, BuildDirectory, BuildRequest, Cancel, Credentials, Engine, Root, vertex};
 use dhow_oci::Digest;
 use tokio::runtime::Handle;
 
 use crate::control::worker;
 use crate::files::{self, Wanted};
-use crate::grpc::{Call, INTERNAL, INVALID, NOT_FOUND, Status, UNIMPLEMENTED, UNKNOWN};
+use crate::grpc::{Call, INTERNAL, INVALID, NOT_FOUND, Status, Stream, UNIMPLEMENTED, UNKNOWN};
 use crate::job::{Job, Returned};
 use crate::messages::{
-    BridgeResult, BridgeSolveRequest, BridgeSolveResponse, Capability, CredentialsRequest, CredentialsResponse, Empty,
+    BridgeResult, BridgeSolveRequest, BridgeSolveResponse, BytesMessage, Capability, CredentialsRequest, CredentialsResponse, Empty,
     GetSecretRequest, GetSecretResponse, PongResponse, Ref, ReturnRequest,
 };
 use crate::options::{self, Asked};
@@ -134,7 +134,10 @@ struct Caller<'a> {
     session: Arc<Session>,
     asked: &'a Asked,
     progress: &'a Teller,
+    cancel: &'a Cancel,
     exclude: Vec<String>,
+    /// The context, if it is no directory of the client.
+    remote: Option<BuildContext>,
 }
 
 impl Caller<'_> {
@@ -182,10 +185,11 @@ impl Caller<'_> {
 impl Client for Caller<'_> {
     fn directory(&self, name: &str) -> Result<Directory, BuildError> {
         let is_main = name == "context";
-        if is_main && let Some(context) = &self.asked.context {
-            return Err(BuildError::invalid(format!(
-                "{context}: contexts of other places are not supported yet: send the files"
-            )));
+        if is_main && let Some(context) = &self.remote {
+            return Ok(Directory { ignore: Ignore::of(&self.exclude).map_err(BuildError::invalid)?, ..context.files()? });
+        }
+        if let Some(address) = self.asked.addresses.get(name) {
+            return self.fetch(address)?.into_files();
         }
         let directory = if is_main { &self.asked.context_name } else { name };
         let title = match is_main {
@@ -213,6 +217,51 @@ impl Client for Caller<'_> {
     }
 }
 
+impl Caller<'_> {
+    /// Fetches a context by its address: one that the client has on its standard input comes by the session.
+    fn fetch(&self, address: &str) -> Result<BuildContext, BuildError> {
+        if let Some(path) = address.strip_prefix("http://buildkit-session/") {
+            return vertex(self.progress, "[internal] load remote build context", |_| self.uploaded(path));
+        }
+        let fetched = self.engine.fetch_context(address, self, self.progress, self.cancel)?;
+        fetched.ok_or_else(|| BuildError::invalid(format!("{address}: this is neither a repository nor a file of the web")))
+    }
+
+    fn uploaded(&self, path: &str) -> Result<BuildContext, BuildError> {
+        const METHOD: &str = "/moby.upload.v1.Upload/Pull";
+        let failed = |status: Status| BuildError::invalid(format!("receive the context: {}", status.message));
+        let metadata = [("urlpath", format!("/{path}")), ("urlhost", "buildkit-session".to_owned())];
+        let stream = self.handle.block_on(self.session.channel.stream(METHOD, &metadata)).map_err(failed)?;
+        let upload = Upload { handle: self.handle, stream, piece: Vec::new(), place: 0 };
+        self.engine.context_of_bytes(upload)
+    }
+}
+
+/// Bytes that a client sends.
+struct Upload<'a> {
+    handle: &'a Handle,
+    stream: Stream,
+    piece: Vec<u8>,
+    place: usize,
+}
+
+impl std::io::Read for Upload<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        while self.place == self.piece.len() {
+            let next = self.handle.block_on(self.stream.messages.next::<BytesMessage>());
+            match next.map_err(|status| std::io::Error::other(status.message))? {
+                Some(message) => (self.piece, self.place) = (message.data, 0),
+                None => return Ok(0),
+            }
+        }
+        let rest = &self.piece[self.place..];
+        let length = rest.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&rest[..length]);
+        self.place += length;
+        Ok(length)
+    }
+}
+
 /// Who the user is to a registry, by the client's word.
 fn credentials(handle: &Handle, session: &Session, domain: &str) -> Credentials {
     const METHOD: &str = "/moby.filesync.v1.Auth/Credentials";
@@ -237,8 +286,20 @@ fn build(engine: &Engine, job: &Arc<Job>, asked: &Asked, handle: &Handle) -> Res
     if asked.platforms.len() > 1 {
         return Err(Status::new(INVALID, "images for several platforms are not built yet: build for one at a time"));
     }
-    let mut caller = Caller { handle, engine, session: session.clone(), asked, progress: &teller, exclude: Vec::new() };
+    let mut caller = Caller {
+        handle,
+        engine,
+        session: session.clone(),
+        asked,
+        progress: &teller,
+        cancel: &job.cancel,
+        exclude: Vec::new(),
+        remote: None,
+    };
     let plain = |error: BuildError| status::status(&error, &asked.file_name, b"");
+    if let Some(address) = &asked.context {
+        caller.remote = Some(caller.fetch(address).map_err(plain)?);
+    }
     let (file_name, file) = dockerfile(&mut caller).map_err(plain)?;
     let mut options = asked.options.clone();
     options.ignore = Ignore::of(&caller.exclude).map_err(|error| Status::new(UNKNOWN, error))?;
@@ -270,6 +331,13 @@ fn build(engine: &Engine, job: &Arc<Job>, asked: &Asked, handle: &Handle) -> Res
 /// Fetches the Dockerfile, and what says which files are no part of the context.
 fn dockerfile(caller: &mut Caller<'_>) -> Result<(String, Vec<u8>), BuildError> {
     let name = caller.asked.file_name.clone();
+    if let Some(context) = caller.remote.as_mut().filter(|_| !caller.asked.is_own_dockerfile) {
+        let wrong = |error: dhow_engine::Error| BuildError::invalid(format!("failed to read dockerfile: {}", error.message));
+        let (name, file) = context.dockerfile(&name).map_err(wrong)?;
+        let ignored = context.read(&format!("{name}.dockerignore")).or_else(|_| context.read(".dockerignore"));
+        caller.exclude = ignored.map(|bytes| Ignore::lines(&bytes)).unwrap_or_default();
+        return Ok((name.rsplit('/').next().unwrap_or_default().to_owned(), file));
+    }
     let base = name.rsplit('/').next().unwrap_or_default();
     let mut follow = vec![name.clone(), format!("{name}.dockerignore")];
     let lower = (base == "Dockerfile").then(|| format!("{}dockerfile", &name[..name.len() - base.len()]));
@@ -295,7 +363,9 @@ fn dockerfile(caller: &mut Caller<'_>) -> Result<(String, Vec<u8>), BuildError> 
     };
     if let Ok(own) = read(&received, &format!("{name}.dockerignore")) {
         caller.exclude = Ignore::lines(&own);
-    } else if caller.asked.context.is_none() {
+    } else if let Some(context) = &caller.remote {
+        caller.exclude = context.read(".dockerignore").map(|bytes| Ignore::lines(&bytes)).unwrap_or_default();
+    } else {
         let follow = [".dockerignore".to_owned()];
         let wanted = Wanted { directory: &caller.asked.context_name, exclude: &[], follow: &follow };
         let received = caller.receive("[internal] load .dockerignore", false, &wanted)?;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use dhow_api::config::Ulimit;
+use dhow_engine::dhow_build::address;
 use dhow_engine::dhow_build::dockerfile::instruction::Network;
 use dhow_engine::dhow_build::plan::{NamedContext, NoCache, Options};
 use dhow_engine::{BuildLimits, dhow_build};
@@ -19,6 +20,10 @@ pub struct Asked {
     pub platforms: Vec<Platform>,
     /// Where the context is, when it is no directory of the client.
     pub context: Option<String>,
+    /// Where named contexts are that are no directories of the client, by their names.
+    pub addresses: BTreeMap<String, String>,
+    /// The Dockerfile is the client's, wherever the context is.
+    pub is_own_dockerfile: bool,
     /// Names of the client's directories.
     pub context_name: String,
     pub dockerfile_name: String,
@@ -30,6 +35,11 @@ pub struct Asked {
 
 fn refuse(message: impl Into<String>) -> Status {
     Status::new(INVALID, message)
+}
+
+/// Whether a context is at another place.
+fn is_address(text: &str) -> Result<bool, Status> {
+    Ok(address::is_url(text) || address::git_context(text).map_err(refuse)?.is_some())
 }
 
 fn number(options: &HashMap<String, String>, key: &str) -> Result<i64, Status> {
@@ -65,11 +75,17 @@ pub fn read(options: &HashMap<String, String>) -> Result<Asked, Status> {
         Some(stages) => NoCache::Stages(stages.split(',').map(str::to_owned).collect()),
     };
     let mut contexts = BTreeMap::new();
+    let mut addresses = BTreeMap::new();
     for (name, value) in prefixed(options, "context:") {
         let context = match value.split_once(':') {
             Some(("local", directory)) => NamedContext::Directory(directory.to_owned()),
             Some(("docker-image", image)) => NamedContext::Image(image.trim_start_matches('/').to_owned()),
-            _ => return Err(refuse(format!("context {name}: {value} is not supported yet: use a directory or an image"))),
+            // Fetched when it is needed, and a directory from then on.
+            _ if is_address(&value)? => {
+                addresses.insert(name.clone(), value.clone());
+                NamedContext::Directory(name.clone())
+            }
+            _ => return Err(refuse(format!("context {name}: {value} is not supported yet: use a directory, an image or an address"))),
         };
         contexts.insert(name, context);
     }
@@ -123,6 +139,8 @@ pub fn read(options: &HashMap<String, String>) -> Result<Asked, Status> {
         pull: text("image-resolve-mode") == "pull",
         platforms,
         context: options.get("context").cloned(),
+        addresses,
+        is_own_dockerfile: options.contains_key("dockerfilekey"),
         context_name: or("contextkey", "context"),
         dockerfile_name: or("dockerfilekey", "dockerfile"),
         sessions: prefixed(options, "local-sessionid:").into_iter().collect(),

@@ -7,9 +7,11 @@
 mod cache;
 mod command;
 mod context;
+mod git;
 mod image;
 mod output;
 mod requests;
+mod web;
 
 pub use cache::PruneBuilds;
 pub use context::{BuildDirectory, Context};

@@ -8,7 +8,7 @@ use base64::Engine as _;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONTENT_DISPOSITION, CONTENT_TYPE, ETAG, HeaderName, IF_NONE_MATCH, LAST_MODIFIED, LOCATION};
+use hyper::header::{AUTHORIZATION, ETAG, HeaderName, IF_NONE_MATCH, LAST_MODIFIED, LOCATION};
 use hyper::{Request, Response, Uri};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
@@ -44,8 +44,6 @@ pub struct WebFile {
     pub tag: Option<String>,
     /// As the host writes it (RFC 9110, 5.6.7).
     pub modified: Option<String>,
-    pub disposition: Option<String>,
-    pub kind: Option<String>,
 }
 
 /// Fetches a file and hands it to `sink`, which may block, and ends it with an error. Blocks.
@@ -62,8 +60,6 @@ pub fn fetch(hosts: &Hosts, request: &WebRequest<'_>, sink: &mut dyn FnMut(&[u8]
         is_known: status == 304 && request.known.is_some(),
         tag: text(ETAG),
         modified: text(LAST_MODIFIED),
-        disposition: text(CONTENT_DISPOSITION),
-        kind: text(CONTENT_TYPE),
     };
     if file.is_known {
         return Ok(file);

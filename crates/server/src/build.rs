@@ -12,6 +12,7 @@ use dhow_engine::dhow_build::dockerfile::instruction::Network;
 use dhow_engine::dhow_build::dockerfile::{self, Checks, Kind};
 use dhow_engine::dhow_build::plan::{NoCache, Options};
 use dhow_engine::dhow_build::progress::{BuildError, ErrorKind, Event, Progress, VertexId};
+use dhow_engine::dhow_build::solve::{Client, Directory};
 use dhow_engine::{Allowed, BuildContext, BuildLimits, BuildRequest, Cancel, Credentials, Engine, Error, Result};
 use dhow_oci::{Platform, Reference};
 use tokio::sync::mpsc;
@@ -125,21 +126,27 @@ pub(crate) async fn build(engine: Arc<Engine>, call: Call) -> Result<Answer> {
     if call.parameters.get("version") == "2" {
         return Err(Error::invalid("builds by BuildKit go by the session and grpc endpoints, as docker buildx uses them"));
     }
-    if let Some(remote) = call.parameters.optional("remote") {
-        return Err(Error::invalid(format!("{remote}: contexts of other places are not supported yet: send the files")));
-    }
     if call.parameters.is("squash") {
         return Err(Error::invalid("squash is not supported yet"));
     }
     let asked = asked(&call)?;
+    let remote = call.parameters.optional("remote").map(str::to_owned);
     let body = blocking_body(call.request.into_body());
-    let own = engine.clone();
-    let context = blocking(move || own.unpack_context(body)).await?;
     let cancel = Arc::new(Cancel::new().map_err(|error| Error::internal(format!("make a pipe: {error}")))?);
+    let guard = Unwanted(cancel.clone());
+    let (own, cancelled) = (engine.clone(), cancel.clone());
+    let context = blocking(move || match remote {
+        None => own.unpack_context(body),
+        Some(address) => {
+            let fetched = own.fetch_context(&address, &Nobody, &Nobody, &cancelled);
+            let fetched = fetched.map_err(|error| Error::invalid(error.message))?;
+            fetched.ok_or_else(|| Error::invalid(format!("remoteURL ({address}) could not be recognized as URL")))
+        }
+    })
+    .await?;
     let (sender, mut messages) = mpsc::channel::<Bytes>(64);
     let own = cancel.clone();
     let work = tokio::task::spawn_blocking(move || run(&engine, asked, context, &own, &sender));
-    let guard = Unwanted(cancel.clone());
     let Some(first) = messages.recv().await else {
         return match work.await {
             Ok(Err(error)) => Err(error),
@@ -170,6 +177,23 @@ pub(crate) async fn build(engine: Arc<Engine>, call: Call) -> Result<Answer> {
         }
     });
     Ok(answer)
+}
+
+/// A client that has nothing to give, and reads nothing until its context is here.
+struct Nobody;
+
+impl Client for Nobody {
+    fn directory(&self, name: &str) -> Result<Directory, BuildError> {
+        Err(BuildError::invalid(format!("no local sources enabled for {name}")))
+    }
+
+    fn secret(&self, _: &str) -> Result<Option<Vec<u8>>, BuildError> {
+        Ok(None)
+    }
+}
+
+impl Progress for Nobody {
+    fn tell(&self, _: Event) {}
 }
 
 /// Cancels a build when it is dropped: whoever waited for it has gone.

@@ -1,4 +1,5 @@
-//! Directories that builds keep from one to the next: those of `--mount=type=cache`, and the contexts that clients have sent.
+//! Directories that builds keep from one to the next: those of `--mount=type=cache`, contexts that clients have sent, and what was
+//! fetched from elsewhere.
 
 use std::fs::{self, File};
 use std::io;
@@ -18,8 +19,26 @@ use crate::{Context, Result, Store, random_name};
 pub enum CacheKind {
     /// Commands write to it.
     Mount,
-    /// It has what a client has sent: as long as the host runs, for nobody has synced it.
+    /// It has what a client has sent. As all that follow it counts as long as the host runs, for nobody has synced it.
     Context,
+    /// It has a file of the web, or a repository.
+    Download,
+}
+
+impl CacheKind {
+    /// What the names of such directories begin with.
+    fn prefix(self) -> &'static str {
+        match self {
+            CacheKind::Mount => "",
+            CacheKind::Context => "context-",
+            CacheKind::Download => "download-",
+        }
+    }
+
+    fn of(name: &str) -> CacheKind {
+        let kinds = [CacheKind::Context, CacheKind::Download];
+        kinds.into_iter().find(|kind| name.starts_with(kind.prefix())).unwrap_or(CacheKind::Mount)
+    }
 }
 
 /// A directory that builds keep things in.
@@ -65,10 +84,8 @@ pub enum CacheSharing {
 
 /// The file in a cache directory that holds its id.
 const ID: &str = "id";
-/// The file of a context's directory that holds the boot in which it was filled.
+/// The file of a directory that nobody syncs, which holds the boot in which it was filled.
 const BOOT: &str = "boot";
-/// What the names of contexts' directories begin with.
-const CONTEXT: &str = "context-";
 /// Between two looks whether a cache has become free.
 const WAIT: Duration = Duration::from_millis(10);
 
@@ -86,9 +103,18 @@ impl Store {
     /// Opens a directory for what a client sends, with what is still there of what it sent before under the same id. One that
     /// somebody is at work on is left alone: then there is another.
     pub fn open_context(&self, id: &str) -> Result<OpenCache> {
-        let what = || "open the directory of a context".to_owned();
+        self.open_kept(CacheKind::Context, id)
+    }
+
+    /// The same for what is fetched from elsewhere.
+    pub fn open_download(&self, id: &str) -> Result<OpenCache> {
+        self.open_kept(CacheKind::Download, id)
+    }
+
+    fn open_kept(&self, kind: CacheKind, id: &str) -> Result<OpenCache> {
+        let what = || "open a directory for builds".to_owned();
         let never = || io::Error::other("nobody waited for it");
-        let open = self.open_directory(CacheKind::Context, id, CacheSharing::Own, &|| false)?.ok_or_else(never).context(what)?;
+        let open = self.open_directory(kind, id, CacheSharing::Own, &|| false)?.ok_or_else(never).context(what)?;
         let (files, note) = (open.files(), open.directory.join(BOOT));
         if fs::read_to_string(&note).ok().as_deref() != Some(boot()) {
             match fs::remove_dir_all(&files) {
@@ -109,8 +135,7 @@ impl Store {
         is_over: &dyn Fn() -> bool,
     ) -> Result<Option<OpenCache>> {
         // Only the id's digest is a name.
-        let prefix = if kind == CacheKind::Context { CONTEXT } else { "" };
-        let name = format!("{prefix}{}", &Digest::of(id.as_bytes()).hex()[..32]);
+        let name = format!("{}{}", kind.prefix(), &Digest::of(id.as_bytes()).hex()[..32]);
         let all = self.caches();
         let what = || "open a cache of builds".to_owned();
         fs::DirBuilder::new().recursive(true).mode(0o710).create(&all).context(what)?;
@@ -176,9 +201,8 @@ impl Store {
                 i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
             };
             let used = nanoseconds(stat.modified());
-            let kind = if name.starts_with(CONTEXT) { CacheKind::Context } else { CacheKind::Mount };
             found.push(CacheDirectory {
-                kind,
+                kind: CacheKind::of(&name),
                 id: fs::read_to_string(entry.path().join(ID)).unwrap_or_default(),
                 created: nanoseconds(stat.created()).min(used),
                 used,

@@ -206,7 +206,7 @@ fn is_broken(error: &std::io::Error) -> bool {
 }
 
 /// Whether the file begins like a tar, compressed or not.
-fn is_archive(file: &File) -> std::io::Result<bool> {
+pub fn is_archive(file: &File) -> std::io::Result<bool> {
     let mut head = [0; 512];
     let mut plain = match decompressed(file) {
         Ok(plain) => plain,

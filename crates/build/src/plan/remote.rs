@@ -1,27 +1,28 @@
-//! What `ADD` fetches by its address: files of the web, and repositories. Nothing is fetched here.
+//! What `ADD` copies by an address ([`crate::address`]).
 
 use dhow_oci::Digest;
 
-use super::{Copy, GitSource, Source};
+use super::{Copy, Source};
+use crate::address::{self, GitSource};
 use crate::dockerfile::instruction::Files;
 use crate::dockerfile::{DockerfileError, Result};
 
 /// What is copied by an address, which `COPY` may not; `None` for a path.
 pub(super) fn remote(address: &str, files: &Files, is_add: bool, plain: &Copy) -> Result<Option<Copy>> {
-    if let Some(git) = git(address) {
+    if let Some(git) = git(address)? {
         if !is_add {
             return Err(DockerfileError::new("source can't be a git ref for COPY"));
         }
-        let source = Source::Git(git_of(git, files)?);
+        let source = Source::Git(with_flags(git, files)?);
         return Ok(Some(Copy { source, path: "/".to_owned(), content_only: true, ..plain.clone() }));
     }
-    if !is_url(address) {
+    if !address::is_url(address) {
         return Ok(None);
     }
     if !is_add {
         return Err(DockerfileError::new("source can't be a URL for COPY"));
     }
-    let name = url_name(address);
+    let name = address::file_name(address);
     let checksum = match files.checksum.as_str() {
         "" => None,
         text => Some(checksum(text)?),
@@ -30,20 +31,20 @@ pub(super) fn remote(address: &str, files: &Files, is_add: bool, plain: &Copy) -
     Ok(Some(Copy { source, path: format!("/{name}"), unpack: files.unpack.unwrap_or(false), ..plain.clone() }))
 }
 
+fn git(source: &str) -> Result<Option<GitSource>> {
+    address::git(source).map_err(DockerfileError::new)
+}
+
 /// `--checksum` is of one thing that is fetched.
 pub(super) fn check_checksum(files: &Files) -> Result<()> {
     if files.checksum.is_empty() {
         return Ok(());
     }
     match &files.sources[..] {
-        [source] if is_url(source) || git(source).is_some() => Ok(()),
+        [source] if address::is_url(source) || git(source)?.is_some() => Ok(()),
         [_] => Err(DockerfileError::new("checksum requires HTTP(S) or Git sources")),
         _ => Err(DockerfileError::new("checksum can't be specified for multiple sources")),
     }
-}
-
-fn is_url(source: &str) -> bool {
-    source.starts_with("http://") || source.starts_with("https://")
 }
 
 /// In the words of Go's digest package.
@@ -62,56 +63,13 @@ fn checksum(text: &str) -> Result<Digest> {
     text.parse().map_err(|_| wrong("invalid checksum digest format"))
 }
 
-/// The file name that a URL ends with.
-fn url_name(url: &str) -> String {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let path = rest.split_once('/').map_or("", |(_, path)| path);
-    let path = path.split(['?', '#']).next().unwrap_or_default();
-    let decoded = percent_encoding::percent_decode_str(path).decode_utf8_lossy();
-    match decoded.trim_end_matches('/').rsplit('/').next() {
-        Some("" | "." | "..") | None => "__unnamed__".to_owned(),
-        Some(name) if name.contains('\0') => "__unnamed__".to_owned(),
-        Some(name) => name.to_owned(),
-    }
-}
-
-/// A repository by its address; `None` for what is none.
-fn git(text: &str) -> Option<GitSource> {
-    let (address, fragment) = text.split_once('#').unwrap_or((text, ""));
-    let is_git = address.starts_with("git://")
-        || address.starts_with("git@")
-        || address.starts_with("ssh://")
-        || ((address.starts_with("http://") || address.starts_with("https://")) && address.ends_with(".git"));
-    if !is_git {
-        return None;
-    }
-    let (reference, directory) = fragment.split_once(':').unwrap_or((fragment, ""));
-    Some(GitSource {
-        remote: address.to_owned(),
-        reference: reference.to_owned(),
-        directory: directory.to_owned(),
-        keep_git_dir: false,
-        checksum: String::new(),
-        submodules: true,
-    })
-}
-
-fn git_of(git: GitSource, files: &Files) -> Result<GitSource> {
-    Ok(GitSource { keep_git_dir: files.keep_git_dir.unwrap_or(false), checksum: files.checksum.clone(), ..git })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses() {
-        assert_eq!(url_name("https://x.org/a/b%20c?d#e"), "b c");
-        assert_eq!(url_name("https://x.org"), "__unnamed__");
-        assert_eq!(
-            git("https://x.org/r.git#main:sub").map(|git| (git.reference, git.directory)),
-            Some(("main".into(), "sub".into()))
-        );
-        assert_eq!(git("https://x.org/r.tar"), None);
-    }
+/// The instruction's flags come before what the address says.
+fn with_flags(git: GitSource, files: &Files) -> Result<GitSource> {
+    let checksum = match (files.checksum.as_str(), git.checksum.as_str()) {
+        ("", own) => own.to_owned(),
+        (flag, "") => flag.to_owned(),
+        (flag, own) if flag == own => own.to_owned(),
+        (flag, own) => return Err(DockerfileError::new(format!("checksum mismatch {flag:?} != {own:?}"))),
+    };
+    Ok(GitSource { keep_git_dir: files.keep_git_dir.unwrap_or(git.keep_git_dir), checksum, ..git })
 }

@@ -1,13 +1,13 @@
 //! The client's directories, asked for once each.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use dhow_oci::Digest;
 use dhow_sys::root::Root;
 
-use super::{Client, lock};
+use super::Client;
+use super::asked::Asked;
 use crate::files::{KnownFiles, Tree};
 use crate::pattern::Ignore;
 use crate::progress::BuildError;
@@ -41,32 +41,25 @@ impl Context {
     }
 }
 
-/// One that is being asked for, or was.
-type Asked = Arc<Mutex<Option<Arc<Context>>>>;
-
 /// Those that were asked for.
 pub(super) struct Contexts<'a> {
     client: &'a dyn Client,
     /// Where lists of known files are.
     lists: PathBuf,
-    asked: Mutex<HashMap<String, Asked>>,
+    asked: Asked<Arc<Context>>,
 }
 
 impl<'a> Contexts<'a> {
     pub fn new(client: &'a dyn Client, lists: PathBuf) -> Contexts<'a> {
-        Contexts { client, lists, asked: Mutex::default() }
+        Contexts { client, lists, asked: Asked::default() }
     }
 
     pub fn get(&self, name: &str) -> Result<Arc<Context>, BuildError> {
-        let asked = lock(&self.asked).entry(name.to_owned()).or_default().clone();
-        // Others wait: it is theirs, too.
-        let mut context = lock(&asked);
-        if let Some(context) = &*context {
-            return Ok(context.clone());
-        }
-        let directory = self.client.directory(name)?;
-        let known = if directory.is_lasting { self.known(&directory) } else { None };
-        Ok(context.insert(Arc::new(Context { directory, known })).clone())
+        self.asked.get(name, || {
+            let directory = self.client.directory(name)?;
+            let known = if directory.is_lasting { self.known(&directory) } else { None };
+            Ok(Arc::new(Context { directory, known }))
+        })
     }
 
     fn known(&self, directory: &Directory) -> Option<KnownFiles> {
@@ -77,8 +70,7 @@ impl<'a> Contexts<'a> {
 
     /// Remembers what files were seen to hold; nobody uses them any more.
     pub fn save(self) {
-        let asked = self.asked.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        for context in asked.into_values().filter_map(|asked| lock(&asked).take()) {
+        for context in self.asked.into_answers() {
             if let Some(Err(error)) = Arc::into_inner(context).and_then(|context| context.known).map(KnownFiles::save) {
                 tracing::debug!("remember what is in a build's context: {error}");
             }

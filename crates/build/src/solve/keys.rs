@@ -179,6 +179,12 @@ impl Solver<'_> {
                 let of_step = lock(&self.keys).get(step).copied().flatten();
                 key.field("step").field(&of_step.map(|key| key.to_string()).unwrap_or_default())
             }
+            // A commit's id stands for its files.
+            (Source::Git(git), _) => key.field("git").field(&self.commit(git)?).field(&git.directory).field(&format!(
+                "{} {} {}",
+                git.keep_git_dir, git.submodules, git.has_commit_time
+            )),
+            (Source::Url { checksum: Some(checksum), .. }, By::Steps) => key.field("checksum").field(&checksum.to_string()),
             _ => key.field("content").field(&look()?.to_string()),
         };
         Ok(())
@@ -195,7 +201,7 @@ impl Solver<'_> {
         }
         for (number, copy) in steps::copies(actions).enumerate() {
             match by {
-                By::Content(Some(seen)) => {
+                By::Content(Some(seen)) if !matches!(copy.source, Source::Git(_)) => {
                     key.field("content").field(&seen.get(number).map(Digest::to_string).unwrap_or_default());
                 }
                 _ => self.source(key, &copy.source, &mut || self.look_at(id, number, copy), by)?,

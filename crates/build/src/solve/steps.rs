@@ -115,22 +115,11 @@ impl Solver<'_> {
             Source::Document { name, content } => {
                 let key = format!("document {name} {}", Digest::of(content.as_bytes()));
                 let fetched =
-                    self.fetched(key, |directory| files::write_document(directory, name, content).map_err(BuildError::of_files))?;
+                    self.fetched(&key, |directory| files::write_document(directory, name, content).map_err(BuildError::of_files))?;
                 self.opened_directory(&fetched)
             }
-            Source::Url { url, name, checksum } => {
-                let fetched = self.fetched(format!("url {name} {url}"), |directory| {
-                    let found = self.host.fetch(url, directory, name)?;
-                    match checksum {
-                        Some(wanted) if *wanted != found => {
-                            Err(BuildError::invalid(format!("digest mismatch {found}: {wanted}")))
-                        }
-                        _ => Ok(()),
-                    }
-                })?;
-                self.opened_directory(&fetched)
-            }
-            Source::Git(git) => Err(BuildError::invalid(format!("{}: git sources are not supported yet", git.remote))),
+            Source::Url { url, name, checksum } => self.opened_directory(&*self.web(url, name, checksum.as_ref())?),
+            Source::Git(git) => self.opened_directory(&*self.checkout(git)?),
         }
     }
 
@@ -140,17 +129,17 @@ impl Solver<'_> {
     }
 
     /// What is to be fetched once for the whole build.
-    fn fetched(&self, key: String, fetch: impl FnOnce(&Path) -> Result<(), BuildError>) -> Result<Arc<Fetched>, BuildError> {
-        let mut all = lock(&self.fetched);
-        if let Some(fetched) = all.get(&key) {
-            return Ok(fetched.clone());
-        }
-        let directory = self.store.begin_step(&[])?;
-        let path = directory.beside("fetched")?;
-        fetch(&path)?;
-        let fetched = Arc::new(Fetched { path, _directory: directory });
-        all.insert(key, fetched.clone());
-        Ok(fetched)
+    pub(super) fn fetched(
+        &self,
+        what: &str,
+        fetch: impl FnOnce(&Path) -> Result<(), BuildError>,
+    ) -> Result<Arc<Fetched>, BuildError> {
+        self.fetched.get(what, || {
+            let directory = self.store.begin_step(&[])?;
+            let path = directory.beside("fetched")?;
+            fetch(&path)?;
+            Ok(Arc::new(Fetched { path, _directory: directory }))
+        })
     }
 
     /// What the source of a copy holds; of a build's own copies it is looked once.

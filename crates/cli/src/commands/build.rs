@@ -159,7 +159,7 @@ impl Build {
         let asked = self.asked(folder)?;
         let call = if self.check { "check" } else { self.call.as_str() };
         let display = Display::new(kind);
-        let input = Input::open(&self, engine, &display);
+        let input = Input::open(&self, engine, &display, cancel);
         let done = input.and_then(|input| {
             let mut options = asked.options;
             options.ignore = input.ignore()?;

@@ -66,11 +66,16 @@ impl Engine {
                 kind: match cache.kind {
                     CacheKind::Mount => MOUNT.to_owned(),
                     CacheKind::Context => LOCAL.to_owned(),
+                    CacheKind::Download => REGULAR.to_owned(),
                 },
-                description: match cache.kind {
-                    CacheKind::Mount => format!("cached mount {}", cache.id),
+                description: {
                     // Whose it is comes before its name.
-                    CacheKind::Context => format!("local source for {}", cache.id.split_once(' ').map_or("", |(_, name)| name)),
+                    let name = cache.id.split_once(' ').map_or("", |(_, name)| name);
+                    match cache.kind {
+                        CacheKind::Mount => format!("cached mount {}", cache.id),
+                        CacheKind::Context => format!("local source for {name}"),
+                        CacheKind::Download => name.to_owned(),
+                    }
                 },
                 in_use: cache.in_use,
                 shared: false,
@@ -127,15 +132,13 @@ impl Engine {
             if is_limited && (total <= query.reserved || ((most == 0 || fits) && is_free)) {
                 break;
             }
-            let freed = match (query.dry_run, record.kind.as_str()) {
+            let freed = match (query.dry_run, format!("sha256:{}", record.id).parse()) {
                 (true, _) => own(record),
-                (false, MOUNT | LOCAL) => match self.store.remove_cache_directory(&record.id)? {
+                (false, Ok(chain_id)) => self.store.forget_step(&chain_id)?,
+                // It is a directory by its name.
+                (false, Err(_)) => match self.store.remove_cache_directory(&record.id)? {
                     Some(freed) => freed,
                     None => continue,
-                },
-                (false, _) => match format!("sha256:{}", record.id).parse() {
-                    Ok(chain_id) => self.store.forget_step(&chain_id)?,
-                    Err(_) => continue,
                 },
             };
             total = total.saturating_sub(own(record));

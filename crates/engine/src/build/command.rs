@@ -8,9 +8,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use dhow_api::config::{Config, HostConfig};
+use dhow_build::address::GitSource;
 use dhow_build::dockerfile::instruction::{Network, Security};
 use dhow_build::progress::{BuildError, Stream};
-use dhow_build::solve::{Host, Run, RunMount, RunMounted};
+use dhow_build::solve::{Host, Run, RunMount, RunMounted, WebSource};
 use dhow_monitor::protocol::{Attach, LogConfig, Reply, Request, Start, receive, send};
 use dhow_monitor::state::{self, State};
 use dhow_oci::Digest;
@@ -59,8 +60,22 @@ impl Host for BuildHost<'_> {
         self.cancel.cancel();
     }
 
-    fn fetch(&self, url: &str, _: &Path, _: &str) -> Result<Digest, BuildError> {
-        Err(BuildError::invalid(format!("{url}: ADD of addresses is not supported yet")))
+    fn fetch(&self, source: &WebSource<'_>, directory: &Path) -> Result<Digest, BuildError> {
+        self.engine.download(source, directory, self.cancel)
+    }
+
+    fn commit(&self, git: &GitSource, authorization: Option<&str>) -> Result<String, BuildError> {
+        self.engine.git_commit(git, authorization, self.cancel)
+    }
+
+    fn checkout(
+        &self,
+        git: &GitSource,
+        commit: &str,
+        authorization: Option<&str>,
+        directory: &Path,
+    ) -> Result<(), BuildError> {
+        self.engine.git_checkout(git, commit, authorization, directory, self.cancel)
     }
 }
 

@@ -1,14 +1,16 @@
-//! A build's context that came from elsewhere: as a tar, or file by file.
+//! A build's context that is no directory of the client's machine: it came as a tar, file by file, or by an address.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use dhow_build::address::{self, GitSource};
 use dhow_build::pattern::Ignore;
-use dhow_build::progress::BuildError;
-use dhow_build::solve::{Client, Directory};
+use dhow_build::progress::{BuildError, Progress};
+use dhow_build::solve::{self, Client, Directory, WebSource};
 use dhow_store::{CopyOptions, OpenCache, Workspace, copy_into, decompressed};
 use dhow_sys::root::Root;
 
+use super::{Cancel, internal, vertex};
 use crate::error::Context as _;
 use crate::{Engine, Error, Result};
 
@@ -19,7 +21,12 @@ const LARGEST_FILE: u64 = 16 << 20;
 pub struct Context {
     directory: BuildDirectory,
     ignore: Ignore,
+    /// Its only file: a Dockerfile that came alone.
+    only: Option<String>,
 }
+
+/// What a Dockerfile is called that came from the web by itself, as with BuildKit.
+const ALONE: &str = "context";
 
 /// A directory that one build has, until this is dropped.
 #[derive(Debug)]
@@ -57,7 +64,61 @@ impl Engine {
         let tar = decompressed(tar).map_err(|error| Error::invalid(format!("read the build's context: {error}")))?;
         copy_into(tar, &root, CopyOptions { keep_kinds: false, owner: Some((0, 0)) })
             .map_err(|error| Error::invalid(format!("Error processing tar file: {error}")))?;
-        Ok(Context { directory, ignore: Ignore::default() })
+        Ok(Context { directory, ignore: Ignore::default(), only: None })
+    }
+
+    /// Fetches a context by its address: a repository, an archive, or a Dockerfile by itself. `None` for what is no address. Who
+    /// the user is to its host, `client` says by secrets.
+    pub fn fetch_context(
+        &self,
+        address: &str,
+        client: &dyn Client,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<Option<Context>, BuildError> {
+        if let Some(git) = address::git_context(address).map_err(BuildError::invalid)? {
+            let title = format!("[internal] load git source {}", dhow_registry::shown(address));
+            return vertex(progress, &title, |_| self.context_of_commit(&git, client, cancel)).map(Some);
+        }
+        if !address::is_url(address) {
+            return Ok(None);
+        }
+        vertex(progress, "[internal] load remote build context", |_| self.context_of_file(address, client, cancel)).map(Some)
+    }
+
+    fn context_of_commit(&self, git: &GitSource, client: &dyn Client, cancel: &Cancel) -> Result<Context, BuildError> {
+        let authorization = solve::git_authorization(client, git)?;
+        let commit = solve::commit(git, || self.git_commit(git, authorization.as_deref(), cancel))?;
+        let directory = self.build_directory().map_err(internal)?;
+        self.git_checkout(git, &commit, authorization.as_deref(), &directory.path, cancel)?;
+        Ok(Context { directory, ignore: Ignore::default(), only: None })
+    }
+
+    fn context_of_file(&self, url: &str, client: &dyn Client, cancel: &Cancel) -> Result<Context, BuildError> {
+        let authorization = solve::web_authorization(client, url)?;
+        let directory = self.build_directory().map_err(internal)?;
+        let source = WebSource { url, name: ALONE, checksum: None, authorization: authorization.as_deref() };
+        self.download(&source, &directory.path, cancel)?;
+        self.archive_or_file(directory)
+    }
+
+    /// What came as bytes: an archive, or a Dockerfile by itself.
+    pub fn context_of_bytes(&self, mut bytes: impl Read) -> Result<Context, BuildError> {
+        let broken = |error: std::io::Error| BuildError::invalid(format!("receive the build's context: {error}"));
+        let directory = self.build_directory().map_err(internal)?;
+        let mut file = std::fs::File::create(directory.path.join(ALONE)).map_err(broken)?;
+        std::io::copy(&mut bytes, &mut file).map_err(broken)?;
+        self.archive_or_file(directory)
+    }
+
+    fn archive_or_file(&self, directory: BuildDirectory) -> Result<Context, BuildError> {
+        let broken = |error: std::io::Error| BuildError::internal(format!("read the build's context: {error}"));
+        let file = std::fs::File::open(directory.path.join(ALONE)).map_err(broken)?;
+        if !dhow_build::files::is_archive(&file).map_err(broken)? {
+            return Ok(Context { directory, ignore: Ignore::default(), only: Some(ALONE.to_owned()) });
+        }
+        std::io::Seek::rewind(&mut &file).map_err(broken)?;
+        self.unpack_context(file).map_err(internal)
     }
 }
 
@@ -69,7 +130,12 @@ impl Context {
 
     /// Reads the Dockerfile, and what says beside it, or for all, which files are no part of the context.
     pub fn dockerfile(&mut self, name: &str) -> Result<(String, Vec<u8>)> {
-        let name = if name.is_empty() { "Dockerfile" } else { name };
+        let name = match (&self.only, name) {
+            (Some(only), _) => only.clone(),
+            (None, "") => "Dockerfile".to_owned(),
+            (None, name) => name.to_owned(),
+        };
+        let name = name.as_str();
         let missing = || Error::invalid(format!("Cannot locate specified Dockerfile: {name}"));
         let (name, file) = match self.read(name) {
             Ok(file) => (name.to_owned(), file),
@@ -91,14 +157,27 @@ impl Context {
     }
 }
 
-impl Client for Context {
-    fn directory(&self, name: &str) -> Result<Directory, BuildError> {
-        if name != "context" {
-            return Err(BuildError::invalid(format!("no local sources enabled for {name}")));
-        }
+impl Context {
+    /// Its files, for as long as it is there.
+    pub fn files(&self) -> Result<Directory, BuildError> {
         let root =
             Root::open_path(&self.directory.path).map_err(|error| BuildError::internal(format!("open the context: {error}")))?;
         Ok(Directory { root, path: self.directory.path.clone(), ignore: self.ignore.clone(), is_lasting: false, guard: None })
+    }
+
+    /// Its files, with it.
+    pub fn into_files(self) -> Result<Directory, BuildError> {
+        let files = self.files()?;
+        Ok(Directory { guard: Some(Box::new(self)), ..files })
+    }
+}
+
+impl Client for Context {
+    fn directory(&self, name: &str) -> Result<Directory, BuildError> {
+        match name {
+            "context" => self.files(),
+            _ => Err(BuildError::invalid(format!("no local sources enabled for {name}"))),
+        }
     }
 
     fn secret(&self, _: &str) -> Result<Option<Vec<u8>>, BuildError> {

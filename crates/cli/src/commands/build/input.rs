@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use dhow_engine::dhow_build::pattern::Ignore;
 use dhow_engine::dhow_build::progress::{BuildError, Event, Progress};
 use dhow_engine::dhow_build::solve::{Client, Directory};
-use dhow_engine::{BuildContext, Engine};
+use dhow_engine::{BuildContext, Cancel, Engine};
 use dhow_sys::root::Root;
 
 use super::progress::Display;
@@ -47,6 +47,7 @@ pub(super) struct Input<'a> {
     exclude: Vec<String>,
     engine: &'a Engine,
     display: &'a Display,
+    cancel: &'a Cancel,
 }
 
 fn plain(message: impl Into<String>) -> BuildError {
@@ -78,7 +79,7 @@ fn is_archive(head: &[u8]) -> bool {
 
 impl<'a> Input<'a> {
     /// Finds all that is there before the build begins.
-    pub fn open(build: &Build, engine: &'a Engine, display: &'a Display) -> Result<Input<'a>, Ended> {
+    pub fn open(build: &Build, engine: &'a Engine, display: &'a Display, cancel: &'a Cancel) -> Result<Input<'a>, Ended> {
         let mut input = Input {
             context: Context::Nothing,
             named: BTreeMap::new(),
@@ -88,6 +89,7 @@ impl<'a> Input<'a> {
             exclude: Vec::new(),
             engine,
             display,
+            cancel,
         };
         input.secrets = build.secret.iter().map(|text| secret(text)).collect::<Result<_, _>>()?;
         for (name, path) in build.build_context.iter().filter_map(|text| text.split_once('=')) {
@@ -107,10 +109,16 @@ impl<'a> Input<'a> {
         }
         match build.context.as_str() {
             "-" => input.take_stream(build, engine)?,
-            path if is_remote(path) => {
-                return Err(plain(format!("{path}: contexts of other places are not supported yet: use a directory")).into());
-            }
             path => {
+                // A path that is there is none of another place.
+                let remote = match Path::new(path).exists() {
+                    true => None,
+                    false => engine.fetch_context(path, &input, display, cancel).map_err(|error| Ended::from(error).late())?,
+                };
+                if let Some(context) = remote {
+                    input.of_context(build, context, own)?;
+                    return Ok(input);
+                }
                 if !Path::new(path).is_dir() {
                     return Err(plain(format!("unable to prepare context: path \"{path}\" not found")).into());
                 }
@@ -166,15 +174,22 @@ impl<'a> Input<'a> {
             whole.take(LARGEST_FILE).read_to_end(&mut self.file).map_err(wrong)?;
             return Ok(());
         }
-        let mut context = engine.unpack_context(whole).map_err(|error| plain(error.message))?;
-        let name = build.file.as_deref().unwrap_or("Dockerfile");
-        let (name, file) = context
-            .dockerfile(name)
-            .map_err(|_| plain(format!("failed to read dockerfile: open {name}: no such file or directory")))?;
-        (self.file_name, self.file) = (name, file);
-        if let Ok(bytes) = context.read(&format!("{}.dockerignore", self.file_name)).or_else(|_| context.read(".dockerignore")) {
-            self.exclude = Ignore::lines(&bytes);
+        let context = engine.unpack_context(whole).map_err(|error| plain(error.message))?;
+        self.of_context(build, context, None)
+    }
+
+    /// Takes a context that is here by now, with its Dockerfile, unless that came by another way.
+    fn of_context(&mut self, build: &Build, mut context: BuildContext, own: Option<Vec<u8>>) -> Result<(), Ended> {
+        match own {
+            Some(bytes) => self.file = bytes,
+            None => {
+                let name = build.file.as_deref().unwrap_or("Dockerfile");
+                let missing = || plain(format!("failed to read dockerfile: open {name}: no such file or directory"));
+                (self.file_name, self.file) = context.dockerfile(name).map_err(|_| missing())?;
+            }
         }
+        let ignored = context.read(&format!("{}.dockerignore", self.file_name)).or_else(|_| context.read(".dockerignore"));
+        self.exclude = ignored.map(|bytes| Ignore::lines(&bytes)).unwrap_or_default();
         self.context = Context::Unpacked(context);
         Ok(())
     }
@@ -183,10 +198,6 @@ impl<'a> Input<'a> {
     pub fn ignore(&self) -> Result<Ignore, Ended> {
         Ignore::of(&self.exclude).map_err(|error| Ended::from(plain(error)).late())
     }
-}
-
-fn is_remote(context: &str) -> bool {
-    ["http://", "https://", "git://", "ssh://", "git@", "github.com/"].iter().any(|prefix| context.starts_with(prefix))
 }
 
 /// `id=NAME[,src=PATH][,env=VARIABLE][,type=file|env]`: without a source, the variable or the file of that name.
@@ -232,6 +243,12 @@ impl Client for Input<'_> {
     fn directory(&self, name: &str) -> Result<Directory, BuildError> {
         let open = |path: &Path| Root::open_path(path).map_err(|error| plain(format!("open {}: {error}", path.display())));
         if let Some(path) = self.named.get(name) {
+            let address = path.to_string_lossy();
+            if !path.exists()
+                && let Some(context) = self.engine.fetch_context(&address, self, self.display, self.cancel)?
+            {
+                return context.into_files();
+            }
             told_at_once(self.display, &format!("[context {name}] load from client"), |_| ());
             let exclude = self.ignored_by(&[path.join(".dockerignore")]);
             let ignore = Ignore::of(&exclude).map_err(plain)?;

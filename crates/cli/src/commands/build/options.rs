@@ -5,6 +5,7 @@ use std::path::Path;
 
 use dhow_api::config::Ulimit;
 use dhow_engine::dhow_build::dockerfile::instruction::Network;
+use dhow_engine::dhow_build::address;
 use dhow_engine::dhow_build::plan::{NamedContext, Options};
 use dhow_engine::units::parse_bytes;
 use dhow_engine::{Allowed, BuildLimits};
@@ -121,11 +122,14 @@ impl Build {
                 .split_once('=')
                 .filter(|(name, _)| !name.is_empty())
                 .ok_or_else(|| failed(format!("invalid context value: {text}, expected key=value")))?;
+            let git = || address::git_context(value).map_err(failed).map(|git| git.is_some());
             let context = match value.split_once("://") {
+                // Fetched when it is needed, and a directory from then on.
+                _ if address::is_url(value) || (!Path::new(value).exists() && git()?) => NamedContext::Directory(name.to_owned()),
                 Some(("docker-image", image)) => NamedContext::Image(image.to_owned()),
                 Some((scheme, _)) => {
                     return Err(failed(format!(
-                        "context {name}: {scheme} contexts are not supported yet: use a directory or docker-image://"
+                        "context {name}: {scheme} contexts are not supported yet: use a directory, an address or docker-image://"
                     )));
                 }
                 None if value.starts_with("target:") => {
