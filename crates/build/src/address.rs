@@ -106,7 +106,9 @@ fn clean(path: &str) -> String {
 
 fn options(git: &mut GitSource, query: &str) -> Result<(), String> {
     let mut seen = Vec::new();
-    for (key, value) in query.split('&').filter(|field| !field.is_empty()).map(|field| field.split_once('=').unwrap_or((field, ""))) {
+    for (key, value) in
+        query.split('&').filter(|field| !field.is_empty()).map(|field| field.split_once('=').unwrap_or((field, "")))
+    {
         let (key, value) = (decoded(key), decoded(value));
         if seen.contains(&key) {
             return Err(format!("query {key:?} has multiple values"));

@@ -59,13 +59,7 @@ pub trait Host: Sync {
     fn commit(&self, git: &GitSource, authorization: Option<&str>) -> Result<String, BuildError>;
 
     /// Makes an empty directory what a commit has.
-    fn checkout(
-        &self,
-        git: &GitSource,
-        commit: &str,
-        authorization: Option<&str>,
-        directory: &Path,
-    ) -> Result<(), BuildError>;
+    fn checkout(&self, git: &GitSource, commit: &str, authorization: Option<&str>, directory: &Path) -> Result<(), BuildError>;
 }
 
 /// A command with everything that it needs.

@@ -16,8 +16,8 @@ use crate::files::{self, Wanted};
 use crate::grpc::{Call, INTERNAL, INVALID, NOT_FOUND, Status, Stream, UNIMPLEMENTED, UNKNOWN};
 use crate::job::{Job, Returned};
 use crate::messages::{
-    BridgeResult, BridgeSolveRequest, BridgeSolveResponse, BytesMessage, Capability, CredentialsRequest, CredentialsResponse, Empty,
-    GetSecretRequest, GetSecretResponse, PongResponse, Ref, ReturnRequest,
+    BridgeResult, BridgeSolveRequest, BridgeSolveResponse, BytesMessage, Capability, CredentialsRequest, CredentialsResponse,
+    Empty, GetSecretRequest, GetSecretResponse, PongResponse, Ref, ReturnRequest,
 };
 use crate::options::{self, Asked};
 use crate::session::{self, Session};

@@ -407,6 +407,100 @@ mod tests {
         }
     }
 
+    /// A client with these files, by their paths: what it tells, and what is in them.
+    fn client(runtime: &tokio::runtime::Runtime, files: Vec<(Stat, &'static [u8])>) -> Session {
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        let files = std::sync::Arc::new(files);
+        runtime.spawn(crate::grpc::serve(theirs, move |mut call| {
+            let files = files.clone();
+            async move {
+                for (stat, _) in files.iter() {
+                    let packet = Packet { kind: PacketKind::Stat as i32, stat: Some(stat.clone()), ..Packet::default() };
+                    call.replies.send(&packet).await;
+                }
+                call.replies.send(&Packet { kind: PacketKind::Stat as i32, ..Packet::default() }).await;
+                while let Some(packet) = call.messages.next::<Packet>().await? {
+                    if packet.kind == PacketKind::Finish as i32 {
+                        call.replies.send(&Packet { kind: PacketKind::Finish as i32, ..Packet::default() }).await;
+                        return Ok(());
+                    }
+                    let content = files[packet.id as usize].1;
+                    for data in [content, b""] {
+                        let reply =
+                            Packet { kind: PacketKind::Data as i32, id: packet.id, data: data.to_vec(), ..Packet::default() };
+                        call.replies.send(&reply).await;
+                    }
+                }
+                Ok(())
+            }
+        }));
+        let (channel, carried) = runtime.block_on(crate::grpc::Channel::begin(ours)).unwrap();
+        runtime.spawn(carried);
+        Session { channel, shared_key: String::new(), methods: Default::default() }
+    }
+
+    /// What comes into a directory, in bytes.
+    fn received(into: &Path, files: Vec<(Stat, &'static [u8])>) -> u64 {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let session = client(&runtime, files);
+        let received = receive(runtime.handle(), &session, &Wanted::default(), into, &mut |_| ());
+        received.map_err(|status| status.message).unwrap().bytes
+    }
+
+    #[test]
+    fn only_what_has_changed_comes_again() {
+        const TIME: i64 = 1_700_000_000_123_456_789;
+        let file = |path: &str, content: &'static [u8], modified: i64| {
+            (Stat { path: path.to_owned(), mode: 0o644, size: content.len() as i64, modified, ..Stat::default() }, content)
+        };
+        let directory =
+            |path: &str| (Stat { path: path.to_owned(), mode: DIRECTORY | 0o755, modified: TIME, ..Stat::default() }, &b""[..]);
+        let link = |path: &str, to: &str| {
+            (
+                Stat { path: path.to_owned(), mode: SYMLINK | 0o777, linkname: to.to_owned(), modified: TIME, ..Stat::default() },
+                &b""[..],
+            )
+        };
+        let hard = |path: &str, to: &str| {
+            (Stat { path: path.to_owned(), mode: 0o644, linkname: to.to_owned(), modified: TIME, ..Stat::default() }, &b""[..])
+        };
+        let (context, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let at = |name: &str| context.path().join(name);
+        let first = vec![
+            directory("d"),
+            file("d/changes", b"one", TIME),
+            file("d/goes", b"12345", TIME),
+            file("d/rounded", b"six", 1_700_000_000_000_000_000),
+            file("d/same", b"1234567", TIME),
+            link("link", "d/same"),
+            file("was", b"a file", TIME),
+        ];
+        assert_eq!(received(context.path(), first.clone()), 3 + 5 + 3 + 7 + 6);
+        assert_eq!(received(context.path(), first), 3);
+        let second = vec![
+            directory("d"),
+            file("d/changes", b"two", TIME + 1),
+            hard("d/name", "d/changes"),
+            file("d/rounded", b"ten", 1_700_000_000_000_000_000),
+            file("d/same", b"1234567", TIME),
+            directory("link"),
+            file("link/in", b"x", TIME),
+            directory("was"),
+        ];
+        assert_eq!(received(context.path(), second), 3 + 3 + 1);
+        assert_eq!(std::fs::read(at("d/changes")).unwrap(), b"two");
+        assert_eq!(std::fs::read(at("d/name")).unwrap(), b"two");
+        assert_eq!(std::fs::read(at("d/rounded")).unwrap(), b"ten");
+        assert!(!at("d/goes").exists() && at("link/in").is_file() && at("was").is_dir());
+        // What was another name of a file is one by itself, and a link that was there leads nowhere.
+        assert_eq!(received(context.path(), vec![link("d", outside.path().to_str().unwrap())]), 0);
+        let third = vec![file("d/changes", b"1", TIME), file("d/name", b"2", TIME)];
+        assert_eq!(received(context.path(), third), 2);
+        assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+        assert_eq!(std::fs::read(at("d/changes")).unwrap(), b"1");
+        assert_eq!(std::fs::read_dir(context.path()).unwrap().count(), 1);
+    }
+
     #[test]
     fn only_times_of_file_systems_are_believed() {
         let directory = tempfile::tempdir().unwrap();

@@ -85,7 +85,11 @@ pub fn read(options: &HashMap<String, String>) -> Result<Asked, Status> {
                 addresses.insert(name.clone(), value.clone());
                 NamedContext::Directory(name.clone())
             }
-            _ => return Err(refuse(format!("context {name}: {value} is not supported yet: use a directory, an image or an address"))),
+            _ => {
+                return Err(refuse(format!(
+                    "context {name}: {value} is not supported yet: use a directory, an image or an address"
+                )));
+            }
         };
         contexts.insert(name, context);
     }

@@ -28,7 +28,7 @@ pub struct Session {
     pub channel: Channel,
     /// See [`Offer::shared_key`].
     pub shared_key: String,
-    methods: HashSet<String>,
+    pub methods: HashSet<String>,
 }
 
 impl Session {

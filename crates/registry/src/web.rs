@@ -56,11 +56,7 @@ pub fn fetch(hosts: &Hosts, request: &WebRequest<'_>, sink: &mut dyn FnMut(&[u8]
     let answer = runtime.block_on(follow(hosts, request))?;
     let status = answer.status().as_u16();
     let text = |name: HeaderName| answer.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    let file = WebFile {
-        is_known: status == 304 && request.known.is_some(),
-        tag: text(ETAG),
-        modified: text(LAST_MODIFIED),
-    };
+    let file = WebFile { is_known: status == 304 && request.known.is_some(), tag: text(ETAG), modified: text(LAST_MODIFIED) };
     if file.is_known {
         return Ok(file);
     }

@@ -180,10 +180,11 @@ impl Solver<'_> {
                 key.field("step").field(&of_step.map(|key| key.to_string()).unwrap_or_default())
             }
             // A commit's id stands for its files.
-            (Source::Git(git), _) => key.field("git").field(&self.commit(git)?).field(&git.directory).field(&format!(
-                "{} {} {}",
-                git.keep_git_dir, git.submodules, git.has_commit_time
-            )),
+            (Source::Git(git), _) => key
+                .field("git")
+                .field(&self.commit(git)?)
+                .field(&git.directory)
+                .field(&format!("{} {} {}", git.keep_git_dir, git.submodules, git.has_commit_time)),
             (Source::Url { checksum: Some(checksum), .. }, By::Steps) => key.field("checksum").field(&checksum.to_string()),
             _ => key.field("content").field(&look()?.to_string()),
         };

@@ -106,9 +106,8 @@ impl Solver<'_> {
 
     /// The commit that is meant.
     pub(super) fn commit(&self, git: &GitSource) -> Result<String, BuildError> {
-        self.commits.get(&format!("{git:?}"), || {
-            commit(git, || self.host.commit(git, git_authorization(self.client, git)?.as_deref()))
-        })
+        self.commits
+            .get(&format!("{git:?}"), || commit(git, || self.host.commit(git, git_authorization(self.client, git)?.as_deref())))
     }
 
     pub(super) fn checkout(&self, git: &GitSource) -> Result<Arc<Fetched>, BuildError> {

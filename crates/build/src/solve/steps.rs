@@ -114,8 +114,8 @@ impl Solver<'_> {
             }
             Source::Document { name, content } => {
                 let key = format!("document {name} {}", Digest::of(content.as_bytes()));
-                let fetched =
-                    self.fetched(&key, |directory| files::write_document(directory, name, content).map_err(BuildError::of_files))?;
+                let fetched = self
+                    .fetched(&key, |directory| files::write_document(directory, name, content).map_err(BuildError::of_files))?;
                 self.opened_directory(&fetched)
             }
             Source::Url { url, name, checksum } => self.opened_directory(&*self.web(url, name, checksum.as_ref())?),

@@ -68,13 +68,7 @@ impl Host for BuildHost<'_> {
         self.engine.git_commit(git, authorization, self.cancel)
     }
 
-    fn checkout(
-        &self,
-        git: &GitSource,
-        commit: &str,
-        authorization: Option<&str>,
-        directory: &Path,
-    ) -> Result<(), BuildError> {
+    fn checkout(&self, git: &GitSource, commit: &str, authorization: Option<&str>, directory: &Path) -> Result<(), BuildError> {
         self.engine.git_checkout(git, commit, authorization, directory, self.cancel)
     }
 }

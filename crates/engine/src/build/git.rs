@@ -58,7 +58,9 @@ impl Git<'_> {
         let null = "/dev/null";
         command.envs([("GIT_TERMINAL_PROMPT", "0"), ("LC_ALL", "C"), ("GIT_CONFIG_NOSYSTEM", "1"), ("HOME", null)]);
         command.envs([("GIT_CONFIG_GLOBAL", null), ("GIT_SSH_COMMAND", "ssh -F /dev/null -o StrictHostKeyChecking=no")]);
-        for (name, proxy) in [("http_proxy", &self.proxies.http), ("https_proxy", &self.proxies.https), ("no_proxy", &self.proxies.no)] {
+        for (name, proxy) in
+            [("http_proxy", &self.proxies.http), ("https_proxy", &self.proxies.https), ("no_proxy", &self.proxies.no)]
+        {
             if !proxy.is_empty() {
                 command.env(name, proxy);
             }
@@ -68,7 +70,8 @@ impl Git<'_> {
         }
         command.envs(variables.iter().copied());
         // Repositories of this host are nobody's to be read by an address or as a submodule.
-        let mut settings = vec![("protocol.file.allow".to_owned(), "never".to_owned()), ("protocol.ext.allow".to_owned(), "never".to_owned())];
+        let mut settings =
+            vec![("protocol.file.allow".to_owned(), "never".to_owned()), ("protocol.ext.allow".to_owned(), "never".to_owned())];
         settings.push(("init.defaultBranch".to_owned(), "master".to_owned()));
         settings.push(("advice.detachedHead".to_owned(), "false".to_owned()));
         settings.push(("safe.directory".to_owned(), "*".to_owned()));
@@ -151,14 +154,17 @@ impl Git<'_> {
             "" => {
                 let said = self.run(root, &[], &["ls-remote", "--symref", "--", &git.remote, "HEAD"]).map_err(failed)?;
                 let branch = said.lines().find_map(|line| line.strip_prefix("ref: ")?.strip_suffix("\tHEAD"));
-                let none = || BuildError::invalid(format!("could not find default branch for repository: {}", shown(&git.remote)));
+                let none =
+                    || BuildError::invalid(format!("could not find default branch for repository: {}", shown(&git.remote)));
                 branch.filter(|branch| branch.starts_with("refs/")).ok_or_else(none)?.to_owned()
             }
             reference => reference.to_owned(),
         };
         let peeled = format!("{reference}^{{}}");
         let said = self.run(root, &[], &["ls-remote", "--", &git.remote, &reference, &peeled]).map_err(failed)?;
-        let id_of = |name: String| said.lines().find_map(|line| line.split_once('\t').filter(|(_, found)| *found == name)).map(|(id, _)| id);
+        let id_of = |name: String| {
+            said.lines().find_map(|line| line.split_once('\t').filter(|(_, found)| *found == name)).map(|(id, _)| id)
+        };
         let below = |prefix: &str| format!("{prefix}{}", reference.strip_prefix(prefix).unwrap_or(&reference));
         let tag = below("refs/tags/");
         let id = id_of(below("refs/"))
@@ -166,7 +172,11 @@ impl Git<'_> {
             .or_else(|| id_of(below("refs/heads/")))
             .or_else(|| id_of(format!("{tag}^{{}}")))
             .or_else(|| id_of(tag));
-        let none = || BuildError::invalid(format!("failed to load cache key: repository does not contain ref {reference}, output: {said:?}"));
+        let none = || {
+            BuildError::invalid(format!(
+                "failed to load cache key: repository does not contain ref {reference}, output: {said:?}"
+            ))
+        };
         id.filter(|id| is_commit(id)).map(str::to_owned).ok_or_else(none)
     }
 
@@ -210,7 +220,8 @@ impl Git<'_> {
         self.run(directory, &[], &["init", "-q"])?;
         let source = repository.to_string_lossy();
         // From where it has been put away just now; this one repository of the host may be read.
-        let fetch = ["-c", "protocol.file.allow=always", "fetch", "-q", "--no-write-fetch-head", "--update-shallow", "--", &source];
+        let fetch =
+            ["-c", "protocol.file.allow=always", "fetch", "-q", "--no-write-fetch-head", "--update-shallow", "--", &source];
         let fetch: Vec<&str> = fetch.into_iter().chain([HANDED]).collect();
         self.run(directory, &[], &fetch)?;
         self.run(directory, &[], &["remote", "add", "origin", &git.remote])?;
@@ -274,8 +285,8 @@ impl Engine {
         })?;
         let whole = directory.with_file_name("repository");
         fs::create_dir(&whole).map_err(broken)?;
-        let has_submodules = git.submodules
-            && runner.run(&repository, &[], &["cat-file", "-e", &format!("{commit}:.gitmodules")]).is_ok();
+        let has_submodules =
+            git.submodules && runner.run(&repository, &[], &["cat-file", "-e", &format!("{commit}:.gitmodules")]).is_ok();
         match git.keep_git_dir || has_submodules {
             true => runner.clone_into(&repository, git, commit, &whole)?,
             false => runner.files(&repository, commit, &whole)?,

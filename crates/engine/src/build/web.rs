@@ -64,9 +64,7 @@ impl Engine {
             }
         };
         let target = directory.join(source.name);
-        fs::hard_link(files.join(FILE), &target)
-            .or_else(|_| fs::copy(files.join(FILE), &target).map(drop))
-            .map_err(broken)?;
+        fs::hard_link(files.join(FILE), &target).or_else(|_| fs::copy(files.join(FILE), &target).map(drop)).map_err(broken)?;
         facts.digest.parse().map_err(|_| BuildError::internal("the digest of a file is none"))
     }
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use dhow_api::config::Ulimit;
-use dhow_engine::dhow_build::dockerfile::instruction::Network;
 use dhow_engine::dhow_build::address;
+use dhow_engine::dhow_build::dockerfile::instruction::Network;
 use dhow_engine::dhow_build::plan::{NamedContext, Options};
 use dhow_engine::units::parse_bytes;
 use dhow_engine::{Allowed, BuildLimits};
