@@ -41,6 +41,17 @@ pub fn file_name(url: &str) -> String {
     }
 }
 
+/// An address without who one is, as BuildKit shows it.
+pub fn redacted(address: &str) -> String {
+    let Some((scheme, rest)) = address.split_once("://") else { return address.to_owned() };
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    match authority.rsplit_once('@') {
+        Some((user, host)) if user.contains(':') => format!("{scheme}://xxxxx:xxxxx@{host}{path}"),
+        Some((_, host)) => format!("{scheme}://xxxxx@{host}{path}"),
+        None => address.to_owned(),
+    }
+}
+
 /// A repository by its address, in one of BuildKit's forms: `URL#REFERENCE:DIRECTORY` or `URL?ref=REFERENCE&subdir=DIRECTORY…`,
 /// where the URL is one of `git`, `ssh`, `user@host:path`, or of `http` and `https` that ends with `.git`. `None` for what is none.
 ///
@@ -177,6 +188,15 @@ mod tests {
     fn names_of_files() {
         assert_eq!(file_name("https://x.org/a/b%20c?d#e"), "b c");
         assert_eq!(file_name("https://x.org"), "__unnamed__");
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        assert_eq!(redacted("https://me:secret@x.org/a@b"), "https://xxxxx:xxxxx@x.org/a@b");
+        assert_eq!(redacted("ssh://git@x.org/a"), "ssh://xxxxx@x.org/a");
+        for plain in ["https://x.org/a@b", "file", "./a:b@c"] {
+            assert_eq!(redacted(plain), plain);
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::planner::Planner;
 use super::remote::{check_checksum, remote};
 use super::state::Planned;
 use super::{Action, Copy, FileAction, FileMode, Source};
+use crate::address::redacted;
 use crate::dockerfile::check::Rule;
 use crate::dockerfile::instruction::Files;
 use crate::dockerfile::{DockerfileError, Instruction, Lexer, Result};
@@ -61,7 +62,10 @@ impl Planner<'_> {
             let path = format!("/{}", document.name);
             actions.push(FileAction::Copy(Box::new(Copy { source, path, ..plain.clone() })));
         }
-        let shown = self.shown(index, planned, self.lexer, &instruction.code);
+        let mut shown = self.shown(index, planned, self.lexer, &instruction.code);
+        for source in &files.sources {
+            shown = shown.replace(source.as_str(), &redacted(source));
+        }
         let action = if files.link { Action::Link(actions) } else { Action::Files(actions) };
         let step = self.step(index, shown, action, instruction.lines);
         let state = &mut self.states[index];
@@ -119,7 +123,7 @@ fn history_text(files: &Files, is_add: bool) -> String {
         }
     }
     for path in &files.sources {
-        text += &format!(" {path}");
+        text += &format!(" {}", redacted(path));
     }
     for document in &files.documents {
         text += &format!(" <<{}", document.name);
