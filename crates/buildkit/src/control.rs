@@ -4,17 +4,19 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use dhow_api::system::BuildCache;
-use dhow_engine::{Engine, Filters, PruneBuilds, VERSION};
-use dhow_oci::{Platform, Reference, time};
+use dhow_engine::dhow_build::progress::BuildError;
+use dhow_engine::{ArchiveLayout, Engine, Filters, PruneBuilds, Solved, VERSION, vertex};
+use dhow_oci::{Digest, Platform, Reference, time};
 
 use crate::bridge;
-use crate::grpc::{CANCELLED, Call, INTERNAL, INVALID, Status, UNIMPLEMENTED, UNKNOWN};
+use crate::grpc::{CANCELLED, Call, INTERNAL, INVALID, Replies, Status, UNIMPLEMENTED, UNKNOWN};
 use crate::job::{self, Job, Returned};
 use crate::messages::{
     BridgeResult, BuildkitVersion, BytesMessage, DiskUsageRequest, DiskUsageResponse, Exporter, InfoResponse,
     ListWorkersResponse, Platform as PlatformMessage, PruneRequest, SolveRequest, SolveResponse, StatusRequest, StatusResponse,
     Timestamp, UsageRecord, WorkerRecord,
 };
+use crate::send::Receiver;
 use crate::session::{self, Offer};
 use crate::status::{self, Teller};
 
@@ -57,7 +59,7 @@ pub async fn answer(engine: Arc<Engine>, mut call: Call) -> Result<(), Status> {
         }
         Some("Solve") => {
             let request: SolveRequest = call.only().await?;
-            let response = solve(engine, request, &call).await?;
+            let response = solve(engine, request, &call.replies).await?;
             call.replies.send(&response).await;
             Ok(())
         }
@@ -135,7 +137,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> dhow_engine::Result<
     done.map_err(|error| Status::new(UNKNOWN, error.message))
 }
 
-async fn solve(engine: Arc<Engine>, request: SolveRequest, call: &Call) -> Result<SolveResponse, Status> {
+async fn solve(engine: Arc<Engine>, request: SolveRequest, replies: &Replies) -> Result<SolveResponse, Status> {
     if request.definition.as_ref().is_some_and(|graph| !graph.is_empty()) {
         return Err(Status::new(UNIMPLEMENTED, "graphs of a client's own making (LLB) are not built by this engine"));
     }
@@ -147,7 +149,7 @@ async fn solve(engine: Arc<Engine>, request: SolveRequest, call: &Call) -> Resul
     let job = registered.0.clone();
     let returned = tokio::select! {
         returned = job.given_back() => returned,
-        () = call.replies.closed() => {
+        () = replies.closed() => {
             job.cancel.cancel();
             return Err(Status::new(CANCELLED, "context canceled"));
         }
@@ -185,20 +187,19 @@ async fn export(
         exporters.push(Exporter { kind: request.exporter.clone(), attrs: request.exporter_attrs.clone() });
     }
     let mut response = SolveResponse::default();
-    for exporter in exporters {
-        let tags = match exporter.kind.as_str() {
-            "moby" | "image" => names(&exporter)?,
-            other => return Err(Status::new(UNIMPLEMENTED, format!("output {other} is not supported yet"))),
-        };
-        let (engine, job, solved) = (engine.clone(), job.clone(), solved.clone());
-        let own = tags.clone();
+    let session = session::find(&request.session).await?;
+    for (number, exporter) in exporters.into_iter().enumerate() {
+        let tags = names(&exporter)?;
+        let (engine, job, solved, session) = (engine.clone(), job.clone(), solved.clone(), session.clone());
+        let (own, handle) = (tags.clone(), tokio::runtime::Handle::current());
         let work = tokio::task::spawn_blocking(move || {
-            let teller = Teller::new(job.clone(), usize::MAX);
-            engine.export_build(&solved, &own, &teller)
+            let teller = Teller::new(job, usize::MAX - number);
+            let to = Receiver { handle: &handle, session: &session, output: number };
+            export_one(&engine, &solved, &exporter, &own, to, &teller)
         });
-        let built = work.await.map_err(|error| Status::new(INTERNAL, format!("a worker of the engine failed: {error}")))?;
-        let built = built.map_err(|error| status::status(&error, "", b""))?;
-        let digest = built.id.to_string();
+        let done = work.await.map_err(|error| Status::new(INTERNAL, format!("a worker of the engine failed: {error}")))?;
+        let Some(id) = done? else { continue };
+        let digest = id.to_string();
         response.exporter_response.insert("containerimage.digest".to_owned(), digest.clone());
         response.exporter_response.insert("containerimage.config.digest".to_owned(), digest);
         if !tags.is_empty() {
@@ -207,6 +208,54 @@ async fn export(
         }
     }
     Ok(response)
+}
+
+/// Makes one output; the image's id, if it is an image.
+fn export_one(
+    engine: &Engine,
+    solved: &Solved,
+    exporter: &Exporter,
+    tags: &[Reference],
+    to: Receiver<'_>,
+    teller: &Teller,
+) -> Result<Option<Digest>, Status> {
+    let failed = |error: BuildError| status::status(&error, "", b"");
+    let told = |title: &str, work: &mut dyn FnMut() -> Result<(), Status>| {
+        vertex(teller, title, |_| work().map_err(|status| BuildError::invalid(status.message))).map_err(failed)
+    };
+    let wrong = |error: dhow_engine::Error| Status::new(UNKNOWN, error.message);
+    match exporter.kind.as_str() {
+        "moby" | "image" => {
+            let built = engine.export_build(solved, tags, teller).map_err(failed)?;
+            Ok(Some(built.id))
+        }
+        "local" => {
+            told("exporting to client directory", &mut || match engine.open_build(solved).map_err(wrong)? {
+                Some(files) => to.send(&files),
+                None => Ok(()),
+            })?;
+            Ok(None)
+        }
+        "tar" => {
+            told("exporting to client tarball", &mut || {
+                let mut archive = to.archive()?;
+                engine.pack_build(solved, &mut archive).map_err(wrong)?;
+                archive.finish()
+            })?;
+            Ok(None)
+        }
+        kind @ ("oci" | "docker") => {
+            let layout = if kind == "oci" { ArchiveLayout::Oci } else { ArchiveLayout::Docker };
+            let mut id = None;
+            told(&format!("exporting to {kind} image format"), &mut || {
+                let mut archive = to.archive()?;
+                id = Some(engine.archive_build(solved, tags, layout, &mut archive).map_err(wrong)?);
+                archive.finish()
+            })?;
+            Ok(id)
+        }
+        other => Err(Status::new(UNIMPLEMENTED, format!("exporter \"{other}\" could not be found"))),
+    }
 }
 
 fn names(exporter: &Exporter) -> Result<Vec<Reference>, Status> {

@@ -30,15 +30,15 @@ use crate::session::Session;
 const METHOD: &str = "/moby.filesync.v1.FileSync/DiffCopy";
 
 /// Go's `os.FileMode`.
-const DIRECTORY: u32 = 1 << 31;
-const SYMLINK: u32 = 1 << 27;
-const DEVICE: u32 = 1 << 26;
-const PIPE: u32 = 1 << 25;
-const SOCKET: u32 = 1 << 24;
-const SETUID: u32 = 1 << 23;
-const SETGID: u32 = 1 << 22;
-const CHAR_DEVICE: u32 = 1 << 21;
-const STICKY: u32 = 1 << 20;
+pub const DIRECTORY: u32 = 1 << 31;
+pub const SYMLINK: u32 = 1 << 27;
+pub const DEVICE: u32 = 1 << 26;
+pub const PIPE: u32 = 1 << 25;
+pub const SOCKET: u32 = 1 << 24;
+pub const SETUID: u32 = 1 << 23;
+pub const SETGID: u32 = 1 << 22;
+pub const CHAR_DEVICE: u32 = 1 << 21;
+pub const STICKY: u32 = 1 << 20;
 const KINDS: u32 = DIRECTORY | SYMLINK | DEVICE | PIPE | SOCKET;
 
 /// Which files of a directory are wanted.

@@ -104,16 +104,40 @@ pub fn framed(message: &impl Message) -> Bytes {
     bytes.freeze()
 }
 
+/// What is to be there before messages come.
+type Answer = Pin<Box<dyn Future<Output = hyper::Result<Response<Incoming>>> + Send>>;
+
 /// Messages as they come.
 pub struct Messages {
-    body: Incoming,
+    /// Go's servers answer when they have something to say, and not before.
+    answer: Option<Answer>,
+    body: Option<Incoming>,
     pending: BytesMut,
     trailers: Option<HeaderMap>,
 }
 
 impl Messages {
     fn new(body: Incoming) -> Messages {
-        Messages { body, pending: BytesMut::new(), trailers: None }
+        Messages { answer: None, body: Some(body), pending: BytesMut::new(), trailers: None }
+    }
+
+    fn of_answer(answer: Answer) -> Messages {
+        Messages { answer: Some(answer), body: None, pending: BytesMut::new(), trailers: None }
+    }
+
+    /// One more piece of what comes; `None` at the end.
+    async fn frame(&mut self) -> Result<Option<Frame<Bytes>>, Status> {
+        if let Some(answer) = &mut self.answer {
+            let answered = answer.await;
+            self.answer = None;
+            let response = answered.map_err(|error| Status::new(UNAVAILABLE, format!("call a service: {error}")))?;
+            if let Some(status) = Status::of_trailers(response.headers()).filter(|status| status.code != OK) {
+                return Err(status);
+            }
+            self.body = Some(response.into_body());
+        }
+        let Some(body) = &mut self.body else { return Ok(None) };
+        body.frame().await.transpose().map_err(|error| Status::new(UNAVAILABLE, format!("read a stream: {error}")))
     }
 
     /// The next message; `None` at the end.
@@ -123,7 +147,7 @@ impl Messages {
                 let decoded = M::decode(message);
                 return decoded.map(Some).map_err(|error| Status::new(INTERNAL, format!("read a message: {error}")));
             }
-            match self.body.frame().await {
+            match self.frame().await? {
                 None => {
                     return match self.trailers.as_ref().and_then(Status::of_trailers) {
                         Some(status) if status.code != OK => Err(status),
@@ -131,8 +155,7 @@ impl Messages {
                         _ => Ok(None),
                     };
                 }
-                Some(Err(error)) => return Err(Status::new(UNAVAILABLE, format!("read a stream: {error}"))),
-                Some(Ok(frame)) => match frame.into_data() {
+                Some(frame) => match frame.into_data() {
                     Ok(data) => self.pending.extend_from_slice(&data),
                     Err(frame) => self.trailers = frame.into_trailers().ok(),
                 },
@@ -314,11 +337,8 @@ impl Channel {
         }
         let mut channel = self.sender.clone();
         channel.ready().await.map_err(|error| failed(&error))?;
-        let response = channel.send_request(request).await.map_err(|error| failed(&error))?;
-        if let Some(status) = Status::of_trailers(response.headers()).filter(|status| status.code != OK) {
-            return Err(status);
-        }
-        Ok(Stream { sender: Some(sender), messages: Messages::new(response.into_body()) })
+        let answer = Box::pin(channel.send_request(request));
+        Ok(Stream { sender: Some(sender), messages: Messages::of_answer(answer) })
     }
 
     /// A call with one message each way.

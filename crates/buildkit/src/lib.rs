@@ -12,6 +12,7 @@ mod job;
 mod messages;
 mod options;
 mod requests;
+mod send;
 mod session;
 mod status;
 

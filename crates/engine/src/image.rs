@@ -10,7 +10,7 @@ use dhow_api::image::{Deleted, History as ApiHistory, Image as ApiImage, Metadat
 use dhow_oci::image::{Execution, History, ImageConfig};
 use dhow_oci::reference::familiar_repository;
 use dhow_oci::{Digest, Platform, Reference, time};
-use dhow_store::{Driver, Image, ImageRow, LoadTold, LoadedImage, SavedImage, Untagged};
+use dhow_store::{ArchiveLayout, Driver, Image, ImageRow, LoadTold, LoadedImage, SavedImage, Untagged};
 use serde_json::{Value, json};
 
 use crate::{Engine, Error, Filters, Result, VERSION};
@@ -312,9 +312,9 @@ impl Engine {
                     let platform = platform.map(ToString::to_string).unwrap_or_default();
                     return Err(Error::not_found(format!("no suitable export target found for platform {platform}")));
                 }
-                let place = images.iter().position(|saved| saved.image.row.id == id).unwrap_or(images.len());
+                let place = images.iter().position(|saved| saved.id == id).unwrap_or(images.len());
                 if place == images.len() {
-                    images.push(SavedImage { image, names: Vec::new() });
+                    images.push(self.store.to_be_saved(&image, Vec::new())?);
                 }
                 let names = &mut images[place].names;
                 if let Some(name) = name.filter(|name| !names.contains(name)) {
@@ -322,13 +322,12 @@ impl Engine {
                 }
             }
         }
-        let saving = self.store.prepare_save(&images)?;
+        let saving = self.store.prepare_save(&images, ArchiveLayout::Docker)?;
         let engine = self.clone();
         Ok(move |out: &mut dyn Write| {
             engine.store.save(&saving, out)?;
             for saved in &images {
-                let id = saved.image.row.id;
-                engine.image_event("save", &id, &id.to_string());
+                engine.image_event("save", &saved.id, &saved.id.to_string());
             }
             Ok(())
         })

@@ -72,7 +72,7 @@ pub use dhow_network::address::Subnet;
 pub use dhow_network::ports::Policy;
 pub use dhow_registry::{Credentials, Hosts};
 pub use dhow_store::Limits;
-pub use dhow_store::{Compression, CopyOptions, LoadProgress, Packer, copy_into};
+pub use dhow_store::{ArchiveLayout, Compression, CopyOptions, LoadProgress, Packer, copy_into};
 pub use dhow_sys::root::Root;
 pub use dhow_sys::socket::unread;
 pub use error::{Error, Kind, Result};

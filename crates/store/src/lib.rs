@@ -43,7 +43,7 @@ pub use load::{LoadProgress, LoadTold, LoadedImage};
 pub use pack::Packer;
 pub use paths::Paths;
 pub use rusqlite;
-pub use save::{SavedImage, Saving};
+pub use save::{ArchiveLayout, SavedImage, Saving};
 
 use std::io;
 use std::path::{Path, PathBuf};

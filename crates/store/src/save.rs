@@ -11,9 +11,24 @@ use crate::{Image, LayerRow, Result, Store, StoreError};
 /// An image that is to be saved, and the names it has in the archive.
 #[derive(Clone, Debug)]
 pub struct SavedImage {
-    pub image: Image,
+    pub id: Digest,
+    /// Its document.
+    pub config: Vec<u8>,
+    /// From the bottom to the top.
+    pub layers: Vec<LayerRow>,
+    /// The image that it was committed upon.
+    pub parent: Option<Digest>,
     /// With tags.
     pub names: Vec<Reference>,
+}
+
+/// Who is to read an archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArchiveLayout {
+    /// Docker, and whoever reads OCI layouts.
+    Docker,
+    /// Whoever reads OCI layouts alone.
+    Oci,
 }
 
 /// An archive about to be written: everything of it is known but the layers' content.
@@ -27,36 +42,41 @@ pub struct Saving {
 }
 
 impl Store {
+    /// What is to be saved of an image of here.
+    pub fn to_be_saved(&self, image: &Image, names: Vec<Reference>) -> Result<SavedImage> {
+        let id = image.row.id;
+        let config = self.config_of(&id)?.ok_or_else(|| StoreError::Archive(format!("image {id} was removed meanwhile")))?;
+        Ok(SavedImage { id, config, layers: self.layers_of(image)?, parent: image.row.parent, names })
+    }
+
     /// Prepares an archive of images.
     ///
     /// # Errors
     /// A layer's archive cannot be made again.
-    pub fn prepare_save(&self, images: &[SavedImage]) -> Result<Saving> {
+    pub fn prepare_save(&self, images: &[SavedImage], layout: ArchiveLayout) -> Result<Saving> {
         let json = |source| StoreError::Json { path: "archive".to_owned(), source };
         let mut saving = Saving { layers: BTreeMap::new(), documents: BTreeMap::new(), rest: Vec::new() };
-        let ids: HashSet<Digest> = images.iter().map(|saved| saved.image.row.id).collect();
+        let ids: HashSet<Digest> = images.iter().map(|saved| saved.id).collect();
         let mut entries = Vec::new();
         let mut index = Index { schema_version: 2, media_type: Some(OCI_INDEX.to_owned()), manifests: Vec::new() };
         let mut repositories: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
-        for SavedImage { image, names } in images {
-            let id = image.row.id;
-            let config = self.config_of(&id)?.ok_or_else(|| StoreError::Archive(format!("image {id} was removed meanwhile")))?;
+        for SavedImage { id, config, layers: rows, parent, names } in images {
             let mut layers = Vec::new();
-            for row in self.layers_of(image)? {
+            for row in rows {
                 let size = self.tar_size(&row.chain_id)?;
                 layers.push(Descriptor::new(OCI_LAYER, row.diff_id, size));
-                saving.layers.insert(row.diff_id.hex().to_owned(), (row, size));
+                saving.layers.insert(row.diff_id.hex().to_owned(), (row.clone(), size));
             }
             let manifest = Manifest {
                 schema_version: 2,
                 media_type: Some(OCI_MANIFEST.to_owned()),
-                config: Descriptor::new(OCI_CONFIG, id, config.len() as u64),
+                config: Descriptor::new(OCI_CONFIG, *id, config.len() as u64),
                 layers,
             };
             let document = serde_json::to_vec(&manifest).map_err(json)?;
             let of = Descriptor::new(OCI_MANIFEST, Digest::of(&document), document.len() as u64);
             saving.documents.insert(of.digest.hex().to_owned(), document);
-            saving.documents.insert(id.hex().to_owned(), config);
+            saving.documents.insert(id.hex().to_owned(), config.clone());
             let path = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
             for name in names {
                 let tag = name.tag.clone().unwrap_or_default();
@@ -73,21 +93,21 @@ impl Store {
                 index.manifests.push(of);
             }
             entries.push(ArchiveEntry {
-                config: path(&id),
+                config: path(id),
                 repo_tags: Some(names.iter().map(Reference::familiar).collect()).filter(|names: &Vec<_>| !names.is_empty()),
                 layers: manifest.layers.iter().map(|layer| path(&layer.digest)).collect(),
-                parent: image.row.parent.filter(|parent| ids.contains(parent)).map(|parent| parent.to_string()),
+                parent: parent.filter(|parent| ids.contains(parent)).map(|parent| parent.to_string()),
                 layer_sources: manifest.layers.iter().map(|layer| (layer.digest.to_string(), layer.clone())).collect(),
             });
         }
         // Line ends as docker's.
         let line = |bytes: Vec<u8>| [bytes, b"\n".to_vec()].concat();
-        saving.rest = vec![
-            ("index.json", serde_json::to_vec(&index).map_err(json)?),
-            ("manifest.json", serde_json::to_vec(&entries).map(line).map_err(json)?),
-            ("oci-layout", br#"{"imageLayoutVersion": "1.0.0"}"#.to_vec()),
-        ];
-        if !repositories.is_empty() {
+        saving.rest.push(("index.json", serde_json::to_vec(&index).map_err(json)?));
+        if layout == ArchiveLayout::Docker {
+            saving.rest.push(("manifest.json", serde_json::to_vec(&entries).map(line).map_err(json)?));
+        }
+        saving.rest.push(("oci-layout", br#"{"imageLayoutVersion": "1.0.0"}"#.to_vec()));
+        if layout == ArchiveLayout::Docker && !repositories.is_empty() {
             saving.rest.push(("repositories", serde_json::to_vec(&repositories).map(line).map_err(json)?));
         }
         Ok(saving)
@@ -173,12 +193,12 @@ mod tests {
         let above = store.commit(Some(&base), &tar_of("a", b"one")[..], config, Some(&name("me/above:2")), 6).unwrap();
         let above = store.image(&above).unwrap().unwrap();
         let images = [
-            SavedImage { image: above.clone(), names: vec![name("me/above:2")] },
-            SavedImage { image: base, names: vec![name("base:1"), name("base:2")] },
+            store.to_be_saved(&above, vec![name("me/above:2")]).unwrap(),
+            store.to_be_saved(&base, vec![name("base:1"), name("base:2")]).unwrap(),
         ];
         let archive = |store: &Store, images: &[SavedImage]| {
             let mut out = Vec::new();
-            store.save(&store.prepare_save(images).unwrap(), &mut out).unwrap();
+            store.save(&store.prepare_save(images, ArchiveLayout::Docker).unwrap(), &mut out).unwrap();
             out
         };
         let saved = archive(&store, &images);
@@ -189,7 +209,7 @@ mod tests {
         assert_eq!(names, ["me/above:2", "base:1", "base:2"]);
         let again: Vec<SavedImage> = images
             .iter()
-            .map(|saved| SavedImage { image: other.image(&saved.image.row.id).unwrap().unwrap(), names: saved.names.clone() })
+            .map(|saved| other.to_be_saved(&other.image(&saved.id).unwrap().unwrap(), saved.names.clone()).unwrap())
             .collect();
         assert!(archive(&other, &again) == saved);
         // Loading what is there changes nothing.
@@ -205,9 +225,9 @@ mod tests {
         let (_from, store) = store();
         let config = ImageConfig { os: "linux".into(), architecture: "amd64".into(), ..ImageConfig::default() };
         let id = store.import(&tar_of("a", b"one")[..], config, None, 5).unwrap();
-        let images = [SavedImage { image: store.image(&id).unwrap().unwrap(), names: vec![] }];
+        let images = [store.to_be_saved(&store.image(&id).unwrap().unwrap(), vec![]).unwrap()];
         let mut saved = Vec::new();
-        store.save(&store.prepare_save(&images).unwrap(), &mut saved).unwrap();
+        store.save(&store.prepare_save(&images, ArchiveLayout::Docker).unwrap(), &mut saved).unwrap();
         let place = saved.windows(3).position(|bytes| bytes == b"one").unwrap();
         saved[place] = b'O';
         let (_to, other) = crate::tests::store();

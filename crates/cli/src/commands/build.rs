@@ -19,7 +19,7 @@ use dhow_oci::Reference;
 use serde_json::json;
 
 use self::input::Input;
-use self::output::Output;
+use self::output::Given;
 use self::progress::{Display, Kind};
 use crate::connect::Target;
 use crate::credentials;
@@ -155,8 +155,9 @@ impl Build {
 
     fn build(self, engine: &Engine, folder: &Path, cancel: &Cancel) -> Result {
         let kind = self.kind()?;
-        let output = self.output_wanted()?;
-        let asked = self.asked(folder)?;
+        let outputs = self.outputs()?;
+        let mut asked = self.asked(folder)?;
+        asked.add_tags(&outputs.names)?;
         let call = if self.check { "check" } else { self.call.as_str() };
         let display = Display::new(kind);
         let input = Input::open(&self, engine, &display, cancel);
@@ -186,12 +187,15 @@ impl Build {
             if cancel.is_cancelled() {
                 return Err(shown(BuildError::cancelled()));
             }
-            if let Output::Files(files) = &output {
-                vertex(&display, files.title(), |_| files.write(engine, &solved)).map_err(shown)?;
+            let given = Given { engine, solved: &solved, names: &asked.tags };
+            for files in &outputs.files {
+                vertex(&display, files.title(), |_| files.write(&given)).map_err(shown)?;
+            }
+            if !outputs.image {
                 return Ok(calls::Said::default());
             }
             let built = engine.export_build(&solved, &asked.tags, &display).map_err(shown)?;
-            if self.push || matches!(output, Output::Registry) {
+            if outputs.push {
                 self.push_all(engine, folder, &asked.tags, &display).map_err(shown)?;
             }
             Ok(calls::Said { built: Some(built), ..calls::Said::default() })

@@ -8,6 +8,15 @@ use dhow_store::{LayerRow, NewImage};
 use super::{Built, Solved};
 use crate::Engine;
 
+/// An image that is nowhere yet.
+pub(super) struct Document {
+    pub config: ImageConfig,
+    /// The same, encoded.
+    pub bytes: Vec<u8>,
+    /// From the bottom to the top.
+    pub layers: Vec<LayerRow>,
+}
+
 impl Engine {
     /// Makes an image of layers and a plan's configuration, and names it.
     pub(super) fn export_image(
@@ -17,9 +26,24 @@ impl Engine {
         progress: &dyn Progress,
         id: VertexId,
     ) -> Result<Built, BuildError> {
-        let Solved { plan, chain, .. } = solved;
         let status = |name: String, done: bool| progress.tell(Event::Status { id, name, current: 0, total: 0, done });
         status("exporting layers".to_owned(), false);
+        let Document { config, bytes, layers } = self.image_of(solved)?;
+        status("exporting layers".to_owned(), true);
+        let created = config.created.as_deref().and_then(time::parse).unwrap_or_default().div_euclid(1_000_000_000);
+        let image = self.store.add_image(&NewImage { config: &bytes, layers, tags, created, parent: None, origin: None })?;
+        status(format!("writing image {image}"), true);
+        self.image_event("create", &image, &image.to_string());
+        for tag in tags {
+            status(format!("naming to {tag}"), true);
+            self.image_event("tag", &image, &tag.familiar());
+        }
+        Ok(Built { id: image, config: bytes })
+    }
+
+    /// What an image of a build is made of.
+    pub(super) fn image_of(&self, solved: &Solved) -> Result<Document, BuildError> {
+        let Solved { plan, chain, .. } = solved;
         let layers = match chain.last() {
             None => Vec::new(),
             Some(top) => {
@@ -30,17 +54,8 @@ impl Engine {
         let mut config = plan.config.clone();
         config.rootfs = RootFs { kind: "layers".to_owned(), diff_ids: layers.iter().map(|layer| layer.diff_id).collect() };
         self.date(&mut config, &layers, plan.epoch)?;
-        status("exporting layers".to_owned(), true);
         let bytes = serde_json::to_vec(&config).map_err(|error| BuildError::internal(format!("encode the image: {error}")))?;
-        let created = config.created.as_deref().and_then(time::parse).unwrap_or_default().div_euclid(1_000_000_000);
-        let image = self.store.add_image(&NewImage { config: &bytes, layers, tags, created, parent: None, origin: None })?;
-        status(format!("writing image {image}"), true);
-        self.image_event("create", &image, &image.to_string());
-        for tag in tags {
-            status(format!("naming to {tag}"), true);
-            self.image_event("tag", &image, &tag.familiar());
-        }
-        Ok(Built { id: image, config: bytes })
+        Ok(Document { config, bytes, layers })
     }
 
     /// Fills in when each part came about: layers say so themselves, and what has none goes with the first new layer, or the one

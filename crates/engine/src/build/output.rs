@@ -1,10 +1,11 @@
-//! A build's files as they are, where no image is wanted.
+//! What becomes of a build where no image of here is wanted: its files as they are, or an image's archive.
 
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
 
-use dhow_store::{Driver, Mountable, Packer};
+use dhow_oci::{Digest, Reference};
+use dhow_store::{ArchiveLayout, Driver, Mountable, Packer, SavedImage};
 use dhow_sys::root::reopen;
 use rustix::fs::OFlags;
 
@@ -25,8 +26,26 @@ impl Engine {
         packer.finish().map(drop).context(|| "pack the build's files".to_owned())
     }
 
+    /// Writes an image's archive without keeping the image: its id.
+    ///
+    /// # Errors
+    /// As [`Engine::pack_build`].
+    pub fn archive_build(
+        &self,
+        solved: &Solved,
+        names: &[Reference],
+        layout: ArchiveLayout,
+        out: &mut dyn Write,
+    ) -> Result<Digest> {
+        let document = self.image_of(solved).map_err(|error| Error::internal(error.message))?;
+        let id = Digest::of(&document.bytes);
+        let image = SavedImage { id, config: document.bytes, layers: document.layers, parent: None, names: names.to_vec() };
+        self.store.save(&self.store.prepare_save(&[image], layout)?, out)?;
+        Ok(id)
+    }
+
     /// The merged files of all layers, for reading; `None` when there is none.
-    fn open_build(&self, solved: &Solved) -> Result<Option<std::os::fd::OwnedFd>> {
+    pub fn open_build(&self, solved: &Solved) -> Result<Option<std::os::fd::OwnedFd>> {
         let places = self.store.directories(&solved.chain);
         let [only] = places.as_slice() else {
             if places.is_empty() {

@@ -24,20 +24,26 @@ pub(super) struct Asked {
     pub allowed: Allowed,
 }
 
+impl Asked {
+    /// More names of the image.
+    pub fn add_tags(&mut self, texts: &[String]) -> Result<()> {
+        for text in texts {
+            let wrong = |why: String| failed(format!("invalid tag \"{text}\": {why}"));
+            let tag: Reference = text.parse().map_err(|error: dhow_oci::reference::InvalidReference| wrong(error.to_string()))?;
+            let tag = tag.or_latest();
+            if !self.tags.contains(&tag) {
+                self.tags.push(tag);
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Build {
     pub(super) fn asked(&self, folder: &Path) -> Result<Asked> {
         for (name, value) in [("provenance", &self.provenance), ("sbom", &self.sbom)] {
             if value.as_deref().is_some_and(|value| !matches!(value, "false" | "0")) {
                 return Err(failed(format!("--{name}: attestations are not supported yet")));
-            }
-        }
-        let mut tags: Vec<Reference> = Vec::new();
-        for text in &self.tag {
-            let wrong = |why: String| failed(format!("invalid tag \"{text}\": {why}"));
-            let tag: Reference = text.parse().map_err(|error: dhow_oci::reference::InvalidReference| wrong(error.to_string()))?;
-            let tag = tag.or_latest();
-            if !tags.contains(&tag) {
-                tags.push(tag);
             }
         }
         let platforms = self.platform.iter().map(|text| text.parse::<Platform>()).collect::<Result<Vec<_>, _>>();
@@ -88,7 +94,9 @@ impl Build {
             cgroup_parent: self.cgroup_parent.clone(),
             ..BuildLimits::default()
         };
-        Ok(Asked { options, tags, limits, allowed })
+        let mut asked = Asked { options, tags: Vec::new(), limits, allowed };
+        asked.add_tags(&self.tag)?;
+        Ok(asked)
     }
 
     /// The arguments that are given, and proxies as the user's settings have them.

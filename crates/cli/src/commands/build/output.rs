@@ -2,121 +2,153 @@
 
 use std::fs;
 use std::io::{self, BufWriter, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use dhow_engine::dhow_build::progress::BuildError;
-use dhow_engine::{CopyOptions, Engine, Solved, copy_into};
+use dhow_engine::{ArchiveLayout, CopyOptions, Engine, Solved, copy_into};
+use dhow_oci::Reference;
 use dhow_sys::root::Root;
 
 use super::{Build, failed};
 use crate::failure::Result;
 
-/// Where a build's result goes.
-pub(super) enum Output {
-    /// An image of here, as always.
-    Image,
-    /// And from here to a registry.
-    Registry,
-    Files(Files),
+/// Where all of a build's results go.
+#[derive(Debug, Default)]
+pub(super) struct Outputs {
+    /// An image of here.
+    pub image: bool,
+    /// And from here to the registries of its names.
+    pub push: bool,
+    /// Names besides those of `--tag`.
+    pub names: Vec<String>,
+    pub files: Vec<Files>,
 }
 
-/// The files of a build, without an image.
-pub(super) enum Files {
+/// What a build's result is handed out as, without an image of here.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Files {
+    content: Content,
+    place: Place,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    /// Its files.
+    Files,
+    /// An image with what describes it.
+    Image(ArchiveLayout),
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
     Directory(PathBuf),
-    Tar(PathBuf),
-    /// On standard output.
+    /// As a tar.
+    File(PathBuf),
+    /// As a tar on standard output.
     Stream,
 }
 
 impl Build {
-    pub(super) fn output_wanted(&self) -> Result<Output> {
-        let [text] = self.output.as_slice() else {
-            return match self.output.is_empty() {
-                true => Ok(Output::Image),
-                false => Err(failed("several outputs of one build are not supported yet".to_owned())),
-            };
-        };
-        let output = output(text)?;
-        if self.push && matches!(output, Output::Files(_)) {
+    pub(super) fn outputs(&self) -> Result<Outputs> {
+        let mut outputs = Outputs::default();
+        for text in &self.output {
+            output(text, &mut outputs)?;
+        }
+        if self.push && !outputs.image && !outputs.files.is_empty() {
             return Err(failed("push and this output can't be used together: an image is what is pushed".to_owned()));
         }
-        Ok(output)
+        if outputs.files.iter().filter(|files| files.place == Place::Stream).count() > 1 {
+            return Err(failed("only one output can go to standard output".to_owned()));
+        }
+        outputs.image |= self.load || self.push || outputs.files.is_empty();
+        outputs.push |= self.push;
+        Ok(outputs)
     }
 }
 
 /// `TYPE`, `PATH`, `-`, or `type=TYPE,dest=PATH` and more.
-fn output(text: &str) -> Result<Output> {
-    if text == "-" {
-        return tar(None);
+fn output(text: &str, into: &mut Outputs) -> Result<()> {
+    let is_pair = text.contains('=');
+    let (mut kind, mut destination, mut push, mut is_tar) = (String::new(), None, false, true);
+    match text {
+        "-" => (kind, destination) = ("tar".to_owned(), Some("-".to_owned())),
+        "image" | "docker" | "registry" => kind = text.to_owned(),
+        path if !is_pair => (kind, destination) = ("local".to_owned(), Some(path.to_owned())),
+        _ => {}
     }
-    if !text.contains('=') {
-        return match text {
-            "image" | "docker" => Ok(Output::Image),
-            "registry" => Ok(Output::Registry),
-            path => Ok(Output::Files(Files::Directory(path.into()))),
-        };
-    }
-    let (mut kind, mut destination, mut push) = (String::new(), None, false);
-    for field in text.split(',') {
+    for field in text.split(',').filter(|_| is_pair) {
         let (key, value) = field.split_once('=').ok_or_else(|| failed(format!("invalid value {field}: expected key=value")))?;
+        let is_true = matches!(value, "true" | "1");
         match key.trim().to_ascii_lowercase().as_str() {
             "type" => kind = value.to_owned(),
             "dest" => destination = Some(value.to_owned()),
-            "push" => push = matches!(value, "true" | "1"),
-            "load" | "unpack" | "store" => {}
-            other => return Err(failed(format!("output {text}: {other} is not supported yet"))),
+            "push" => push = is_true,
+            "name" => into.names.extend(value.split(',').filter(|name| !name.is_empty()).map(str::to_owned)),
+            "tar" => is_tar = is_true,
+            // How images are stored and sent is settled here: layers are compressed when they are pushed, in OCI's types.
+            "load" | "unpack" | "store" | "oci-mediatypes" | "compression-level" | "platform-split" => {}
+            "compression" if matches!(value, "uncompressed" | "gzip") => {}
+            "rewrite-timestamp" | "force-compression" if !is_true => {}
+            other => return Err(failed(format!("output {text}: {other}={value} is not supported yet"))),
         }
     }
-    match (kind.as_str(), destination) {
-        ("image" | "docker", None) if push => Ok(Output::Registry),
-        ("image" | "docker", None) => Ok(Output::Image),
-        ("registry", None) => Ok(Output::Registry),
-        ("local", Some(path)) => Ok(Output::Files(Files::Directory(path.into()))),
-        ("local", None) => Err(failed("output directory is required for local exporter".to_owned())),
-        ("tar", path) => tar(path),
-        ("", _) => Err(failed(format!("type is required for output {text}"))),
-        (other, Some(_)) => {
-            Err(failed(format!("output of type {other} into a file is not supported yet: build, and save the image")))
+    let content = match kind.as_str() {
+        "registry" | "image" | "docker" if destination.is_none() => {
+            into.image = true;
+            into.push |= push || kind == "registry";
+            return Ok(());
         }
-        (other, None) => Err(failed(format!("output of type {other} is not supported yet"))),
-    }
+        "local" | "tar" => Content::Files,
+        "docker" => Content::Image(ArchiveLayout::Docker),
+        "oci" => Content::Image(ArchiveLayout::Oci),
+        "" => return Err(failed(format!("type is required for output {text}"))),
+        other => return Err(failed(format!("invalid output {text}: {other} is no type of output, or has no dest"))),
+    };
+    let is_directory = kind == "local" || (content != Content::Files && !is_tar);
+    let place = match destination.filter(|path| path != "-") {
+        Some(path) if is_directory => Place::Directory(path.into()),
+        Some(path) => Place::File(path.into()),
+        None if is_directory => return Err(failed(format!("output directory is required for {kind} exporter"))),
+        None if io::stdout().is_terminal() => {
+            return Err(failed(format!("dest file is required for {kind} exporter. refusing to write to console")));
+        }
+        None => Place::Stream,
+    };
+    into.files.push(Files { content, place });
+    Ok(())
 }
 
-fn tar(path: Option<String>) -> Result<Output> {
-    match path.filter(|path| path != "-") {
-        Some(path) => Ok(Output::Files(Files::Tar(path.into()))),
-        None if io::stdout().is_terminal() => {
-            Err(failed("dest file is required for tar exporter. refusing to write to console".to_owned()))
-        }
-        None => Ok(Output::Files(Files::Stream)),
-    }
+/// What goes with the files.
+pub(super) struct Given<'a> {
+    pub engine: &'a Engine,
+    pub solved: &'a Solved,
+    pub names: &'a [Reference],
 }
 
 impl Files {
     pub fn title(&self) -> &'static str {
-        match self {
-            Files::Directory(_) => "exporting to client directory",
-            Files::Tar(_) | Files::Stream => "exporting to client tarball",
+        match (self.content, &self.place) {
+            (Content::Image(ArchiveLayout::Oci), _) => "exporting to oci image format",
+            (Content::Image(ArchiveLayout::Docker), _) => "exporting to docker image format",
+            (Content::Files, Place::Directory(_)) => "exporting to client directory",
+            (Content::Files, _) => "exporting to client tarball",
         }
     }
 
-    /// Hands the files out. In a directory they are of whoever builds.
-    pub fn write(&self, engine: &Engine, solved: &Solved) -> Result<(), BuildError> {
-        let wrong = |what: String, error: io::Error| BuildError::invalid(format!("{what}: {error}"));
-        match self {
-            Files::Stream => pack(engine, solved, io::stdout().lock()),
-            Files::Tar(path) => {
-                let create = |error| wrong(format!("create {}", path.display()), error);
-                pack(engine, solved, fs::File::create(path).map_err(create)?)
-            }
-            Files::Directory(path) => {
-                let create = |error| wrong(format!("create {}", path.display()), error);
+    /// Hands them out. In a directory they are of whoever builds.
+    pub fn write(&self, given: &Given<'_>) -> Result<(), BuildError> {
+        let wrong = |path: &Path, error: io::Error| BuildError::invalid(format!("create {}: {error}", path.display()));
+        match &self.place {
+            Place::Stream => self.pack(given, io::stdout().lock()),
+            Place::File(path) => self.pack(given, fs::File::create(path).map_err(|error| wrong(path, error))?),
+            Place::Directory(path) => {
+                let create = |error| wrong(path, error);
                 fs::create_dir_all(path).map_err(create)?;
                 let root = Root::open_path(path).map_err(create)?;
                 let (reader, writer) = io::pipe().map_err(create)?;
                 let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
                 std::thread::scope(|scope| {
-                    let packing = scope.spawn(|| pack(engine, solved, writer));
+                    let packing = scope.spawn(|| self.pack(given, writer));
                     let copied = copy_into(reader, &root, CopyOptions { keep_kinds: false, owner: Some(owner) });
                     let packed =
                         packing.join().unwrap_or_else(|_| Err(BuildError::internal("packing the files ended by itself")));
@@ -127,10 +159,41 @@ impl Files {
             }
         }
     }
+
+    fn pack(&self, given: &Given<'_>, out: impl Write) -> Result<(), BuildError> {
+        let mut out = BufWriter::with_capacity(1 << 16, out);
+        let packed = match self.content {
+            Content::Files => given.engine.pack_build(given.solved, &mut out),
+            Content::Image(layout) => given.engine.archive_build(given.solved, given.names, layout, &mut out).map(drop),
+        };
+        packed.map_err(|error| BuildError::invalid(error.message))?;
+        out.flush().map_err(|error| BuildError::invalid(format!("write the build's files: {error}")))
+    }
 }
 
-fn pack(engine: &Engine, solved: &Solved, out: impl Write) -> Result<(), BuildError> {
-    let mut out = BufWriter::with_capacity(1 << 16, out);
-    engine.pack_build(solved, &mut out).map_err(|error| BuildError::invalid(error.message))?;
-    out.flush().map_err(|error| BuildError::invalid(format!("write the build's files: {error}")))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(texts: &[&str]) -> Result<Outputs> {
+        let mut outputs = Outputs::default();
+        texts.iter().try_for_each(|text| output(text, &mut outputs))?;
+        Ok(outputs)
+    }
+
+    #[test]
+    fn forms() {
+        let one = |text: &str| read(&[text]).unwrap().files.pop().unwrap();
+        let files = |content, place| Files { content, place };
+        assert_eq!(one("out"), files(Content::Files, Place::Directory("out".into())));
+        assert_eq!(one("type=tar,dest=x.tar"), files(Content::Files, Place::File("x.tar".into())));
+        assert_eq!(one("type=oci,dest=x"), files(Content::Image(ArchiveLayout::Oci), Place::File("x".into())));
+        assert_eq!(one("type=oci,dest=x,tar=false"), files(Content::Image(ArchiveLayout::Oci), Place::Directory("x".into())));
+        assert_eq!(one("type=docker,dest=x"), files(Content::Image(ArchiveLayout::Docker), Place::File("x".into())));
+        let several = read(&["type=image,name=a,push=true", "type=local,dest=x"]).unwrap();
+        assert!(several.image && several.push && several.names == ["a"] && several.files.len() == 1);
+        for bad in ["type=local", "dest=x", "type=what,dest=x", "type=oci,dest=x,compression=zstd", "type=image,dest=x"] {
+            assert!(read(&[bad]).is_err(), "{bad}");
+        }
+    }
 }
