@@ -80,6 +80,8 @@ pub enum ErrorKind {
     Elsewhere,
     /// A command ended with this code.
     Exit(i32),
+    /// A command could not be begun.
+    Start,
     /// Nobody wants it any more.
     Cancelled,
     /// This machine's fault.

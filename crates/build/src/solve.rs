@@ -43,8 +43,12 @@ pub trait Host: Sync {
     /// Runs a command on files, and waits for its end.
     ///
     /// # Errors
-    /// It could not be run. That it failed is no error.
+    /// It could not be run: [`ErrorKind::Start`] where that is the program's fault. That it failed is no error.
     fn run(&self, run: Run<'_>, output: &mut dyn FnMut(Stream, &[u8])) -> Result<i32, BuildError>;
+
+    /// # Errors
+    /// The user has not allowed what a command asks for.
+    fn check(&self, command: &Command) -> Result<(), BuildError>;
 
     /// Whether the build is to stop.
     fn is_cancelled(&self) -> bool;
@@ -204,7 +208,7 @@ impl<'a> Solver<'a> {
     /// Does all that the result needs; `None` is a result without files.
     pub fn solve(&self) -> Result<Option<Arc<Outcome>>, BuildError> {
         let Some(last) = self.plan.last else { return Ok(None) };
-        self.announce(last);
+        self.announce(last)?;
         // Stages that need one another are gone through one within the other.
         let solved = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, || self.evaluate(last));
@@ -255,12 +259,20 @@ impl<'a> Solver<'a> {
     }
 
     /// Tells of all steps that are needed, before any is begun.
-    fn announce(&self, last: StepId) {
+    ///
+    /// # Errors
+    /// One of them may not be done.
+    fn announce(&self, last: StepId) -> Result<(), BuildError> {
         let mut needed = vec![false; self.plan.steps.len()];
         let mut left = vec![last];
         while let Some(id) = left.pop() {
             if !std::mem::replace(&mut needed[id], true) {
                 left.extend(self.inputs(id));
+            }
+        }
+        for id in (0..needed.len()).filter(|id| needed[*id]) {
+            if let Action::Run(command) = &self.step(id).action {
+                self.host.check(command)?;
             }
         }
         for id in (0..needed.len()).filter(|id| needed[*id]) {
@@ -270,6 +282,7 @@ impl<'a> Solver<'a> {
                 self.progress.tell(Event::Step { id: VertexId(id), line: lines.first });
             }
         }
+        Ok(())
     }
 
     /// Tells that a step, and all that it needs, is known.

@@ -104,7 +104,8 @@ impl Tree {
         let (tree, directory) = if options.bind || mount.kind == "bind" {
             bind_source(mount, &options, id_map)?
         } else {
-            part_of(new_file_system(&mount.kind, mount.source.as_deref(), &options)?, mount.subpath.as_deref())?
+            let tree = new_file_system(&mount.kind, mount.source.as_deref(), &options)?;
+            part_of(tree, mount.subpath.as_deref(), &options)?
         };
         let target = if directory {
             let link =
@@ -434,14 +435,28 @@ fn lower_path(options: &MountOptions) -> &str {
 }
 
 /// What is below a path of a new file system, if one is given, and whether it is a directory.
-fn part_of(tree: OwnedFd, subpath: Option<&str>) -> Result<(OwnedFd, bool)> {
+fn part_of(tree: OwnedFd, subpath: Option<&str>, options: &MountOptions) -> Result<(OwnedFd, bool)> {
     let Some(subpath) = subpath else { return Ok((tree, true)) };
-    let handle = Root::from_descriptor(tree).handle_beneath(Path::new(subpath));
-    let handle = handle.context(|| format!("cannot access path {subpath}"))?;
+    let what = || format!("mount only {subpath}");
+    // As long as the whole is open it is there.
+    let whole = Root::from_descriptor(tree);
+    let handle = whole.handle_beneath(Path::new(subpath)).context(|| format!("cannot access path {subpath}"))?;
     let stat = rustix::fs::fstat(&handle).context(|| format!("stat {subpath}"))?;
-    // Of a mount that is not attached yet the kernel copies parts since 6.15.
-    let part = clone_tree(handle.as_fd(), Path::new(""), false).context(|| format!("mount only {subpath}"))?;
-    Ok((part, FileType::from_raw_mode(stat.st_mode) == FileType::Directory))
+    let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    let part = match clone_tree(handle.as_fd(), Path::new(""), false) {
+        // Before 6.15 the kernel copies no part of a mount that is not attached: it is for a moment, on one of the layers. Nobody
+        // but the container to be is in this mount namespace.
+        Err(error) if rustix::io::Errno::from_io_error(&error) == Some(rustix::io::Errno::INVAL) => {
+            let path = lower_path(options);
+            let place = rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+            attach(&whole, place.context(what)?)?;
+            let part = clone_tree(handle.as_fd(), Path::new(""), false);
+            rustix::mount::unmount(path, UnmountFlags::DETACH).context(what)?;
+            part
+        }
+        part => part,
+    };
+    Ok((part.context(what)?, is_directory))
 }
 
 /// A detached copy of a bind mount's source with its options, and whether it is a directory.

@@ -209,9 +209,10 @@ impl Planner<'_> {
         }
         let state = &mut self.states[index];
         state.workdir_is_set = true;
-        let path = if path.starts_with('/') { clean(&path) } else { clean(&format!("{}/{path}", state.directory())) };
+        // What is absolute stays as it is written.
+        let path = if path.starts_with('/') { path } else { clean(&format!("{}/{path}", state.directory())) };
         state.execution().working_dir.clone_from(&path);
-        let is_layer = path != "/";
+        let is_layer = clean(&path) != "/";
         if is_layer {
             let shown = self.shown(index, planned, self.lexer, &instruction.code);
             let owner = self.states[index].execution().user.clone();

@@ -145,10 +145,6 @@ impl Planner<'_> {
         if let Some(index) = self.names.get(&wanted.to_lowercase()) {
             return Ok(*index);
         }
-        // By number, as the classic builder took it.
-        if let Some(index) = wanted.parse::<usize>().ok().filter(|index| *index < self.states.len()) {
-            return Ok(index);
-        }
         let message = format!("target stage {} could not be found", quote(wanted));
         Err(DockerfileError::new(with_suggestion(message, wanted, self.states.iter().map(|state| state.name.as_str()))))
     }

@@ -164,14 +164,26 @@ impl Solver<'_> {
         let progress = self.progress;
         let mut output = |stream, bytes: &[u8]| progress.tell(Event::Log { id: VertexId(id), stream, bytes: bytes.to_vec() });
         let run = Run { command, root: &workspace.root, env, mounts: prepared, scratch: &scratch.path };
-        let code = self.host.run(run, &mut output)?;
+        let words = crate::text::quote(&command.args.join(" "));
+        let code = match self.host.run(run, &mut output) {
+            Ok(code) => code,
+            // As if the runtime had been the command.
+            Err(error) if error.kind == ErrorKind::Start => {
+                output(super::Stream::Error, format!("{}\n", error.message).as_bytes());
+                1
+            }
+            Err(error) if error.kind == ErrorKind::Invalid => {
+                let message = format!("process {words} did not complete successfully: {}", error.message);
+                return Err(BuildError { message, ..error });
+            }
+            Err(error) => return Err(error),
+        };
         drop(locks);
         if self.host.is_cancelled() {
             return Err(BuildError::cancelled());
         }
         if code != 0 {
-            let words = command.args.join(" ");
-            let message = format!("process {} did not complete successfully: exit code: {code}", crate::text::quote(&words));
+            let message = format!("process {words} did not complete successfully: exit code: {code}");
             return Err(BuildError { message, lines: Vec::new(), kind: ErrorKind::Exit(code) });
         }
         Ok((self.store.seal(workspace, chain.last().copied())?, seen))
@@ -229,7 +241,10 @@ impl Solver<'_> {
                 let Some(value) = self.client.secret(&secret.id)? else {
                     return match secret.required {
                         true => Err(BuildError::invalid(format!("secret {}: not found", secret.id))),
-                        false => Ok(None),
+                        false => {
+                            env.extend(secret.env.iter().map(|name| format!("{name}=")));
+                            Ok(None)
+                        }
                     };
                 };
                 if let Some(name) = &secret.env {

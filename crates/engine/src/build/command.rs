@@ -10,7 +10,8 @@ use std::path::Path;
 use dhow_api::config::{Config, HostConfig};
 use dhow_build::address::GitSource;
 use dhow_build::dockerfile::instruction::{Network, Security};
-use dhow_build::progress::{BuildError, Stream};
+use dhow_build::plan::Command;
+use dhow_build::progress::{BuildError, ErrorKind, Stream};
 use dhow_build::solve::{Host, Run, RunMount, RunMounted, WebSource};
 use dhow_monitor::protocol::{Attach, LogConfig, Reply, Request, Start, receive, send};
 use dhow_monitor::state::{self, State};
@@ -19,7 +20,7 @@ use dhow_runtime::spec::{Mount, Spec};
 use dhow_store::Mountable;
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::{BuildRequest, Cancel, internal};
+use super::{Allowed, BuildRequest, Cancel, internal};
 use crate::container::{Container, ContainerId, Record};
 use crate::error::Context;
 use crate::{Engine, Error, Result, link, names};
@@ -52,6 +53,19 @@ impl Host for BuildHost<'_> {
         Ok(code)
     }
 
+    fn check(&self, command: &Command) -> Result<(), BuildError> {
+        let refused = |what: &str| BuildError {
+            kind: ErrorKind::Elsewhere,
+            ..BuildError::invalid(format!("failed to load LLB: {what} is not allowed"))
+        };
+        let Allowed { host_network, insecure } = self.request.allowed;
+        match (command.security, command.network) {
+            (Security::Insecure, _) if !insecure => Err(refused("security.insecure")),
+            (_, Network::Host) if !host_network => Err(refused("network.host")),
+            (Security::Sandbox | Security::Insecure, Network::Default | Network::None | Network::Host) => Ok(()),
+        }
+    }
+
     fn is_cancelled(&self) -> bool {
         self.cancel.is_cancelled()
     }
@@ -77,12 +91,7 @@ impl BuildHost<'_> {
     /// What a command would be as a container.
     fn container(&self, run: &Run<'_>) -> Result<Container, BuildError> {
         let (command, limits) = (run.command, &self.request.limits);
-        if command.security == Security::Insecure && !self.request.allowed.insecure {
-            return Err(BuildError::invalid("security.insecure is not allowed"));
-        }
-        if command.network == Network::Host && !self.request.allowed.host_network {
-            return Err(BuildError::invalid("network.host is not allowed"));
-        }
+        self.check(command)?;
         if !command.devices.is_empty() {
             return Err(BuildError::invalid(format!(
                 "RUN --device={}: devices are not supported yet",
@@ -219,7 +228,12 @@ impl Engine {
         let spec = self.step_spec(container, run).map_err(internal)?;
         accepted(receive(&attached).context(what).map_err(internal)?)?;
         let start = Start { spec, plan, ..Start::default() };
-        accepted(link::exchange(&monitor, &Request::Start(Box::new(start))).context(what).map_err(internal)?)?;
+        let begun = accepted(link::exchange(&monitor, &Request::Start(Box::new(start))).context(what).map_err(internal)?);
+        begun.map_err(|error| match error.kind {
+            // As the runtime begins what it says of the program; of its user BuildKit finds out itself.
+            ErrorKind::Invalid if error.message.starts_with("unable to start") => BuildError { kind: ErrorKind::Start, ..error },
+            _ => error,
+        })?;
         Ok((attached, waiting))
     }
 
