@@ -357,3 +357,83 @@ async fn tunnel(mut call: Call) -> Result<(), Status> {
     outgoing.abort();
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use dhow_engine::Settings;
+
+    use super::*;
+    use crate::grpc::Channel;
+
+    /// Bytes that are sent as they are.
+    #[derive(Clone, Default)]
+    struct Raw(Vec<u8>);
+
+    impl prost::Message for Raw {
+        fn encode_raw(&self, buffer: &mut impl prost::bytes::BufMut) {
+            buffer.put_slice(&self.0);
+        }
+
+        fn merge_field(
+            &mut self,
+            tag: u32,
+            wire: prost::encoding::WireType,
+            buffer: &mut impl prost::bytes::Buf,
+            context: prost::encoding::DecodeContext,
+        ) -> Result<(), prost::DecodeError> {
+            prost::encoding::skip_field(wire, tag, buffer, context)
+        }
+
+        fn encoded_len(&self) -> usize {
+            self.0.len()
+        }
+
+        fn clear(&mut self) {
+            self.0.clear();
+        }
+    }
+
+    /// CVE-2024-23650 and its kind: messages that make no sense are refused, and others are answered as before.
+    #[test]
+    fn messages_of_any_bytes_break_nothing() {
+        use prost::Message as _;
+        let root = tempfile::tempdir().unwrap();
+        let settings =
+            Settings { data_root: root.path().join("data"), exec_root: root.path().join("run"), ..Settings::default() };
+        let engine = Arc::new(Engine::open(settings).unwrap());
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        runtime.spawn(crate::serve(engine, theirs));
+        let (channel, carried) = runtime.block_on(Channel::begin(ours)).unwrap();
+        runtime.spawn(carried);
+        let graph = SolveRequest { reference: "r".to_owned(), definition: Some(vec![0xff; 40]), ..SolveRequest::default() };
+        let mut seeds = vec![graph.encode_to_vec(), vec![], vec![0xff; 11], vec![0x0a, 0xff, 0xff, 0xff, 0xff, 0x7f]];
+        // A small generator will do: what counts is that each run is the same.
+        let mut state = 0x9e37_79b9_7f4a_7c15u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize
+        };
+        for _ in 0..60 {
+            let length = next() % 64;
+            seeds.push((0..length).map(|_| next() as u8).collect());
+        }
+        // Those that wait for a session or a build of a name are left out: there is none.
+        for method in ["ListWorkers", "Info", "DiskUsage", "Prune", "Nothing"] {
+            let method = format!("/moby.buildkit.v1.Control/{method}");
+            for seed in &seeds {
+                // An answer or a refusal, and within a moment.
+                let answered = runtime.block_on(async {
+                    let message = Raw(seed.clone());
+                    let call = channel.unary::<Raw>(&method, &message);
+                    tokio::time::timeout(std::time::Duration::from_secs(20), call).await
+                });
+                assert!(answered.is_ok(), "{method} {seed:?}");
+            }
+        }
+        let refused = runtime.block_on(channel.unary::<Raw>("/moby.buildkit.v1.Control/Solve", &Raw(seeds[0].clone())));
+        assert!(matches!(refused, Err(status) if status.code == UNIMPLEMENTED));
+        let info = runtime.block_on(channel.unary::<InfoResponse>("/moby.buildkit.v1.Control/Info", &Raw::default()));
+        assert!(info.is_ok());
+    }
+}

@@ -165,6 +165,9 @@ fn nothing_in_a_dockerfile_or_a_context_leads_out() {
         "FROM busybox\nRUN --mount=type=cache,id=k,target=/m ln -sfn / /m/r\n".to_owned(),
         format!("FROM busybox\nRUN --mount=type=cache,id=k,source=r{shown},target=/m cat /m > /answer\n"),
         format!("FROM busybox\nRUN ln -s / /w\nWORKDIR /w{shown}.d\n"),
+        // CVE-2024-23652: the way to a mount point is another by the time when that goes.
+        format!("FROM busybox\nRUN mkdir /a\nRUN --mount=type=tmpfs,target=/a{shown} mv /a /old; mkdir /n; ln -s / /a; true\n"),
+        format!("FROM busybox\nRUN --mount=type=bind,target=/a/b mv /a /old 2>&1; ln -s {shown} /a; true\n"),
     ];
     for file in attempts {
         fs::write(path.join("Dockerfile"), &file).unwrap();
@@ -182,6 +185,59 @@ fn nothing_in_a_dockerfile_or_a_context_leads_out() {
         assert_eq!((now.mode(), now.ino(), now.uid()), (before.mode(), before.ino(), before.uid()), "{file}");
         assert!(!Path::new(&format!("{shown}.d")).exists(), "{file}");
     }
+    sandbox.finish();
+}
+
+/// CVE-2024-23653 and its kind: what is more than a sandbox is for whom the user gives it.
+#[test]
+fn privileges_are_for_whom_they_are_given() {
+    let sandbox = sandboxed!();
+    let path = context(&sandbox, "c", "");
+    let look = "grep CapEff /proc/self/status | cut -f2 > /answer; ls /sys/class/net >> /answer";
+    for (flag, allow, refusal) in [
+        ("--security=insecure", "security.insecure", "security.insecure is not allowed"),
+        ("--network=host", "network.host", "network.host is not allowed"),
+    ] {
+        // Wherever it stands: in a stage of the result's, behind a trigger, in a file of another name.
+        for file in [
+            format!("FROM busybox\nRUN {flag} {look}\n"),
+            format!("FROM busybox AS a\nRUN {flag} {look}\nFROM busybox\nCOPY --from=a /answer /answer\n"),
+            format!("FROM busybox AS a\nONBUILD RUN {flag} {look}\nFROM a\n"),
+        ] {
+            fs::write(path.join("Dockerfile"), &file).unwrap();
+            let output = build(&sandbox, &path, &[]);
+            let told = text(&output.stderr);
+            assert!(!output.status.success() && told.contains(refusal), "{file}{told}");
+            built(&sandbox, &path, &["--allow", allow, "-t", "x"]);
+            // What was granted is in the cache, and still not for whom it is not given.
+            assert!(!build(&sandbox, &path, &[]).status.success(), "{file}");
+        }
+    }
+    fs::write(path.join("Dockerfile"), format!("FROM busybox\nRUN {look}\n")).unwrap();
+    built(&sandbox, &path, &["-t", "x"]);
+    let (capabilities, _) = answer(&sandbox, "x").split_once('\n').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    assert_eq!(capabilities, "00000000a80425fb");
+    for bad in ["--security=root", "--security=Insecure", "--security=", "--network=bridge", "--network=container:x"] {
+        fs::write(path.join("Dockerfile"), format!("FROM busybox\nRUN {bad} true\n")).unwrap();
+        assert!(!build(&sandbox, &path, &["--allow", "security.insecure,network.host"]).status.success(), "{bad}");
+    }
+    sandbox.finish();
+}
+
+/// CVE-2024-24557: an image from elsewhere is no step of ours, however it looks.
+#[test]
+fn an_image_that_looks_like_a_step_is_not_taken_for_one() {
+    let sandbox = sandboxed!();
+    let path = context(&sandbox, "c", "FROM busybox\nRUN echo right > /answer\n");
+    built(&sandbox, &path, &["-t", "x"]);
+    let archive = sandbox.path("x.tar");
+    sandbox.ok(&["save", "-o", archive.to_str().unwrap(), "x"]);
+    sandbox.ok(&["rmi", "-f", "x"]);
+    sandbox.ok(&["builder", "prune", "-af"]);
+    // The same image in every respect, from an archive.
+    sandbox.ok(&["load", "-i", archive.to_str().unwrap()]);
+    let told = built(&sandbox, &path, &["-t", "y"]);
+    assert!(!told.contains("CACHED"), "{told}");
     sandbox.finish();
 }
 
