@@ -19,6 +19,13 @@ pub struct GitSource {
     pub has_commit_time: bool,
 }
 
+impl GitSource {
+    /// Whether it is ssh(1) that goes there.
+    pub fn is_by_ssh(&self) -> bool {
+        !is_url(&self.remote) && !self.remote.starts_with("git://")
+    }
+}
+
 /// Whether this is the id of a commit, in full.
 pub fn is_commit(text: &str) -> bool {
     matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_hexdigit())

@@ -7,6 +7,7 @@
 //! **Invariant:** what is in a record's layer is what its second key says: files are hashed while they are copied, and the key
 //! is made of that.
 
+mod agent;
 mod asked;
 mod context;
 mod keys;
@@ -31,9 +32,10 @@ use crate::progress::{BuildError, ErrorKind, Event, Progress, Stream, VertexId};
 
 use asked::Asked;
 
+pub use agent::{Agent, Forward, LocalAgent};
 pub use context::Directory;
 pub use keys::KeyBuilder;
-pub use remote::{WebSource, commit, git_authorization, web_authorization};
+pub use remote::{GitAccess, WebSource, commit, web_authorization};
 
 /// What a solver needs of the engine.
 pub trait Host: Sync {
@@ -60,10 +62,10 @@ pub trait Host: Sync {
     fn fetch(&self, source: &WebSource<'_>, directory: &Path) -> Result<Digest, BuildError>;
 
     /// The commit that the reference of a repository leads to, or its default branch.
-    fn commit(&self, git: &GitSource, authorization: Option<&str>) -> Result<String, BuildError>;
+    fn commit(&self, git: &GitSource, access: &GitAccess) -> Result<String, BuildError>;
 
     /// Makes an empty directory what a commit has.
-    fn checkout(&self, git: &GitSource, commit: &str, authorization: Option<&str>, directory: &Path) -> Result<(), BuildError>;
+    fn checkout(&self, git: &GitSource, commit: &str, access: &GitAccess, directory: &Path) -> Result<(), BuildError>;
 }
 
 /// A command with everything that it needs.
@@ -102,6 +104,11 @@ pub trait Client: Sync {
 
     /// A secret; `None` if there is none of that name.
     fn secret(&self, id: &str) -> Result<Option<Vec<u8>>, BuildError>;
+
+    /// An agent of ssh(1); `None` if there is none of that name.
+    fn agent(&self, _id: &str) -> Result<Option<Arc<dyn Agent>>, BuildError> {
+        Ok(None)
+    }
 }
 
 /// What a step has come to.

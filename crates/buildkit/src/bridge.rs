@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dhow_engine::dhow_build::pattern::Ignore;
 use dhow_engine::dhow_build::progress::{BuildError, Event, Progress};
-use dhow_engine::dhow_build::solve::{Client, Directory};
+use dhow_engine::dhow_build::solve::{Agent, Client, Directory};
 use dhow_engine::{Allowed, BuildContext, BuildDirectory, BuildRequest, Cancel, Credentials, Engine, Root, vertex};
 use dhow_oci::Digest;
 use tokio::runtime::Handle;
@@ -39,7 +39,7 @@ const FRONTEND: [&str; 8] = [
     "gateway.warnings",
     "frontend.caps",
 ];
-const GRAPH: [&str; 14] = [
+const GRAPH: [&str; 15] = [
     "source.image",
     "source.local",
     "source.local.unique",
@@ -53,6 +53,7 @@ const GRAPH: [&str; 14] = [
     "exec.mount.bind",
     "exec.mount.cache",
     "exec.mount.secret",
+    "exec.mount.ssh",
     "exporter.multiple",
 ];
 
@@ -201,6 +202,10 @@ impl Client for Caller<'_> {
         let root = Root::open_path(&received.path).map_err(|error| BuildError::internal(format!("open a context: {error}")))?;
         let (path, is_lasting) = (received.path.clone(), received.is_lasting);
         Ok(Directory { root, path, ignore: Ignore::default(), is_lasting, guard: Some(Box::new(received)) })
+    }
+
+    fn agent(&self, id: &str) -> Result<Option<Arc<dyn Agent>>, BuildError> {
+        Ok(crate::ssh::find(self.handle, &self.session, id))
     }
 
     fn secret(&self, id: &str) -> Result<Option<Vec<u8>>, BuildError> {

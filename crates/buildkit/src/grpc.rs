@@ -297,6 +297,11 @@ impl Stream {
         }
     }
 
+    /// Both directions apart, for two threads: what is dropped of the first says that nothing more comes.
+    pub fn split(self) -> (Option<Replies>, Messages) {
+        (self.sender.map(|sender| Replies { sender }), self.messages)
+    }
+
     /// Says that nothing more comes.
     pub fn finish(&mut self) {
         self.sender = None;

@@ -14,6 +14,7 @@ mod options;
 mod requests;
 mod send;
 mod session;
+mod ssh;
 mod status;
 
 use std::sync::Arc;

@@ -410,6 +410,13 @@ pub struct Stat {
     pub xattrs: HashMap<String, Vec<u8>>,
 }
 
+/// `moby.sshforward.v1.CheckAgentRequest`.
+#[derive(Clone, PartialEq, Message)]
+pub struct CheckAgentRequest {
+    #[prost(string, tag = "1")]
+    pub id: String,
+}
+
 #[derive(Clone, PartialEq, Message)]
 pub struct DiskUsageRequest {
     #[prost(string, repeated, tag = "1")]

@@ -399,3 +399,27 @@ fn contexts_come_from_the_web() {
     assert!(ask("nowhere").contains("could not be recognized as URL"));
     sandbox.finish();
 }
+
+#[test]
+fn an_agent_is_lent_to_a_command_and_to_nobody_else() {
+    let sandbox = sandboxed!();
+    let socket = sandbox.path("agent.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    // That it answers is tested beside it: no program of busybox connects to a socket.
+    let ask = "stat -c '%F %a %u' $SSH_AUTH_SOCK > /answer; test -w $SSH_AUTH_SOCK && echo $SSH_AUTH_SOCK >> /answer";
+    let own = context(
+        &sandbox,
+        &format!("FROM busybox\nRUN --mount=type=ssh,mode=0666,uid=5 {ask}\nRUN ls /run >> /answer 2>&1; true\n"),
+    );
+    let own = own.to_str().unwrap();
+    built(&sandbox, &[&format!("--ssh=default={}", socket.display()), own]);
+    assert_eq!(answer(&sandbox, "cat /answer"), "socket 666 5\n/run/buildkit/ssh_agent.0\nls: /run: No such file or directory");
+    // Whoever has none goes without, unless the command needs it.
+    context(&sandbox, "FROM busybox\nRUN --mount=type=ssh,id=other ls -d $SSH_AUTH_SOCK > /answer 2>&1; true\n");
+    built(&sandbox, &[own]);
+    assert!(answer(&sandbox, "cat /answer").contains("/run/buildkit/ssh_agent.0: No such file"));
+    context(&sandbox, "FROM busybox\nRUN --mount=type=ssh,required=true true\n");
+    assert!(refused(&sandbox, &[own]).contains("no SSH key \"default\" forwarded from the client"));
+    assert!(refused(&sandbox, &["--ssh=default=/etc/passwd", own]).contains("ssh-add"));
+    sandbox.finish();
+}

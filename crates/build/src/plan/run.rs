@@ -83,7 +83,7 @@ impl Planner<'_> {
     }
 
     fn mounts(&mut self, index: usize, planned: &Planned, mounts: &[Mount]) -> Result<Vec<CommandMount>> {
-        let mut result = Vec::new();
+        let mut result: Vec<CommandMount> = Vec::new();
         for (mount, source) in mounts.iter().zip(&planned.sources) {
             let secret = |default_mode: u32, id: &str, env: Option<String>| SecretMount {
                 id: id.to_owned(),
@@ -139,7 +139,10 @@ impl Planner<'_> {
             };
             let target = match &what {
                 Mounted::Secret(secret) if mount.target.is_empty() => format!("/run/secrets/{}", last(&secret.id)),
-                Mounted::Ssh(_) if mount.target.is_empty() => format!("/run/buildkit/ssh_agent.{}", result.len()),
+                Mounted::Ssh(_) if mount.target.is_empty() => {
+                    let before = result.iter().filter(|mount| matches!(mount.what, Mounted::Ssh(_))).count();
+                    format!("/run/buildkit/ssh_agent.{before}")
+                }
                 _ => mount.target.clone(),
             };
             let target = match target.starts_with('/') {

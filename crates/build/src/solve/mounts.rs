@@ -12,6 +12,7 @@ use dhow_sys::root::{Root, descriptor_path, reopen};
 use dhow_sys::tree;
 use rustix::fs::{FileType, FlockOperation, OFlags, Stat};
 
+use super::agent::Forward;
 use super::{Run, RunMount, RunMounted, Solver, lock};
 use crate::dockerfile::Sharing;
 use crate::files::{self, Filter, Seen, Taker, Tree};
@@ -110,6 +111,21 @@ fn failed(what: &str) -> impl Fn(std::io::Error) -> BuildError + '_ {
     move |error| BuildError::internal(format!("{what}: {error}"))
 }
 
+/// What a command finds, while it is being made ready.
+struct Preparing<'a> {
+    /// Where files are copied to that it may write.
+    copies: &'a Path,
+    /// In memory.
+    scratch: &'a Path,
+    env: Vec<String>,
+    /// By their ids.
+    caches: BTreeMap<&'a str, PathBuf>,
+    /// Of mounts of contexts, by their numbers: what was mounted.
+    seen: BTreeMap<usize, Digest>,
+    /// There until the command has ended.
+    agents: Vec<Forward>,
+}
+
 impl Solver<'_> {
     /// Runs a command over layers; what it has changed is the layer that is returned.
     pub(super) fn run(
@@ -122,19 +138,21 @@ impl Solver<'_> {
         // Copies of files may be large; secrets are not for a disk.
         let copies = workspace.beside("copies")?;
         let scratch = Scratch::new(&self.store.paths.exec)?;
-        let mut env = command.env.clone();
-        env.extend(command.proxies.iter().cloned());
-        let mut prepared = Vec::new();
-        // Of mounts of contexts, by their numbers: what was mounted.
-        let mut seen = BTreeMap::new();
         // Held until the command has ended.
         let mut locks = Vec::new();
-        let caches = self.open_caches(command, &mut locks)?;
+        let mut preparing = Preparing {
+            copies: &copies,
+            scratch: &scratch.path,
+            env: command.env.iter().chain(&command.proxies).cloned().collect(),
+            caches: self.open_caches(command, &mut locks)?,
+            seen: BTreeMap::new(),
+            agents: Vec::new(),
+        };
+        let mut prepared = Vec::new();
         for (number, mount) in command.mounts.iter().enumerate() {
-            if let Some(mount) = self.prepare(number, mount, (&copies, &scratch.path), &mut env, &caches, &mut seen)? {
-                prepared.push(mount);
-            }
+            prepared.extend(self.prepare(number, mount, &mut preparing)?);
         }
+        let Preparing { env, seen, agents, .. } = preparing;
         if let Some((name, content)) = &command.script {
             let directory = scratch.path.join("pipes");
             fs::create_dir(&directory).map_err(failed("make a directory for a script"))?;
@@ -178,7 +196,7 @@ impl Solver<'_> {
             }
             Err(error) => return Err(error),
         };
-        drop(locks);
+        drop((locks, agents));
         if self.host.is_cancelled() {
             return Err(BuildError::cancelled());
         }
@@ -217,12 +235,10 @@ impl Solver<'_> {
         &self,
         number: usize,
         mount: &CommandMount,
-        (copies, scratch): (&Path, &Path),
-        env: &mut Vec<String>,
-        caches: &BTreeMap<&str, PathBuf>,
-        seen: &mut BTreeMap<usize, Digest>,
+        preparing: &mut Preparing<'_>,
     ) -> Result<Option<RunMount>, BuildError> {
         let ready = |what: RunMounted| Ok(Some(RunMount { target: mount.target.clone(), read_only: mount.read_only, what }));
+        let Preparing { copies, scratch, env, caches, seen, agents } = preparing;
         match &mount.what {
             Mounted::Tmpfs { size } => ready(RunMounted::Tmpfs(*size)),
             Mounted::Bind { source, path } => {
@@ -261,12 +277,18 @@ impl Solver<'_> {
                     .map_err(failed("hand a secret over"))?;
                 Ok(Some(RunMount { target: mount.target.clone(), read_only: true, what: RunMounted::Path(file, None) }))
             }
-            Mounted::Ssh(agent) => match agent.required {
-                true => {
-                    Err(BuildError::invalid(format!("no SSH key {} forwarded from the client", crate::text::quote(&agent.id))))
+            Mounted::Ssh(wanted) => {
+                if !env.iter().any(|variable| variable.starts_with("SSH_AUTH_SOCK=")) {
+                    env.push(format!("SSH_AUTH_SOCK={}", mount.target));
                 }
-                false => Ok(None),
-            },
+                let Some(agent) = self.client.agent(&wanted.id)? else {
+                    let missing = format!("no SSH key {} forwarded from the client", crate::text::quote(&wanted.id));
+                    return if wanted.required { Err(BuildError::invalid(missing)) } else { Ok(None) };
+                };
+                let socket = scratch.join(format!("agent-{number}"));
+                agents.push(Forward::begin(&socket, agent, wanted).map_err(failed("lend an agent"))?);
+                Ok(Some(RunMount { target: mount.target.clone(), read_only: false, what: RunMounted::Path(socket, None) }))
+            }
         }
     }
 

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use base64::Engine as _;
 use dhow_oci::Digest;
 
+use super::agent::Forward;
 use super::steps::Fetched;
 use super::{Client, Solver};
 use crate::address::{GitSource, is_commit, is_url};
+use crate::plan::SecretMount;
 use crate::progress::{BuildError, ErrorKind};
 
 /// A file of the web.
@@ -59,18 +61,36 @@ pub fn web_authorization(client: &dyn Client, url: &str) -> Result<Option<String
     Ok(found.map(|(number, text)| if number == 0 { format!("Bearer {text}") } else { text }))
 }
 
-/// The same of a repository.
-pub fn git_authorization(client: &dyn Client, git: &GitSource) -> Result<Option<String>, BuildError> {
-    if !is_url(&git.remote) {
-        return Ok(None);
+/// Who the user is to the host of a repository.
+#[derive(Default)]
+pub struct GitAccess {
+    /// The value of `Authorization`.
+    pub authorization: Option<String>,
+    /// An agent of ssh(1), for as long as this is there.
+    pub agent: Option<Forward>,
+}
+
+impl GitAccess {
+    /// By the secrets that BuildKit takes for that, or the client's agent, which listens in a directory meanwhile.
+    pub fn of(client: &dyn Client, git: &GitSource, directory: &Path) -> Result<GitAccess, BuildError> {
+        let lent = |error: std::io::Error| BuildError::internal(format!("lend an agent: {error}"));
+        if !is_url(&git.remote) {
+            let Some(agent) = git.is_by_ssh().then(|| client.agent("default")).transpose()?.flatten() else {
+                return Ok(GitAccess::default());
+            };
+            let own = SecretMount { mode: 0o600, ..SecretMount::default() };
+            let agent = Forward::begin(&directory.join("agent"), agent, &own).map_err(lent)?;
+            return Ok(GitAccess { authorization: None, agent: Some(agent) });
+        }
+        let host = host_of(&git.remote);
+        let names = [&format!("GIT_AUTH_HEADER.{host}"), "GIT_AUTH_HEADER", &format!("GIT_AUTH_TOKEN.{host}"), "GIT_AUTH_TOKEN"];
+        let found = first_secret(client, &names.map(str::to_owned))?;
+        let authorization = found.map(|(number, text)| match number {
+            0 | 1 => text,
+            _ => format!("basic {}", base64::engine::general_purpose::STANDARD.encode(format!("x-access-token:{text}"))),
+        });
+        Ok(GitAccess { authorization, agent: None })
     }
-    let host = host_of(&git.remote);
-    let names = [&format!("GIT_AUTH_HEADER.{host}"), "GIT_AUTH_HEADER", &format!("GIT_AUTH_TOKEN.{host}"), "GIT_AUTH_TOKEN"];
-    let found = first_secret(client, &names.map(str::to_owned))?;
-    Ok(found.map(|(number, text)| match number {
-        0 | 1 => text,
-        _ => format!("basic {}", base64::engine::general_purpose::STANDARD.encode(format!("x-access-token:{text}"))),
-    }))
 }
 
 /// The commit that is meant, by what its reference leads to if it is no commit itself.
@@ -106,15 +126,20 @@ impl Solver<'_> {
 
     /// The commit that is meant.
     pub(super) fn commit(&self, git: &GitSource) -> Result<String, BuildError> {
-        self.commits
-            .get(&format!("{git:?}"), || commit(git, || self.host.commit(git, git_authorization(self.client, git)?.as_deref())))
+        self.commits.get(&format!("{git:?}"), || {
+            commit(git, || {
+                let beside = self.store.begin_step(&[])?;
+                self.host.commit(git, &GitAccess::of(self.client, git, &beside.beside("access")?)?)
+            })
+        })
     }
 
     pub(super) fn checkout(&self, git: &GitSource) -> Result<Arc<Fetched>, BuildError> {
         let commit = self.commit(git)?;
         self.fetched(&format!("git {git:?}"), |directory: &Path| {
-            let authorization = git_authorization(self.client, git)?;
-            self.host.checkout(git, &commit, authorization.as_deref(), directory).map_err(elsewhere)
+            // Beside what is fetched.
+            let access = GitAccess::of(self.client, git, directory.parent().unwrap_or(directory))?;
+            self.host.checkout(git, &commit, &access, directory).map_err(elsewhere)
         })
     }
 }

@@ -112,6 +112,9 @@ pub struct Build {
     /// Image identifier (format: "[registry/]repository[:tag]")
     #[arg(short, long)]
     tag: Vec<String>,
+    /// SSH agent socket to expose to the build (format: "default|<id>[=<socket>]")
+    #[arg(long)]
+    ssh: Vec<String>,
     /// Set the target build stage to build
     #[arg(long, default_value = "", hide_default_value = true)]
     target: String,

@@ -12,7 +12,7 @@ use dhow_build::address::GitSource;
 use dhow_build::dockerfile::instruction::{Network, Security};
 use dhow_build::plan::Command;
 use dhow_build::progress::{BuildError, ErrorKind, Stream};
-use dhow_build::solve::{Host, Run, RunMount, RunMounted, WebSource};
+use dhow_build::solve::{GitAccess, Host, Run, RunMount, RunMounted, WebSource};
 use dhow_monitor::protocol::{Attach, LogConfig, Reply, Request, Start, receive, send};
 use dhow_monitor::state::{self, State};
 use dhow_oci::Digest;
@@ -78,12 +78,12 @@ impl Host for BuildHost<'_> {
         self.engine.download(source, directory, self.cancel)
     }
 
-    fn commit(&self, git: &GitSource, authorization: Option<&str>) -> Result<String, BuildError> {
-        self.engine.git_commit(git, authorization, self.cancel)
+    fn commit(&self, git: &GitSource, access: &GitAccess) -> Result<String, BuildError> {
+        self.engine.git_commit(git, access, self.cancel)
     }
 
-    fn checkout(&self, git: &GitSource, commit: &str, authorization: Option<&str>, directory: &Path) -> Result<(), BuildError> {
-        self.engine.git_checkout(git, commit, authorization, directory, self.cancel)
+    fn checkout(&self, git: &GitSource, commit: &str, access: &GitAccess, directory: &Path) -> Result<(), BuildError> {
+        self.engine.git_checkout(git, commit, access, directory, self.cancel)
     }
 }
 

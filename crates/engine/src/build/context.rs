@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use dhow_build::address::{self, GitSource};
 use dhow_build::pattern::Ignore;
 use dhow_build::progress::{BuildError, Progress};
-use dhow_build::solve::{self, Client, Directory, WebSource};
+use dhow_build::solve::{self, Client, Directory, GitAccess, WebSource};
 use dhow_store::{CopyOptions, OpenCache, Workspace, copy_into, decompressed};
 use dhow_sys::root::Root;
 
@@ -87,10 +87,10 @@ impl Engine {
     }
 
     fn context_of_commit(&self, git: &GitSource, client: &dyn Client, cancel: &Cancel) -> Result<Context, BuildError> {
-        let authorization = solve::git_authorization(client, git)?;
-        let commit = solve::commit(git, || self.git_commit(git, authorization.as_deref(), cancel))?;
         let directory = self.build_directory().map_err(internal)?;
-        self.git_checkout(git, &commit, authorization.as_deref(), &directory.path, cancel)?;
+        let access = GitAccess::of(client, git, directory.path.parent().unwrap_or(&directory.path))?;
+        let commit = solve::commit(git, || self.git_commit(git, &access, cancel))?;
+        self.git_checkout(git, &commit, &access, &directory.path, cancel)?;
         Ok(Context { directory, ignore: Ignore::default(), only: None })
     }
 

@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dhow_build::address::{GitSource, is_commit};
 use dhow_build::progress::BuildError;
+use dhow_build::solve::GitAccess;
 use dhow_registry::Proxies;
 use dhow_sys::root::Root;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -31,7 +32,7 @@ const HANDED: &str = "refs/heads/handed";
 /// Runs git.
 struct Git<'a> {
     cancel: &'a Cancel,
-    authorization: Option<&'a str>,
+    access: &'a GitAccess,
     /// Whom it is told to, and nobody else.
     remote: &'a str,
     proxies: Proxies,
@@ -65,8 +66,8 @@ impl Git<'_> {
                 command.env(name, proxy);
             }
         }
-        if let Some(agent) = std::env::var_os("SSH_AUTH_SOCK") {
-            command.env("SSH_AUTH_SOCK", agent);
+        if let Some(agent) = &self.access.agent {
+            command.env("SSH_AUTH_SOCK", &agent.path);
         }
         command.envs(variables.iter().copied());
         // Repositories of this host are nobody's to be read by an address or as a submodule.
@@ -75,7 +76,7 @@ impl Git<'_> {
         settings.push(("init.defaultBranch".to_owned(), "master".to_owned()));
         settings.push(("advice.detachedHead".to_owned(), "false".to_owned()));
         settings.push(("safe.directory".to_owned(), "*".to_owned()));
-        if let Some(authorization) = self.authorization {
+        if let Some(authorization) = &self.access.authorization {
             let key = format!("http.{}.extraheader", self.remote);
             settings.push((key, format!("Authorization: {authorization}")));
         }
@@ -252,13 +253,13 @@ fn told(status: ExitStatus) -> String {
 }
 
 impl Engine {
-    fn git<'a>(&self, git: &'a GitSource, authorization: Option<&'a str>, cancel: &'a Cancel) -> Git<'a> {
-        Git { cancel, authorization, remote: &git.remote, proxies: self.settings().registries.proxies.clone() }
+    fn git<'a>(&self, git: &'a GitSource, access: &'a GitAccess, cancel: &'a Cancel) -> Git<'a> {
+        Git { cancel, access, remote: &git.remote, proxies: self.settings().registries.proxies.clone() }
     }
 
     /// See [`dhow_build::solve::Host::commit`].
-    pub(super) fn git_commit(&self, git: &GitSource, authorization: Option<&str>, cancel: &Cancel) -> Result<String, BuildError> {
-        self.git(git, authorization, cancel).resolve(git)
+    pub(super) fn git_commit(&self, git: &GitSource, access: &GitAccess, cancel: &Cancel) -> Result<String, BuildError> {
+        self.git(git, access, cancel).resolve(git)
     }
 
     /// See [`dhow_build::solve::Host::checkout`]. What was fetched is kept.
@@ -266,13 +267,15 @@ impl Engine {
         &self,
         git: &GitSource,
         commit: &str,
-        authorization: Option<&str>,
+        access: &GitAccess,
         directory: &Path,
         cancel: &Cancel,
     ) -> Result<(), BuildError> {
         let broken = |error: io::Error| BuildError::internal(format!("check {} out: {error}", shown(&git.remote)));
-        let runner = self.git(git, authorization, cancel);
-        let whose = dhow_oci::Digest::of(format!("{} {}", git.remote, authorization.unwrap_or_default()).as_bytes()).hex();
+        let runner = self.git(git, access, cancel);
+        let whose =
+            dhow_oci::Digest::of(format!("{} {}", git.remote, access.authorization.as_deref().unwrap_or_default()).as_bytes())
+                .hex();
         let kept = self.store.open_download(&format!("{whose} git repository {}", shown(&git.remote)))?;
         let repository = kept.files();
         if !repository.join("HEAD").exists() {

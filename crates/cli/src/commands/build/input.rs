@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use dhow_engine::dhow_build::address;
 use dhow_engine::dhow_build::pattern::Ignore;
 use dhow_engine::dhow_build::progress::{BuildError, Event, Progress};
-use dhow_engine::dhow_build::solve::{Client, Directory};
+use dhow_engine::dhow_build::solve::{Agent, Client, Directory, LocalAgent};
 use dhow_engine::{BuildContext, Cancel, Engine};
 use dhow_sys::root::Root;
 
@@ -40,6 +42,8 @@ pub(super) struct Input<'a> {
     context: Context,
     named: BTreeMap<String, PathBuf>,
     secrets: BTreeMap<String, Secret>,
+    /// Sockets of agents, by their ids.
+    agents: BTreeMap<String, PathBuf>,
     pub file: Vec<u8>,
     /// As errors call it.
     pub file_name: String,
@@ -84,6 +88,7 @@ impl<'a> Input<'a> {
             context: Context::Nothing,
             named: BTreeMap::new(),
             secrets: BTreeMap::new(),
+            agents: BTreeMap::new(),
             file: Vec::new(),
             file_name: "Dockerfile".to_owned(),
             exclude: Vec::new(),
@@ -92,6 +97,10 @@ impl<'a> Input<'a> {
             cancel,
         };
         input.secrets = build.secret.iter().map(|text| secret(text)).collect::<Result<_, _>>()?;
+        // A repository by ssh is asked for as the user who builds.
+        let is_by_ssh = address::git_context(&build.context).is_ok_and(|git| git.is_some_and(|git| git.is_by_ssh()));
+        let asked = if build.ssh.is_empty() && is_by_ssh { &["default".to_owned()][..] } else { &build.ssh };
+        input.agents = asked.iter().map(|text| agent(text)).collect::<Result<_, _>>()?;
         for (name, path) in build.build_context.iter().filter_map(|text| text.split_once('=')) {
             input.named.insert(name.to_owned(), PathBuf::from(path));
         }
@@ -239,7 +248,30 @@ fn secret(text: &str) -> Result<(String, Secret), BuildError> {
     Ok((id, secret))
 }
 
+/// `default` or `ID`, `=SOCKET` after it: without one, the agent of this shell.
+fn agent(text: &str) -> Result<(String, PathBuf), BuildError> {
+    let (id, socket) = text.split_once('=').map_or((text, None), |(id, socket)| (id, Some(socket)));
+    let socket = match socket {
+        Some(socket) => PathBuf::from(socket),
+        None => std::env::var_os("SSH_AUTH_SOCK").filter(|socket| !socket.is_empty()).map(PathBuf::from).ok_or_else(|| {
+            plain(format!("invalid empty ssh agent socket: make sure SSH_AUTH_SOCK is set, or name a socket: --ssh {id}=SOCKET"))
+        })?,
+    };
+    let stat = std::fs::metadata(&socket).map_err(|error| plain(format!("ssh agent {}: {error}", socket.display())))?;
+    match std::os::unix::fs::FileTypeExt::is_socket(&stat.file_type()) {
+        true => Ok((id.to_owned(), socket)),
+        false => Err(plain(format!(
+            "{}: keys are not read here: give them to an agent (ssh-add {0}), and its socket to the build",
+            socket.display()
+        ))),
+    }
+}
+
 impl Client for Input<'_> {
+    fn agent(&self, id: &str) -> Result<Option<Arc<dyn Agent>>, BuildError> {
+        Ok(self.agents.get(id).map(|socket| Arc::new(LocalAgent { socket: socket.clone() }) as Arc<dyn Agent>))
+    }
+
     fn directory(&self, name: &str) -> Result<Directory, BuildError> {
         let open = |path: &Path| Root::open_path(path).map_err(|error| plain(format!("open {}: {error}", path.display())));
         if let Some(path) = self.named.get(name) {
