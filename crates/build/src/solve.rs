@@ -489,7 +489,9 @@ impl<'a> Solver<'a> {
 
     /// A step whose files cannot be looked at has failed as if it had been done.
     fn failed_early(&self, id: StepId, error: BuildError) -> BuildError {
-        lock(&self.told).insert(id);
+        if !lock(&self.told).insert(id) {
+            return error.at(&self.step(id).lines);
+        }
         self.progress.tell(Event::Started(VertexId(id)));
         self.progress.tell(Event::Ended { id: VertexId(id), cached: false, error: Some(error.message.clone()) });
         error.at(&self.step(id).lines)

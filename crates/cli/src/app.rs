@@ -487,7 +487,7 @@ fn usage(error: &clap::Error, args: &[OsString]) -> i32 {
     let wrong_count = || format!("dhow: '{command}' {}", required(arguments));
     let (message, code) = match error.kind() {
         ErrorKind::UnknownArgument if !given.starts_with('-') => (wrong_count(), 1),
-        ErrorKind::MissingRequiredArgument => (wrong_count(), 1),
+        ErrorKind::MissingRequiredArgument | ErrorKind::TooFewValues => (wrong_count(), 1),
         ErrorKind::UnknownArgument => match given.strip_prefix("--") {
             Some(long) => (format!("unknown flag: --{}", long.split('=').next().unwrap_or_default()), 125),
             None => {

@@ -398,3 +398,14 @@ fn the_cache_is_pruned_as_far_as_is_asked_for() {
     assert_eq!(sandbox.ok(&["run", "--rm", "--network", "none", "x", "stat", "-c", "%s", "/d"]), "1000000");
     sandbox.finish();
 }
+
+#[test]
+fn what_is_not_there_is_found_before_anything_is_done() {
+    let sandbox = sandboxed!();
+    let path = context(&sandbox, "c", "FROM busybox\nRUN sleep 100\nCOPY no/such /\n");
+    let output = build(&sandbox, &path, &[]);
+    let told = text(&output.stderr);
+    assert!(!output.status.success() && told.contains("\"/no/such\": not found"), "{told}");
+    assert!(!told.contains("] RUN sleep 100"), "{told}");
+    sandbox.finish();
+}

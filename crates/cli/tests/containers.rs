@@ -39,6 +39,30 @@ fn output_input_and_status_pass_through() {
 }
 
 #[test]
+fn what_comes_after_the_image_is_the_programs_own() {
+    let sandbox = sandboxed!();
+    let echo = ["run", "--rm", "--network=none", "--entrypoint", "echo", "busybox"];
+    for (words, expected) in [
+        (&["-c", "5", "-m", "6m", "--foo", "--rm"][..], "-c 5 -m 6m --foo --rm"),
+        (&["--", "-c", "foo"], "-- -c foo"),
+        (&["x", "--name", "y"], "x --name y"),
+        (&["--help"], "--help"),
+    ] {
+        assert_eq!(sandbox.ok(&[&echo[..], words].concat()), expected);
+    }
+    // What comes before it is not.
+    assert!(sandbox.fails(&["run", "--no-such", "busybox"]).1.contains("unknown flag: --no-such"));
+    assert!(sandbox.fails(&["run", "--rm"]).1.contains("requires at least 1 argument"));
+    sandbox.ok(&["run", "-d", "--network=none", "--name", "ct", "busybox", "sleep", "1000"]);
+    assert_eq!(sandbox.ok(&["exec", "ct", "echo", "-n", "--", "-u", "x"]), "-- -u x");
+    assert_eq!(sandbox.fails(&["exec", "ct", "--", "true"]).0, 127, "a program of that name");
+    assert!(sandbox.fails(&["exec", "ct"]).1.contains("requires at least 2 arguments"));
+    assert!(sandbox.ok(&["top", "ct", "-o", "pid,args"]).contains("sleep 1000"));
+    sandbox.ok(&["rm", "-f", "ct"]);
+    sandbox.finish();
+}
+
+#[test]
 fn start_stop_and_what_lists_say() {
     let sandbox = sandboxed!();
     let id = sandbox.ok(&[

@@ -38,6 +38,34 @@ fn published_ports_are_reached_and_withdrawn() {
     sandbox.finish();
 }
 
+/// A bridge without an address of its own takes its lowest port's: when that goes, nobody's packets arrive any more.
+#[test]
+fn containers_that_end_take_nobody_elses_network_along() {
+    let sandbox = sandboxed!();
+    let names: Vec<String> = (0..4).map(|number| format!("c{number}")).collect();
+    for name in &names {
+        sandbox.ok(&["run", "-d", "--name", name, "busybox", "sleep", "1000"]);
+    }
+    let gateway = sandbox.ok(&["inspect", "-f", "{{.NetworkSettings.Gateway}}", "c3"]);
+    let neighbour = |name: &str| {
+        let ask =
+            format!("ping -c 1 -W 2 {gateway} >/dev/null && grep '^{gateway} ' /proc/net/arp | tr -s ' ' | cut -d ' ' -f 4");
+        sandbox.ok(&["exec", name, "sh", "-c", &ask])
+    };
+    let before = neighbour("c3");
+    assert_eq!(before.len(), 17, "{before}");
+    for name in &names[..3] {
+        sandbox.ok(&["rm", "-f", name]);
+        // By what it has learnt before, and asks for no second time.
+        assert_eq!(neighbour("c3"), before, "after {name}");
+    }
+    sandbox.ok(&["rm", "-f", "c3"]);
+    // Also from when there was nobody until somebody is.
+    sandbox.ok(&["run", "-d", "--name", "c3", "busybox", "sleep", "1000"]);
+    assert_eq!(neighbour("c3"), before);
+    sandbox.finish();
+}
+
 #[test]
 fn the_default_network_has_ipv6_when_the_daemon_says_so() {
     let mut sandbox = sandboxed!();

@@ -6,10 +6,16 @@ use dhow_sys::netlink::Socket;
 
 use crate::address::Subnet;
 use crate::route::HostLink;
-use crate::{BRIDGE_MTU, Bridge, Context, Driver, Network, Result, route, rules};
+use crate::{BRIDGE_MTU, Bridge, Context, Driver, Network, Result, mac_of, route, rules};
 
 /// How the alias of a link begins that an engine made; the network's table and id follow.
 const MARK: &str = "dhow";
+
+/// Whether nobody has given a link its address (`NET_ADDR_PERM` and `NET_ADDR_RANDOM`, `addr_assign_type` in sysfs).
+fn has_borrowed_mac(name: &str) -> bool {
+    let kind = std::fs::read_to_string(format!("/sys/class/net/{name}/addr_assign_type"));
+    kind.is_ok_and(|kind| matches!(kind.trim(), "0" | "1"))
+}
 
 /// A link of the host.
 struct Found {
@@ -56,7 +62,8 @@ impl Network {
 
     fn ensure_bridge(&self, route: &Socket, bridge: &Bridge) -> Result<u32> {
         let name = &bridge.name;
-        let found = self.ensure_link(route, name, Some(self.mtu.unwrap_or(BRIDGE_MTU)), &HostLink::Bridge)?;
+        let mac = mac_of(None, &self.id);
+        let found = self.ensure_link(route, name, Some(self.mtu.unwrap_or(BRIDGE_MTU)), &HostLink::Bridge { mac })?;
         if !found.is_marked && !found.is_new && !std::path::Path::new(&format!("/sys/class/net/{name}/bridge")).exists() {
             return Err(std::io::Error::other("it is no bridge")).context(|| format!("use link {name} of the host"));
         }
@@ -66,6 +73,10 @@ impl Network {
             if found.is_new || self.is_own_name(name) {
                 route::set_alias(route, found.index, &self.mark()).context(|| format!("mark link {name}"))?;
             }
+        }
+        // One that an earlier version made has whatever address its ports have.
+        if found.is_marked && has_borrowed_mac(name) {
+            route::set_mac(route, found.index, mac).context(|| format!("give link {name} an address"))?;
         }
         // Also on a bridge that was made before the network got IPv6.
         self.configure_ipv6(route, found.index, bridge)?;

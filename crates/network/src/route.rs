@@ -79,7 +79,11 @@ pub(crate) fn index(socket: &Socket, name: &str) -> io::Result<Option<u32>> {
 
 /// A link of the host that this engine makes and that carries its own mark: the link's alias.
 pub(crate) enum HostLink<'a> {
-    Bridge,
+    /// With an address of its own: otherwise it has its lowest port's, which is another when that goes, and nobody behind the
+    /// bridge hears of it.
+    Bridge {
+        mac: [u8; 6],
+    },
     /// For a network without a way out.
     Dummy,
     Vlan {
@@ -105,7 +109,7 @@ pub(crate) fn create_link(socket: &Socket, name: &str, mtu: Option<u32>, link: &
     const IFLA_VLAN_ID: u16 = 1;
     const IFLA_MACVLAN_MODE: u16 = 1;
     const IFLA_IPVLAN_MODE: u16 = 1;
-    let on_host = matches!(link, HostLink::Bridge | HostLink::Dummy | HostLink::Vlan { .. });
+    let on_host = matches!(link, HostLink::Bridge { .. } | HostLink::Dummy | HostLink::Vlan { .. });
     let mut batch = Batch::new();
     let message = batch.message(NEW_LINK, ACK | CREATE | EXCLUSIVE, &link_header(0, if on_host { UP } else { 0 }));
     message.string(IFLA_IFNAME, name);
@@ -113,7 +117,10 @@ pub(crate) fn create_link(socket: &Socket, name: &str, mtu: Option<u32>, link: &
         message.u32(IFLA_MTU, mtu);
     }
     match link {
-        HostLink::Bridge | HostLink::Dummy => {}
+        HostLink::Bridge { mac } => {
+            message.bytes(IFLA_ADDRESS, mac);
+        }
+        HostLink::Dummy => {}
         HostLink::Vlan { parent, .. } => {
             message.u32(IFLA_LINK, *parent);
         }
@@ -126,7 +133,7 @@ pub(crate) fn create_link(socket: &Socket, name: &str, mtu: Option<u32>, link: &
     }
     message.nested(IFLA_LINKINFO, |info| {
         let kind = match link {
-            HostLink::Bridge => "bridge",
+            HostLink::Bridge { .. } => "bridge",
             HostLink::Dummy => "dummy",
             HostLink::Vlan { .. } => "vlan",
             HostLink::Macvlan { .. } => "macvlan",
@@ -134,7 +141,7 @@ pub(crate) fn create_link(socket: &Socket, name: &str, mtu: Option<u32>, link: &
         };
         info.string(INFO_KIND, kind).nested(INFO_DATA, |data| {
             match link {
-                HostLink::Bridge | HostLink::Dummy => data,
+                HostLink::Bridge { .. } | HostLink::Dummy => data,
                 HostLink::Vlan { id, .. } => data.u16(IFLA_VLAN_ID, *id),
                 HostLink::Macvlan { mode, .. } => data.u32(IFLA_MACVLAN_MODE, *mode),
                 HostLink::Ipvlan { mode, .. } => data.u16(IFLA_IPVLAN_MODE, *mode),
@@ -149,6 +156,14 @@ pub(crate) fn set_alias(socket: &Socket, index: u32, alias: &str) -> io::Result<
     let mut batch = Batch::new();
     batch.message(NEW_LINK, ACK, &link_header(index, 0)).bytes(IFLA_IFALIAS, alias.as_bytes());
     // No flag changes.
+    socket.request(batch).map(drop)
+}
+
+/// Gives a link an address.
+pub(crate) fn set_mac(socket: &Socket, index: u32, mac: [u8; 6]) -> io::Result<()> {
+    let mut batch = Batch::new();
+    // No flag changes.
+    batch.message(NEW_LINK, ACK, &link_header(index, 0)).bytes(IFLA_ADDRESS, &mac);
     socket.request(batch).map(drop)
 }
 

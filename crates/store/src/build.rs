@@ -138,7 +138,7 @@ impl Store {
         layer: Option<(&LayerRow, Option<Digest>)>,
         description: &str,
     ) -> Result<()> {
-        self.database.write::<_, StoreError>(Durability::Process, |tx| {
+        let former = self.database.write::<_, StoreError>(Durability::Process, |tx| {
             if let Some((layer, parent)) = layer {
                 tx.prepare_cached(
                     "INSERT INTO layers (chain_id, diff_id, parent, size, created, boot) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
@@ -154,7 +154,10 @@ impl Store {
                 ])?;
             }
             let chain_id = record.chain_id.to_string();
+            let mut former = Vec::new();
             for key in keys {
+                let mut query = tx.prepare_cached("SELECT chain_id FROM build_records WHERE key = ?1 AND chain_id != ?2")?;
+                former.extend(query.query_row([key.to_string(), chain_id.clone()], |row| row.get::<_, String>(0)).optional()?);
                 tx.prepare_cached(
                     "INSERT OR REPLACE INTO build_records (key, content_key, chain_id, description, created, used, uses)
                      VALUES (?1, ?2, ?3, ?4, ?5, ?5, 1)",
@@ -171,8 +174,10 @@ impl Store {
             if !self.has_directory(&record.chain_id) {
                 return Err(StoreError::Archive(format!("layer {} was removed meanwhile; try again", record.chain_id)));
             }
-            Ok(())
-        })
+            Ok(former)
+        })?;
+        // What the step had come to before is nobody's now.
+        self.forget_former(&former)
     }
 
     /// What is known of a step, if its files are here.

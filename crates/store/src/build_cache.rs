@@ -71,19 +71,48 @@ impl Store {
 
     /// Forgets what is known of a step, and removes its layer, with those below that nobody has any more: their bytes.
     pub fn forget_step(&self, chain_id: &Digest) -> Result<u64> {
-        let (layers, blobs) = self.database.write::<_, StoreError>(Durability::Process, |tx| {
+        self.forget(|tx| {
             tx.execute("DELETE FROM build_records WHERE chain_id = ?1", [chain_id.to_string()])?;
+            Ok(vec![chain_id.to_string()])
+        })
+    }
+
+    /// Removes layers that no image, no step and no other layer has: their bytes.
+    pub fn forget_unused(&self) -> Result<u64> {
+        self.forget(|tx| {
+            let mut query = tx.prepare(
+                "SELECT chain_id FROM layers WHERE chain_id NOT IN (SELECT chain_id FROM image_layers)
+                 AND chain_id NOT IN (SELECT chain_id FROM build_records)
+                 AND chain_id NOT IN (SELECT parent FROM layers WHERE parent IS NOT NULL)",
+            )?;
+            let unused = query.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
+            Ok(unused.into_iter().filter(|chain_id| chain_id.parse().is_ok_and(|chain_id| !self.is_held(&chain_id))).collect())
+        })
+    }
+
+    /// The same of the layers that steps had come to before they were done anew; those that a build still has stay for now.
+    pub(crate) fn forget_former(&self, former: &[String]) -> Result<()> {
+        let free = |chain_id: &&String| chain_id.parse().is_ok_and(|chain_id| !self.is_held(&chain_id));
+        let free: Vec<String> = former.iter().filter(free).cloned().collect();
+        if free.is_empty() { Ok(()) } else { self.forget(|_| Ok(free)).map(drop) }
+    }
+
+    /// Removes layers with those below them, as far as nobody has them: their bytes.
+    fn forget(&self, which: impl FnOnce(&Connection) -> Result<Vec<String>>) -> Result<u64> {
+        let (layers, blobs) = self.database.write::<_, StoreError>(Durability::Process, |tx| {
             let mut gone = Vec::new();
-            let mut next = Some(chain_id.to_string());
-            while let Some(chain_id) = next.take() {
-                let mut query = tx.prepare_cached("SELECT parent, size FROM layers WHERE chain_id = ?1")?;
-                let row = query.query_row([&chain_id], |row| Ok((row.get::<_, Option<String>>(0)?, row.get::<_, i64>(1)?)));
-                let Ok((parent, size)) = row else { break };
-                if !forget_layer(tx, &chain_id)? {
-                    break;
+            for chain_id in which(tx)? {
+                let mut next = Some(chain_id);
+                while let Some(chain_id) = next.take() {
+                    let mut query = tx.prepare_cached("SELECT parent, size FROM layers WHERE chain_id = ?1")?;
+                    let row = query.query_row([&chain_id], |row| Ok((row.get::<_, Option<String>>(0)?, row.get::<_, i64>(1)?)));
+                    let Ok((parent, size)) = row else { break };
+                    if !forget_layer(tx, &chain_id)? {
+                        break;
+                    }
+                    gone.push((chain_id, size as u64));
+                    next = parent;
                 }
-                gone.push((chain_id, size as u64));
-                next = parent;
             }
             let blobs = if gone.is_empty() { Vec::new() } else { forget_blobs(tx)? };
             Ok((gone, blobs))
@@ -142,6 +171,39 @@ mod tests {
     use super::*;
     use crate::BuildRecord;
     use crate::tests::store;
+
+    #[test]
+    fn a_step_that_is_done_anew_leaves_no_layer_behind() {
+        let (_directory, store) = store();
+        let done = |content: &str, chain: &[Digest], key: &[u8]| {
+            let workspace = store.begin_step(chain).unwrap();
+            fs::write(store.paths.layers().join(&workspace.root.upper).join("file"), content).unwrap();
+            let parent = chain.last().copied();
+            let row = store.seal(workspace, parent).unwrap();
+            let record = BuildRecord { content_key: Digest::of(key), chain_id: row.chain_id };
+            store.record_step(&[Digest::of(key)], &record, Some((&row, parent)), "RUN").unwrap();
+            row.chain_id
+        };
+        let there = || fs::read_dir(store.paths.layers()).unwrap().count();
+        let below = done("one", &[], b"first");
+        done("two", &[below], b"second");
+        assert_eq!(there(), 2);
+        // The lower one is still needed by the upper one, and goes with it.
+        let anew = done("three", &[], b"first");
+        assert_eq!(there(), 3);
+        let held = store.hold_layer(&anew).unwrap();
+        done("four", &[anew], b"second");
+        assert_eq!(there(), 2);
+        // What a build has stays until it is over.
+        done("five", &[], b"second");
+        let last = done("six", &[], b"first");
+        assert!(store.paths.layers().join(directory_name(&anew)).exists());
+        drop(held);
+        assert!(store.forget_unused().unwrap() > 0);
+        assert!(!store.paths.layers().join(directory_name(&anew)).exists());
+        assert!(store.chain_of(&last).unwrap().is_some());
+        assert_eq!((there(), store.forget_unused().unwrap()), (2, 0));
+    }
 
     #[test]
     fn steps_go_with_what_nobody_else_has() {

@@ -79,11 +79,8 @@ impl Solver<'_> {
             return Ok(None);
         }
         let base = self.step(id).base.and_then(known);
-        match self.key(id, base.as_ref(), &By::Steps) {
-            Ok(key) => Ok(Some(key)),
-            // Whoever needs it will be told why.
-            Err(_) => Ok(None),
-        }
+        // What cannot be looked at cannot be done either: nobody waits for the steps before it.
+        self.key(id, base.as_ref(), &By::Steps).map(Some).map_err(|error| self.failed_early(id, error))
     }
 
     /// The second key of a step whose sources have been evaluated.

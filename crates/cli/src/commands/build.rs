@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use dhow_engine::dhow_build::plan::NoCache;
-use dhow_engine::dhow_build::progress::{BuildError, Event, Progress, VertexId};
+use dhow_engine::dhow_build::progress::{BuildError, ErrorKind, Event, Progress, VertexId};
 use dhow_engine::{BuildRequest, Built, Cancel, Compression, Engine, PushRequest, vertex};
 use dhow_oci::Reference;
 use serde_json::json;
@@ -150,7 +150,7 @@ impl Build {
                 // Its commands are ended, and what it had mounted is put away, before this process goes.
                 cancel.cancel();
                 let _ = work.await;
-                return Err(Failure { message: "ERROR: failed to build: canceled".to_owned(), code: INTERRUPTED });
+                return Err(Failure { message: "ERROR: failed to build: failed to solve: Canceled: context canceled".to_owned(), code: INTERRUPTED });
             }
         };
         done.map_err(|error| Failure::new(format!("the build ended by itself: {error}")))?
@@ -206,6 +206,9 @@ impl Build {
         let warnings = display.finish();
         let said = match done {
             Ok(said) => said,
+            Err(ended) if ended.error.kind == ErrorKind::Cancelled => {
+                return Err(failed("failed to solve: Canceled: context canceled".to_owned()));
+            }
             Err(ended) => {
                 display.show_warnings(&warnings);
                 excerpt::show(&ended.error.lines, &ended.file_name, &ended.file);

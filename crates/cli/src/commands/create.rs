@@ -318,11 +318,21 @@ pub struct Options {
     /// Working directory inside the container
     #[arg(short, long, default_value = "")]
     workdir: String,
-    /// The image to run
-    pub image: String,
-    /// The program to run in it, and its arguments
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    command: Vec<String>,
+    /// The image to run, the program to run in it, and its arguments: whatever they begin with, nothing after the image is an
+    /// option
+    #[arg(required = true, trailing_var_arg = true, value_name = "IMAGE")]
+    words: Vec<String>,
+}
+
+impl Options {
+    pub fn image(&self) -> &str {
+        self.words.first().map_or("", String::as_str)
+    }
+
+    /// The program and its arguments.
+    fn command(&self) -> &[String] {
+        self.words.get(1..).unwrap_or_default()
+    }
 }
 
 /// A duration as Go writes it, in nanoseconds.
@@ -382,7 +392,7 @@ impl Options {
         let proxies = proxy_variables(&settings, client.address(), environment);
         environment.extend(proxies);
         let pull = async || {
-            let name = self.image.parse::<Reference>().map_err(|error| bad(error.to_string()))?.or_latest();
+            let name = self.image().parse::<Reference>().map_err(|error| bad(error.to_string()))?.or_latest();
             let display = (!self.quiet).then(super::progress::Display::on_errors);
             super::image::pull(
                 client,
@@ -402,7 +412,8 @@ impl Options {
                     && (message.starts_with("No such image") || message.starts_with("image with reference")) =>
             {
                 if !self.quiet {
-                    let name = self.image.parse::<Reference>().map_or(self.image.clone(), |name| name.or_latest().familiar());
+                    let name =
+                        self.image().parse::<Reference>().map_or(self.image().to_owned(), |name| name.or_latest().familiar());
                     eprintln!("Unable to find image '{name}' locally");
                 }
                 pull().await?;

@@ -38,13 +38,15 @@ pub struct Exec {
     /// Working directory inside the container
     #[arg(short, long, default_value = "")]
     workdir: String,
-    container: String,
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-    command: Vec<String>,
+    /// The container, the program to run in it, and its arguments: nothing after the container is an option
+    #[arg(required = true, num_args = 2.., trailing_var_arg = true, value_names = ["CONTAINER", "COMMAND"])]
+    words: Vec<String>,
 }
 
 impl Exec {
-    pub async fn run(self, client: &Client) -> Result {
+    pub async fn run(mut self, client: &Client) -> Result {
+        // Both are there: clap sees to that.
+        let container = if self.words.is_empty() { String::new() } else { self.words.remove(0) };
         if !self.detach {
             streams::check_tty(self.interactive, self.tty)?;
         }
@@ -71,9 +73,9 @@ impl Exec {
             detach_keys: self.detach_keys.unwrap_or_default(),
             env: Some(env).filter(|env| !env.is_empty()),
             working_dir: self.workdir,
-            cmd: self.command,
+            cmd: self.words,
         };
-        let path = format!("/containers/{}/exec", segment(&self.container));
+        let path = format!("/containers/{}/exec", segment(&container));
         let exec: IdResponse = client.post_json(&path, &request).await?;
         let path = format!("/exec/{}", exec.id);
         let start = ExecStart { detach: self.detach, tty: self.tty, console_size: size };

@@ -151,16 +151,16 @@ async fn inspect(client: &Client, names: &[String], kinds: &[&str], parameters: 
 
 #[derive(Args, Debug)]
 pub struct Top {
-    container: String,
-    /// Options of ps
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    options: Vec<String>,
+    /// The container, and options of ps
+    #[arg(required = true, trailing_var_arg = true, value_name = "CONTAINER")]
+    words: Vec<String>,
 }
 
 impl Top {
     pub async fn run(self, client: &Client) -> Result {
-        let parameters = query(&[("ps_args", &self.options.join(" "))]);
-        let top: ApiTop = client.get_json(&format!("/containers/{}/top{parameters}", segment(&self.container))).await?;
+        let (container, options) = self.words.split_first().map_or(("", &[][..]), |(first, rest)| (first.as_str(), rest));
+        let parameters = query(&[("ps_args", &options.join(" "))]);
+        let top: ApiTop = client.get_json(&format!("/containers/{}/top{parameters}", segment(container))).await?;
         let mut lines = vec![top.titles];
         lines.extend(top.processes);
         // docker's table for top is at least 20 wide.

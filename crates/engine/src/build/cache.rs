@@ -124,6 +124,10 @@ impl Engine {
         let mut total: u64 = all.iter().map(own).sum();
         let most = query.most.max(query.reserved);
         let mut pruned = PrunedBuildCache::default();
+        if query.all && !query.dry_run {
+            // Nothing refers to them, and no list has them.
+            pruned.space_reclaimed += self.store.forget_unused()?;
+        }
         for record in all.iter().filter(|record| !record.in_use && wanted(record)) {
             let fits = total <= most;
             let is_free = query.free == 0 || self.store.free()? >= query.free;

@@ -27,7 +27,7 @@ impl Options {
                 self.pull
             )));
         }
-        match self.image.parse::<Reference>() {
+        match self.image().parse::<Reference>() {
             // An id names an image, too.
             Ok(_) | Err(InvalidReference::LooksLikeId(_)) => {}
             Err(error) => return Err(bad(error.to_string())),
@@ -68,9 +68,9 @@ impl Options {
             open_stdin: self.interactive,
             stdin_once: self.interactive && stdin,
             env: Some(self.environment()?),
-            cmd: text(&self.command),
+            cmd: text(self.command()),
             healthcheck: self.healthcheck()?,
-            image: self.image.clone(),
+            image: self.image().to_owned(),
             volumes: Some(volumes).filter(|volumes| !volumes.is_empty()),
             working_dir: self.workdir.clone(),
             entrypoint: self.entrypoint.as_ref().map(|entrypoint| vec![entrypoint.clone()]),
