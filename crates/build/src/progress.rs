@@ -30,6 +30,11 @@ pub enum Event {
         line: usize,
     },
     Started(VertexId),
+    /// It has to be done, for this reason.
+    Missed {
+        id: VertexId,
+        why: &'static str,
+    },
     Ended {
         id: VertexId,
         cached: bool,

@@ -166,6 +166,8 @@ pub struct Solver<'a> {
     looked: Mutex<HashMap<(StepId, usize), Digest>>,
     /// Steps that a thread was begun for.
     begun: Mutex<HashSet<StepId>>,
+    /// Steps that were not known.
+    anew: Mutex<HashSet<StepId>>,
     /// Threads that are at work.
     threads: AtomicUsize,
     /// A context was not the same when it was copied as it had been when it was looked at: first keys say nothing any more.
@@ -206,6 +208,7 @@ impl<'a> Solver<'a> {
             commits: Asked::default(),
             looked: Mutex::default(),
             begun: Mutex::default(),
+            anew: Mutex::default(),
             threads: AtomicUsize::new(0),
             is_moving: AtomicBool::new(false),
             failure: Mutex::default(),
@@ -468,6 +471,8 @@ impl<'a> Solver<'a> {
         }
         lock(&self.told).insert(id);
         self.progress.tell(Event::Started(VertexId(id)));
+        self.progress.tell(Event::Missed { id: VertexId(id), why: self.why(id, is_forced)? });
+        lock(&self.anew).insert(id);
         let done = self.execute(id, base);
         let error = done.as_ref().err().map(|error| error.message.clone());
         self.progress.tell(Event::Ended { id: VertexId(id), cached: false, error });
@@ -485,6 +490,20 @@ impl<'a> Solver<'a> {
         }
         let chain = below.into_iter().chain([layer.chain_id]).collect();
         Ok(Arc::new(Outcome { chain, content_key }))
+    }
+
+    /// Why a step that is to be done is not known, for whoever wonders.
+    fn why(&self, id: StepId, is_forced: bool) -> Result<&'static str, BuildError> {
+        let is_anew = |id: &StepId| lock(&self.anew).contains(id);
+        let step = self.step(id);
+        Ok(match &step.action {
+            _ if is_forced => "the cache is not to be used for it",
+            _ if step.base.as_ref().is_some_and(is_anew) => "what is below it was done anew",
+            _ if self.sources(id).iter().any(is_anew) => "a stage that it takes files from has come to others",
+            _ if !self.store.knows_step(&step.name)? => "nothing is known of it",
+            Action::Run(_) => "its variables, settings or mounts, or what is below it, are others than before",
+            _ => "files that it copies, or what is below it, are others than before",
+        })
     }
 
     /// A step whose files cannot be looked at has failed as if it had been done.

@@ -114,7 +114,7 @@ impl Progress for Teller {
                 };
                 self.job.tell(StatusResponse { warnings: vec![warning], ..StatusResponse::default() });
             }
-            Event::Step { .. } => {}
+            Event::Step { .. } | Event::Missed { .. } => {}
         }
     }
 }

@@ -409,3 +409,37 @@ fn what_is_not_there_is_found_before_anything_is_done() {
     assert!(!told.contains("] RUN sleep 100"), "{told}");
     sandbox.finish();
 }
+
+#[test]
+fn it_is_said_why_a_step_is_done() {
+    let sandbox = sandboxed!();
+    let file =
+        "FROM busybox AS a\nCOPY f /f\nRUN cat /f > /answer\nFROM busybox\nARG V=1\nRUN true\nCOPY --from=a /answer /answer\n";
+    let path = context(&sandbox, "c", file);
+    fs::write(path.join("f"), "one").unwrap();
+    let reasons = |more: &[&str]| {
+        let told = built(&sandbox, &path, more);
+        let mut found: Vec<String> =
+            told.lines().filter_map(|line| line.split_once(" not cached: ").map(|(_, why)| why.to_owned())).collect();
+        found.sort();
+        found
+    };
+    let (new, below) = ("nothing is known of it", "what is below it was done anew");
+    assert_eq!(reasons(&[]), [new, new, below, below]);
+    assert_eq!(reasons(&[]), Vec::<String>::new());
+    fs::write(path.join("f"), "two").unwrap();
+    assert_eq!(
+        reasons(&[]),
+        [
+            "a stage that it takes files from has come to others",
+            "files that it copies, or what is below it, are others than before",
+            "what is below it was done anew",
+        ]
+    );
+    assert_eq!(
+        reasons(&["--build-arg=V=2"]),
+        ["its variables, settings or mounts, or what is below it, are others than before", "what is below it was done anew",]
+    );
+    assert_eq!(reasons(&["--no-cache"]), ["the cache is not to be used for it"; 4]);
+    sandbox.finish();
+}

@@ -419,7 +419,7 @@ impl Progress for Teller<'_> {
                 let text = self.steps().whole(id, bytes);
                 self.text(text);
             }
-            Event::Vertex { .. } | Event::Ended { .. } | Event::Status { .. } | Event::Warning { .. } => {}
+            Event::Vertex { .. } | Event::Missed { .. } | Event::Ended { .. } | Event::Status { .. } | Event::Warning { .. } => {}
         }
     }
 }

@@ -192,6 +192,12 @@ impl Store {
         Ok(if self.chain_of(&record.chain_id)?.is_some() { Some(record) } else { None })
     }
 
+    /// Whether some step of this description is known, by whatever key.
+    pub fn knows_step(&self, description: &str) -> Result<bool> {
+        let query = "SELECT EXISTS (SELECT 1 FROM build_records WHERE description = ?1)";
+        self.database.read(|db| Ok(db.prepare_cached(query)?.query_row([description], |row| row.get(0))?))
+    }
+
     /// These steps were wanted again.
     pub fn note_build_use(&self, keys: &[Digest]) -> Result<()> {
         self.database.write::<_, StoreError>(Durability::Process, |tx| {

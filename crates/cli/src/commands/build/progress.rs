@@ -178,7 +178,11 @@ impl Trace {
                 return None;
             }
             Event::Step { .. } => return None,
-            Event::Started(id) | Event::Ended { id, .. } | Event::Log { id, .. } | Event::Status { id, .. } => *id,
+            Event::Started(id)
+            | Event::Missed { id, .. }
+            | Event::Ended { id, .. }
+            | Event::Log { id, .. }
+            | Event::Status { id, .. } => *id,
         };
         if !self.order.contains(&id) {
             self.order.push(id);

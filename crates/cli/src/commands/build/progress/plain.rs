@@ -139,6 +139,7 @@ impl Pending {
                 }
             }
             Event::Status { name, .. } => self.status(vertex, name),
+            Event::Missed { why, .. } => self.line(&format!("not cached: {why}")),
             Event::Ended { .. } => {
                 self.is_done = true;
                 let text = match &vertex.error {
