@@ -88,13 +88,18 @@ fn like_new(mut stat: Stat) -> Stat {
 /// file that was only touched is the same.
 pub struct Seen {
     hasher: Hasher,
+    /// What is to be hashed: fields are short, and hashing each by itself takes longer than hashing them.
+    pending: Vec<u8>,
 }
 
 impl Default for Seen {
     fn default() -> Seen {
-        Seen { hasher: Hasher::new() }
+        Seen { hasher: Hasher::new(), pending: Vec::new() }
     }
 }
+
+/// Bytes that are hashed at a time.
+const MANY: usize = 16 * 1024;
 
 impl Seen {
     fn entry(&mut self, path: &[u8], stat: &Stat, is_context: bool, xattrs: &[(Vec<u8>, Vec<u8>)], content: &[u8]) {
@@ -126,8 +131,12 @@ impl Seen {
 
     /// With its length before it: two fields are never taken for one.
     fn field(&mut self, bytes: &[u8]) {
-        self.hasher.update(&(bytes.len() as u64).to_le_bytes());
-        self.hasher.update(bytes);
+        self.pending.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+        self.pending.extend_from_slice(bytes);
+        if self.pending.len() >= MANY {
+            self.hasher.update(&self.pending);
+            self.pending.clear();
+        }
     }
 
     /// One more source, by the name that it has; what follows is of it.
@@ -136,7 +145,8 @@ impl Seen {
         self.field(name.as_bytes());
     }
 
-    pub fn finish(self) -> Digest {
+    pub fn finish(mut self) -> Digest {
+        self.hasher.update(&self.pending);
         self.hasher.finish()
     }
 }

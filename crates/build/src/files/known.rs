@@ -7,6 +7,7 @@
 //! afterwards: one that is changed within the resolution of its times is read again. Only file systems of this machine count:
 //! others tell times as they like.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
@@ -44,8 +45,9 @@ pub struct KnownFiles {
     device: u64,
     /// When this was opened, in Unix nanoseconds: what is read is read later.
     opened: i64,
-    /// By inode.
     old: Vec<u8>,
+    /// Where each inode is in [`KnownFiles::old`], in entries.
+    places: HashMap<u64, usize>,
     /// Those of [`KnownFiles::old`] that are still right.
     met: Vec<AtomicBool>,
     new: Mutex<Vec<[u8; ENTRY]>>,
@@ -78,9 +80,10 @@ impl KnownFiles {
 
     fn load(list: &Path, device: u64) -> KnownFiles {
         let old = read(list).unwrap_or_default();
+        let places = old.chunks_exact(ENTRY).enumerate().map(|(place, entry)| (inode(entry), place)).collect();
         let met = (0..old.len() / ENTRY).map(|_| AtomicBool::new(false)).collect();
         let opened = dhow_oci::time::now();
-        KnownFiles { list: list.to_owned(), device, opened, old, met, new: Mutex::default() }
+        KnownFiles { list: list.to_owned(), device, opened, old, places, met, new: Mutex::default() }
     }
 
     /// What a file holds, if it is as it was.
@@ -88,22 +91,11 @@ impl KnownFiles {
         if stat.st_dev != self.device {
             return None;
         }
-        let (mut low, mut high) = (0, self.met.len());
-        while low < high {
-            let middle = (low + high) / 2;
-            let entry = &self.old[middle * ENTRY..][..ENTRY];
-            match inode(entry).cmp(&stat.st_ino) {
-                std::cmp::Ordering::Less => low = middle + 1,
-                std::cmp::Ordering::Greater => high = middle,
-                std::cmp::Ordering::Equal => {
-                    let (known, digest) = entry.split_at(ENTRY - 32);
-                    let digest = digest.try_into().ok().filter(|_| known == facts(stat))?;
-                    self.met[middle].store(true, Ordering::Relaxed);
-                    return Some(Digest::Sha256(digest));
-                }
-            }
-        }
-        None
+        let place = *self.places.get(&stat.st_ino)?;
+        let (known, digest) = self.old[place * ENTRY..][..ENTRY].split_at(ENTRY - 32);
+        let digest = digest.try_into().ok().filter(|_| known == facts(stat))?;
+        self.met[place].store(true, Ordering::Relaxed);
+        Some(Digest::Sha256(digest))
     }
 
     /// Notes what a file held that was `before` it was read, if it is still the same.
@@ -146,7 +138,6 @@ impl KnownFiles {
                 all.extend(entry.first_chunk::<ENTRY>());
             }
         }
-        all.sort_unstable_by_key(|entry| inode(entry));
         write(&self.list, &all.concat())
     }
 }
