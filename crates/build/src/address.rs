@@ -20,6 +20,20 @@ pub struct GitSource {
 }
 
 impl GitSource {
+    /// The address without a user and a password for its host, and those, decoded, as `USER:PASSWORD`. Of ssh the user stays.
+    pub fn without_user(&self) -> (String, Option<Vec<u8>>) {
+        let plain = || (self.remote.clone(), None);
+        if !is_url(&self.remote) {
+            return plain();
+        }
+        let Some((scheme, rest)) = self.remote.split_once("://") else { return plain() };
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let Some((user, host)) = authority.rsplit_once('@') else { return plain() };
+        let (name, password) = user.split_once(':').unwrap_or((user, ""));
+        let decoded = [percent_decode_str(name).collect(), b":".to_vec(), percent_decode_str(password).collect()].concat();
+        (format!("{scheme}://{host}{path}"), Some(decoded))
+    }
+
     /// Whether it is ssh(1) that goes there.
     pub fn is_by_ssh(&self) -> bool {
         !is_url(&self.remote) && !self.remote.starts_with("git://")
@@ -251,6 +265,15 @@ mod tests {
         }
         assert_eq!(git_context("github.com/o/n#b").unwrap().unwrap().remote, "https://github.com/o/n.git");
         assert_eq!(git_context("https://x.org/a.tar"), Ok(None));
+    }
+
+    #[test]
+    fn users_are_told_apart_from_addresses() {
+        let of = |text: &str| git(text).unwrap().unwrap().without_user();
+        assert_eq!(of("https://me:p%40ss@x.org/r.git"), ("https://x.org/r.git".to_owned(), Some(b"me:p@ss".to_vec())));
+        assert_eq!(of("https://token@x.org/r.git"), ("https://x.org/r.git".to_owned(), Some(b"token:".to_vec())));
+        assert_eq!(of("https://x.org/a@b.git"), ("https://x.org/a@b.git".to_owned(), None));
+        assert_eq!(of("git@x.org:r.git"), ("git@x.org:r.git".to_owned(), None));
     }
 
     #[test]

@@ -187,15 +187,19 @@ async fn export(
         exporters.push(Exporter { kind: request.exporter.clone(), attrs: request.exporter_attrs.clone() });
     }
     let mut response = SolveResponse::default();
-    let session = session::find(&request.session).await?;
     for (number, exporter) in exporters.into_iter().enumerate() {
         let tags = names(&exporter)?;
-        let (engine, job, solved, session) = (engine.clone(), job.clone(), solved.clone(), session.clone());
+        let (engine, job, solved, session) = (engine.clone(), job.clone(), solved.clone(), request.session.clone());
         let (own, handle) = (tags.clone(), tokio::runtime::Handle::current());
         let work = tokio::task::spawn_blocking(move || {
             let teller = Teller::new(job, usize::MAX - number);
+            if matches!(exporter.kind.as_str(), "moby" | "image") {
+                let built = engine.export_build(&solved, &own, &teller).map_err(|error| status::status(&error, "", b""))?;
+                return Ok(Some(built.id));
+            }
+            let session = handle.block_on(session::find(&session))?;
             let to = Receiver { handle: &handle, session: &session, output: number };
-            export_one(&engine, &solved, &exporter, &own, to, &teller)
+            send_one(&engine, &solved, &exporter, &own, to, &teller)
         });
         let done = work.await.map_err(|error| Status::new(INTERNAL, format!("a worker of the engine failed: {error}")))?;
         let Some(id) = done? else { continue };
@@ -210,8 +214,8 @@ async fn export(
     Ok(response)
 }
 
-/// Makes one output; the image's id, if it is an image.
-fn export_one(
+/// Sends the client one output; the image's id, if it is an image.
+fn send_one(
     engine: &Engine,
     solved: &Solved,
     exporter: &Exporter,
@@ -225,10 +229,6 @@ fn export_one(
     };
     let wrong = |error: dhow_engine::Error| Status::new(UNKNOWN, error.message);
     match exporter.kind.as_str() {
-        "moby" | "image" => {
-            let built = engine.export_build(solved, tags, teller).map_err(failed)?;
-            Ok(Some(built.id))
-        }
         "local" => {
             told("exporting to client directory", &mut || match engine.open_build(solved).map_err(wrong)? {
                 Some(files) => to.send(&files),

@@ -157,7 +157,7 @@ impl Engine {
 
     /// Removes so many bytes of what builds alone have, if there are that many: those that were freed.
     pub(crate) fn evict_builds(&self, lack: u64) -> Result<u64> {
-        let mut freed = 0;
+        let mut freed = self.store.forget_unused()?;
         for step in self.store.cached_steps()?.iter().filter(|step| !step.is_shared) {
             if freed >= lack {
                 break;

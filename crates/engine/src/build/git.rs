@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use base64::Engine as _;
 use dhow_build::address::{GitSource, is_commit};
 use dhow_build::progress::BuildError;
 use dhow_build::solve::GitAccess;
@@ -29,12 +30,23 @@ const MOST_SAID: usize = 64 * 1024;
 /// The reference by which a commit is handed from one repository to another.
 const HANDED: &str = "refs/heads/handed";
 
+/// What git is told in every call.
+const SETTINGS: [&str; 5] = [
+    "protocol.file.allow=never",
+    "protocol.ext.allow=never",
+    "init.defaultBranch=master",
+    "advice.detachedHead=false",
+    "safe.directory=*",
+];
+
 /// Runs git.
 struct Git<'a> {
     cancel: &'a Cancel,
     access: &'a GitAccess,
-    /// Whom it is told to, and nobody else.
-    remote: &'a str,
+    /// Without a password.
+    remote: String,
+    /// Who the user is to it, and to nobody else: the value of `Authorization`.
+    authorization: Option<String>,
     proxies: Proxies,
 }
 
@@ -71,18 +83,12 @@ impl Git<'_> {
         }
         command.envs(variables.iter().copied());
         // Repositories of this host are nobody's to be read by an address or as a submodule.
-        let mut settings =
-            vec![("protocol.file.allow".to_owned(), "never".to_owned()), ("protocol.ext.allow".to_owned(), "never".to_owned())];
-        settings.push(("init.defaultBranch".to_owned(), "master".to_owned()));
-        settings.push(("advice.detachedHead".to_owned(), "false".to_owned()));
-        settings.push(("safe.directory".to_owned(), "*".to_owned()));
-        if let Some(authorization) = &self.access.authorization {
-            let key = format!("http.{}.extraheader", self.remote);
-            settings.push((key, format!("Authorization: {authorization}")));
+        for setting in SETTINGS {
+            command.args(["-c", setting]);
         }
-        command.env("GIT_CONFIG_COUNT", settings.len().to_string());
-        for (number, (key, value)) in settings.iter().enumerate() {
-            command.env(format!("GIT_CONFIG_KEY_{number}"), key).env(format!("GIT_CONFIG_VALUE_{number}"), value);
+        if let Some(authorization) = &self.authorization {
+            command.env("GIT_CONFIG_COUNT", "1").env("GIT_CONFIG_KEY_0", format!("http.{}.extraheader", self.remote));
+            command.env("GIT_CONFIG_VALUE_0", format!("Authorization: {authorization}"));
         }
         let mut child = command.args(args).spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => {
@@ -97,8 +103,7 @@ impl Git<'_> {
         match status.success() {
             true => Ok(String::from_utf8_lossy(&out).into_owned()),
             false => {
-                // It repeats addresses, with whatever they have.
-                let said = String::from_utf8_lossy(&said).replace(self.remote, &shown(self.remote));
+                let said = String::from_utf8_lossy(&said);
                 Err(BuildError::invalid(format!("git stderr:\n{said}: {}", told(status))))
             }
         }
@@ -153,7 +158,7 @@ impl Git<'_> {
         };
         let reference = match git.reference.as_str() {
             "" => {
-                let said = self.run(root, &[], &["ls-remote", "--symref", "--", &git.remote, "HEAD"]).map_err(failed)?;
+                let said = self.run(root, &[], &["ls-remote", "--symref", "--", &self.remote, "HEAD"]).map_err(failed)?;
                 let branch = said.lines().find_map(|line| line.strip_prefix("ref: ")?.strip_suffix("\tHEAD"));
                 let none =
                     || BuildError::invalid(format!("could not find default branch for repository: {}", shown(&git.remote)));
@@ -162,7 +167,7 @@ impl Git<'_> {
             reference => reference.to_owned(),
         };
         let peeled = format!("{reference}^{{}}");
-        let said = self.run(root, &[], &["ls-remote", "--", &git.remote, &reference, &peeled]).map_err(failed)?;
+        let said = self.run(root, &[], &["ls-remote", "--", &self.remote, &reference, &peeled]).map_err(failed)?;
         let id_of = |name: String| {
             said.lines().find_map(|line| line.split_once('\t').filter(|(_, found)| *found == name)).map(|(id, _)| id)
         };
@@ -193,7 +198,7 @@ impl Git<'_> {
         let mut last = None;
         for (depth, what) in [("--depth=1", &[commit][..]), ("--depth=1", &[wanted]), ("--unshallow", &all), ("", &all)] {
             let options = quiet.iter().copied().chain([depth]).filter(|option| !option.is_empty());
-            let args: Vec<&str> = options.chain(["--", &git.remote]).chain(what.iter().copied()).collect();
+            let args: Vec<&str> = options.chain(["--", &self.remote]).chain(what.iter().copied()).collect();
             match self.run(repository, &[], &args) {
                 Ok(_) if has(repository) => return Ok(()),
                 Ok(_) => last = None,
@@ -225,7 +230,7 @@ impl Git<'_> {
             ["-c", "protocol.file.allow=always", "fetch", "-q", "--no-write-fetch-head", "--update-shallow", "--", &source];
         let fetch: Vec<&str> = fetch.into_iter().chain([HANDED]).collect();
         self.run(directory, &[], &fetch)?;
-        self.run(directory, &[], &["remote", "add", "origin", &git.remote])?;
+        self.run(directory, &[], &["remote", "add", "origin", &self.remote])?;
         self.run(directory, &[], &["checkout", "-q", "--detach", commit])?;
         if git.submodules && directory.join(".gitmodules").is_file() {
             self.run(directory, &[], &["submodule", "update", "-q", "--init", "--recursive", "--depth=1"])?;
@@ -253,8 +258,12 @@ fn told(status: ExitStatus) -> String {
 }
 
 impl Engine {
-    fn git<'a>(&self, git: &'a GitSource, access: &'a GitAccess, cancel: &'a Cancel) -> Git<'a> {
-        Git { cancel, access, remote: &git.remote, proxies: self.settings().registries.proxies.clone() }
+    fn git<'a>(&self, git: &GitSource, access: &'a GitAccess, cancel: &'a Cancel) -> Git<'a> {
+        // Arguments are for everybody to read, and a repository that is kept has its address in it.
+        let (remote, user) = git.without_user();
+        let of_user = user.map(|user| format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(user)));
+        let authorization = access.authorization.clone().or(of_user);
+        Git { cancel, access, remote, authorization, proxies: self.settings().registries.proxies.clone() }
     }
 
     /// See [`dhow_build::solve::Host::commit`].

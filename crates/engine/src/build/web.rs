@@ -90,6 +90,9 @@ impl Engine {
             hasher.update(bytes);
             out.write_all(bytes)
         });
+        if fetched.is_err() {
+            let _ = fs::remove_file(&path);
+        }
         let file = match fetched {
             Ok(file) => file,
             Err(_) if cancel.is_cancelled() => return Err(BuildError::cancelled()),
