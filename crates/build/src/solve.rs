@@ -35,6 +35,7 @@ use asked::Asked;
 pub use agent::{Agent, Forward, LocalAgent};
 pub use context::Directory;
 pub use keys::KeyBuilder;
+pub use mounts::sweep_scratch;
 pub use remote::{GitAccess, WebSource, commit, web_authorization};
 
 /// What a solver needs of the engine.

@@ -35,6 +35,10 @@ impl Engine {
     /// # Errors
     /// The database cannot be read at all.
     pub fn check_all(&self, repair: bool, layers: bool) -> Result<Checked> {
+        if repair {
+            // With what its addresses are.
+            self.sweep_builds()?;
+        }
         let mut check = Check { engine: self, repair, done: Checked::default() };
         check.database()?;
         check.images()?;
@@ -216,7 +220,7 @@ impl Check<'_> {
         let engine = self.engine;
         for (id, run) in entries(&engine.paths().runs()) {
             self.done.looked_at += 1;
-            if state::is_locked(&run) || engine.row_exists("containers", "id", &id)? {
+            if state::is_locked(&run) || state::has_builder(&run) || engine.row_exists("containers", "id", &id)? {
                 continue;
             }
             self.found(format!("run directory {id}"), "there is no such container", "end its processes and remove it", || {

@@ -92,7 +92,7 @@ pub fn discard(run: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     };
-    for name in [SOCKET, FILE, "state.json.new", BUILD, LOCK] {
+    for name in [SOCKET, FILE, "state.json.new", BUILD, NEW_BUILD, LOCK] {
         missing_is_fine(fs::remove_file(run.join(name)))?;
     }
     missing_is_fine(fs::remove_dir_all(run.join(FOREIGN)))?;
@@ -102,6 +102,24 @@ pub fn discard(run: &Path) -> io::Result<()> {
 
 /// The file that says of a run directory that it is a build's command's.
 pub const BUILD: &str = "build";
+/// The same before its builder has it.
+const NEW_BUILD: &str = "build.new";
+
+/// Makes the run directory of a build's command: its builder's as long as what is returned is open.
+pub fn claim_build(directory: &Path) -> io::Result<fs::File> {
+    fs::create_dir(directory)?;
+    let file = fs::File::create_new(directory.join(NEW_BUILD))?;
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    // Whoever finds it under its name finds it locked.
+    fs::rename(directory.join(NEW_BUILD), directory.join(BUILD))?;
+    Ok(file)
+}
+
+/// Whether a run directory is a build's command's whose builder lives: its monitor may be about to come.
+pub fn has_builder(directory: &Path) -> bool {
+    fs::File::open(directory.join(BUILD))
+        .is_ok_and(|file| rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_err())
+}
 
 /// Where a run directory goes to be removed: a name that is no container's.
 pub fn retired(run: &Path) -> std::path::PathBuf {

@@ -25,6 +25,17 @@ const USUAL: [(&str, bool); 5] =
 /// Where the script of a heredoc is.
 const SCRIPTS: &str = "/dev/pipes";
 
+/// Removes what killed builds have left of commands' own directories.
+pub fn sweep_scratch(exec: &Path) {
+    for entry in fs::read_dir(exec.join("builds")).into_iter().flatten().flatten() {
+        let Ok(left) = fs::File::open(entry.path()) else { continue };
+        // Locked until it is gone: its maker may only be about to take it.
+        if rustix::fs::flock(&left, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// A directory of one run, below the exec root, which is in memory.
 struct Scratch {
     path: PathBuf,
@@ -36,14 +47,7 @@ impl Scratch {
         let what = "make a directory for a command";
         let all = exec.join("builds");
         fs::DirBuilder::new().recursive(true).mode(0o710).create(&all).map_err(failed(what))?;
-        // What killed builds have left.
-        for entry in fs::read_dir(&all).map_err(failed(what))?.flatten() {
-            let Ok(left) = fs::File::open(entry.path()) else { continue };
-            // Locked until it is gone: its maker may only be about to take it.
-            if rustix::fs::flock(&left, FlockOperation::NonBlockingLockExclusive).is_ok() {
-                let _ = fs::remove_dir_all(entry.path());
-            }
-        }
+        sweep_scratch(exec);
         loop {
             let mut random = [0u8; 8];
             rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())

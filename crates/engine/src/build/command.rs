@@ -172,8 +172,8 @@ impl Engine {
         output: &mut dyn FnMut(Stream, &[u8]),
     ) -> Result<i32, BuildError> {
         let directory = self.paths().run(&container.id.0);
-        let marked = fs::create_dir(&directory).and_then(|()| fs::write(directory.join(state::BUILD), ""));
-        marked.context(|| format!("create {}", directory.display())).map_err(internal)?;
+        let claimed = state::claim_build(&directory).context(|| format!("create {}", directory.display()));
+        let _claimed = claimed.map_err(internal)?;
         let started = self.start_step(container, run);
         let (attached, waiting) = match started {
             Ok(started) => started,
@@ -285,14 +285,10 @@ impl Engine {
     /// Takes what killed builds have left: their commands, their directories, and what they had not synced before a reboot.
     pub(crate) fn sweep_builds(&self) -> Result<()> {
         self.store.sweep_builds()?;
+        dhow_build::solve::sweep_scratch(&self.paths().exec);
         for entry in fs::read_dir(self.paths().runs()).into_iter().flatten().flatten() {
             let path = entry.path();
-            // One without a lock may be about to have a monitor; after a while it will have none.
-            let is_new = || {
-                let made = fs::metadata(&path).and_then(|stat| stat.modified());
-                made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age < std::time::Duration::from_secs(60)))
-            };
-            if path.join(state::BUILD).exists() && !state::is_locked(&path) && (path.join(state::LOCK).exists() || !is_new()) {
+            if path.join(state::BUILD).exists() && !state::is_locked(&path) && !state::has_builder(&path) {
                 let id = entry.file_name().to_string_lossy().into_owned();
                 self.clean_step(&id);
                 self.release_all(&id)?;

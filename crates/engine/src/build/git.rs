@@ -39,6 +39,10 @@ const SETTINGS: [&str; 5] = [
     "safe.directory=*",
 ];
 
+/// How ssh is run: with the keys of the agent that is lent, and neither those of whom the engine runs as, nor his list of hosts.
+const SSH: &str = "ssh -F /dev/null -o BatchMode=yes -o IdentityFile=/dev/null -o UserKnownHostsFile=/dev/null \
+    -o StrictHostKeyChecking=no -o LogLevel=ERROR";
+
 /// Runs git.
 struct Git<'a> {
     cancel: &'a Cancel,
@@ -70,7 +74,7 @@ impl Git<'_> {
         }
         let null = "/dev/null";
         command.envs([("GIT_TERMINAL_PROMPT", "0"), ("LC_ALL", "C"), ("GIT_CONFIG_NOSYSTEM", "1"), ("HOME", null)]);
-        command.envs([("GIT_CONFIG_GLOBAL", null), ("GIT_SSH_COMMAND", "ssh -F /dev/null -o StrictHostKeyChecking=no")]);
+        command.envs([("GIT_CONFIG_GLOBAL", null), ("GIT_SSH_COMMAND", SSH)]);
         for (name, proxy) in
             [("http_proxy", &self.proxies.http), ("https_proxy", &self.proxies.https), ("no_proxy", &self.proxies.no)]
         {
