@@ -14,6 +14,7 @@ mod configuration;
 mod copy;
 mod dispatch;
 mod links;
+mod merge;
 mod names;
 mod outline;
 mod planner;
@@ -43,9 +44,9 @@ pub struct Options {
     pub target: String,
     pub build_args: BTreeMap<String, String>,
     pub labels: BTreeMap<String, String>,
-    /// What the image is for; the host's platform if `None`.
-    pub platform: Option<Platform>,
-    /// Whether names of steps tell the platform.
+    /// What images are made for; for the host's platform if there are none.
+    pub platforms: Vec<Platform>,
+    /// Names of steps tell the platform though there is but one.
     pub is_multi_platform: bool,
     pub no_cache: NoCache,
     pub network: Network,
@@ -58,6 +59,13 @@ pub struct Options {
     pub ignore: Ignore,
     /// Comes before the file's own directive.
     pub check: Option<String>,
+}
+
+impl Options {
+    /// Whether names of steps tell their platforms.
+    pub fn tells_platform(&self) -> bool {
+        self.is_multi_platform || self.platforms.len() > 1
+    }
 }
 
 /// What is built whatever is known of it.
@@ -100,18 +108,26 @@ pub trait Images {
 /// The number of a step in its plan.
 pub type StepId = usize;
 
-/// All that is to be done for an image.
-#[derive(Clone, Debug)]
+/// All that is to be done for an image, or for one of each platform.
+#[derive(Clone, Debug, Default)]
 pub struct Plan {
-    /// Each comes after those that it needs.
+    /// Each comes after those that it needs. What several platforms have in common is there once.
     pub steps: Vec<Step>,
-    /// Whose files are the result; `None` for no files at all.
-    pub last: Option<StepId>,
-    /// Without what only files tell: diff IDs, and when.
-    pub config: ImageConfig,
+    /// One for each platform, in the order in which they were asked for.
+    pub results: Vec<PlannedImage>,
     /// Seconds since the epoch that everything that is made now is said to be of.
     pub epoch: Option<i64>,
     pub outline: Outline,
+}
+
+/// What comes of a plan for one platform.
+#[derive(Clone, Debug)]
+pub struct PlannedImage {
+    pub platform: Platform,
+    /// Whose files it has; `None` for no files at all.
+    pub last: Option<StepId>,
+    /// Without what only files tell: diff IDs, and when.
+    pub config: ImageConfig,
 }
 
 /// One change of files.
@@ -127,10 +143,13 @@ pub struct Step {
     pub no_cache: bool,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// The files of an image.
-    Image(Vec<Digest>),
+    /// The files of an image: chain IDs of its layers, from the bottom to the top.
+    Image {
+        reference: String,
+        chain: Vec<Digest>,
+    },
     /// The files of a directory that the client gives.
     Directory(String),
     Run(Box<Command>),
@@ -140,7 +159,7 @@ pub enum Action {
 }
 
 /// A program that is run.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Command {
     pub args: Vec<String>,
     /// `NAME=VALUE`.
@@ -156,10 +175,12 @@ pub struct Command {
     pub network: Network,
     pub security: Security,
     pub devices: Vec<String>,
+    /// Of its stage.
+    pub platform: Platform,
 }
 
 /// What is mounted while a command runs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CommandMount {
     /// Absolute.
     pub target: String,
@@ -167,7 +188,7 @@ pub struct CommandMount {
     pub what: Mounted,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Mounted {
     Bind { source: Source, path: String },
     Cache { id: String, sharing: Sharing, source: Source, path: String, owner: Option<(u32, u32, u32)> },
@@ -177,7 +198,7 @@ pub enum Mounted {
 }
 
 /// A secret, or the socket of an agent.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct SecretMount {
     pub id: String,
     pub required: bool,
@@ -191,7 +212,7 @@ pub struct SecretMount {
 }
 
 /// Where files come from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Source {
     /// A directory that the client gives, by its name.
     Directory(String),
@@ -211,7 +232,7 @@ pub enum Source {
     Git(GitSource),
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum FileAction {
     /// A directory with its parents, whose owner is a user of the files.
     Directory {
@@ -222,7 +243,7 @@ pub enum FileAction {
     Copy(Box<Copy>),
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Copy {
     pub source: Source,
     /// In the source; with wildcards unless it is one file's name.

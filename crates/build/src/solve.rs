@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use dhow_oci::{Digest, Platform};
+use dhow_oci::Digest;
 use dhow_store::{BuildRecord, LayerRow, Mountable, Store};
 use dhow_sys::root::Root;
 
@@ -150,7 +150,6 @@ pub struct Solver<'a> {
     plan: &'a Plan,
     /// Of the commands, besides what the plan says: hosts, limits. Part of their keys.
     settings: Vec<String>,
-    platform: Platform,
     slots: Vec<Slot>,
     keys: Mutex<HashMap<StepId, Option<Digest>>>,
     /// What contexts' files have been seen to hold.
@@ -190,7 +189,6 @@ impl<'a> Solver<'a> {
         progress: &'a dyn Progress,
         plan: &'a Plan,
         settings: Vec<String>,
-        platform: Platform,
     ) -> Solver<'a> {
         Solver {
             store,
@@ -199,7 +197,6 @@ impl<'a> Solver<'a> {
             progress,
             plan,
             settings,
-            platform,
             slots: plan.steps.iter().map(|_| Slot::default()).collect(),
             keys: Mutex::default(),
             contexts: context::Contexts::new(client, store.paths.contexts()),
@@ -216,18 +213,27 @@ impl<'a> Solver<'a> {
         }
     }
 
-    /// Does all that the result needs; `None` is a result without files.
-    pub fn solve(&self) -> Result<Option<Arc<Outcome>>, BuildError> {
-        let Some(last) = self.plan.last else { return Ok(None) };
-        self.announce(last)?;
-        // Stages that need one another are gone through one within the other.
+    /// Does all that the results need: what each has come to, in their order; `None` is a result without files.
+    pub fn solve(&self) -> Result<Vec<Option<Arc<Outcome>>>, BuildError> {
+        let results: Vec<Option<StepId>> = self.plan.results.iter().map(|result| result.last).collect();
+        self.announce(results.iter().copied().flatten())?;
+        let broken = |error: String| BuildError::internal(format!("carry the build out: {error}"));
         let solved = std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, || self.evaluate(last));
-            let broken = |error: String| BuildError::internal(format!("carry the build out: {error}"));
-            let thread = thread.map_err(|error| broken(error.to_string()))?;
-            thread.join().map_err(|_| broken("a thread ended by itself".to_owned()))?
+            // Stages that need one another are gone through one within the other.
+            let begun = results.into_iter().map(|last| {
+                let Some(last) = last else { return Ok(None) };
+                std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, move || self.evaluate(last)).map(Some)
+            });
+            let begun: Vec<_> = begun.collect();
+            let mut solved = Vec::new();
+            for thread in begun {
+                let thread = thread.map_err(|error| broken(error.to_string()))?;
+                let outcome = thread.map(|thread| thread.join().map_err(|_| broken("a thread ended by itself".to_owned()))?);
+                solved.push(outcome.transpose()?);
+            }
+            Ok(solved)
         });
-        solved.map(Some).map_err(|error| lock(&self.failure).take().unwrap_or(error))
+        solved.map_err(|error| lock(&self.failure).take().unwrap_or(error))
     }
 
     /// Whether what is not begun need not be any more.
@@ -260,7 +266,7 @@ impl<'a> Solver<'a> {
                 actions.iter().filter_map(steps::source_of).for_each(&mut add);
             }
             Action::Run(command) => command.mounts.iter().filter_map(mounts::source_of).for_each(&mut add),
-            Action::Image(_) | Action::Directory(_) => {}
+            Action::Image { .. } | Action::Directory(_) => {}
         }
         found
     }
@@ -273,9 +279,9 @@ impl<'a> Solver<'a> {
     ///
     /// # Errors
     /// One of them may not be done.
-    fn announce(&self, last: StepId) -> Result<(), BuildError> {
+    fn announce(&self, results: impl Iterator<Item = StepId>) -> Result<(), BuildError> {
         let mut needed = vec![false; self.plan.steps.len()];
-        let mut left = vec![last];
+        let mut left: Vec<StepId> = results.collect();
         while let Some(id) = left.pop() {
             if !std::mem::replace(&mut needed[id], true) {
                 left.extend(self.inputs(id));
@@ -308,7 +314,7 @@ impl<'a> Solver<'a> {
         }
         order.sort_unstable();
         for id in order {
-            let cached = !matches!(self.step(id).action, Action::Image(_));
+            let cached = !matches!(self.step(id).action, Action::Image { .. });
             self.progress.tell(Event::Started(VertexId(id)));
             self.progress.tell(Event::Ended { id: VertexId(id), cached, error: None });
         }
@@ -370,7 +376,7 @@ impl<'a> Solver<'a> {
         if let Progressing::Done(outcome) = &*lock(&self.slots[id].state) {
             return outcome.clone().map(Some);
         }
-        if let Action::Image(chain) = &self.step(id).action {
+        if let Action::Image { chain, .. } = &self.step(id).action {
             let (Some(top), Some(key)) = (chain.last(), self.first_key(id)?) else { return Ok(None) };
             let missing = || BuildError::internal(format!("layer {top} of the base image is missing: pull the image again"));
             let rows = self.store.chain_of(top)?.ok_or_else(missing)?;

@@ -7,17 +7,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use dhow_engine::dhow_build::pattern::Ignore;
 use dhow_engine::dhow_build::progress::{BuildError, Event, Progress};
 use dhow_engine::dhow_build::solve::{Agent, Client, Directory};
-use dhow_engine::{Allowed, BuildContext, BuildDirectory, BuildRequest, Cancel, Credentials, Engine, Root, vertex};
-use dhow_oci::Digest;
+use dhow_engine::{Allowed, BuildContext, BuildDirectory, BuildRequest, Cancel, Credentials, Engine, Root, Solved, vertex};
+use dhow_oci::{Digest, Platform};
+use serde_json::json;
 use tokio::runtime::Handle;
 
 use crate::control::worker;
 use crate::files::{self, Wanted};
-use crate::grpc::{Call, INTERNAL, INVALID, NOT_FOUND, Status, Stream, UNIMPLEMENTED, UNKNOWN};
+use crate::grpc::{Call, INTERNAL, NOT_FOUND, Status, Stream, UNIMPLEMENTED, UNKNOWN};
 use crate::job::{Job, Returned};
 use crate::messages::{
     BridgeResult, BridgeSolveRequest, BridgeSolveResponse, BytesMessage, Capability, CredentialsRequest, CredentialsResponse,
-    Empty, GetSecretRequest, GetSecretResponse, PongResponse, Ref, ReturnRequest,
+    Empty, GetSecretRequest, GetSecretResponse, PongResponse, Ref, RefMap, ReturnRequest,
 };
 use crate::options::{self, Asked};
 use crate::session::{self, Session};
@@ -268,7 +269,7 @@ impl std::io::Read for Upload<'_> {
 }
 
 /// Who the user is to a registry, by the client's word.
-fn credentials(handle: &Handle, session: &Session, domain: &str) -> Credentials {
+pub fn credentials(handle: &Handle, session: &Session, domain: &str) -> Credentials {
     const METHOD: &str = "/moby.filesync.v1.Auth/Credentials";
     if !session.has(METHOD) {
         return Credentials::default();
@@ -288,9 +289,6 @@ fn build(engine: &Engine, job: &Arc<Job>, asked: &Asked, handle: &Handle) -> Res
     static SERIES: AtomicUsize = AtomicUsize::new(0);
     let teller = Teller::new(job.clone(), SERIES.fetch_add(1, Ordering::Relaxed));
     let session = handle.block_on(session::find(&job.session))?;
-    if asked.platforms.len() > 1 {
-        return Err(Status::new(INVALID, "images for several platforms are not built yet: build for one at a time"));
-    }
     let mut caller = Caller {
         handle,
         engine,
@@ -324,13 +322,32 @@ fn build(engine: &Engine, job: &Arc<Job>, asked: &Asked, handle: &Handle) -> Res
         return crate::requests::answer(engine, wanted, &request, &teller);
     }
     let solved = engine.solve_build(&request, &caller, &teller, &job.cancel).map_err(failed)?;
-    let config = serde_json::to_vec(&solved.plan.config).map_err(|error| Status::new(INTERNAL, error.to_string()))?;
+    result(job, solved, asked.options.tells_platform())
+}
+
+/// What a frontend gives back: of several platforms each has its own reference (BuildKit, `exptypes.Platforms`).
+fn result(job: &Job, solved: Solved, is_multi_platform: bool) -> Result<BridgeResult, Status> {
+    let wrong = |error: serde_json::Error| Status::new(INTERNAL, error.to_string());
+    let mut metadata = HashMap::new();
+    let mut platforms = Vec::new();
+    for planned in &solved.plan.results {
+        let id = planned.platform.to_string();
+        let key = if is_multi_platform { format!("containerimage.config/{id}") } else { "containerimage.config".to_owned() };
+        metadata.insert(key, serde_json::to_vec(&planned.config).map_err(wrong)?);
+        platforms.push((id, planned.platform.clone()));
+    }
+    let known: Vec<_> = platforms.iter().map(|(id, platform)| json!({ "ID": id, "Platform": platform })).collect();
+    metadata.insert("refs.platforms".to_owned(), json!({ "Platforms": known }).to_string().into_bytes());
     let id = job.keep(solved);
-    Ok(BridgeResult {
-        reference: Some(Ref { id }),
-        references: None,
-        metadata: HashMap::from([("containerimage.config".to_owned(), config)]),
-    })
+    if !is_multi_platform {
+        return Ok(BridgeResult { reference: Some(Ref { id }), references: None, metadata });
+    }
+    let of_platform = |(platform, _): (String, Platform)| {
+        let reference = Ref { id: format!("{id}/{platform}") };
+        (platform, reference)
+    };
+    let refs = platforms.into_iter().map(of_platform).collect();
+    Ok(BridgeResult { reference: None, references: Some(RefMap { refs }), metadata })
 }
 
 /// Fetches the Dockerfile, and what says which files are no part of the context.

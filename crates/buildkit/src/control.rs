@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use dhow_api::system::BuildCache;
 use dhow_engine::dhow_build::progress::BuildError;
-use dhow_engine::{ArchiveLayout, Engine, Filters, PruneBuilds, Solved, VERSION, vertex};
+use dhow_engine::{ArchiveLayout, Engine, Filters, PruneBuilds, Solved, VERSION, supported_platforms, vertex};
 use dhow_oci::{Digest, Platform, Reference, time};
 
 use crate::bridge;
@@ -33,14 +33,20 @@ fn version() -> BuildkitVersion {
 
 /// The one that builds.
 pub fn worker(engine: &Engine) -> WorkerRecord {
-    let host = Platform::host();
     let label = |name: &str, value: String| (format!("org.mobyproject.buildkit.worker.{name}"), value);
     let labels = HashMap::from([
         label("executor", "dhow".to_owned()),
+        // By this one buildx knows that several platforms, all outputs and pushing work with docker's driver, too.
+        label("snapshotter", "overlayfs".to_owned()),
         label("moby.host-gateway-ip", engine.host_gateway().unwrap_or_default()),
     ]);
-    let platform = PlatformMessage { architecture: host.architecture, os: host.os, variant: host.variant.unwrap_or_default() };
-    WorkerRecord { id: "dhow".to_owned(), labels, platforms: vec![platform], version: Some(version()) }
+    let message = |platform: Platform| PlatformMessage {
+        architecture: platform.architecture,
+        os: platform.os,
+        variant: platform.variant.unwrap_or_default(),
+    };
+    let platforms = supported_platforms().into_iter().map(message).collect();
+    WorkerRecord { id: "dhow".to_owned(), labels, platforms, version: Some(version()) }
 }
 
 pub async fn answer(engine: Arc<Engine>, mut call: Call) -> Result<(), Status> {
@@ -180,7 +186,10 @@ async fn export(
     request: &SolveRequest,
     result: &BridgeResult,
 ) -> Result<SolveResponse, Status> {
-    let Some(id) = result.reference.as_ref().map(|reference| &reference.id) else { return Ok(SolveResponse::default()) };
+    let several = result.references.iter().flat_map(|map| map.refs.values());
+    let Some(id) = result.reference.iter().chain(several).map(|reference| &reference.id).next() else {
+        return Ok(SolveResponse::default());
+    };
     let Some(solved) = job.solved(id) else { return Ok(SolveResponse::default()) };
     let mut exporters = request.exporters.clone();
     if exporters.is_empty() && !request.exporter.is_empty() {
@@ -192,20 +201,27 @@ async fn export(
         let (engine, job, solved, session) = (engine.clone(), job.clone(), solved.clone(), request.session.clone());
         let (own, handle) = (tags.clone(), tokio::runtime::Handle::current());
         let work = tokio::task::spawn_blocking(move || {
-            let teller = Teller::new(job, usize::MAX - number);
+            let teller = Teller::new(job.clone(), usize::MAX - number);
             if matches!(exporter.kind.as_str(), "moby" | "image") {
-                let built = engine.export_build(&solved, &own, &teller).map_err(|error| status::status(&error, "", b""))?;
-                return Ok(Some(built.id));
+                let failed = |error: BuildError| status::status(&error, "", b"");
+                let built = engine.export_build(&solved, &own, &teller).map_err(failed)?;
+                let is_true = |value: &String| matches!(value.as_str(), "true" | "1");
+                let mut digest = built.id;
+                if exporter.attrs.get("push").is_some_and(is_true) {
+                    let session = handle.block_on(session::find(&session))?;
+                    let credentials = |domain: &str| bridge::credentials(&handle, &session, domain);
+                    digest = engine.push_build(&own, &credentials, &teller, &job.cancel).map_err(failed)?;
+                }
+                return Ok(Some((built.id, digest)));
             }
             let session = handle.block_on(session::find(&session))?;
             let to = Receiver { handle: &handle, session: &session, output: number };
-            send_one(&engine, &solved, &exporter, &own, to, &teller)
+            send_one(&engine, &solved, &exporter, &own, to, &teller).map(|id| id.map(|id| (id, id)))
         });
         let done = work.await.map_err(|error| Status::new(INTERNAL, format!("a worker of the engine failed: {error}")))?;
-        let Some(id) = done? else { continue };
-        let digest = id.to_string();
-        response.exporter_response.insert("containerimage.digest".to_owned(), digest.clone());
-        response.exporter_response.insert("containerimage.config.digest".to_owned(), digest);
+        let Some((id, digest)) = done? else { continue };
+        response.exporter_response.insert("containerimage.digest".to_owned(), digest.to_string());
+        response.exporter_response.insert("containerimage.config.digest".to_owned(), id.to_string());
         if !tags.is_empty() {
             let names: Vec<String> = tags.iter().map(Reference::to_string).collect();
             response.exporter_response.insert("image.name".to_owned(), names.join(","));
@@ -230,9 +246,9 @@ fn send_one(
     let wrong = |error: dhow_engine::Error| Status::new(UNKNOWN, error.message);
     match exporter.kind.as_str() {
         "local" => {
-            told("exporting to client directory", &mut || match engine.open_build(solved).map_err(wrong)? {
-                Some(files) => to.send(&files),
-                None => Ok(()),
+            told("exporting to client directory", &mut || {
+                let opened = engine.open_build(solved).map_err(wrong)?;
+                opened.iter().try_for_each(|(files, directory)| to.send(files, directory))
             })?;
             Ok(None)
         }

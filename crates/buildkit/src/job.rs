@@ -81,8 +81,10 @@ impl Job {
         id
     }
 
+    /// By the id of a build, or of one platform of it: `ID/PLATFORM`.
     pub fn solved(&self, id: &str) -> Option<Arc<Solved>> {
-        lock(&self.solved).get(id).cloned()
+        let is_of = |known: &str| id.strip_prefix(known).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        lock(&self.solved).iter().find(|(known, _)| is_of(known)).map(|(_, solved)| solved.clone())
     }
 
     pub fn give_back(&self, returned: Returned) {

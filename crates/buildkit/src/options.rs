@@ -1,6 +1,6 @@
 //! The options of a build as clients of BuildKit write them (buildx, `build/opt.go`; BuildKit, `frontend/dockerui/config.go`).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use dhow_api::config::Ulimit;
 use dhow_engine::dhow_build::address;
@@ -17,7 +17,6 @@ pub struct Asked {
     pub options: Options,
     pub limits: BuildLimits,
     pub pull: bool,
-    pub platforms: Vec<Platform>,
     /// Where the context is, when it is no directory of the client.
     pub context: Option<String>,
     /// Where named contexts are that are no directories of the client, by their names.
@@ -58,11 +57,13 @@ pub fn read(options: &HashMap<String, String>) -> Result<Asked, Status> {
     let text = |key: &str| options.get(key).cloned().unwrap_or_default();
     let or = |key: &str, default: &str| options.get(key).cloned().unwrap_or_else(|| default.to_owned());
     let build_args = prefixed(options, "build-arg:");
-    let platforms = text("platform")
+    let mut platforms = text("platform")
         .split(',')
         .filter(|text| !text.is_empty())
         .map(|text| text.parse::<Platform>().map_err(|error| refuse(format!("failed to parse target platform {text}: {error}"))))
         .collect::<Result<Vec<_>, _>>()?;
+    let mut seen = HashSet::new();
+    platforms.retain(|platform| seen.insert(platform.clone()));
     let network = match text("force-network-mode").as_str() {
         "" | "default" | "sandbox" => Network::Default,
         "none" => Network::None,
@@ -125,8 +126,8 @@ pub fn read(options: &HashMap<String, String>) -> Result<Asked, Status> {
     let plan = Options {
         target: text("target"),
         labels: prefixed(options, "label:"),
-        platform: platforms.first().cloned(),
-        is_multi_platform: platforms.len() > 1 || text("multi-platform") == "true",
+        platforms,
+        is_multi_platform: text("multi-platform") == "true",
         no_cache,
         network,
         hostname,
@@ -141,7 +142,6 @@ pub fn read(options: &HashMap<String, String>) -> Result<Asked, Status> {
         options: plan,
         limits,
         pull: text("image-resolve-mode") == "pull",
-        platforms,
         context: options.get("context").cloned(),
         addresses,
         is_own_dockerfile: options.contains_key("dockerfilekey"),

@@ -45,12 +45,24 @@ impl Receiver<'_> {
         Ok(Archive { handle: self.handle, stream: self.stream()?, pending: Vec::new() })
     }
 
-    /// Sends all that is below a directory. Blocks.
-    pub fn send(&self, directory: &OwnedFd) -> Result<(), Status> {
+    /// Sends all that is below a directory, into a directory of the client's or, if that has no name, as it is. Blocks.
+    pub fn send(&self, directory: &OwnedFd, into: &str) -> Result<(), Status> {
         let failed = |error: io::Error| Status::new(INTERNAL, format!("send the build's files: {error}"));
         let root = dhow_sys::root::reopen(directory.as_fd(), OFlags::PATH | OFlags::DIRECTORY);
         let root = Root::from_descriptor(root.map_err(failed)?);
-        let mut sender = Sender { to: self, stream: self.stream()?, root, files: Vec::new(), links: HashMap::new() };
+        let mut sender = Sender {
+            to: self,
+            stream: self.stream()?,
+            root,
+            into: PathBuf::from(into),
+            files: Vec::new(),
+            links: HashMap::new(),
+        };
+        if !into.is_empty() {
+            let own = Stat { path: into.to_owned(), mode: DIRECTORY | 0o755, ..Stat::default() };
+            sender.files.push(None);
+            sender.packet(Packet { kind: PacketKind::Stat as i32, stat: Some(own), ..Packet::default() })?;
+        }
         sender.below(directory, Path::new(""), 0)?;
         sender.packet(Packet { kind: PacketKind::Stat as i32, ..Packet::default() })?;
         sender.serve()
@@ -100,6 +112,8 @@ struct Sender<'a> {
     to: &'a Receiver<'a>,
     stream: Stream,
     root: Root,
+    /// Before all paths.
+    into: PathBuf,
     /// Those that are asked for, by the order in which all was told.
     files: Vec<Option<PathBuf>>,
     /// What has several names, by its inode: the first one.
@@ -155,7 +169,7 @@ impl Sender<'_> {
         let kind = FileType::from_raw_mode(stat.st_mode);
         let is_device = matches!(kind, FileType::CharacterDevice | FileType::BlockDevice);
         let mut told = Stat {
-            path: path.to_string_lossy().into_owned(),
+            path: self.into.join(path).to_string_lossy().into_owned(),
             mode: mode_of(stat),
             uid: stat.st_uid,
             gid: stat.st_gid,
@@ -176,7 +190,7 @@ impl Sender<'_> {
                 let number = (stat.st_dev, stat.st_ino);
                 if stat.st_nlink > 1 {
                     match self.links.get(&number) {
-                        Some(first) => told.linkname = first.to_string_lossy().into_owned(),
+                        Some(first) => told.linkname = self.into.join(first).to_string_lossy().into_owned(),
                         None => drop(self.links.insert(number, path.to_owned())),
                     }
                 }
@@ -294,15 +308,22 @@ mod tests {
         std::os::unix::fs::symlink("/etc/passwd", at("link")).unwrap();
         std::fs::set_permissions(at("empty"), std::os::unix::fs::PermissionsExt::from_mode(0o4711)).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let (session, got, bytes) = client(&runtime);
+        let (session, all, bytes) = client(&runtime);
         let to = |output| Receiver { handle: runtime.handle(), session: &session, output };
         let opened = File::open(directory.path()).unwrap().into();
-        to(0).send(&opened).map_err(|status| status.message).unwrap();
-        let got = got.lock().unwrap();
+        to(0).send(&opened, "").map_err(|status| status.message).unwrap();
+        let got = all.lock().unwrap();
         assert_eq!(got.keys().collect::<Vec<_>>(), ["d", "d/large", "empty", "link", "other"]);
         assert!(got["d/large"].1 == large && got["empty"].1.is_empty());
         assert_eq!((got["other"].0.linkname.as_str(), got["link"].0.linkname.as_str()), ("d/large", "/etc/passwd"));
         assert_eq!(got["empty"].0.mode, SETUID | 0o711);
+
+        drop(got);
+        to(0).send(&opened, "linux_arm64").map_err(|status| status.message).unwrap();
+        let got = all.lock().unwrap();
+        assert_eq!(got.len(), 11);
+        assert!(got["linux_arm64"].0.mode == DIRECTORY | 0o755 && got["linux_arm64/d/large"].1 == large);
+        assert_eq!(got["linux_arm64/other"].0.linkname, "linux_arm64/d/large");
 
         let receiver = to(7);
         let mut archive = receiver.archive().map_err(|status| status.message).unwrap();

@@ -26,14 +26,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use dhow_build::dockerfile::{Finding, Lines};
 use dhow_build::plan::{self, BaseImage, Images, Options, Plan};
 use dhow_build::progress::{BuildError, Event, Progress, VertexId};
-use dhow_build::solve::{Client, Solver};
+use dhow_build::solve::{Client, Outcome, Solver};
 use dhow_monitor::Overlay;
 use dhow_oci::image::ImageConfig;
 use dhow_oci::{Digest, Platform, Reference};
 use dhow_registry::Credentials;
-use dhow_store::{Driver, Mountable};
+use dhow_store::{Compression, Driver, Mountable};
 
-use crate::{Engine, Error, Kind, PullRequest};
+use crate::{Engine, Error, Kind, PullRequest, PushEvent, PushRequest};
 
 /// What is to be built.
 pub struct BuildRequest<'a> {
@@ -82,6 +82,7 @@ pub struct Allowed {
 /// What came of a build.
 #[derive(Clone, Debug)]
 pub struct Built {
+    /// Of several platforms the host's, or the first one.
     pub id: Digest,
     /// The image's document.
     pub config: Vec<u8>,
@@ -122,8 +123,8 @@ impl AsFd for Cancel {
 /// A build of which all is done but its output. As long as it is there, nobody removes what it is made of.
 pub struct Solved {
     pub plan: Plan,
-    /// Of the result's layers, from the bottom to the top.
-    pub chain: Vec<Digest>,
+    /// Of each result's layers, from the bottom to the top.
+    pub chains: Vec<Vec<Digest>>,
     _held: Vec<std::fs::File>,
 }
 
@@ -201,16 +202,16 @@ impl Engine {
         }
         let plan = plan?;
         let host = command::BuildHost { engine: self, request, cancel };
-        let platform = request.options.platform.clone().unwrap_or_else(Platform::host);
-        let solver = Solver::new(&self.store, &host, client, progress, &plan, request.limits.key(), platform);
+        let solver = Solver::new(&self.store, &host, client, progress, &plan, request.limits.key());
         let solved = solver.solve();
         if solved.is_err() {
             // What was done is of use to the next.
             self.store.sync_build()?;
         }
-        let chain = solved?.map(|outcome| outcome.chain.clone()).unwrap_or_default();
+        let chain = |outcome: Option<Arc<Outcome>>| outcome.map(|outcome| outcome.chain.clone()).unwrap_or_default();
+        let chains = solved?.into_iter().map(chain).collect();
         let held = solver.into_held();
-        Ok(Solved { plan, chain, _held: held })
+        Ok(Solved { plan, chains, _held: held })
     }
 
     /// Makes an image of what was solved, and names it.
@@ -219,6 +220,41 @@ impl Engine {
         self.keep_budget(Some(built.id));
         self.trim_builds();
         Ok(built)
+    }
+
+    /// Hands a build's image on to the registries of its names: the digest of what the last of them stands for there.
+    ///
+    /// # Errors
+    /// It has no name, or a registry does not take it.
+    pub fn push_build(
+        &self,
+        names: &[Reference],
+        credentials: &(dyn Fn(&str) -> Credentials + Sync),
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<Digest, BuildError> {
+        let pushed = Mutex::new(None);
+        for name in names {
+            vertex(progress, &format!("pushing {name}"), |id| {
+                let request = PushRequest {
+                    name: name.clone(),
+                    credentials: credentials(&name.domain),
+                    compression: Compression::Gzip,
+                    platform: None,
+                };
+                let told = |event| {
+                    if let PushEvent::Done { digest, .. } = event {
+                        *pushed.lock().unwrap_or_else(PoisonError::into_inner) = Some(digest);
+                    }
+                    !cancel.is_cancelled()
+                };
+                self.push(&request, &told).map_err(|error| BuildError::invalid(error.message))?;
+                progress.tell(Event::Status { id, name: format!("pushed {name}"), current: 0, total: 0, done: true });
+                Ok(())
+            })?;
+        }
+        let pushed = pushed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        pushed.ok_or_else(|| BuildError::invalid("tag is needed when pushing to registry"))
     }
 
     /// Plans a build, fetching base images that are not here.
@@ -298,7 +334,8 @@ impl Images for BaseImages<'_> {
         }
         let name: Reference = reference.parse().map_err(|error: dhow_oci::reference::InvalidReference| error.to_string())?;
         let name = name.or_latest();
-        let shown = format!("[internal] load metadata for {name}");
+        let of_platform = if self.request.options.tells_platform() { format!("{platform} ") } else { String::new() };
+        let shown = format!("[{of_platform}internal] load metadata for {name}");
         let found = vertex(self.progress, &shown, |_| {
             if !self.request.pull
                 && let Some(image) = self.here(reference, platform, is_asked)?
@@ -318,23 +355,30 @@ impl Images for BaseImages<'_> {
 impl BaseImages<'_> {
     fn here(&self, reference: &str, platform: &Platform, is_asked: bool) -> Result<Option<dhow_store::Image>, BuildError> {
         match self.engine.find_image(reference) {
-            Ok(image) => {
-                let is_for = !is_asked || image.row.config.platform().serves(platform);
-                Ok(Some(image).filter(|_| is_for))
-            }
+            Ok(image) if !is_asked || image.row.config.platform().serves(platform) => Ok(Some(image)),
+            Ok(image) => self.engine.image_beside(reference, &image, platform).map_err(internal),
             Err(error) if matches!(error.kind, Kind::NotFound | Kind::Invalid) => Ok(None),
             Err(error) => Err(internal(error)),
         }
     }
 
+    /// What this host cannot run gets no name here, which would be another image's: it is known by its digest.
     fn fetch(&self, name: &Reference, platform: &Platform) -> Result<dhow_store::Image, BuildError> {
         let credentials = (self.request.credentials)(&name.domain);
-        let request = PullRequest { name: name.clone(), platform: Some(platform.clone()), all_platforms: false, credentials };
+        let mut request = PullRequest { name: name.clone(), platform: Some(platform.clone()), all_platforms: false, credentials };
         let told = |_| !self.cancel.is_cancelled();
-        let id = self
-            .engine
-            .pull(&request, &told)
-            .map_err(|error| BuildError::invalid(format!("failed to resolve source metadata for {name}: {}", error.message)))?;
+        let wrong =
+            |error: Error| BuildError::invalid(format!("failed to resolve source metadata for {name}: {}", error.message));
+        if !Platform::host().serves(platform) {
+            let digest = self.engine.manifest_for(&request).map_err(wrong)?;
+            request.name = Reference { tag: None, digest: Some(digest), ..name.clone() };
+            if let Some(id) = self.engine.store.image_by_name(&request.name)?
+                && let Some(image) = self.engine.store.image(&id)?
+            {
+                return Ok(image);
+            }
+        }
+        let id = self.engine.pull(&request, &told).map_err(wrong)?;
         let gone = || BuildError::internal(format!("{name} was removed while it was needed"));
         self.engine.store.image(&id)?.ok_or_else(gone)
     }

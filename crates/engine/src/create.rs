@@ -44,16 +44,7 @@ impl Engine {
         if config.image.is_empty() {
             return Err(Error::invalid("config cannot be empty in order to create a container"));
         }
-        let image = self.find_image(&config.image)?;
-        if let Some(wanted) = &new.platform {
-            let found = image.row.config.platform();
-            if !found.serves(wanted) {
-                return Err(Error::not_found(format!(
-                    "image with reference {} was found but its platform ({found}) does not match the specified platform ({wanted})",
-                    config.image
-                )));
-            }
-        }
+        let image = self.find_image_for(&config.image, new.platform.as_ref())?;
         let preset = image.row.config.config.clone().unwrap_or_default();
         merge(&mut config, preset);
         let command: Vec<String> = config.entrypoint.iter().flatten().chain(config.cmd.iter().flatten()).cloned().collect();
@@ -62,6 +53,13 @@ impl Engine {
             None => return Err(Error::invalid("no command specified")),
         };
         let mut warnings = Vec::new();
+        let own = image.row.config.platform();
+        if new.platform.is_none() && !own.architecture.is_empty() && !crate::host::is_native(&own) {
+            warnings.push(format!(
+                "The requested image's platform ({own}) does not match the detected host platform ({}) and no specific platform was requested",
+                crate::host::detected()
+            ));
+        }
         self.check(&config, &mut host, &mut warnings)?;
         if host.mounts.iter().flatten().any(|mount| mount.kind == "image") {
             warnings.push("Image mount is an experimental feature".to_owned());

@@ -57,12 +57,13 @@ impl Engine {
             filters.get(key).first().map(|name| self.find_image(name).map(|image| image.row.created)).transpose()
         };
         let (before, since) = (created("before")?, created("since")?);
-        let _ = all;
         let matches = |row: &ImageRow| {
             let labels = row.config.config.as_ref().and_then(|config| config.labels.clone()).unwrap_or_default();
-            // One with a digest alone is both (moby, `Images`).
-            dangling
-                .is_none_or(|wanted| if wanted { row.tags.is_empty() } else { !row.tags.is_empty() || !row.digests.is_empty() })
+            // Those of other platforms are found by the image that has the name.
+            (all || row.platform_of.is_empty() || !row.tags.is_empty())
+                // One with a digest alone is both (moby, `Images`).
+                && dangling
+                .is_none_or(|wanted| if wanted { row.tags.is_empty() && row.platform_of.is_empty() } else { !row.tags.is_empty() || !row.digests.is_empty() })
                 && before.is_none_or(|time| row.created < time)
                 && since.is_none_or(|time| row.created > time)
                 && filters.labels(&labels)
@@ -73,16 +74,19 @@ impl Engine {
             let tags = row.tags.iter().map(|(repository, tag)| format!("{}:{tag}", familiar_repository(repository)));
             let tags: Vec<String> =
                 tags.filter(|tag| filters.any("reference", |pattern| matches_reference(pattern, tag))).collect();
-            (row, tags)
+            let mut digests = repo_digests(row);
+            digests.retain(|digest| filters.any("reference", |pattern| matches_reference(pattern, digest)));
+            (row, tags, digests)
         });
-        let summaries = summaries.filter(|(_, tags)| filters.get("reference").is_empty() || !tags.is_empty());
+        let is_unfiltered = filters.get("reference").is_empty();
+        let summaries = summaries.filter(|(_, tags, digests)| is_unfiltered || !tags.is_empty() || !digests.is_empty());
         Ok(summaries
-            .map(|(row, repo_tags)| Summary {
+            .map(|(row, repo_tags, repo_digests)| Summary {
                 containers: containers.get(&row.id.to_string()).copied().unwrap_or(0),
                 created: row.created,
                 id: row.id.to_string(),
                 labels: row.config.config.as_ref().and_then(|config| config.labels.clone()),
-                repo_digests: repo_digests(row),
+                repo_digests,
                 repo_tags,
                 shared_size: -1,
                 size: row.size as i64,
@@ -99,21 +103,67 @@ impl Engine {
         })
     }
 
+    /// Finds an image for a platform: that of the name, or the one that it stands for there.
+    ///
     /// # Errors
-    /// The image is for another platform than is asked for.
-    pub fn check_platform(&self, reference: &str, wanted: Option<&Platform>) -> Result<()> {
-        let Some(wanted) = wanted else { return Ok(()) };
-        let own = self.find_image(reference)?.row.config.platform();
-        match own.serves(wanted) {
-            true => Ok(()),
-            false => Err(Error::not_found(format!(
+    /// There is none of that name, or not for the platform that is asked for.
+    pub fn find_image_for(&self, reference: &str, wanted: Option<&Platform>) -> Result<Image> {
+        let image = self.find_image(reference)?;
+        let own = image.row.config.platform();
+        let Some(wanted) = wanted.filter(|wanted| !own.serves(wanted)) else { return Ok(image) };
+        self.of_platforms(reference, &image, wanted)?.ok_or_else(|| {
+            Error::not_found(format!(
                 "image with reference {reference} was found but its platform ({own}) does not match the specified platform ({wanted})"
+            ))
+        })
+    }
+
+    /// # Errors
+    /// The image is not for this platform, or its name stands for others besides.
+    pub fn check_only_platform(&self, reference: &str, platform: &Platform) -> Result<()> {
+        self.find_image_for(reference, Some(platform))?;
+        match reference.parse::<Reference>().ok().map(|name| self.store.platforms_of(&name)).transpose()? {
+            Some(several) if !several.is_empty() => Err(Error::invalid(format!(
+                "{reference} stands for images of several platforms: one of them alone cannot be removed, the whole name can"
             ))),
+            _ => Ok(()),
         }
     }
 
-    pub fn inspect_image(&self, reference: &str) -> Result<ApiImage> {
-        let image = self.find_image(reference)?;
+    /// Of the images that a name stands for besides its own, the one for a platform.
+    fn of_platforms(&self, reference: &str, own: &Image, wanted: &Platform) -> Result<Option<Image>> {
+        let Ok(name) = reference.parse::<Reference>() else { return Ok(None) };
+        // What looks like a name may be an ID.
+        if self.store.image_by_name(&name)? != Some(own.row.id) {
+            return Ok(None);
+        }
+        for id in self.store.platforms_of(&name)? {
+            if let Some(image) = self.store.image(&id)?.filter(|image| image.row.config.platform().serves(wanted)) {
+                return Ok(Some(image));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The same, and besides the image for a platform that is known by its digest alone, when the index says so that the named one
+    /// came by.
+    pub(crate) fn image_beside(&self, reference: &str, own: &Image, wanted: &Platform) -> Result<Option<Image>> {
+        if let Some(image) = self.of_platforms(reference, own, wanted)? {
+            return Ok(Some(image));
+        }
+        let Ok(name) = reference.parse::<Reference>() else { return Ok(None) };
+        for digest in self.indexed_for(&own.row.id, wanted)? {
+            let name = Reference { tag: None, digest: Some(digest), ..name.clone() };
+            if let Some(id) = self.store.image_by_name(&name)?
+                && let Some(image) = self.store.image(&id)?
+            {
+                return Ok(Some(image));
+            }
+        }
+        Ok(None)
+    }
+
+    pub fn inspect_image(&self, image: &Image) -> Result<ApiImage> {
         let (row, config) = (&image.row, &image.row.config);
         let layers = self.paths().layers();
         let directory = |chain_id: &Digest| layers.join(&chain_id.hex()[..32]).join("fs").to_string_lossy().into_owned();
@@ -131,7 +181,12 @@ impl Engine {
         }
         Ok(ApiImage {
             id: row.id.to_string(),
-            repo_tags: row.tags.iter().map(|(repository, tag)| format!("{}:{tag}", familiar_repository(repository))).collect(),
+            repo_tags: row
+                .tags
+                .iter()
+                .chain(&row.platform_of)
+                .map(|(repository, tag)| format!("{}:{tag}", familiar_repository(repository)))
+                .collect(),
             repo_digests: repo_digests(row),
             parent: row.parent.map(|id| id.to_string()).unwrap_or_default(),
             comment: config.comment.clone().or_else(|| config.history.last()?.comment.clone()).unwrap_or_default(),
@@ -153,9 +208,8 @@ impl Engine {
         })
     }
 
-    pub fn image_history(&self, reference: &str) -> Result<Vec<ApiHistory>> {
-        let image = self.find_image(reference)?;
-        let mut sizes = self.store.layers_of(&image)?.into_iter().map(|layer| layer.size);
+    pub fn image_history(&self, image: &Image) -> Result<Vec<ApiHistory>> {
+        let mut sizes = self.store.layers_of(image)?.into_iter().map(|layer| layer.size);
         let mut steps: Vec<ApiHistory> = image
             .row
             .config
@@ -188,7 +242,15 @@ impl Engine {
             return Err(Error::invalid("refusing to create a tag with a digest reference"));
         }
         let name = name.or_latest();
-        self.store.tag(&image.row.id, &name)?;
+        let from = reference.parse::<Reference>().ok().filter(|from| from.digest.is_none());
+        let platforms = match &from {
+            Some(from) if self.store.image_by_name(from)? == Some(image.row.id) => self.store.platforms_of(from)?,
+            _ => Vec::new(),
+        };
+        match platforms.is_empty() {
+            true => self.store.tag(&image.row.id, &name)?,
+            false => self.store.tag_platforms(&image.row.id, &platforms, std::slice::from_ref(&name))?,
+        }
         self.image_event("tag", &image.row.id, &name.familiar());
         Ok(())
     }
@@ -205,6 +267,13 @@ impl Engine {
         let is_single = is_single_reference(&image.row);
         let mut deleted = Vec::new();
         let short = id.short();
+        if let Some((repository, tag)) = image.row.platform_of.first().filter(|_| image.row.tags.is_empty()) {
+            let name = format!("{}:{tag}", familiar_repository(repository));
+            return Err(Error::conflict(format!(
+                "conflict: unable to delete {short} - {name} stands for this image on {}: remove that name",
+                image.row.config.platform()
+            )));
+        }
         let users: Vec<_> = self.containers()?.into_iter().filter(|container| container.image_id == id).collect();
         let running = users.iter().find(|container| container.is_running());
         if let (true, Some(name)) = (by_name, &name) {
@@ -307,14 +376,26 @@ impl Engine {
         let mut images: Vec<SavedImage> = Vec::new();
         for reference in references {
             for (id, name) in self.to_save(reference)? {
-                let image = self.store.image(&id)?.ok_or_else(|| missing(reference))?;
-                if platform.is_some_and(|wanted| !image.row.config.platform().serves(wanted)) {
-                    let platform = platform.map(ToString::to_string).unwrap_or_default();
-                    return Err(Error::not_found(format!("no suitable export target found for platform {platform}")));
+                let mut image = self.store.image(&id)?.ok_or_else(|| missing(reference))?;
+                let several = name.as_ref().map(|name| self.store.platforms_of(name)).transpose()?.unwrap_or_default();
+                if let Some(wanted) = platform.filter(|wanted| !image.row.config.platform().serves(wanted)) {
+                    let other = name.as_ref().map(|name| self.find_image_for(&name.to_string(), Some(wanted)));
+                    let none = || Error::not_found(format!("no suitable export target found for platform {wanted}"));
+                    image = other.and_then(Result::ok).ok_or_else(none)?;
                 }
-                let place = images.iter().position(|saved| saved.id == id).unwrap_or(images.len());
+                let own = image.row.id;
+                let others: Vec<Digest> =
+                    if platform.is_some() { Vec::new() } else { several.into_iter().filter(|id| *id != own).collect() };
+                let is_same =
+                    |saved: &SavedImage| saved.id == own && saved.others.iter().map(|other| other.id).eq(others.iter().copied());
+                let place = images.iter().position(is_same).unwrap_or(images.len());
                 if place == images.len() {
-                    images.push(self.store.to_be_saved(&image, Vec::new())?);
+                    let mut saved = self.store.to_be_saved(&image, Vec::new())?;
+                    for id in &others {
+                        let other = self.store.image(id)?.ok_or_else(|| missing(reference))?;
+                        saved.others.push(self.store.to_be_saved(&other, Vec::new())?);
+                    }
+                    images.push(saved);
                 }
                 let names = &mut images[place].names;
                 if let Some(name) = name.filter(|name| !names.contains(name)) {
@@ -444,7 +525,8 @@ fn repo_digests(row: &ImageRow) -> Vec<String> {
 
 /// `busy*`, `busybox:1.*`: shell patterns on the name with or without its tag (reference.FamiliarMatch).
 fn matches_reference(pattern: &str, name: &str) -> bool {
-    let repository = name.rsplit_once(':').map_or(name, |(repository, _)| repository);
+    let split = name.split_once('@').or_else(|| name.rsplit_once(':'));
+    let repository = split.map_or(name, |(repository, _)| repository);
     glob(pattern.as_bytes(), name.as_bytes()) || glob(pattern.as_bytes(), repository.as_bytes())
 }
 

@@ -160,8 +160,13 @@ impl Engine {
 
     /// The image as the list shows it: the name it was given, or its ID where that now leads elsewhere.
     fn image_name(&self, container: &Container) -> String {
-        match self.find_image(&container.record.image) {
-            Ok(image) if image.row.id == container.image_id => container.record.image.clone(),
+        let name = &container.record.image;
+        let is_of = |row: &dhow_store::ImageRow| {
+            let platforms = || name.parse().ok().and_then(|name| self.store.platforms_of(&name).ok()).unwrap_or_default();
+            row.id == container.image_id || platforms().contains(&container.image_id)
+        };
+        match self.find_image(name) {
+            Ok(image) if is_of(&image.row) => name.clone(),
             _ => container.image_id.to_string(),
         }
     }

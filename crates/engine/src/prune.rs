@@ -109,6 +109,7 @@ impl Engine {
             // A digest alone is no name that anybody gave.
             let is_nameless = row.tags.is_empty();
             let wanted = !used.contains(&row.id)
+                && (row.platform_of.is_empty() || !row.tags.is_empty())
                 && (is_nameless || !dangling)
                 && filters.labels(&labels)
                 && until.is_none_or(|until| row.created.saturating_mul(1_000_000_000) < until);

@@ -137,6 +137,31 @@ impl Engine {
         Ok(id)
     }
 
+    /// The digest of the manifest that a name stands for on a platform.
+    pub(crate) fn manifest_for(&self, request: &PullRequest) -> Result<Digest> {
+        let name = &request.name;
+        let client = self.registries(&request.credentials);
+        let mut session = client.session().map_err(|error| failed(name, &error))?;
+        let host = Platform::host();
+        let found = find(&mut session, name, request.platform.as_ref().unwrap_or(&host)).map_err(|error| match error {
+            Finding::Registry(error) => failed(name, &error),
+            Finding::Other(error) => error,
+        })?;
+        found.documents.last().map(|document| document.digest).ok_or_else(|| Error::internal("a name without a manifest"))
+    }
+
+    /// The manifests for a platform, by the indexes that an image came by.
+    pub(crate) fn indexed_for(&self, id: &Digest, platform: &Platform) -> Result<Vec<Digest>> {
+        let mut digests = Vec::new();
+        for stored in self.store.manifests_of(id)? {
+            let document = Fetched { digest: stored.digest, media_type: stored.media_type, bytes: stored.bytes };
+            if let Ok(Document::Index(index)) = dhow_registry::parse(&document) {
+                digests.extend(choose(&index, platform).map(|entry| entry.digest));
+            }
+        }
+        Ok(digests)
+    }
+
     /// The names of all that a repository has tags for.
     pub fn tags_to_pull(&self, request: &PullRequest) -> Result<Vec<Reference>> {
         let client = self.registries(&request.credentials);

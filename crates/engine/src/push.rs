@@ -8,8 +8,11 @@ use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use dhow_oci::image::{DOCKER_CONFIG, DOCKER_LAYER, DOCKER_MANIFEST, Descriptor, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
-use dhow_oci::{Digest, Reference};
+use dhow_oci::image::{
+    DOCKER_CONFIG, DOCKER_INDEX, DOCKER_LAYER, DOCKER_MANIFEST, Descriptor, Index, Manifest, OCI_CONFIG, OCI_INDEX, OCI_LAYER,
+    OCI_MANIFEST,
+};
+use dhow_oci::{Digest, Platform, Reference};
 use dhow_registry::{Client, Credentials, Document, Fetched, Mount, Session, Source, Upload};
 use dhow_store::{Compression, Image, LayerRow, StoreError};
 use serde::Serialize;
@@ -27,8 +30,8 @@ pub struct PushRequest {
     pub credentials: Credentials,
     /// Of layers of which there is no blob here or there.
     pub compression: Compression,
-    /// The image alone, even if those of all other platforms are here.
-    pub one_platform: bool,
+    /// The image for this platform alone, even if those of all others are here.
+    pub platform: Option<Platform>,
 }
 
 /// What has come about, in the order of docker's messages.
@@ -81,6 +84,17 @@ struct Wanted {
     compression: Compression,
 }
 
+/// What of an image the registry has, and the manifest of it that it does not have yet.
+struct Parts {
+    /// The layers' blobs with the diff IDs of their content, from the bottom to the top.
+    blobs: Vec<(Descriptor, Digest)>,
+    media_type: String,
+    bytes: Vec<u8>,
+    /// The manifest is the one that the image came by.
+    is_own: bool,
+    origins: Arc<[Origin]>,
+}
+
 /// A repository that is known to have the image.
 struct Origin {
     name: Reference,
@@ -117,9 +131,52 @@ impl Engine {
         for (tag, id) in tags {
             let name = Reference { tag: Some(tag), digest: None, ..name.clone() };
             let gone = || Error::not_found(format!("tag does not exist: {}", name.familiar()));
-            let image = self.store.image(&id)?.ok_or_else(gone)?;
+            let platforms = self.store.platforms_of(&name)?;
+            if request.platform.is_none() && !platforms.is_empty() {
+                let images = platforms.iter().map(|id| self.store.image(id)?.ok_or_else(gone)).collect::<Result<Vec<_>>>()?;
+                self.push_as_index(&client, &mut session, &name, (&id, &images), request.compression, told)?;
+                continue;
+            }
+            let image = match &request.platform {
+                Some(platform) => self.find_image_for(&name.to_string(), Some(platform))?,
+                None => self.store.image(&id)?.ok_or_else(gone)?,
+            };
             self.push_image(&client, &mut session, &name, &image, request, told)?;
         }
+        Ok(())
+    }
+
+    /// Hands on the images of all platforms that a build was for, and an index of them as what the tag stands for.
+    fn push_as_index(
+        &self,
+        client: &Client,
+        session: &mut Session<'_>,
+        name: &Reference,
+        (id, images): (&Digest, &[Image]),
+        compression: Compression,
+        told: PushTold<'_>,
+    ) -> Result<()> {
+        let mut index = Index { schema_version: 2, media_type: None, manifests: Vec::new() };
+        let mut known = Vec::new();
+        for image in images {
+            let parts = self.push_parts(client, session, name, image, compression, told)?;
+            let digest = Digest::of(&parts.bytes);
+            session.push_manifest(name, &digest.to_string(), &parts.media_type, &parts.bytes).map_err(|error| failed(&error))?;
+            let mut entry = Descriptor::new(&parts.media_type, digest, parts.bytes.len() as u64);
+            entry.platform = Some(image.row.config.platform());
+            index.manifests.push(entry);
+            known.extend(parts.blobs);
+        }
+        let is_docker = index.manifests.iter().all(|entry| entry.media_type == DOCKER_MANIFEST);
+        let media_type = if is_docker { DOCKER_INDEX } else { OCI_INDEX };
+        index.media_type = Some(media_type.to_owned());
+        let bytes = document(&index)?;
+        let tag = name.tag.clone().unwrap_or_default();
+        session.push_manifest(name, &tag, media_type, &bytes).map_err(|error| failed(&error))?;
+        let digest = Digest::of(&bytes);
+        self.store.note_pushed(name, &digest, id, &known)?;
+        self.image_event("push", id, &name.familiar());
+        told(PushEvent::Done { tag, digest, size: bytes.len() as u64 });
         Ok(())
     }
 
@@ -132,6 +189,40 @@ impl Engine {
         request: &PushRequest,
         told: PushTold<'_>,
     ) -> Result<()> {
+        let id = image.row.id;
+        let Parts { blobs, media_type, bytes, is_own, origins } =
+            self.push_parts(client, session, name, image, request.compression, told)?;
+        let (mut digest, mut size) = (Digest::of(&bytes), bytes.len());
+        let whole = match is_own && request.platform.is_none() {
+            true => self.whole_index(&id, &digest)?,
+            false => None,
+        };
+        let tag = name.tag.clone().unwrap_or_default();
+        match whole {
+            None => session.push_manifest(name, &tag, &media_type, &bytes).map_err(|error| failed(&error))?,
+            Some(whole) => {
+                let target = digest.to_string();
+                session.push_manifest(name, &target, &media_type, &bytes).map_err(|error| failed(&error))?;
+                (digest, size) = (whole.index.digest, whole.index.bytes.len());
+                self.push_platforms(session, name, &tag, &whole, &origins, told)?;
+            }
+        }
+        self.store.note_pushed(name, &digest, &id, &blobs)?;
+        self.image_event("push", &id, &name.familiar());
+        told(PushEvent::Done { tag, digest, size: size as u64 });
+        Ok(())
+    }
+
+    /// Has the registry take an image's layers and its config: the manifest that they are to have.
+    fn push_parts(
+        &self,
+        client: &Client,
+        session: &mut Session<'_>,
+        name: &Reference,
+        image: &Image,
+        compression: Compression,
+        told: PushTold<'_>,
+    ) -> Result<Parts> {
         let id = image.row.id;
         let gone = || Error::not_found(format!("image {id} was removed meanwhile"));
         let config = self.store.config_of(&id)?.ok_or_else(gone)?;
@@ -146,7 +237,7 @@ impl Engine {
             .enumerate()
             .map(|(place, row)| {
                 let own = own.as_ref().and_then(|(_, own)| own.layers.get(place).cloned());
-                Wanted { row, own, origins: origins.clone(), compression: request.compression }
+                Wanted { row, own, origins: origins.clone(), compression }
             })
             .collect();
         let blobs = self.push_layers(client, session, name, &wanted, told)?;
@@ -161,31 +252,13 @@ impl Engine {
             own.layers.len() == blobs.len() && own.layers.iter().zip(&blobs).all(|(own, blob)| own.digest == blob.digest)
         };
         let own = own.filter(same).map(|(document, _)| document);
-        let whole = match &own {
-            Some(own) if !request.one_platform => self.whole_index(&id, &own.digest)?,
-            _ => None,
-        };
+        let is_own = own.is_some();
         let (media_type, bytes) = match own {
             Some(document) => (document.media_type, document.bytes),
             None => manifest(&id, config.len() as u64, &blobs)?,
         };
-        let (mut digest, mut size) = (Digest::of(&bytes), bytes.len());
-        let tag = name.tag.clone().unwrap_or_default();
-        match whole {
-            None => session.push_manifest(name, &tag, &media_type, &bytes).map_err(|error| failed(&error))?,
-            Some(whole) => {
-                (digest, size) = (whole.index.digest, whole.index.bytes.len());
-                session
-                    .push_manifest(name, &Digest::of(&bytes).to_string(), &media_type, &bytes)
-                    .map_err(|error| failed(&error))?;
-                self.push_platforms(session, name, &tag, &whole, &origins, told)?;
-            }
-        }
-        let known: Vec<_> = blobs.into_iter().zip(wanted.iter().map(|layer| layer.row.diff_id)).collect();
-        self.store.note_pushed(name, &digest, &id, &known)?;
-        self.image_event("push", &id, &name.familiar());
-        told(PushEvent::Done { tag, digest, size: size as u64 });
-        Ok(())
+        let blobs = blobs.into_iter().zip(wanted.iter().map(|layer| layer.row.diff_id)).collect();
+        Ok(Parts { blobs, media_type, bytes, is_own, origins })
     }
 
     /// Hands on what an index names besides the image that is there already, and the index as what the tag stands for.
@@ -481,12 +554,16 @@ fn manifest(id: &Digest, config_size: u64, blobs: &[Descriptor]) -> Result<(Stri
         config: Descriptor::new(config_kind, *id, config_size),
         layers,
     };
-    // As docker writes it.
+    Ok((kind.to_owned(), document(&manifest)?))
+}
+
+/// As docker writes it.
+fn document(content: &impl Serialize) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let formatter = serde_json::ser::PrettyFormatter::with_indent(b"   ");
-    let written = manifest.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, formatter));
+    let written = content.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, formatter));
     written.map_err(|error| Error::internal(format!("write the manifest: {error}")))?;
-    Ok((kind.to_owned(), bytes))
+    Ok(bytes)
 }
 
 /// What a registry's failure means for who hands an image on: its own words, as dockerd's.

@@ -75,7 +75,7 @@ fn asked(call: &Call) -> Result<Asked> {
         target: text("target"),
         build_args: given.into_iter().filter_map(|(name, value)| Some((name, value?))).collect(),
         labels: decoded(parameters, "labels")?,
-        platform,
+        platforms: platform.into_iter().collect(),
         no_cache: if parameters.is("nocache") { NoCache::Everything } else { NoCache::Nothing },
         network,
         ..Options::default()

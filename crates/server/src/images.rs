@@ -37,8 +37,8 @@ pub(crate) async fn list(engine: Arc<Engine>, call: Call) -> Result<Answer> {
 pub(crate) async fn inspect(engine: Arc<Engine>, name: String, call: &Call) -> Result<Answer> {
     let platform = platform(call.parameters.get("platform"))?;
     let inspect = move || {
-        engine.check_platform(&name, platform.as_ref())?;
-        engine.inspect_image(&name)
+        let image = engine.find_image_for(&name, platform.as_ref())?;
+        engine.inspect_image(&image)
     };
     let mut image = quick(inspect).await?;
     if call.version < Version(1, 44) {
@@ -52,15 +52,15 @@ pub(crate) async fn inspect(engine: Arc<Engine>, name: String, call: &Call) -> R
 
 /// Nothing is attested of images that are not kept as they were signed.
 pub(crate) async fn attestations(engine: Arc<Engine>, name: String) -> Result<Answer> {
-    quick(move || engine.inspect_image(&name)).await?;
+    quick(move || engine.find_image(&name)).await?;
     Ok(answer::json(StatusCode::OK, &json!([])))
 }
 
 pub(crate) async fn history(engine: Arc<Engine>, name: String, call: &Call) -> Result<Answer> {
     let platform = platform(call.parameters.get("platform"))?;
     let history = move || {
-        engine.check_platform(&name, platform.as_ref())?;
-        engine.image_history(&name)
+        let image = engine.find_image_for(&name, platform.as_ref())?;
+        engine.image_history(&image)
     };
     let history = quick(history).await?;
     Ok(answer::json(StatusCode::OK, &history))
@@ -76,7 +76,7 @@ pub(crate) async fn remove(engine: Arc<Engine>, name: String, call: Call) -> Res
     let force = call.parameters.is("force");
     let platforms = call.parameters.all("platforms").iter().map(|text| platform(text)).collect::<Result<Vec<_>>>()?;
     let remove = move || {
-        platforms.iter().try_for_each(|platform| engine.check_platform(&name, platform.as_ref()))?;
+        platforms.iter().flatten().try_for_each(|platform| engine.check_only_platform(&name, platform))?;
         engine.remove_image(&name, force)
     };
     let deleted = blocking(remove).await?;

@@ -30,11 +30,11 @@ pub(crate) async fn push(engine: Arc<Engine>, name: String, call: &Call) -> Resu
         "zstd" => Compression::Zstd,
         other => return Err(Error::invalid(format!("compression {other:?} is not supported: gzip and zstd are"))),
     };
-    let request = PushRequest { name, credentials: credentials(call), compression, one_platform: platform.is_some() };
+    let request = PushRequest { name, credentials: credentials(call), compression, platform: platform.clone() };
     let (checking, checked) = (engine.clone(), request.name.familiar());
     let check = move || match platform {
         // That there is no such image is told in the stream.
-        Some(platform) if checking.find_image(&checked).is_ok() => checking.check_platform(&checked, Some(&platform)),
+        Some(platform) if checking.find_image(&checked).is_ok() => checking.find_image_for(&checked, Some(&platform)).map(drop),
         _ => Ok(()),
     };
     quick(check).await?;

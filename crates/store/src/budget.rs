@@ -105,11 +105,14 @@ impl Store {
         }
     }
 
-    /// The images that no container was made of: those without a tag first, each kind by when it was last used.
+    /// The images that no container was made of: those without a tag first, each kind by when it was last used. Those of other
+    /// platforms go with the one that has their tag.
     pub fn unused_images(&self) -> Result<Vec<Digest>> {
         self.database.read::<_, StoreError>(|db| {
             let mut statement = db.prepare_cached(
                 "SELECT id FROM images WHERE NOT EXISTS (SELECT 1 FROM containers WHERE image_id = images.id)
+                 AND NOT EXISTS (SELECT 1 FROM tag_images AS of JOIN tags USING (repository, tag)
+                     WHERE of.image_id = images.id AND tags.image_id != images.id)
                  ORDER BY EXISTS (SELECT 1 FROM tags WHERE image_id = images.id), max(used, last_tagged), id",
             )?;
             let rows = statement.query_map([], |row| row.get::<_, String>(0))?;

@@ -146,6 +146,12 @@ const MIGRATIONS: &[&str] = &[
      CREATE UNIQUE INDEX endpoints_by_ipv6 ON endpoints (network_id, ipv6) WHERE ipv6 IS NOT NULL;
      CREATE TRIGGER endpoints_of_containers AFTER DELETE ON containers
      BEGIN DELETE FROM endpoints WHERE container_id = OLD.id; END;",
+    // What tags stand for that were built for several platforms: the images of all of them, the tag's own among them.
+    "CREATE TABLE tag_images (
+         repository TEXT NOT NULL, tag TEXT NOT NULL, position INTEGER NOT NULL, image_id TEXT NOT NULL REFERENCES images,
+         PRIMARY KEY (repository, tag, position), FOREIGN KEY (repository, tag) REFERENCES tags ON DELETE CASCADE
+     ) WITHOUT ROWID;
+     CREATE INDEX tag_images_by_image ON tag_images (image_id);",
 ];
 
 impl Database {

@@ -11,6 +11,7 @@ use crate::blobs::note_remote;
 use crate::budget::note_image_use;
 use crate::build::count_for_good;
 use crate::build_cache::forget_layer;
+use crate::platforms::{beside, tags_for};
 use crate::{Durability, LayerRow, Result, Store, StoreError, sync_file_system};
 
 /// An image as the database has it.
@@ -27,6 +28,8 @@ pub struct ImageRow {
     pub tags: Vec<(String, String)>,
     /// `repository@digest`.
     pub digests: Vec<(String, Digest)>,
+    /// Tags of another image that stand for this one where its platform is asked for.
+    pub platform_of: Vec<(String, String)>,
     /// The image that this one was made of here; it may be gone.
     pub parent: Option<Digest>,
     pub config: ImageConfig,
@@ -197,9 +200,11 @@ impl Store {
         image.chain.iter().filter_map(|chain_id| self.layer(chain_id).transpose()).collect()
     }
 
-    /// Takes a name away from its image; the image stays.
+    /// Takes a name away from its image; the image stays, but those of other platforms go that only this name had.
     pub fn untag(&self, name: &Reference) -> Result<bool> {
-        self.database.write::<_, StoreError>(Durability::Power, |tx| {
+        let own = self.image_by_name(name)?;
+        let others: Vec<Digest> = self.platforms_of(name)?.into_iter().filter(|id| Some(*id) != own).collect();
+        let is_gone = self.database.write::<_, StoreError>(Durability::Power, |tx| {
             let removed = match (&name.digest, &name.tag) {
                 (Some(digest), _) => tx.execute(
                     "DELETE FROM digests WHERE repository = ?1 AND digest = ?2",
@@ -211,18 +216,22 @@ impl Store {
                 )?,
             };
             Ok(removed > 0)
-        })
+        })?;
+        self.forget_platforms(&others)?;
+        Ok(is_gone)
     }
 
-    /// Removes an image with its names, and the layers that nothing else uses: what was removed, in Docker's order. An
-    /// image that a container uses stays, and `None` is returned.
+    /// Removes an image with its names, those of other platforms that had no others, and the layers that nothing else uses: what was
+    /// removed, in Docker's order. An image that a container uses, or that another image's tag stands for, too, stays, and `None` is
+    /// returned.
     pub fn remove_image(&self, id: &Digest) -> Result<Option<Vec<Untagged>>> {
         let removed = self.database.write::<_, StoreError>(Durability::Power, |tx| {
             let used: i64 =
                 tx.query_row("SELECT count(*) FROM containers WHERE image_id = ?1", [id.to_string()], |row| row.get(0))?;
-            if used > 0 {
+            if used > 0 || !tags_for(tx, &id.to_string())?.is_empty() {
                 return Ok(None);
             }
+            let platforms = beside(tx, &id.to_string())?;
             let mut statement = tx.prepare("SELECT chain_id FROM image_layers WHERE image_id = ?1 ORDER BY position DESC")?;
             let chain: Vec<String> = statement.query_map([id.to_string()], |row| row.get(0))?.collect::<Result<_, _>>()?;
             for table in ["tags", "digests"] {
@@ -242,9 +251,9 @@ impl Store {
                 }
             }
             blobs.append(&mut forget_blobs(tx)?);
-            Ok(Some((order, blobs)))
+            Ok(Some((order, blobs, platforms)))
         })?;
-        let Some((layers, blobs)) = removed else { return Ok(None) };
+        let Some((layers, blobs, platforms)) = removed else { return Ok(None) };
         self.remove_blobs(&blobs)?;
         let mut result = vec![Untagged::Deleted(*id)];
         for chain_id in layers {
@@ -252,6 +261,7 @@ impl Store {
             self.retire_layer(&chain_id)?;
             result.push(Untagged::Deleted(chain_id));
         }
+        result.extend(self.forget_platforms(&platforms)?);
         Ok(Some(result))
     }
 
@@ -284,7 +294,17 @@ fn decode((id, config, size, created, last_tagged, parent): RawRow) -> Result<Im
         serde_json::from_str(&config).map_err(|source| StoreError::Json { path: format!("config of image {id}"), source })?;
     let id = id.parse().map_err(|_| StoreError::Archive(format!("the database holds the malformed image ID {id}")))?;
     let parent = parent.and_then(|id| id.parse().ok());
-    Ok(ImageRow { id, size: size as u64, created, last_tagged, tags: vec![], digests: vec![], parent, config })
+    Ok(ImageRow {
+        id,
+        size: size as u64,
+        created,
+        last_tagged,
+        tags: vec![],
+        digests: vec![],
+        platform_of: vec![],
+        parent,
+        config,
+    })
 }
 
 fn names(db: &Connection, row: &mut ImageRow) -> Result<()> {
@@ -294,6 +314,7 @@ fn names(db: &Connection, row: &mut ImageRow) -> Result<()> {
     let mut digests = db.prepare_cached("SELECT repository, digest FROM digests WHERE image_id = ?1 ORDER BY repository")?;
     let pairs = digests.query_map([&id], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
     row.digests = pairs.filter_map(|pair| pair.ok().and_then(|(name, digest)| Some((name, digest.parse().ok()?)))).collect();
+    row.platform_of = tags_for(db, &id)?;
     Ok(())
 }
 
@@ -329,11 +350,13 @@ fn set_origin(tx: &Connection, id: &Digest, origin: &Origin<'_>) -> Result<()> {
     note_remote(tx, &origin.repository, origin.blobs)
 }
 
-fn set_tag(tx: &Connection, name: &Reference, id: &Digest) -> Result<()> {
+pub(crate) fn set_tag(tx: &Connection, name: &Reference, id: &Digest) -> Result<()> {
+    let tag = name.tag.as_deref().unwrap_or("latest");
+    tx.execute("DELETE FROM tag_images WHERE repository = ?1 AND tag = ?2", [name.repository().as_str(), tag])?;
     tx.execute(
         "INSERT INTO tags (repository, tag, image_id) VALUES (?1, ?2, ?3)
          ON CONFLICT (repository, tag) DO UPDATE SET image_id = excluded.image_id",
-        params![name.repository(), name.tag.as_deref().unwrap_or("latest"), id.to_string()],
+        params![name.repository(), tag, id.to_string()],
     )?;
     tx.execute("UPDATE images SET last_tagged = ?1 WHERE id = ?2", params![now(), id.to_string()])?;
     Ok(())

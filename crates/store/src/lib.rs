@@ -21,6 +21,7 @@ mod layer;
 mod load;
 mod pack;
 mod paths;
+mod platforms;
 pub mod quota;
 mod save;
 mod tar_split;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::Write;
 
-use dhow_oci::image::{ArchiveEntry, Descriptor, Index, Manifest, OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST};
+use dhow_oci::image::{ArchiveEntry, Descriptor, ImageConfig, Index, Manifest, OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST};
 use dhow_oci::{Digest, Reference};
 
 use crate::{Image, LayerRow, Result, Store, StoreError};
@@ -20,6 +20,8 @@ pub struct SavedImage {
     pub parent: Option<Digest>,
     /// With tags.
     pub names: Vec<Reference>,
+    /// Images of other platforms that the names stand for, too.
+    pub others: Vec<SavedImage>,
 }
 
 /// Who is to read an archive.
@@ -46,7 +48,7 @@ impl Store {
     pub fn to_be_saved(&self, image: &Image, names: Vec<Reference>) -> Result<SavedImage> {
         let id = image.row.id;
         let config = self.config_of(&id)?.ok_or_else(|| StoreError::Archive(format!("image {id} was removed meanwhile")))?;
-        Ok(SavedImage { id, config, layers: self.layers_of(image)?, parent: image.row.parent, names })
+        Ok(SavedImage { id, config, layers: self.layers_of(image)?, parent: image.row.parent, names, others: Vec::new() })
     }
 
     /// Prepares an archive of images.
@@ -60,23 +62,16 @@ impl Store {
         let mut entries = Vec::new();
         let mut index = Index { schema_version: 2, media_type: Some(OCI_INDEX.to_owned()), manifests: Vec::new() };
         let mut repositories: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
-        for SavedImage { id, config, layers: rows, parent, names } in images {
-            let mut layers = Vec::new();
-            for row in rows {
-                let size = self.tar_size(&row.chain_id)?;
-                layers.push(Descriptor::new(OCI_LAYER, row.diff_id, size));
-                saving.layers.insert(row.diff_id.hex().to_owned(), (row.clone(), size));
+        for saved @ SavedImage { id, parent, names, .. } in images {
+            let (mut of, manifest) = self.prepare_image(&mut saving, saved)?;
+            if !saved.others.is_empty() {
+                let mut manifests = vec![of_platform(of, saved)];
+                for other in &saved.others {
+                    manifests.push(of_platform(self.prepare_image(&mut saving, other)?.0, other));
+                }
+                let platforms = Index { schema_version: 2, media_type: Some(OCI_INDEX.to_owned()), manifests };
+                of = saving.document(OCI_INDEX, serde_json::to_vec(&platforms).map_err(json)?);
             }
-            let manifest = Manifest {
-                schema_version: 2,
-                media_type: Some(OCI_MANIFEST.to_owned()),
-                config: Descriptor::new(OCI_CONFIG, *id, config.len() as u64),
-                layers,
-            };
-            let document = serde_json::to_vec(&manifest).map_err(json)?;
-            let of = Descriptor::new(OCI_MANIFEST, Digest::of(&document), document.len() as u64);
-            saving.documents.insert(of.digest.hex().to_owned(), document);
-            saving.documents.insert(id.hex().to_owned(), config.clone());
             let path = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
             for name in names {
                 let tag = name.tag.clone().unwrap_or_default();
@@ -113,6 +108,20 @@ impl Store {
         Ok(saving)
     }
 
+    /// An image's manifest, which is among the archive's documents with all that it names.
+    fn prepare_image(&self, saving: &mut Saving, image: &SavedImage) -> Result<(Descriptor, Manifest)> {
+        let mut layers = Vec::new();
+        for row in &image.layers {
+            let size = self.tar_size(&row.chain_id)?;
+            layers.push(Descriptor::new(OCI_LAYER, row.diff_id, size));
+            saving.layers.insert(row.diff_id.hex().to_owned(), (row.clone(), size));
+        }
+        let config = saving.document(OCI_CONFIG, image.config.clone());
+        let manifest = Manifest { schema_version: 2, media_type: Some(OCI_MANIFEST.to_owned()), config, layers };
+        let document = serde_json::to_vec(&manifest).map_err(|source| StoreError::Json { path: "archive".to_owned(), source })?;
+        Ok((saving.document(OCI_MANIFEST, document), manifest))
+    }
+
     /// Writes an archive. Two of the same images are the same, byte for byte.
     ///
     /// # Errors
@@ -137,6 +146,20 @@ impl Store {
         }
         out.write_all(&[0; 1024]).and_then(|()| out.flush()).map_err(StoreError::Out)
     }
+}
+
+impl Saving {
+    fn document(&mut self, media_type: &str, bytes: Vec<u8>) -> Descriptor {
+        let of = Descriptor::new(media_type, Digest::of(&bytes), bytes.len() as u64);
+        self.documents.insert(of.digest.hex().to_owned(), bytes);
+        of
+    }
+}
+
+/// An image's manifest as one of several platforms.
+fn of_platform(manifest: Descriptor, image: &SavedImage) -> Descriptor {
+    let config = serde_json::from_slice::<ImageConfig>(&image.config).ok();
+    Descriptor { platform: config.map(|config| config.platform()), ..manifest }
 }
 
 fn header(path: &str, kind: tar::EntryType, size: u64) -> Result<tar::Header> {

@@ -78,7 +78,7 @@ impl Planner<'_> {
                 name.clone()
             }
         };
-        let is_asked = self.states[index].platform.is_some() || self.options.platform.is_some();
+        let is_asked = self.states[index].platform.is_some() || !self.options.platforms.is_empty();
         let image = self.images.image(&reference, &platform, is_asked).map_err(|error| {
             let names = self.states.iter().map(|state| state.name.as_str());
             let message = with_suggestion(format!("{name}: {error}"), &name, names.chain(COMMON));
@@ -93,12 +93,13 @@ impl Planner<'_> {
         config.created = None;
         config.comment = None;
         config.docker_version = None;
-        let is_given = self.states[index].platform.is_some() || self.options.platform.is_some();
+        let is_given = self.states[index].platform.is_some() || !self.options.platforms.is_empty();
         let actual = config.platform();
         let platform = if is_given || actual.os.is_empty() { wanted.clone() } else { actual.clone() };
         if !chain.is_empty() {
-            let shown = self.states[index].counter.next(&format!("FROM {reference}"));
-            let step = self.step(index, shown, Action::Image(chain), lines);
+            self.states[index].platform.get_or_insert_with(|| wanted.clone());
+            let shown = self.states[index].next_name(&format!("FROM {reference}"));
+            let step = self.step(index, shown, Action::Image { reference, chain }, lines);
             self.states[index].last = Some(step);
             if wanted.os != actual.os || wanted.architecture != actual.architecture {
                 let message = format!(

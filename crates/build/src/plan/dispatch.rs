@@ -78,7 +78,7 @@ impl Planner<'_> {
     pub(super) fn step(&mut self, index: usize, name: String, action: Action, lines: Lines) -> StepId {
         let state = &self.states[index];
         let base = match action {
-            Action::Image(_) | Action::Directory(_) => None,
+            Action::Image { .. } | Action::Directory(_) => None,
             _ => state.last,
         };
         let no_cache = state.no_cache && matches!(action, Action::Run(_) | Action::Files(_) | Action::Link(_));
@@ -90,7 +90,7 @@ impl Planner<'_> {
     pub(super) fn shown(&mut self, index: usize, planned: &Planned, lexer: Lexer, code: &str) -> String {
         let state = &mut self.states[index];
         let text = names::shown(lexer, code, &state.variables);
-        state.counter.next(&if planned.is_trigger { format!("ONBUILD {text}") } else { text })
+        state.next_name(&if planned.is_trigger { format!("ONBUILD {text}") } else { text })
     }
 
     /// Expands a word of an instruction.

@@ -11,21 +11,38 @@ pub(super) struct Counter {
     pub stage: String,
     pub total: usize,
     pub done: usize,
-    /// Told where several are built for.
-    pub platform: Option<Platform>,
 }
 
 impl Counter {
-    /// The name of the next step: `[stage 2/10] TEXT`.
-    pub fn next(&mut self, text: &str) -> String {
+    /// The name of the next step: `[PREFIXstage 2/10] TEXT`.
+    pub fn next(&mut self, prefix: &str, text: &str) -> String {
         if self.total == 0 {
             return text.to_owned();
         }
         self.done += 1;
-        let platform = self.platform.as_ref().map(|platform| format!("{platform} ")).unwrap_or_default();
         let stage = if self.stage.is_empty() { String::new() } else { format!("{} ", self.stage) };
         let width = self.total.ilog10() as usize + 1;
-        format!("[{platform}{stage}{:>width$}/{}] {text}", self.done, self.total)
+        format!("[{prefix}{stage}{:>width$}/{}] {text}", self.done, self.total)
+    }
+}
+
+/// A stage's platform where several are built for, and after an arrow the one that its variables say it makes things for
+/// (BuildKit, `formatTargetPlatform`).
+pub(super) fn platform_prefix(platform: &Platform, variables: &Variables) -> String {
+    let of = |name: &str| variables.get(name).map(str::to_owned);
+    let target = match of("TARGETPLATFORM").and_then(|text| text.parse::<Platform>().ok()) {
+        Some(target) => target,
+        None => Platform {
+            os: of("TARGETOS").unwrap_or_else(|| platform.os.clone()),
+            architecture: of("TARGETARCH").unwrap_or_else(|| platform.architecture.clone()),
+            variant: of("TARGETVARIANT").or_else(|| platform.variant.clone()).filter(|variant| !variant.is_empty()),
+        },
+    };
+    let variant = target.variant.as_ref().map(|variant| format!("/{variant}")).unwrap_or_default();
+    match target {
+        Platform { os, .. } if os != platform.os => format!("{platform}->{os}/{}{variant} ", target.architecture),
+        _ if target.architecture == platform.architecture && target.variant == platform.variant => format!("{platform} "),
+        _ => format!("{platform}->{}{variant} ", target.architecture),
     }
 }
 

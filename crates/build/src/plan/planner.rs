@@ -8,24 +8,45 @@ use dhow_oci::Platform;
 use super::arguments::{GlobalArgument, automatic_arguments, global_arguments};
 use super::stages::check_bases;
 use super::state::State;
-use super::{Images, Options, Outline, Plan, Step};
+use super::{Images, Options, Outline, Plan, PlannedImage, Step, merge};
 use crate::dockerfile::check::Checks;
 use crate::dockerfile::{self, DockerfileError, Finding, Lexer, Result, Variables};
+
+/// Platforms of one build.
+const MOST_PLATFORMS: usize = 32;
 
 /// Plans a build. What looks wrong is added to the findings, also when it fails.
 ///
 /// # Errors
 /// What the Dockerfile says cannot be done.
 pub fn plan(file: &[u8], options: &Options, images: &mut dyn Images, findings: &mut Vec<Finding>) -> Result<Plan> {
-    let mut checks = Checks::of(file, options.check.as_deref())?;
-    let planned = plan_with(file, options, images, &mut checks);
-    findings.extend(checks.findings().iter().cloned());
-    planned
+    if options.platforms.len() > MOST_PLATFORMS {
+        return Err(DockerfileError::new(format!("a build is for at most {MOST_PLATFORMS} platforms")));
+    }
+    let host = [Platform::host()];
+    let platforms = if options.platforms.is_empty() { &host } else { &options.platforms[..] };
+    let mut plans = Vec::new();
+    for (number, platform) in platforms.iter().enumerate() {
+        let mut checks = Checks::of(file, options.check.as_deref())?;
+        let planned = plan_for(platform, file, options, images, &mut checks);
+        // Of the others it would say the same once more.
+        if number == 0 || planned.is_err() {
+            findings.extend(checks.findings().iter().cloned());
+        }
+        plans.push(planned?);
+    }
+    Ok(merge::merge(plans))
 }
 
-fn plan_with(file: &[u8], options: &Options, images: &mut dyn Images, checks: &mut Checks<'static>) -> Result<Plan> {
+fn plan_for(
+    platform: &Platform,
+    file: &[u8],
+    options: &Options,
+    images: &mut dyn Images,
+    checks: &mut Checks<'static>,
+) -> Result<Plan> {
     let dockerfile = dockerfile::parse(file, checks)?;
-    let platform = options.platform.clone().unwrap_or_else(Platform::host);
+    let platform = platform.clone();
     let lexer = Lexer::new(dockerfile.escape);
     let target_name = match options.target.as_str() {
         "" => dockerfile.stages.last().map(|stage| stage.name.clone()).unwrap_or_default(),
@@ -101,7 +122,8 @@ impl Planner<'_> {
             state.execution().labels.get_or_insert_default().insert(name.clone(), value.clone());
         }
         self.checks.verdict()?;
-        if let Some(platform) = &self.options.platform {
+        if !self.options.platforms.is_empty() {
+            let platform = &self.platform;
             let config = &mut state.config;
             (config.os, config.architecture) = (platform.os.clone(), platform.architecture.clone());
             config.variant.clone_from(&platform.variant);
@@ -113,7 +135,8 @@ impl Planner<'_> {
         outline.arguments.sort_by_key(|argument| argument.lines);
         outline.secrets.sort_by_key(|secret| secret.lines);
         outline.agents.sort_by_key(|agent| agent.lines);
-        Ok(Plan { outline, steps: self.steps, last: state.last, config: state.config.clone(), epoch: self.epoch })
+        let result = PlannedImage { platform: self.platform, last: state.last, config: state.config.clone() };
+        Ok(Plan { outline, steps: self.steps, results: vec![result], epoch: self.epoch })
     }
 }
 
@@ -174,7 +197,7 @@ mod tests {
                 "[4/4] COPY a b* ./",
             ]
         );
-        let history: Vec<_> = plan.config.history.iter().map(|entry| entry.created_by.clone().unwrap()).collect();
+        let history: Vec<_> = plan.results[0].config.history.iter().map(|entry| entry.created_by.clone().unwrap()).collect();
         assert_eq!(
             history,
             [
@@ -212,10 +235,46 @@ mod tests {
         assert!(matches!(&plan.steps[2].action, Action::Files(actions)
             if matches!(&actions[0], FileAction::Copy(copy) if matches!(copy.source, Source::Step(Some(1))))));
         let child = of("FROM base AS a\nARG X=1\nENV Y=2\nFROM a\nRUN $X\n");
-        assert!(child.config.history.last().unwrap().created_by.as_deref().unwrap().starts_with("RUN |1 X=1 "));
+        assert!(child.results[0].config.history.last().unwrap().created_by.as_deref().unwrap().starts_with("RUN |1 X=1 "));
         let options = Options { target: "ONE".to_owned(), ..Options::default() };
         let target = super::plan(b"FROM base AS one\nRUN x\nFROM base\nRUN y", &options, &mut Known, &mut Vec::new()).unwrap();
         assert_eq!(target.steps.len(), 2);
+    }
+
+    #[test]
+    fn platforms_share_what_is_the_same() {
+        let text = "FROM --platform=$BUILDPLATFORM base AS tools\nRUN prepare\nARG TARGETARCH\nRUN make $TARGETARCH\n\
+            FROM base\nCOPY --from=tools /x /x\n";
+        let options = Options {
+            platforms: ["linux/amd64", "linux/arm64"].map(|text| text.parse().unwrap()).to_vec(),
+            build_args: [("BUILDPLATFORM".to_owned(), "linux/amd64".to_owned())].into(),
+            ..Options::default()
+        };
+        let plan = super::plan(text.as_bytes(), &options, &mut Known, &mut Vec::new()).unwrap();
+        assert_eq!(
+            names(&plan),
+            [
+                "[linux/amd64 tools 1/3] FROM docker.io/library/base:latest",
+                "[linux/amd64 tools 2/3] RUN prepare",
+                "[linux/amd64 tools 3/3] RUN make amd64",
+                "[linux/amd64 stage-1 2/2] COPY --from=tools /x /x",
+                "[linux/amd64->arm64 tools 3/3] RUN make arm64",
+                "[linux/arm64 stage-1 2/2] COPY --from=tools /x /x",
+            ]
+        );
+        assert_eq!(
+            plan.steps.iter().map(|step| step.base).collect::<Vec<_>>(),
+            [None, Some(0), Some(1), Some(0), Some(1), Some(0)]
+        );
+        let of = |number: usize| (plan.results[number].last, plan.results[number].config.platform().to_string());
+        assert_eq!((of(0), of(1)), ((Some(3), "linux/amd64".to_owned()), (Some(5), "linux/arm64".to_owned())));
+        let Action::Files(actions) = &plan.steps[5].action else { panic!() };
+        let FileAction::Copy(copy) = &actions[0] else { panic!() };
+        assert_eq!(copy.source, Source::Step(Some(4)));
+        let Action::Run(command) = &plan.steps[4].action else { panic!() };
+        assert_eq!(command.platform.to_string(), "linux/amd64");
+        let options = Options { platforms: vec![Platform::host(); 33], ..Options::default() };
+        assert!(super::plan(b"FROM base", &options, &mut Known, &mut Vec::new()).is_err());
     }
 
     #[test]
@@ -225,7 +284,7 @@ mod tests {
             names(&plan),
             ["[1/2] FROM trigger:1", "FROM docker.io/library/base:latest", "[2/4] ONBUILD COPY --from=base /x /y", "[3/4] RUN x",]
         );
-        assert!(plan.config.config.unwrap().on_build.is_none());
+        assert!(plan.results[0].config.config.clone().unwrap().on_build.is_none());
         let plan = of("FROM base AS a\nONBUILD RUN t\nFROM a\nRUN x\n");
         assert_eq!(names(&plan)[1..], ["[stage-1 1/2] ONBUILD RUN t", "[stage-1 2/2] RUN x"]);
     }

@@ -56,7 +56,7 @@ impl Planner<'_> {
         let raw = Lexer { raw_quotes: true, skip_unset: true, ..self.lexer };
         let text = names::shown(raw, &code, &shown_variables);
         let state = &mut self.states[index];
-        let shown = state.counter.next(&if planned.is_trigger { format!("ONBUILD {text}") } else { text });
+        let shown = state.next_name(&if planned.is_trigger { format!("ONBUILD {text}") } else { text });
         let env: Vec<String> = state.variables.iter().map(|(name, value)| format!("{name}={value}")).collect();
         self.spend(env.iter().map(String::len).sum())?;
         let state = &mut self.states[index];
@@ -73,6 +73,7 @@ impl Planner<'_> {
             network,
             security: run.security,
             devices: run.devices.clone(),
+            platform: state.platform.clone().unwrap_or_else(|| self.platform.clone()),
         };
         let history = format!("RUN {} # buildkit", run_text(&args, &state.arguments, &state.variables));
         let step = self.step(index, shown, Action::Run(Box::new(command)), instruction.lines);

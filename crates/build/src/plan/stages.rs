@@ -67,7 +67,7 @@ impl Planner<'_> {
             state.no_cache = no_cache;
             let own = usize::from(state.stage.base != SCRATCH && state.base.is_none());
             state.counter.total = own + state.stage.instructions.iter().filter(|one| is_step(&one.kind)).count();
-            state.counter.platform = self.options.is_multi_platform.then(|| self.platform.clone());
+            state.tells_platform = self.options.tells_platform().then(|| self.platform.clone());
         }
         Ok(())
     }

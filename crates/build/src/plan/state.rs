@@ -4,7 +4,7 @@
 use dhow_oci::Platform;
 use dhow_oci::image::{Execution, History, ImageConfig};
 
-use super::names::Counter;
+use super::names::{self, Counter};
 use super::{NamedContext, StepId};
 use crate::dockerfile::instruction::Argument;
 use crate::dockerfile::{Instruction, Lines, Stage, Variables};
@@ -35,6 +35,8 @@ pub(super) struct State {
     pub no_cache: bool,
     pub name: String,
     pub counter: Counter,
+    /// Names of its steps tell its platform, or this one as long as that is not known.
+    pub tells_platform: Option<Platform>,
     pub config: ImageConfig,
     pub variables: Variables,
     pub arguments: Vec<Argument>,
@@ -71,6 +73,7 @@ impl State {
             no_cache: false,
             name: String::new(),
             counter: Counter::default(),
+            tells_platform: None,
             config: ImageConfig::default(),
             variables: Variables::default(),
             arguments: Vec::new(),
@@ -79,6 +82,13 @@ impl State {
             once: [None; 3],
             used: Vec::new(),
         }
+    }
+
+    /// The name of its next step.
+    pub(super) fn next_name(&mut self, text: &str) -> String {
+        let platform = self.tells_platform.as_ref().map(|target| self.platform.as_ref().unwrap_or(target));
+        let prefix = platform.map(|platform| names::platform_prefix(platform, &self.variables)).unwrap_or_default();
+        self.counter.next(&prefix, text)
     }
 
     pub(super) fn execution(&mut self) -> &mut Execution {

@@ -7,7 +7,7 @@ use crate::plan::{Action, Command, Copy, FileAction, FileMode, Mounted, Source, 
 use crate::progress::BuildError;
 
 /// Changes when steps come to something else than before, or keys are made in another way.
-const VERSION: &str = "2";
+const VERSION: &str = "3";
 
 /// Fields, each with its length before it: two lists are never taken for one another.
 pub struct KeyBuilder {
@@ -97,7 +97,7 @@ impl Solver<'_> {
         let base = base.map(Digest::to_string).unwrap_or_default();
         let mut key;
         match &self.step(id).action {
-            Action::Image(chain) => {
+            Action::Image { chain, .. } => {
                 key = KeyBuilder::new("image");
                 key.field(&chain.last().map(Digest::to_string).unwrap_or_default());
             }
@@ -111,7 +111,7 @@ impl Solver<'_> {
             }
             Action::Run(command) => {
                 key = KeyBuilder::new("run");
-                key.field(&base).field(&self.platform.to_string()).list(&self.settings);
+                key.field(&base).field(&command.platform.to_string()).list(&self.settings);
                 self.command(&mut key, id, command, by)?;
             }
             Action::Files(actions) => {

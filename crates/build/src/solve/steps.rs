@@ -185,7 +185,7 @@ impl Solver<'_> {
     pub(super) fn execute(&self, id: StepId, base: Option<&Outcome>) -> Result<(LayerRow, Digest), BuildError> {
         let chain = base.map(|base| base.chain.clone()).unwrap_or_default();
         match &self.step(id).action {
-            Action::Image(_) => Err(BuildError::internal("an image is no step to be done")),
+            Action::Image { .. } => Err(BuildError::internal("an image is no step to be done")),
             Action::Directory(name) => {
                 let workspace = self.store.begin_step(&[])?;
                 let seen = {

@@ -13,9 +13,9 @@ use std::sync::Arc;
 
 use clap::Args;
 use dhow_engine::dhow_build::plan::NoCache;
-use dhow_engine::dhow_build::progress::{BuildError, ErrorKind, Event, Progress, VertexId};
-use dhow_engine::{BuildRequest, Built, Cancel, Compression, Engine, PushRequest, vertex};
-use dhow_oci::Reference;
+use dhow_engine::dhow_build::progress::{BuildError, ErrorKind, Progress, VertexId};
+use dhow_engine::{BuildRequest, Built, Cancel, Engine, vertex};
+use dhow_oci::{Digest, Reference};
 use serde_json::json;
 
 use self::input::Input;
@@ -198,10 +198,12 @@ impl Build {
                 return Ok(calls::Said::default());
             }
             let built = engine.export_build(&solved, &asked.tags, &display).map_err(shown)?;
+            let mut digest = built.id;
             if outputs.push {
-                self.push_all(engine, folder, &asked.tags, &display).map_err(shown)?;
+                let credentials = |domain: &str| registry_credentials(folder, domain);
+                digest = engine.push_build(&asked.tags, &credentials, &display, cancel).map_err(shown)?;
             }
-            Ok(calls::Said { built: Some(built), ..calls::Said::default() })
+            Ok(calls::Said { built: Some((built, digest)), ..calls::Said::default() })
         });
         let warnings = display.finish();
         let said = match done {
@@ -216,8 +218,8 @@ impl Build {
                 return Err(failed(format!("{what}{}", ended.error.message)));
             }
         };
-        if let Some(built) = &said.built {
-            self.tell(built, &asked.tags)?;
+        if let Some((built, digest)) = &said.built {
+            self.tell(built, digest, &asked.tags)?;
         }
         if call == "build" {
             display.show_warnings(&warnings);
@@ -226,8 +228,8 @@ impl Build {
         said.failure.map_or(Ok(()), Err)
     }
 
-    /// Writes down what has come about, where that is wanted.
-    fn tell(&self, built: &Built, tags: &[Reference]) -> Result {
+    /// Writes down what has come about, where that is wanted: the digest is what the image has at a registry, or its id.
+    fn tell(&self, built: &Built, digest: &Digest, tags: &[Reference]) -> Result {
         let write = |path: &Path, text: String| {
             std::fs::write(path, text).map_err(|error| failed(format!("write {}: {error}", path.display())))
         };
@@ -236,33 +238,13 @@ impl Build {
         }
         if let Some(path) = &self.metadata_file {
             let id = built.id.to_string();
-            let mut document = json!({ "containerimage.config.digest": id, "containerimage.digest": id });
+            let mut document = json!({ "containerimage.config.digest": id, "containerimage.digest": digest.to_string() });
             if !tags.is_empty() {
                 document["image.name"] = tags.iter().map(ToString::to_string).collect::<Vec<_>>().join(",").into();
             }
             write(path, format!("{document:#}"))?;
         }
         if self.quiet { print(&format!("{}\n", built.id)) } else { Ok(()) }
-    }
-
-    fn push_all(&self, engine: &Engine, folder: &Path, tags: &[Reference], display: &Display) -> Result<(), BuildError> {
-        if tags.is_empty() {
-            return Err(BuildError::invalid("tag is needed when pushing to registry"));
-        }
-        tags.iter().try_for_each(|name| {
-            vertex(display, &format!("pushing {name}"), |id| {
-                let request = PushRequest {
-                    name: name.clone(),
-                    credentials: registry_credentials(folder, &name.domain),
-                    compression: Compression::Gzip,
-                    one_platform: true,
-                };
-                let told = |_| true;
-                engine.push(&request, &told).map_err(|error| BuildError::invalid(error.message))?;
-                display.tell(Event::Status { id, name: format!("pushed {name}"), current: 0, total: 0, done: true });
-                Ok(())
-            })
-        })
     }
 
     fn kind(&self) -> Result<Kind> {

@@ -71,10 +71,7 @@ impl Images {
         }
         let mut rows = Vec::new();
         for image in &images {
-            let untagged = vec!["<none>:<none>".to_owned()];
-            for name in if image.repo_tags.is_empty() { &untagged } else { &image.repo_tags } {
-                rows.push(row(image, name, !self.no_trunc));
-            }
+            rows.extend(names(image, self.digests).into_iter().map(|(name, digest)| row(image, &name, digest, !self.no_trunc)));
         }
         if self.quiet {
             rows.dedup_by(|a, b| a["ID"] == b["ID"] && self.repository.is_none());
@@ -123,11 +120,28 @@ impl Images {
     }
 }
 
-fn row(image: &Summary, name: &str, truncate: bool) -> Map<String, Value> {
+/// The rows of an image: its tags, and repositories of which it has digests alone (docker/cli, `imageFormatter`).
+fn names(image: &Summary, with_digests: bool) -> Vec<(String, Option<&str>)> {
+    let digest_of = |repository: &str| {
+        image.repo_digests.iter().find_map(|digest| digest.strip_prefix(repository).and_then(|rest| rest.strip_prefix('@')))
+    };
+    let repository_of = |tag: &str| tag.rsplit_once(':').map_or(tag, |(repository, _)| repository).to_owned();
+    let mut names: Vec<_> = image.repo_tags.iter().map(|tag| (tag.clone(), digest_of(&repository_of(tag)))).collect();
+    for (repository, digest) in image.repo_digests.iter().filter_map(|digest| digest.split_once('@')) {
+        let name = format!("{repository}:<none>");
+        let is_tagged = image.repo_tags.iter().any(|tag| repository_of(tag) == repository);
+        let is_known = !with_digests && names.iter().any(|(known, _)| *known == name);
+        if !is_tagged && !is_known {
+            names.push((name, Some(digest)));
+        }
+    }
+    if names.is_empty() { vec![("<none>:<none>".to_owned(), None)] } else { names }
+}
+
+fn row(image: &Summary, name: &str, digest: Option<&str>, truncate: bool) -> Map<String, Value> {
     let (repository, tag) = name.rsplit_once(':').unwrap_or((name, "<none>"));
     let id = if truncate { image.id.trim_start_matches("sha256:").chars().take(12).collect() } else { image.id.clone() };
     let age = (dhow_oci::time::now() / 1_000_000_000 - image.created).max(0);
-    let digest = image.repo_digests.iter().find_map(|digest| digest.strip_prefix(&format!("{repository}@")));
     let size = human_size(image.size as u64);
     let value = json!({
         "ID": id, "Repository": repository, "Tag": tag, "Digest": digest.unwrap_or("<none>"),

@@ -1,8 +1,9 @@
 //! From what a build has left to an image: nothing is copied, its layers are the store's.
 
+use dhow_build::plan::PlannedImage;
 use dhow_build::progress::{BuildError, Event, Progress, VertexId};
 use dhow_oci::image::{ImageConfig, RootFs};
-use dhow_oci::{Reference, time};
+use dhow_oci::{Digest, Platform, Reference, time};
 use dhow_store::{LayerRow, NewImage};
 
 use super::{Built, Solved};
@@ -17,6 +18,14 @@ pub(super) struct Document {
     pub layers: Vec<LayerRow>,
 }
 
+impl Solved {
+    /// The result that the image's names stand for where no platform is asked for: this host's, or the first one.
+    pub(super) fn own(&self) -> usize {
+        let host = Platform::host();
+        self.plan.results.iter().position(|result| result.platform.serves(&host)).unwrap_or(0)
+    }
+}
+
 impl Engine {
     /// Makes an image of layers and a plan's configuration, and names it.
     pub(super) fn export_image(
@@ -28,22 +37,49 @@ impl Engine {
     ) -> Result<Built, BuildError> {
         let status = |name: String, done: bool| progress.tell(Event::Status { id, name, current: 0, total: 0, done });
         status("exporting layers".to_owned(), false);
-        let Document { config, bytes, layers } = self.image_of(solved)?;
+        let mut documents = self.images_of(solved)?;
         status("exporting layers".to_owned(), true);
-        let created = config.created.as_deref().and_then(time::parse).unwrap_or_default().div_euclid(1_000_000_000);
-        let image = self.store.add_image(&NewImage { config: &bytes, layers, tags, created, parent: None, origin: None })?;
-        status(format!("writing image {image}"), true);
-        self.image_event("create", &image, &image.to_string());
+        let own = solved.own();
+        if tags.is_empty() {
+            // Without a name there is nothing that would hold several together.
+            documents = vec![documents.swap_remove(own)];
+        }
+        let is_single = documents.len() == 1;
+        let mut images = Vec::new();
+        for Document { config, bytes, layers } in &documents {
+            let created = config.created.as_deref().and_then(time::parse).unwrap_or_default().div_euclid(1_000_000_000);
+            let names = if is_single { tags } else { &[] };
+            let new = NewImage { config: bytes, layers: layers.clone(), tags: names, created, parent: None, origin: None };
+            let image = self.store.add_image(&new)?;
+            status(format!("writing image {image}"), true);
+            self.image_event("create", &image, &image.to_string());
+            images.push(image);
+        }
+        let own = if is_single { 0 } else { own };
+        let image = images[own];
+        if !is_single {
+            self.store.tag_platforms(&image, &images, tags)?;
+        }
         for tag in tags {
             status(format!("naming to {tag}"), true);
             self.image_event("tag", &image, &tag.familiar());
         }
-        Ok(Built { id: image, config: bytes })
+        Ok(Built { id: image, config: documents.swap_remove(own).bytes })
+    }
+
+    /// What the images of a build are made of, in the order of its platforms.
+    pub(super) fn images_of(&self, solved: &Solved) -> Result<Vec<Document>, BuildError> {
+        solved
+            .plan
+            .results
+            .iter()
+            .zip(&solved.chains)
+            .map(|(planned, chain)| self.image_of(planned, chain, solved.plan.epoch))
+            .collect()
     }
 
     /// What an image of a build is made of.
-    pub(super) fn image_of(&self, solved: &Solved) -> Result<Document, BuildError> {
-        let Solved { plan, chain, .. } = solved;
+    fn image_of(&self, planned: &PlannedImage, chain: &[Digest], epoch: Option<i64>) -> Result<Document, BuildError> {
         let layers = match chain.last() {
             None => Vec::new(),
             Some(top) => {
@@ -51,9 +87,9 @@ impl Engine {
                 self.store.chain_of(top)?.ok_or_else(gone)?
             }
         };
-        let mut config = plan.config.clone();
+        let mut config = planned.config.clone();
         config.rootfs = RootFs { kind: "layers".to_owned(), diff_ids: layers.iter().map(|layer| layer.diff_id).collect() };
-        self.date(&mut config, &layers, plan.epoch)?;
+        self.date(&mut config, &layers, epoch)?;
         let bytes = serde_json::to_vec(&config).map_err(|error| BuildError::internal(format!("encode the image: {error}")))?;
         Ok(Document { config, bytes, layers })
     }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use dhow_oci::{Digest, Reference};
 use dhow_store::{ArchiveLayout, Driver, Mountable, Packer, SavedImage};
@@ -19,9 +19,13 @@ impl Engine {
     /// # Errors
     /// A layer was removed meanwhile, or what is written to fails.
     pub fn pack_build(&self, solved: &Solved, out: &mut dyn Write) -> Result<()> {
-        let mut packer = Packer::of_one_file_system(out);
-        if let Some(files) = self.open_build(solved)? {
-            packer.below(&files, b"").context(|| "pack the build's files".to_owned())?;
+        let mut packer = Packer::new(out);
+        for (files, directory) in self.open_build(solved)? {
+            let packed = match directory.as_str() {
+                "" => packer.below(&files, b""),
+                directory => packer.directory(&files, directory.as_bytes()),
+            };
+            packed.context(|| "pack the build's files".to_owned())?;
         }
         packer.finish().map(drop).context(|| "pack the build's files".to_owned())
     }
@@ -37,16 +41,41 @@ impl Engine {
         layout: ArchiveLayout,
         out: &mut dyn Write,
     ) -> Result<Digest> {
-        let document = self.image_of(solved).map_err(|error| Error::internal(error.message))?;
-        let id = Digest::of(&document.bytes);
-        let image = SavedImage { id, config: document.bytes, layers: document.layers, parent: None, names: names.to_vec() };
+        let documents = self.images_of(solved).map_err(|error| Error::internal(error.message))?;
+        let mut images: Vec<SavedImage> = documents
+            .into_iter()
+            .map(|document| SavedImage {
+                id: Digest::of(&document.bytes),
+                config: document.bytes,
+                layers: document.layers,
+                parent: None,
+                names: Vec::new(),
+                others: Vec::new(),
+            })
+            .collect();
+        let mut image = images.remove(solved.own());
+        (image.names, image.others) = (names.to_vec(), images);
+        let id = image.id;
         self.store.save(&self.store.prepare_save(&[image], layout)?, out)?;
         Ok(id)
     }
 
-    /// The merged files of all layers, for reading; `None` when there is none.
-    pub fn open_build(&self, solved: &Solved) -> Result<Option<std::os::fd::OwnedFd>> {
-        let places = self.store.directories(&solved.chain);
+    /// The merged files of all layers, for reading, each result's with the directory that it gets where there are several, as
+    /// `linux_amd64`; results without files are left out.
+    pub fn open_build(&self, solved: &Solved) -> Result<Vec<(OwnedFd, String)>> {
+        let mut opened = Vec::new();
+        for (planned, chain) in solved.plan.results.iter().zip(&solved.chains) {
+            let directory = match solved.chains.len() {
+                1 => String::new(),
+                _ => planned.platform.to_string().replace('/', "_"),
+            };
+            opened.extend(self.open_chain(chain)?.map(|files| (files, directory)));
+        }
+        Ok(opened)
+    }
+
+    fn open_chain(&self, chain: &[Digest]) -> Result<Option<OwnedFd>> {
+        let places = self.store.directories(chain);
         let [only] = places.as_slice() else {
             if places.is_empty() {
                 return Ok(None);

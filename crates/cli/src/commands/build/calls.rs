@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use dhow_engine::dhow_build::dockerfile::Lines;
 use dhow_engine::dhow_build::progress::{BuildError, Progress};
 use dhow_engine::{BuildRequest, Built, Described, Engine};
+use dhow_oci::Digest;
 use serde_json::Value;
 
 use super::excerpt;
@@ -17,7 +18,7 @@ pub(super) struct Said {
     pub text: String,
     /// Said after it.
     pub failure: Option<Failure>,
-    pub built: Option<Built>,
+    pub built: Option<(Built, Digest)>,
 }
 
 /// Answers `check`, `outline`, `targets` and the like, with `,format=json` behind or not.

@@ -1,6 +1,6 @@
 //! What the options of a build mean to the engine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use dhow_api::config::Ulimit;
@@ -47,10 +47,9 @@ impl Build {
             }
         }
         let platforms = self.platform.iter().map(|text| text.parse::<Platform>()).collect::<Result<Vec<_>, _>>();
-        let mut platforms = platforms.map_err(|error| failed(error.to_string()))?;
-        if platforms.len() > 1 {
-            return Err(failed("images for several platforms are not built yet: build for one at a time".to_owned()));
-        }
+        let mut platforms: Vec<Platform> = platforms.map_err(|error| failed(error.to_string()))?;
+        let mut seen = HashSet::new();
+        platforms.retain(|platform| seen.insert(platform.clone()));
         let network = match self.network.as_str() {
             "" | "default" => Network::Default,
             "none" => Network::None,
@@ -73,7 +72,7 @@ impl Build {
         let options = Options {
             target: self.target.clone(),
             labels: self.label.iter().map(|text| checked_pair(text).map(pair)).collect::<Result<_>>()?,
-            platform: platforms.pop(),
+            platforms,
             is_multi_platform: of_argument("BUILDKIT_MULTI_PLATFORM").is_some_and(|value| value == "1" || value == "true"),
             no_cache: self.no_cache(),
             network,

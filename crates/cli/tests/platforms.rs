@@ -1,0 +1,205 @@
+//! Builds for several platforms: what they share, what their names stand for, and where they go.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+
+use std::fs;
+use std::path::PathBuf;
+
+use dhow_testkit::registry::{Registry, digest_of};
+use dhow_testkit::{Sandbox, sandboxed, text};
+use serde_json::Value;
+
+/// This host's platform, and another one.
+const OWN: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+const OTHER: &str = if cfg!(target_arch = "aarch64") { "amd64" } else { "arm64" };
+
+fn both() -> String {
+    format!("linux/{OTHER},linux/{OWN}")
+}
+
+/// A context whose tools run here and make something for each platform.
+fn context(sandbox: &Sandbox) -> PathBuf {
+    let path = sandbox.path("context");
+    fs::create_dir_all(&path).unwrap();
+    let file = "FROM --platform=$BUILDPLATFORM busybox AS tools\nRUN echo shared > /shared\nARG TARGETARCH\n\
+        RUN echo $TARGETARCH > /made\nFROM scratch\nCOPY --from=tools /made /shared /\n";
+    fs::write(path.join("Dockerfile"), file).unwrap();
+    path
+}
+
+/// Standard error of a build for both platforms.
+fn built(sandbox: &Sandbox, file: Option<&str>, more: &[&str]) -> String {
+    let context = context(sandbox);
+    if let Some(file) = file {
+        fs::write(context.join("Dockerfile"), file).unwrap();
+    }
+    let platforms = both();
+    let args = [&["build", "--progress=plain", "--platform", &platforms], more, &[context.to_str().unwrap()]].concat();
+    let output = sandbox.command(&args).output().unwrap();
+    let told = text(&output.stderr);
+    assert!(output.status.success(), "{told}");
+    told
+}
+
+fn architecture(sandbox: &Sandbox, image: &str, platform: &str) -> String {
+    let platform = format!("linux/{platform}");
+    sandbox.ok(&["image", "inspect", "--platform", &platform, "-f", "{{.Architecture}} {{.RepoTags}}", image])
+}
+
+fn image_ids(sandbox: &Sandbox, more: &[&str]) -> Vec<String> {
+    let listed = sandbox.ok(&[&["images", "-q", "--no-trunc"], more].concat());
+    listed.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_name_stands_for_images_of_all_platforms() {
+    let sandbox = sandboxed!();
+    let told = built(&sandbox, None, &["-t", "multi:1", "-t", "multi:2"]);
+    // What runs here and is the same for both is done once.
+    assert_eq!(told.matches("RUN echo shared").count(), 1, "{told}");
+    assert!(told.contains(&format!("[linux/{OWN} tools 2/3] RUN echo shared")), "{told}");
+    assert!(told.contains(&format!("[linux/{OWN}->{OTHER} tools 3/3] RUN echo {OTHER}")), "{told}");
+    assert!(told.contains(&format!("[linux/{OTHER} stage-1 1/1] COPY")), "{told}");
+    assert!(told.contains(&format!("[linux/{OWN} internal] load metadata for docker.io/library/busybox:latest")), "{told}");
+
+    // Where nobody asks, it is this host's.
+    assert_eq!(sandbox.ok(&["image", "inspect", "-f", "{{.Architecture}}", "multi:1"]), OWN);
+    assert_eq!(architecture(&sandbox, "multi:1", OWN), format!("{OWN} [multi:1 multi:2]"));
+    assert_eq!(architecture(&sandbox, "multi:1", OTHER), format!("{OTHER} [multi:1 multi:2]"));
+    let (_, why) = sandbox.fails(&["image", "inspect", "--platform", "linux/s390x", "multi:1"]);
+    assert!(why.contains("does not match the specified platform (linux/s390x)"), "{why}");
+    assert_eq!(image_ids(&sandbox, &[]).len(), 2, "one, and busybox");
+    assert_eq!(image_ids(&sandbox, &["-a"]).len(), 3);
+    let platform = format!("linux/{OTHER}");
+    let made = |image: &str, platform: &str| {
+        let id = sandbox.ok(&["create", "--platform", platform, image, "x"]);
+        let target = sandbox.path("made");
+        sandbox.ok(&["cp", &format!("{id}:/made"), target.to_str().unwrap()]);
+        assert_eq!(sandbox.ok(&["ps", "-a", "--format", "{{.Image}}"]), image);
+        sandbox.ok(&["rm", &id]);
+        fs::read_to_string(target).unwrap()
+    };
+    assert_eq!(made("multi:2", &platform), format!("{OTHER}\n"));
+    assert_eq!(made("multi:2", &format!("linux/{OWN}")), format!("{OWN}\n"));
+
+    // Another build upon it takes each platform's.
+    let told = built(&sandbox, Some("FROM multi:1\nCOPY Dockerfile /more\n"), &["-t", "upon:1"]);
+    assert!(told.contains(&format!("[linux/{OTHER} 1/2] FROM docker.io/library/multi:1")), "{told}");
+    assert_eq!(made("upon:1", &platform), format!("{OTHER}\n"));
+
+    // A copy of the name stands for the same; names and images go together.
+    sandbox.ok(&["tag", "multi:2", "copy"]);
+    sandbox.ok(&["rmi", "multi:1", "multi:2", "upon:1"]);
+    assert_eq!(architecture(&sandbox, "copy", OTHER), format!("{OTHER} [copy:latest]"));
+    let other = sandbox.ok(&["image", "inspect", "--platform", &platform, "-f", "{{.Id}}", "copy"]);
+    let (_, why) = sandbox.fails(&["rmi", "-f", &other]);
+    assert!(why.contains(&format!("copy:latest stands for this image on linux/{OTHER}: remove that name")), "{why}");
+    let (_, why) = sandbox.fails(&["image", "rm", "--platform", &platform, "copy"]);
+    assert!(why.contains("stands for images of several platforms"), "{why}");
+    sandbox.ok(&["image", "prune", "-f"]);
+    assert_eq!(image_ids(&sandbox, &["-a"]).len(), 3);
+    sandbox.ok(&["tag", "busybox", "copy"]);
+    // Now nobody has them.
+    assert_eq!(sandbox.ok(&["image", "prune", "-f"]).matches("deleted: ").count(), 2, "their layers are kept for builds");
+    assert_eq!(image_ids(&sandbox, &["-a"]), image_ids(&sandbox, &["busybox"]));
+    sandbox.finish();
+}
+
+#[test]
+fn images_of_all_platforms_are_handed_on() {
+    let sandbox = sandboxed!();
+    let registry = Registry::start();
+    let name = registry.name("group/multi:1");
+    let metadata = sandbox.path("metadata.json");
+    let told = built(&sandbox, None, &["-t", &name, "--push", "--metadata-file", metadata.to_str().unwrap()]);
+    assert!(told.contains(&format!("pushed {name}")), "{told}");
+    let (kind, index) = registry.manifest("group/multi", "1").unwrap();
+    assert_eq!(kind, "application/vnd.docker.distribution.manifest.list.v2+json");
+    let metadata: Value = serde_json::from_slice(&fs::read(metadata).unwrap()).unwrap();
+    assert_eq!(metadata["containerimage.digest"], digest_of(&index).as_str());
+    let index: Value = serde_json::from_slice(&index).unwrap();
+    let platforms: Vec<&Value> = index["manifests"].as_array().unwrap().iter().map(|entry| &entry["platform"]).collect();
+    assert_eq!(
+        platforms,
+        [
+            &serde_json::json!({ "architecture": OTHER, "os": "linux" }),
+            &serde_json::json!({ "architecture": OWN, "os": "linux" })
+        ]
+    );
+    for entry in index["manifests"].as_array().unwrap() {
+        let (_, manifest) = registry.manifest("group/multi", entry["digest"].as_str().unwrap()).unwrap();
+        let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+        for blob in manifest["layers"].as_array().unwrap().iter().chain([&manifest["config"]]) {
+            assert!(registry.blob("group/multi", blob["digest"].as_str().unwrap()).is_some());
+        }
+    }
+    // One of them alone is a manifest.
+    let one = registry.name("group/one:1");
+    sandbox.ok(&["tag", &name, &one]);
+    sandbox.ok(&["push", "--platform", &format!("linux/{OTHER}"), &one]);
+    let (_, manifest) = registry.manifest("group/one", "1").unwrap();
+    assert_eq!(digest_of(&manifest), index["manifests"][0]["digest"].as_str().unwrap());
+
+    // A base of another platform does not take the name that this host's has, or is to have.
+    sandbox.ok(&["rmi", "-f", &name, &one]);
+    let file = format!("FROM {name}\nCOPY Dockerfile /more\n");
+    let other = format!("linux/{OTHER}");
+    let upon = |more: &[&str]| {
+        fs::write(context(&sandbox).join("Dockerfile"), &file).unwrap();
+        let context = sandbox.path("context");
+        sandbox.ok(&[&["build", "-q", "--platform", &other, "-t", "upon"], more, &[context.to_str().unwrap()]].concat());
+    };
+    upon(&[]);
+    let untagged = format!("{} <none>", name.trim_end_matches(":1"));
+    let listed = sandbox.ok(&["images", "--format", "{{.Repository}} {{.Tag}}"]);
+    assert!(listed.lines().any(|line| line == untagged) && !listed.contains("multi 1"), "{listed}");
+    sandbox.ok(&["pull", "-q", &name]);
+    registry.misbehave(dhow_testkit::registry::Faults {
+        account: Some(("me".to_owned(), "secret".to_owned())),
+        ..Default::default()
+    });
+    // Both are here: nobody is asked.
+    upon(&["--no-cache"]);
+    assert_eq!(sandbox.ok(&["image", "inspect", "-f", "{{.Architecture}}", &name]), OWN);
+
+    // As files and archives.
+    let directory = sandbox.path("files");
+    built(&sandbox, None, &["-o", directory.to_str().unwrap()]);
+    for platform in [OWN, OTHER] {
+        assert_eq!(fs::read_to_string(directory.join(format!("linux_{platform}/made"))).unwrap(), format!("{platform}\n"));
+    }
+    let layout = sandbox.path("layout");
+    built(&sandbox, None, &["-t", "a:1", "-o", &format!("type=oci,tar=false,dest={}", layout.display())]);
+    let document = |path: PathBuf| serde_json::from_slice::<Value>(&fs::read(path).unwrap()).unwrap();
+    let blob = |entry: &Value| layout.join("blobs/sha256").join(entry["digest"].as_str().unwrap().trim_start_matches("sha256:"));
+    let top = document(layout.join("index.json"));
+    assert_eq!(top["manifests"][0]["annotations"]["io.containerd.image.name"], "docker.io/library/a:1");
+    let index = document(blob(&top["manifests"][0]));
+    let platforms: Vec<&str> =
+        index["manifests"].as_array().unwrap().iter().map(|entry| entry["platform"]["architecture"].as_str().unwrap()).collect();
+    assert_eq!(platforms, [OWN, OTHER]);
+    for entry in index["manifests"].as_array().unwrap() {
+        let manifest = document(blob(entry));
+        assert_eq!(document(blob(&manifest["config"]))["architecture"], entry["platform"]["architecture"]);
+    }
+    // What is saved by a name has all of them, too; who loads it takes his own.
+    built(&sandbox, None, &["-t", "saved:1"]);
+    let (all, one) = (sandbox.path("all.tar"), sandbox.path("one.tar"));
+    sandbox.ok(&["save", "-o", all.to_str().unwrap(), "saved:1"]);
+    sandbox.ok(&["save", "--platform", &other, "-o", one.to_str().unwrap(), "saved:1"]);
+    assert!(fs::metadata(&all).unwrap().len() > fs::metadata(&one).unwrap().len());
+    sandbox.ok(&["rmi", "saved:1"]);
+    sandbox.ok(&["load", "-i", all.to_str().unwrap()]);
+    assert_eq!(sandbox.ok(&["image", "inspect", "-f", "{{.Architecture}}", "saved:1"]), OWN);
+    sandbox.ok(&["load", "-i", one.to_str().unwrap(), "--platform", &other]);
+    assert_eq!(sandbox.ok(&["image", "inspect", "-f", "{{.Architecture}}", "saved:1"]), OTHER);
+    let created = sandbox.command(&["create", "saved:1", "x"]).output().unwrap();
+    let warning = text(&created.stderr);
+    assert!(
+        warning.starts_with(&format!(
+            "WARNING: The requested image's platform ({other}) does not match the detected host platform (linux/{OWN}"
+        )),
+        "{warning}"
+    );
+    sandbox.finish();
+}

@@ -1,0 +1,120 @@
+//! Tags that stand for images of several platforms, as builds make them: a tag's own image is the one for this host, or the first
+//! one; the others are images without a name of their own, which go with the last tag that has them.
+
+use dhow_oci::{Digest, Reference};
+use rusqlite::{Connection, OptionalExtension, params};
+
+use crate::image::set_tag;
+use crate::{Durability, Result, Store, StoreError};
+
+impl Store {
+    /// Names images of several platforms as one. Where no platform is asked for, the name stands for `own`, which is one of them.
+    pub fn tag_platforms(&self, own: &Digest, images: &[Digest], names: &[Reference]) -> Result<()> {
+        self.database.write::<_, StoreError>(Durability::Power, |tx| {
+            for name in names {
+                set_tag(tx, name, own)?;
+                let (repository, tag) = (name.repository(), name.tag.as_deref().unwrap_or("latest"));
+                for (position, image) in images.iter().enumerate() {
+                    tx.execute(
+                        "INSERT INTO tag_images (repository, tag, position, image_id) VALUES (?1, ?2, ?3, ?4)",
+                        params![repository, tag, position as i64, image.to_string()],
+                    )?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// The images of all platforms that a tag stands for, in the order in which they were built; none if it is of one image.
+    pub fn platforms_of(&self, name: &Reference) -> Result<Vec<Digest>> {
+        if name.digest.is_some() {
+            return Ok(Vec::new());
+        }
+        let (repository, tag) = (name.repository(), name.tag.as_deref().unwrap_or("latest"));
+        self.database.read::<_, StoreError>(|db| {
+            let query = "SELECT image_id FROM tag_images WHERE repository = ?1 AND tag = ?2 ORDER BY position";
+            let mut statement = db.prepare_cached(query)?;
+            let rows = statement.query_map([&repository, tag], |row| row.get::<_, String>(0))?;
+            Ok(rows.filter_map(|id| id.ok()?.parse().ok()).collect())
+        })
+    }
+
+    /// Removes images of other platforms that no tag has any more.
+    pub(crate) fn forget_platforms(&self, images: &[Digest]) -> Result<Vec<crate::Untagged>> {
+        let mut removed = Vec::new();
+        for id in images {
+            let is_nameless = |db: &Connection| {
+                let query = "SELECT 1 FROM images WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM tags WHERE image_id = ?1)
+                    AND NOT EXISTS (SELECT 1 FROM digests WHERE image_id = ?1)
+                    AND NOT EXISTS (SELECT 1 FROM tag_images WHERE image_id = ?1)";
+                Ok::<_, StoreError>(db.query_row(query, [id.to_string()], |_| Ok(())).optional()?.is_some())
+            };
+            if self.database.read(is_nameless)? {
+                removed.extend(self.remove_image(id)?.unwrap_or_default());
+            }
+        }
+        Ok(removed)
+    }
+}
+
+/// The other images that an image's tags stand for besides.
+pub(crate) fn beside(db: &Connection, id: &str) -> Result<Vec<Digest>> {
+    let query = "SELECT DISTINCT of.image_id FROM tag_images AS of JOIN tags USING (repository, tag)
+        WHERE tags.image_id = ?1 AND of.image_id != ?1";
+    let mut statement = db.prepare_cached(query)?;
+    let rows = statement.query_map([id], |row| row.get::<_, String>(0))?;
+    Ok(rows.filter_map(|id| id.ok()?.parse().ok()).collect())
+}
+
+/// Tags of other images that stand for this one, too, where its platform is asked for.
+pub(crate) fn tags_for(db: &Connection, id: &str) -> Result<Vec<(String, String)>> {
+    let query = "SELECT repository, tag FROM tag_images AS of JOIN tags USING (repository, tag)
+        WHERE of.image_id = ?1 AND tags.image_id != ?1 ORDER BY repository, tag";
+    let mut statement = db.prepare_cached(query)?;
+    let rows = statement.query_map([id], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::store;
+    use crate::{NewImage, Untagged};
+
+    #[test]
+    fn images_of_other_platforms_go_with_their_last_tag() {
+        let (_directory, store) = store();
+        let image = |architecture: &str| {
+            let config =
+                format!(r#"{{"architecture":"{architecture}","os":"linux","rootfs":{{"type":"layers","diff_ids":[]}}}}"#);
+            let new = NewImage { config: config.as_bytes(), layers: vec![], tags: &[], created: 1, parent: None, origin: None };
+            store.add_image(&new).unwrap()
+        };
+        let name = |text: &str| text.parse::<Reference>().unwrap();
+        let (own, arm, riscv) = (image("amd64"), image("arm64"), image("riscv64"));
+        store.tag_platforms(&own, &[arm, own], &[name("a:1"), name("a:2")]).unwrap();
+        assert_eq!(store.platforms_of(&name("a:2")).unwrap(), [arm, own]);
+        assert_eq!(store.image_by_name(&name("a:1")).unwrap(), Some(own));
+        let row = store.image(&arm).unwrap().unwrap().row;
+        assert_eq!((row.tags.len(), row.platform_of.len()), (0, 2));
+        assert!(store.image(&own).unwrap().unwrap().row.platform_of.is_empty());
+        // It belongs to others.
+        assert_eq!(store.remove_image(&arm).unwrap(), None);
+        assert_eq!(store.unused_images().unwrap(), [riscv, own]);
+        // The tag is another image's from now on.
+        store.tag(&riscv, &name("a:1")).unwrap();
+        assert!(store.platforms_of(&name("a:1")).unwrap().is_empty());
+        assert!(store.image(&arm).unwrap().is_some());
+        // One tag is left; with it all go but the image of the other one.
+        store.tag_platforms(&own, &[own, riscv, arm], &[name("a:2")]).unwrap();
+        let removed = store.remove_image(&own).unwrap().unwrap();
+        assert_eq!(removed, [Untagged::Deleted(own), Untagged::Deleted(arm)]);
+        assert!(store.image(&riscv).unwrap().is_some());
+        let own = image("amd64");
+        let arm = image("arm64");
+        store.tag_platforms(&own, &[own, arm], &[name("b:1")]).unwrap();
+        store.tag(&own, &name("b:2")).unwrap();
+        assert!(store.untag(&name("b:1")).unwrap());
+        assert!(store.image(&arm).unwrap().is_none() && store.image(&own).unwrap().is_some());
+    }
+}
