@@ -120,6 +120,17 @@ pub struct Plan {
     pub outline: Outline,
 }
 
+impl Plan {
+    /// Chain IDs of the layers that images bring.
+    pub fn image_layers(&self) -> impl Iterator<Item = Digest> {
+        let of_step = |step: &Step| match &step.action {
+            Action::Image { chain, .. } => chain.clone(),
+            _ => Vec::new(),
+        };
+        self.steps.iter().flat_map(of_step)
+    }
+}
+
 /// What comes of a plan for one platform.
 #[derive(Clone, Debug)]
 pub struct PlannedImage {

@@ -62,6 +62,9 @@ pub trait Host: Sync {
     /// Fetches a file of the web into an empty directory: its digest.
     fn fetch(&self, source: &WebSource<'_>, directory: &Path) -> Result<Digest, BuildError>;
 
+    /// Looks elsewhere for what a key is known for: whether it is known here from now on.
+    fn import(&self, key: &Digest) -> Result<bool, BuildError>;
+
     /// The commit that the reference of a repository leads to, or its default branch.
     fn commit(&self, git: &GitSource, access: &GitAccess) -> Result<String, BuildError>;
 
@@ -119,6 +122,17 @@ pub struct Outcome {
     pub chain: Vec<Digest>,
     /// The second key.
     pub content_key: Digest,
+}
+
+/// A step that need not be done any more.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// All its keys.
+    pub keys: Vec<Digest>,
+    pub content_key: Digest,
+    /// The uppermost layer of its files.
+    pub chain_id: Digest,
+    pub description: String,
 }
 
 /// How far a step is.
@@ -239,6 +253,51 @@ impl<'a> Solver<'a> {
     /// Whether what is not begun need not be any more.
     fn is_over(&self) -> bool {
         self.host.is_cancelled() || lock(&self.failure).is_some()
+    }
+
+    /// All steps that were done or found, and those below them that nobody had to look for.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn known_steps(&self) -> Result<Vec<Known>, BuildError> {
+        let mut all = Vec::new();
+        for (id, step) in self.plan.steps.iter().enumerate() {
+            if matches!(step.action, Action::Image { .. }) {
+                continue;
+            }
+            let first_key = lock(&self.keys).get(&id).copied().flatten().filter(|_| !self.is_moving.load(Ordering::Relaxed));
+            let outcome = match &*lock(&self.slots[id].state) {
+                Progressing::Done(Ok(outcome)) => outcome.chain.last().map(|chain_id| (outcome.content_key, *chain_id)),
+                _ => None,
+            };
+            let recorded = match (outcome, first_key) {
+                (None, Some(key)) => self.store.build_record(&key)?.map(|record| (record.content_key, record.chain_id)),
+                (outcome, _) => outcome,
+            };
+            let Some((content_key, chain_id)) = recorded else { continue };
+            let keys = first_key.into_iter().filter(|key| *key != content_key).chain([content_key]).collect();
+            all.push(Known { keys, content_key, chain_id, description: step.name.clone() });
+        }
+        Ok(all)
+    }
+
+    /// First keys of steps that nobody had to look for, and of which nothing is known here.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn unknown_keys(&self) -> Result<Vec<Digest>, BuildError> {
+        let mut unknown = Vec::new();
+        for (id, step) in self.plan.steps.iter().enumerate() {
+            let is_done = matches!(&*lock(&self.slots[id].state), Progressing::Done(_));
+            if !is_done
+                && !matches!(step.action, Action::Image { .. })
+                && let Some(key) = lock(&self.keys).get(&id).copied().flatten()
+                && self.store.build_record(&key)?.is_none()
+            {
+                unknown.push(key);
+            }
+        }
+        Ok(unknown)
     }
 
     /// Ends it: as long as what is returned is open, nobody removes the layers that were needed.
@@ -407,7 +466,11 @@ impl<'a> Solver<'a> {
 
     /// What a key is known for; its layers are held.
     fn recorded(&self, key: &Digest) -> Result<Option<Outcome>, BuildError> {
-        let Some(record) = self.store.build_record(key)? else { return Ok(None) };
+        let mut record = self.store.build_record(key)?;
+        if record.is_none() && self.host.import(key)? {
+            record = self.store.build_record(key)?;
+        }
+        let Some(record) = record else { return Ok(None) };
         let Some(rows) = self.store.chain_of(&record.chain_id)? else { return Ok(None) };
         if !self.hold(&rows)? {
             return Ok(None);

@@ -16,6 +16,7 @@ use crate::messages::{
     ListWorkersResponse, Platform as PlatformMessage, PruneRequest, SolveRequest, SolveResponse, StatusRequest, StatusResponse,
     Timestamp, UsageRecord, WorkerRecord,
 };
+use crate::options;
 use crate::send::Receiver;
 use crate::session::{self, Offer};
 use crate::status::{self, Teller};
@@ -150,8 +151,7 @@ async fn solve(engine: Arc<Engine>, request: SolveRequest, replies: &Replies) ->
     if !request.frontend.is_empty() {
         return Err(Status::new(UNIMPLEMENTED, format!("frontend {} has to be run by the client", request.frontend)));
     }
-    let registered = job::register(&request.reference, &request.session, request.entitlements.clone())
-        .map_err(|error| Status::new(INTERNAL, format!("begin a build: {error}")))?;
+    let registered = job::register(&request).map_err(|error| Status::new(INTERNAL, format!("begin a build: {error}")))?;
     let job = registered.0.clone();
     let returned = tokio::select! {
         returned = job.given_back() => returned,
@@ -196,6 +196,7 @@ async fn export(
         exporters.push(Exporter { kind: request.exporter.clone(), attrs: request.exporter_attrs.clone() });
     }
     let mut response = SolveResponse::default();
+    let request_outputs = exporters.len();
     for (number, exporter) in exporters.into_iter().enumerate() {
         let tags = names(&exporter)?;
         let (engine, job, solved, session) = (engine.clone(), job.clone(), solved.clone(), request.session.clone());
@@ -227,6 +228,19 @@ async fn export(
             response.exporter_response.insert("image.name".to_owned(), names.join(","));
         }
     }
+    let targets = options::targets(&job.caches)?;
+    let (job, session) = (job.clone(), request.session.clone());
+    let handle = tokio::runtime::Handle::current();
+    let work = tokio::task::spawn_blocking(move || {
+        let teller = Teller::new(job.clone(), usize::MAX - request_outputs);
+        let session = handle.block_on(session::find(&session))?;
+        let users = |domain: &str| bridge::credentials(&handle, &session, domain);
+        targets.iter().try_for_each(|target| {
+            let exported = engine.export_cache(&solved, target, &users, &teller, &job.cancel);
+            exported.map_err(|error| status::status(&error, "", b""))
+        })
+    });
+    work.await.map_err(|error| Status::new(INTERNAL, format!("a worker of the engine failed: {error}")))??;
     Ok(response)
 }
 

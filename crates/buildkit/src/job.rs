@@ -10,7 +10,7 @@ use dhow_engine::{Cancel, Solved};
 use tokio::sync::watch;
 
 use crate::grpc::{NOT_FOUND, Status};
-use crate::messages::{BridgeResult, StatusResponse};
+use crate::messages::{BridgeResult, CacheOptions, SolveRequest, StatusResponse};
 
 /// How the client says that its frontend has ended.
 pub enum Returned {
@@ -23,6 +23,7 @@ pub struct Job {
     pub reference: String,
     pub session: String,
     pub entitlements: Vec<String>,
+    pub caches: CacheOptions,
     pub cancel: Arc<Cancel>,
     events: Mutex<Vec<StatusResponse>>,
     /// Bytes of what commands wrote.
@@ -146,11 +147,13 @@ impl Drop for Registered {
     }
 }
 
-pub fn register(reference: &str, session: &str, entitlements: Vec<String>) -> std::io::Result<Registered> {
+pub fn register(request: &SolveRequest) -> std::io::Result<Registered> {
+    let reference = &request.reference;
     let job = Arc::new(Job {
-        reference: reference.to_owned(),
-        session: session.to_owned(),
-        entitlements,
+        reference: reference.clone(),
+        session: request.session.clone(),
+        entitlements: request.entitlements.clone(),
+        caches: request.cache.clone().unwrap_or_default(),
         cancel: Arc::new(Cancel::new()?),
         events: Mutex::default(),
         written: AtomicUsize::new(0),
@@ -158,7 +161,7 @@ pub fn register(reference: &str, session: &str, entitlements: Vec<String>) -> st
         solved: Mutex::default(),
         returned: watch::channel(None).0,
     });
-    match lock(&jobs().known).entry(reference.to_owned()) {
+    match lock(&jobs().known).entry(reference.clone()) {
         Entry::Occupied(_) => return Err(std::io::Error::other(format!("job {reference} exists already"))),
         Entry::Vacant(entry) => drop(entry.insert(job.clone())),
     }

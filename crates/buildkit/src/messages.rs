@@ -120,10 +120,29 @@ pub struct SolveRequest {
     pub frontend: String,
     #[prost(map = "string, string", tag = "7")]
     pub frontend_attrs: HashMap<String, String>,
+    #[prost(message, optional, tag = "8")]
+    pub cache: Option<CacheOptions>,
     #[prost(string, repeated, tag = "9")]
     pub entitlements: Vec<String>,
     #[prost(message, repeated, tag = "13")]
     pub exporters: Vec<Exporter>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct CacheOptions {
+    #[prost(message, repeated, tag = "4")]
+    pub exports: Vec<CacheEntry>,
+    #[prost(message, repeated, tag = "5")]
+    pub imports: Vec<CacheEntry>,
+}
+
+/// Where a cache is, or goes to: `moby.buildkit.v1.CacheOptionsEntry`.
+#[derive(Clone, PartialEq, Message)]
+pub struct CacheEntry {
+    #[prost(string, tag = "1")]
+    pub kind: String,
+    #[prost(map = "string, string", tag = "2")]
+    pub attributes: HashMap<String, String>,
 }
 
 #[derive(Clone, PartialEq, Message)]

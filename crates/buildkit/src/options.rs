@@ -6,10 +6,12 @@ use dhow_api::config::Ulimit;
 use dhow_engine::dhow_build::address;
 use dhow_engine::dhow_build::dockerfile::instruction::Network;
 use dhow_engine::dhow_build::plan::{NamedContext, NoCache, Options};
-use dhow_engine::{BuildLimits, dhow_build};
+use dhow_engine::{BuildLimits, CacheSource, CacheTarget, dhow_build};
 use dhow_oci::Platform;
+use serde::Deserialize;
 
-use crate::grpc::{INVALID, Status};
+use crate::grpc::{INVALID, Status, UNIMPLEMENTED};
+use crate::messages::{CacheEntry, CacheOptions};
 
 /// What the options say.
 pub struct Asked {
@@ -28,6 +30,8 @@ pub struct Asked {
     pub dockerfile_name: String,
     /// Sessions of single directories.
     pub sessions: HashMap<String, String>,
+    /// Caches, as JSON of a list of `Type` and `Attrs`.
+    pub cache_imports: String,
     /// What is wanted instead of a build: `frontend.lint` and the like.
     pub request: Option<String>,
 }
@@ -51,6 +55,51 @@ fn number(options: &HashMap<String, String>, key: &str) -> Result<i64, Status> {
 /// Entries whose keys begin with a prefix, without it.
 fn prefixed(options: &HashMap<String, String>, prefix: &str) -> BTreeMap<String, String> {
     options.iter().filter_map(|(key, value)| Some((key.strip_prefix(prefix)?.to_owned(), value.clone()))).collect()
+}
+
+/// Where a build looks for what was done elsewhere: what the client's frontend says, or what came with the build.
+pub fn sources(of_build: &CacheOptions, of_frontend: &str) -> Result<Vec<CacheSource>, Status> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Entry {
+        #[serde(rename = "Type")]
+        kind: String,
+        #[serde(default)]
+        attrs: BTreeMap<String, String>,
+    }
+    let entries: Vec<(String, BTreeMap<String, String>)> = match of_frontend {
+        "" => of_build.imports.iter().map(of_entry).collect(),
+        text => {
+            let entries: Vec<Entry> =
+                serde_json::from_str(text).map_err(|error| refuse(format!("failed to unmarshal cache imports: {error}")))?;
+            entries.into_iter().map(|entry| (entry.kind, entry.attrs)).collect()
+        }
+    };
+    entries
+        .iter()
+        .map(|(kind, attributes)| here(kind).and_then(|()| CacheSource::parse(kind, attributes).map_err(refuse)))
+        .collect()
+}
+
+/// Where a build's steps are handed on to.
+pub fn targets(of_build: &CacheOptions) -> Result<Vec<CacheTarget>, Status> {
+    let entries = of_build.exports.iter().map(of_entry);
+    entries.map(|(kind, attributes)| here(&kind).and_then(|()| CacheTarget::parse(&kind, &attributes).map_err(refuse))).collect()
+}
+
+fn of_entry(entry: &CacheEntry) -> (String, BTreeMap<String, String>) {
+    (entry.kind.clone(), entry.attributes.clone().into_iter().collect())
+}
+
+/// A directory of the client's is none of the engine's.
+fn here(kind: &str) -> Result<(), Status> {
+    match kind {
+        "local" => Err(Status::new(
+            UNIMPLEMENTED,
+            "caches of type local are the client's, and not carried to it yet: use type=registry, or dhow build",
+        )),
+        _ => Ok(()),
+    }
 }
 
 pub fn read(options: &HashMap<String, String>) -> Result<Asked, Status> {
@@ -148,6 +197,7 @@ pub fn read(options: &HashMap<String, String>) -> Result<Asked, Status> {
         context_name: or("contextkey", "context"),
         dockerfile_name: or("dockerfilekey", "dockerfile"),
         sessions: prefixed(options, "local-sessionid:").into_iter().collect(),
+        cache_imports: text("cache-imports"),
         request: options.get("requestid").cloned(),
     })
 }

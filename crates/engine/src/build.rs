@@ -11,11 +11,14 @@ mod git;
 mod image;
 mod output;
 mod requests;
+mod shared;
 mod web;
 
 pub use cache::PruneBuilds;
 pub use context::{BuildDirectory, Context};
 pub use requests::Described;
+use shared::SharedCaches;
+pub use shared::{CachePlace, CacheSource, CacheTarget};
 
 use std::collections::HashMap;
 use std::io;
@@ -26,7 +29,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use dhow_build::dockerfile::{Finding, Lines};
 use dhow_build::plan::{self, BaseImage, Images, Options, Plan};
 use dhow_build::progress::{BuildError, Event, Progress, VertexId};
-use dhow_build::solve::{Client, Outcome, Solver};
+use dhow_build::solve::{Client, Known, Outcome, Solver};
 use dhow_monitor::Overlay;
 use dhow_oci::image::ImageConfig;
 use dhow_oci::{Digest, Platform, Reference};
@@ -47,6 +50,10 @@ pub struct BuildRequest<'a> {
     pub pull: bool,
     pub limits: BuildLimits,
     pub allowed: Allowed,
+    /// Where steps are looked for that are not known here.
+    pub cache_from: Vec<CacheSource>,
+    /// What its steps come to is wanted of [`Engine::export_cache`], or in the image.
+    pub cache_to: Vec<CacheTarget>,
     /// Who the user is to a registry, by its name.
     pub credentials: &'a (dyn Fn(&str) -> Credentials + Sync),
 }
@@ -125,6 +132,13 @@ pub struct Solved {
     pub plan: Plan,
     /// Of each result's layers, from the bottom to the top.
     pub chains: Vec<Vec<Digest>>,
+    /// What is handed on to caches.
+    known: Vec<Known>,
+    /// First keys of steps that may be known elsewhere alone.
+    unknown: Vec<Digest>,
+    caches: SharedCaches,
+    /// The image's config says which steps its layers are.
+    has_inline_cache: bool,
     _held: Vec<std::fs::File>,
 }
 
@@ -201,7 +215,9 @@ impl Engine {
             progress.tell(Event::Warning { id: VertexId(0), finding, file, source });
         }
         let plan = plan?;
-        let host = command::BuildHost { engine: self, request, cancel };
+        let platforms: Vec<Platform> = plan.results.iter().map(|result| result.platform.clone()).collect();
+        let caches = self.shared_caches(&request.cache_from, &platforms, request.credentials, progress);
+        let host = command::BuildHost { engine: self, request, caches: &caches, progress, cancel };
         let solver = Solver::new(&self.store, &host, client, progress, &plan, request.limits.key());
         let solved = solver.solve();
         if solved.is_err() {
@@ -210,8 +226,16 @@ impl Engine {
         }
         let chain = |outcome: Option<Arc<Outcome>>| outcome.map(|outcome| outcome.chain.clone()).unwrap_or_default();
         let chains = solved?.into_iter().map(chain).collect();
+        // As dockerd's builder takes it from a build argument.
+        let argument = request.options.build_args.get("BUILDKIT_INLINE_CACHE").map(String::as_str);
+        let is_inline = |target: &CacheTarget| target.place == CachePlace::Inline;
+        let has_inline_cache = request.cache_to.iter().any(is_inline) || matches!(argument, Some("1" | "true"));
+        let (known, unknown) = match has_inline_cache || !request.cache_to.is_empty() {
+            true => (solver.known_steps()?, solver.unknown_keys()?),
+            false => (Vec::new(), Vec::new()),
+        };
         let held = solver.into_held();
-        Ok(Solved { plan, chains, _held: held })
+        Ok(Solved { plan, chains, known, unknown, caches, has_inline_cache, _held: held })
     }
 
     /// Makes an image of what was solved, and names it.

@@ -354,7 +354,7 @@ fn find(session: &mut Session<'_>, name: &Reference, platform: &Platform) -> Res
 
 /// The best entry for a platform: the one of its very variant, else the first that serves it. What has no platform may be an
 /// index or an image of any.
-fn choose<'a>(index: &'a Index, wanted: &Platform) -> Option<&'a Descriptor> {
+pub(crate) fn choose<'a>(index: &'a Index, wanted: &Platform) -> Option<&'a Descriptor> {
     let exact = |entry: &&Descriptor| entry.platform.as_ref() == Some(wanted);
     let serves = |entry: &&Descriptor| entry.platform.as_ref().is_some_and(|platform| platform.serves(wanted));
     let entries = &index.manifests;

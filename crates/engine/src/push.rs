@@ -325,6 +325,21 @@ impl Engine {
         Ok(None)
     }
 
+    /// Has the registry take layers that belong to no image: what their blobs are, in the same order.
+    pub(crate) fn push_rows(
+        &self,
+        client: &Client,
+        session: &mut Session<'_>,
+        name: &Reference,
+        rows: &[LayerRow],
+        compression: Compression,
+        told: PushTold<'_>,
+    ) -> Result<Vec<Descriptor>> {
+        let none: Arc<[Origin]> = Arc::new([]);
+        let wanted = rows.iter().map(|row| Wanted { row: row.clone(), own: None, origins: none.clone(), compression });
+        self.push_layers(client, session, name, &wanted.collect::<Vec<_>>(), told)
+    }
+
     /// Has the registry take all layers, several at a time: what their blobs are, from the bottom to the top.
     fn push_layers(
         &self,
@@ -567,7 +582,7 @@ fn document(content: &impl Serialize) -> Result<Vec<u8>> {
 }
 
 /// What a registry's failure means for who hands an image on: its own words, as dockerd's.
-fn failed(error: &dhow_registry::Error) -> Error {
+pub(crate) fn failed(error: &dhow_registry::Error) -> Error {
     match error {
         dhow_registry::Error::Unreachable { .. } => Error::new(Kind::Unreachable, error.to_string()),
         error => Error::internal(error.to_string()),

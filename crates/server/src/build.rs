@@ -13,7 +13,7 @@ use dhow_engine::dhow_build::dockerfile::{self, Checks, Kind};
 use dhow_engine::dhow_build::plan::{NoCache, Options};
 use dhow_engine::dhow_build::progress::{BuildError, ErrorKind, Event, Progress, VertexId};
 use dhow_engine::dhow_build::solve::{Client, Directory};
-use dhow_engine::{Allowed, BuildContext, BuildLimits, BuildRequest, Cancel, Credentials, Engine, Error, Result};
+use dhow_engine::{Allowed, BuildContext, BuildLimits, BuildRequest, CacheSource, Cancel, Credentials, Engine, Error, Result};
 use dhow_oci::{Platform, Reference};
 use tokio::sync::mpsc;
 
@@ -29,6 +29,7 @@ struct Asked {
     tags: Vec<Reference>,
     pull: bool,
     quiet: bool,
+    cache_from: Vec<CacheSource>,
     limits: BuildLimits,
     registries: HashMap<String, Credentials>,
 }
@@ -80,6 +81,10 @@ fn asked(call: &Call) -> Result<Asked> {
         network,
         ..Options::default()
     };
+    // Names that are none are passed over, as with dockerd.
+    let names: Vec<String> = decoded::<Option<Vec<String>>>(parameters, "cachefrom")?.unwrap_or_default();
+    let names = names.iter().filter_map(|name| name.parse::<Reference>().ok());
+    let cache_from = names.map(|name| CacheSource::Registry(name.or_latest())).collect();
     let limits = BuildLimits {
         hosts: parameters.all("extrahosts").to_vec(),
         shm_size: number("shmsize")?,
@@ -98,6 +103,7 @@ fn asked(call: &Call) -> Result<Asked> {
         options,
         tags,
         pull: parameters.is("pull"),
+        cache_from,
         quiet: parameters.is("q"),
         limits,
         registries: registries(call),
@@ -214,6 +220,8 @@ fn run(engine: &Engine, asked: Asked, mut context: BuildContext, cancel: &Cancel
     let options = Options { ignore: context.ignore().clone(), ..asked.options };
     let given: Vec<String> = options.build_args.keys().cloned().collect();
     let request = BuildRequest {
+        cache_from: asked.cache_from.clone(),
+        cache_to: Vec::new(),
         file: &file,
         file_name: &name,
         options,

@@ -99,6 +99,32 @@ impl Store {
     }
 }
 
+impl Store {
+    /// These blobs have come, from a repository or from elsewhere, with what is in them.
+    pub fn note_fetched(&self, repository: Option<&str>, blobs: &[(Descriptor, Digest)]) -> Result<()> {
+        self.database.write::<_, StoreError>(Durability::Process, |tx| {
+            for (blob, diff_id) in blobs {
+                tx.execute(
+                    "INSERT OR IGNORE INTO blobs (digest, diff_id, media_type, size, used) VALUES (?1, ?2, ?3, ?4, ?5)",
+                    params![
+                        blob.digest.to_string(),
+                        diff_id.to_string(),
+                        blob.media_type,
+                        blob.size as i64,
+                        dhow_oci::time::now()
+                    ],
+                )?;
+            }
+            repository.map_or(Ok(()), |repository| note_remote(tx, repository, blobs))
+        })
+    }
+
+    /// A repository has these blobs now, with what is in them.
+    pub fn note_remote_blobs(&self, repository: &str, blobs: &[(Descriptor, Digest)]) -> Result<()> {
+        self.database.write::<_, StoreError>(Durability::Process, |tx| note_remote(tx, repository, blobs))
+    }
+}
+
 /// Blobs that a repository has, as far as their layers are here.
 pub(crate) fn note_remote(tx: &Connection, repository: &str, blobs: &[(Descriptor, Digest)]) -> Result<()> {
     for (blob, diff_id) in blobs {

@@ -57,6 +57,16 @@ pub struct BuildRecord {
     pub chain_id: Digest,
 }
 
+/// A layer of a step that was done elsewhere, unpacked.
+#[derive(Clone, Debug)]
+pub struct ImportedLayer {
+    pub row: LayerRow,
+    /// The layer below.
+    pub parent: Option<Digest>,
+    /// When it was made there, in Unix nanoseconds.
+    pub created: i64,
+}
+
 /// Hashes and takes down what a packer writes.
 struct Sealing {
     hasher: Hasher,
@@ -140,44 +150,43 @@ impl Store {
     ) -> Result<()> {
         let former = self.database.write::<_, StoreError>(Durability::Process, |tx| {
             if let Some((layer, parent)) = layer {
-                tx.prepare_cached(
-                    "INSERT INTO layers (chain_id, diff_id, parent, size, created, boot) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-                     ON CONFLICT (chain_id) DO UPDATE SET boot = excluded.boot WHERE boot IS NOT NULL",
-                )?
-                .execute(params![
-                    layer.chain_id.to_string(),
-                    layer.diff_id.to_string(),
-                    parent.map(|parent| parent.to_string()),
-                    layer.size as i64,
-                    now(),
-                    boot(),
-                ])?;
+                insert_layer(tx, layer, parent, now())?;
             }
-            let chain_id = record.chain_id.to_string();
-            let mut former = Vec::new();
-            for key in keys {
-                let mut query = tx.prepare_cached("SELECT chain_id FROM build_records WHERE key = ?1 AND chain_id != ?2")?;
-                former.extend(query.query_row([key.to_string(), chain_id.clone()], |row| row.get::<_, String>(0)).optional()?);
-                tx.prepare_cached(
-                    "INSERT OR REPLACE INTO build_records (key, content_key, chain_id, description, created, used, uses)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?5, 1)",
-                )?
-                .execute(params![
-                    key.to_string(),
-                    record.content_key.to_string(),
-                    chain_id,
-                    description,
-                    now()
-                ])?;
-            }
-            // Somebody may have removed it while nobody referred to it: then nothing of this is done.
-            if !self.has_directory(&record.chain_id) {
-                return Err(StoreError::Archive(format!("layer {} was removed meanwhile; try again", record.chain_id)));
-            }
-            Ok(former)
+            self.insert_records(tx, keys, record, description)
         })?;
         // What the step had come to before is nobody's now.
         self.forget_former(&former)
+    }
+
+    /// Notes what a step has come to elsewhere, with the layers that have come for it, those below before those above.
+    pub fn import_step(&self, layers: &[ImportedLayer], keys: &[Digest], record: &BuildRecord, description: &str) -> Result<()> {
+        let former = self.database.write::<_, StoreError>(Durability::Process, |tx| {
+            for ImportedLayer { row, parent, created } in layers {
+                insert_layer(tx, row, *parent, *created)?;
+            }
+            self.insert_records(tx, keys, record, description)
+        })?;
+        self.forget_former(&former)
+    }
+
+    /// What the keys stood for before.
+    fn insert_records(&self, tx: &Connection, keys: &[Digest], record: &BuildRecord, description: &str) -> Result<Vec<String>> {
+        let chain_id = record.chain_id.to_string();
+        let mut former = Vec::new();
+        for key in keys {
+            let mut query = tx.prepare_cached("SELECT chain_id FROM build_records WHERE key = ?1 AND chain_id != ?2")?;
+            former.extend(query.query_row([key.to_string(), chain_id.clone()], |row| row.get::<_, String>(0)).optional()?);
+            tx.prepare_cached(
+                "INSERT OR REPLACE INTO build_records (key, content_key, chain_id, description, created, used, uses)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?5, 1)",
+            )?
+            .execute(params![key.to_string(), record.content_key.to_string(), chain_id, description, now()])?;
+        }
+        // Somebody may have removed it while nobody referred to it: then nothing of this is done.
+        if !self.has_directory(&record.chain_id) {
+            return Err(StoreError::Archive(format!("layer {} was removed meanwhile; try again", record.chain_id)));
+        }
+        Ok(former)
     }
 
     /// What is known of a step, if its files are here.
@@ -286,6 +295,23 @@ fn layers_down(db: &Connection, chain_id: &Digest) -> Result<Vec<Option<LayerRow
         next = parent.and_then(|parent| parent.parse().ok());
     }
     Ok(found)
+}
+
+/// A layer that counts for this boot, until it is synced.
+fn insert_layer(tx: &Connection, layer: &LayerRow, parent: Option<Digest>, created: i64) -> Result<()> {
+    tx.prepare_cached(
+        "INSERT INTO layers (chain_id, diff_id, parent, size, created, boot) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+         ON CONFLICT (chain_id) DO UPDATE SET boot = excluded.boot WHERE boot IS NOT NULL",
+    )?
+    .execute(params![
+        layer.chain_id.to_string(),
+        layer.diff_id.to_string(),
+        parent.map(|parent| parent.to_string()),
+        layer.size as i64,
+        created,
+        boot(),
+    ])?;
+    Ok(())
 }
 
 #[cfg(test)]

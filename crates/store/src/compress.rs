@@ -19,6 +19,14 @@ pub enum Compression {
 }
 
 impl Compression {
+    /// What the media types of layers have after the type of a plain one (image-spec, layer.md).
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Compression::Gzip => "+gzip",
+            Compression::Zstd => "+zstd",
+        }
+    }
+
     fn block(self) -> usize {
         match self {
             Compression::Gzip => BLOCK,

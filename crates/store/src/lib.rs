@@ -31,7 +31,7 @@ pub use archive::decompressed;
 pub use blobs::{RemoteBlob, StoredManifest};
 pub use bounds::Limits;
 pub use budget::{KeptBlob, note_image_use};
-pub use build::{BuildRecord, Workspace};
+pub use build::{BuildRecord, ImportedLayer, Workspace};
 pub use build_cache::CachedStep;
 pub use cache_directory::{CacheDirectory, CacheKind, CacheSharing, OpenCache};
 pub use compress::Compression;

@@ -60,6 +60,8 @@ struct State {
     held: HashSet<(String, String)>,
     /// What has come of uploads.
     uploads: HashMap<String, Vec<u8>>,
+    /// How many there have been.
+    begun: u64,
 }
 
 #[derive(Clone)]
@@ -292,7 +294,8 @@ impl Registry {
                         drop(state);
                         return answer(out, 201, &[&format!("Location: /v2/{repository}/blobs/{digest}")], b"");
                     }
-                    let upload = format!("upload-{}", state.uploads.len());
+                    state.begun += 1;
+                    let upload = format!("upload-{}", state.begun);
                     state.uploads.insert(upload.clone(), Vec::new());
                     drop(state);
                     answer(out, 202, &[&at(&upload)], b"")

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use clap::Args;
 use dhow_engine::dhow_build::plan::NoCache;
 use dhow_engine::dhow_build::progress::{BuildError, ErrorKind, Progress, VertexId};
-use dhow_engine::{BuildRequest, Built, Cancel, Engine, vertex};
+use dhow_engine::{BuildRequest, Built, Cancel, Engine, Solved, vertex};
 use dhow_oci::{Digest, Reference};
 use serde_json::json;
 
@@ -52,6 +52,12 @@ pub struct Build {
     /// Shorthand for "--call=check"
     #[arg(long, default_missing_value = "true", num_args = 0..=1, require_equals = true, default_value_t = false, hide_default_value = true, action = clap::ArgAction::Set)]
     check: bool,
+    /// External cache sources (e.g., "user/app:cache", "type=local,src=path/to/dir")
+    #[arg(long)]
+    cache_from: Vec<String>,
+    /// Cache export destinations (e.g., "user/app:cache", "type=local,dest=path/to/dir", "type=inline")
+    #[arg(long)]
+    cache_to: Vec<String>,
     /// Set the parent cgroup for the "RUN" instructions during build
     #[arg(long, default_value = "", hide_default_value = true)]
     cgroup_parent: String,
@@ -175,6 +181,8 @@ impl Build {
                 pull: self.pull,
                 limits: asked.limits,
                 allowed: asked.allowed,
+                cache_from: asked.cache_from,
+                cache_to: asked.cache_to,
                 credentials: &|domain| registry_credentials(folder, domain),
             };
             let shown = |error: BuildError| Ended {
@@ -190,19 +198,25 @@ impl Build {
             if cancel.is_cancelled() {
                 return Err(shown(BuildError::cancelled()));
             }
+            let users = |domain: &str| registry_credentials(folder, domain);
+            let hand_on = |solved: &Solved| {
+                let mut targets = request.cache_to.iter();
+                targets.try_for_each(|target| engine.export_cache(solved, target, &users, &display, cancel)).map_err(shown)
+            };
             let given = Given { engine, solved: &solved, names: &asked.tags };
             for files in &outputs.files {
                 vertex(&display, files.title(), |_| files.write(&given)).map_err(shown)?;
             }
             if !outputs.image {
+                hand_on(&solved)?;
                 return Ok(calls::Said::default());
             }
             let built = engine.export_build(&solved, &asked.tags, &display).map_err(shown)?;
             let mut digest = built.id;
             if outputs.push {
-                let credentials = |domain: &str| registry_credentials(folder, domain);
-                digest = engine.push_build(&asked.tags, &credentials, &display, cancel).map_err(shown)?;
+                digest = engine.push_build(&asked.tags, &users, &display, cancel).map_err(shown)?;
             }
+            hand_on(&solved)?;
             Ok(calls::Said { built: Some((built, digest)), ..calls::Said::default() })
         });
         let warnings = display.finish();

@@ -11,7 +11,7 @@ use dhow_api::config::{Config, HostConfig};
 use dhow_build::address::GitSource;
 use dhow_build::dockerfile::instruction::{Network, Security};
 use dhow_build::plan::Command;
-use dhow_build::progress::{BuildError, ErrorKind, Stream};
+use dhow_build::progress::{BuildError, ErrorKind, Progress, Stream};
 use dhow_build::solve::{GitAccess, Host, Run, RunMount, RunMounted, WebSource};
 use dhow_monitor::protocol::{Attach, LogConfig, Reply, Request, Start, receive, send};
 use dhow_monitor::state::{self, State};
@@ -20,6 +20,7 @@ use dhow_runtime::spec::{Mount, Spec};
 use dhow_store::Mountable;
 use rustix::event::{PollFd, PollFlags, poll};
 
+use super::shared::SharedCaches;
 use super::{Allowed, BuildRequest, Cancel, internal};
 use crate::container::{Container, ContainerId, Record};
 use crate::error::Context;
@@ -31,6 +32,8 @@ const HOST_NAME: &str = "buildkitsandbox";
 pub(super) struct BuildHost<'a> {
     pub engine: &'a Engine,
     pub request: &'a BuildRequest<'a>,
+    pub caches: &'a SharedCaches,
+    pub progress: &'a dyn Progress,
     pub cancel: &'a Cancel,
 }
 
@@ -76,6 +79,11 @@ impl Host for BuildHost<'_> {
 
     fn fetch(&self, source: &WebSource<'_>, directory: &Path) -> Result<Digest, BuildError> {
         self.engine.download(source, directory, self.cancel)
+    }
+
+    fn import(&self, key: &Digest) -> Result<bool, BuildError> {
+        let imported = self.engine.import_step(self.caches, key, self.request.credentials, self.progress, self.cancel);
+        imported.map_err(|error| if self.cancel.is_cancelled() { BuildError::cancelled() } else { internal(error) })
     }
 
     fn commit(&self, git: &GitSource, access: &GitAccess) -> Result<String, BuildError> {

@@ -6,6 +6,7 @@ use dhow_oci::image::{ImageConfig, RootFs};
 use dhow_oci::{Digest, Platform, Reference, time};
 use dhow_store::{LayerRow, NewImage};
 
+use super::shared::INLINE;
 use super::{Built, Solved};
 use crate::Engine;
 
@@ -69,17 +70,11 @@ impl Engine {
 
     /// What the images of a build are made of, in the order of its platforms.
     pub(super) fn images_of(&self, solved: &Solved) -> Result<Vec<Document>, BuildError> {
-        solved
-            .plan
-            .results
-            .iter()
-            .zip(&solved.chains)
-            .map(|(planned, chain)| self.image_of(planned, chain, solved.plan.epoch))
-            .collect()
+        solved.plan.results.iter().zip(&solved.chains).map(|(planned, chain)| self.image_of(solved, planned, chain)).collect()
     }
 
     /// What an image of a build is made of.
-    fn image_of(&self, planned: &PlannedImage, chain: &[Digest], epoch: Option<i64>) -> Result<Document, BuildError> {
+    fn image_of(&self, solved: &Solved, planned: &PlannedImage, chain: &[Digest]) -> Result<Document, BuildError> {
         let layers = match chain.last() {
             None => Vec::new(),
             Some(top) => {
@@ -89,8 +84,15 @@ impl Engine {
         };
         let mut config = planned.config.clone();
         config.rootfs = RootFs { kind: "layers".to_owned(), diff_ids: layers.iter().map(|layer| layer.diff_id).collect() };
-        self.date(&mut config, &layers, epoch)?;
-        let bytes = serde_json::to_vec(&config).map_err(|error| BuildError::internal(format!("encode the image: {error}")))?;
+        self.date(&mut config, &layers, solved.plan.epoch)?;
+        let encoded = |error: serde_json::Error| BuildError::internal(format!("encode the image: {error}"));
+        let bytes = if solved.has_inline_cache {
+            let mut document = serde_json::to_value(&config).map_err(encoded)?;
+            document[INLINE] = solved.inline_records(chain);
+            serde_json::to_vec(&document).map_err(encoded)?
+        } else {
+            serde_json::to_vec(&config).map_err(encoded)?
+        };
         Ok(Document { config, bytes, layers })
     }
 
@@ -101,7 +103,9 @@ impl Engine {
         for layer in layers {
             times.push(time::format(self.store.layer_created(&layer.chain_id)?.unwrap_or_else(time::now)));
         }
-        let mut of_layers = times.into_iter();
+        // Of the layers of a base image that tells no history there are no entries.
+        let entries = config.history.iter().filter(|entry| !entry.empty_layer).count();
+        let mut of_layers = times.into_iter().skip(layers.len().saturating_sub(entries));
         for entry in config.history.iter_mut().filter(|entry| !entry.empty_layer) {
             let made = of_layers.next();
             if entry.created.is_none() {

@@ -8,7 +8,7 @@ use dhow_engine::dhow_build::address;
 use dhow_engine::dhow_build::dockerfile::instruction::Network;
 use dhow_engine::dhow_build::plan::{NamedContext, Options};
 use dhow_engine::units::parse_bytes;
-use dhow_engine::{Allowed, BuildLimits};
+use dhow_engine::{Allowed, BuildLimits, CacheSource, CacheTarget};
 use dhow_oci::{Platform, Reference};
 
 use super::{Build, checked_pair, failed};
@@ -22,6 +22,8 @@ pub(super) struct Asked {
     pub tags: Vec<Reference>,
     pub limits: BuildLimits,
     pub allowed: Allowed,
+    pub cache_from: Vec<CacheSource>,
+    pub cache_to: Vec<CacheTarget>,
 }
 
 impl Asked {
@@ -93,7 +95,18 @@ impl Build {
             cgroup_parent: self.cgroup_parent.clone(),
             ..BuildLimits::default()
         };
-        let mut asked = Asked { options, tags: Vec::new(), limits, allowed };
+        let parsed = |text: &String| cache_entry(text).map_err(failed);
+        let cache_from = self.cache_from.iter().map(|text| {
+            let (kind, attributes) = parsed(text)?;
+            CacheSource::parse(&kind, &attributes).map_err(failed)
+        });
+        let cache_from = cache_from.collect::<Result<_>>()?;
+        let cache_to = self.cache_to.iter().map(|text| {
+            let (kind, attributes) = parsed(text)?;
+            CacheTarget::parse(&kind, &attributes).map_err(failed)
+        });
+        let cache_to = cache_to.collect::<Result<_>>()?;
+        let mut asked = Asked { options, tags: Vec::new(), limits, allowed, cache_from, cache_to };
         asked.add_tags(&self.tag)?;
         Ok(asked)
     }
@@ -160,6 +173,20 @@ impl Build {
         };
         self.build_context.iter().map(context).collect()
     }
+}
+
+/// `type=TYPE,KEY=VALUE`, or an image's name (buildx, `ParseCacheEntry`).
+fn cache_entry(text: &str) -> Result<(String, BTreeMap<String, String>), String> {
+    if !text.contains('=') {
+        return Ok(("registry".to_owned(), BTreeMap::from([("ref".to_owned(), text.to_owned())])));
+    }
+    let mut attributes = BTreeMap::new();
+    for field in text.split(',') {
+        let (key, value) = field.split_once('=').ok_or_else(|| format!("invalid value {field}"))?;
+        attributes.insert(key.trim().to_lowercase(), value.to_owned());
+    }
+    let kind = attributes.remove("type").ok_or_else(|| format!("type required form> {text:?}"))?;
+    Ok((kind, attributes))
 }
 
 /// `NAME=VALUE`; without a value, an empty one.
