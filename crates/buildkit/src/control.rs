@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use dhow_api::system::BuildCache;
 use dhow_engine::dhow_build::progress::BuildError;
-use dhow_engine::{ArchiveLayout, Engine, Filters, PruneBuilds, Solved, VERSION, supported_platforms, vertex};
+use dhow_engine::{ArchiveLayout, Engine, Filters, ImageForm, PruneBuilds, Solved, VERSION, supported_platforms, vertex};
 use dhow_oci::{Digest, Platform, Reference, time};
 
 use crate::bridge;
@@ -205,7 +205,7 @@ async fn export(
             let teller = Teller::new(job.clone(), usize::MAX - number);
             if matches!(exporter.kind.as_str(), "moby" | "image") {
                 let failed = |error: BuildError| status::status(&error, "", b"");
-                let built = engine.export_build(&solved, &own, &teller).map_err(failed)?;
+                let built = engine.export_build(&solved, &own, form(&exporter), &teller).map_err(failed)?;
                 let is_true = |value: &String| matches!(value.as_str(), "true" | "1");
                 let mut digest = built.id;
                 if exporter.attrs.get("push").is_some_and(is_true) {
@@ -262,7 +262,7 @@ fn send_one(
         "local" => {
             told("exporting to client directory", &mut || {
                 let opened = engine.open_build(solved).map_err(wrong)?;
-                opened.iter().try_for_each(|(files, directory)| to.send(files, directory))
+                opened.iter().try_for_each(|(files, directory)| to.send(files, directory, solved.plan.epoch))
             })?;
             Ok(None)
         }
@@ -279,13 +279,18 @@ fn send_one(
             let mut id = None;
             told(&format!("exporting to {kind} image format"), &mut || {
                 let mut archive = to.archive()?;
-                id = Some(engine.archive_build(solved, tags, layout, &mut archive).map_err(wrong)?);
+                id = Some(engine.archive_build(solved, tags, layout, form(exporter), &mut archive).map_err(wrong)?);
                 archive.finish()
             })?;
             Ok(id)
         }
         other => Err(Status::new(UNIMPLEMENTED, format!("exporter \"{other}\" could not be found"))),
     }
+}
+
+fn form(exporter: &Exporter) -> ImageForm {
+    let is_true = |value: &String| matches!(value.as_str(), "true" | "1");
+    ImageForm { rewrites_times: exporter.attrs.get("rewrite-timestamp").is_some_and(is_true) }
 }
 
 fn names(exporter: &Exporter) -> Result<Vec<Reference>, Status> {

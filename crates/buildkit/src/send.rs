@@ -45,8 +45,9 @@ impl Receiver<'_> {
         Ok(Archive { handle: self.handle, stream: self.stream()?, pending: Vec::new() })
     }
 
-    /// Sends all that is below a directory, into a directory of the client's or, if that has no name, as it is. Blocks.
-    pub fn send(&self, directory: &OwnedFd, into: &str) -> Result<(), Status> {
+    /// Sends all that is below a directory, into a directory of the client's or, if that has no name, as it is. With an epoch
+    /// all are said to have been changed then. Blocks.
+    pub fn send(&self, directory: &OwnedFd, into: &str, epoch: Option<i64>) -> Result<(), Status> {
         let failed = |error: io::Error| Status::new(INTERNAL, format!("send the build's files: {error}"));
         let root = dhow_sys::root::reopen(directory.as_fd(), OFlags::PATH | OFlags::DIRECTORY);
         let root = Root::from_descriptor(root.map_err(failed)?);
@@ -55,6 +56,7 @@ impl Receiver<'_> {
             stream: self.stream()?,
             root,
             into: PathBuf::from(into),
+            epoch,
             files: Vec::new(),
             links: HashMap::new(),
         };
@@ -114,6 +116,8 @@ struct Sender<'a> {
     root: Root,
     /// Before all paths.
     into: PathBuf,
+    /// Seconds since the epoch at which all was changed.
+    epoch: Option<i64>,
     /// Those that are asked for, by the order in which all was told.
     files: Vec<Option<PathBuf>>,
     /// What has several names, by its inode: the first one.
@@ -173,7 +177,10 @@ impl Sender<'_> {
             mode: mode_of(stat),
             uid: stat.st_uid,
             gid: stat.st_gid,
-            modified: stat.st_mtime.wrapping_mul(1_000_000_000).wrapping_add(stat.st_mtime_nsec as i64),
+            modified: match self.epoch {
+                Some(epoch) => epoch.saturating_mul(1_000_000_000),
+                None => stat.st_mtime.wrapping_mul(1_000_000_000).wrapping_add(stat.st_mtime_nsec as i64),
+            },
             ..Stat::default()
         };
         if is_device {
@@ -311,7 +318,7 @@ mod tests {
         let (session, all, bytes) = client(&runtime);
         let to = |output| Receiver { handle: runtime.handle(), session: &session, output };
         let opened = File::open(directory.path()).unwrap().into();
-        to(0).send(&opened, "").map_err(|status| status.message).unwrap();
+        to(0).send(&opened, "", None).map_err(|status| status.message).unwrap();
         let got = all.lock().unwrap();
         assert_eq!(got.keys().collect::<Vec<_>>(), ["d", "d/large", "empty", "link", "other"]);
         assert!(got["d/large"].1 == large && got["empty"].1.is_empty());
@@ -319,10 +326,11 @@ mod tests {
         assert_eq!(got["empty"].0.mode, SETUID | 0o711);
 
         drop(got);
-        to(0).send(&opened, "linux_arm64").map_err(|status| status.message).unwrap();
+        to(0).send(&opened, "linux_arm64", Some(7)).map_err(|status| status.message).unwrap();
         let got = all.lock().unwrap();
         assert_eq!(got.len(), 11);
         assert!(got["linux_arm64"].0.mode == DIRECTORY | 0o755 && got["linux_arm64/d/large"].1 == large);
+        assert_eq!(got["linux_arm64/empty"].0.modified, 7_000_000_000);
         assert_eq!(got["linux_arm64/other"].0.linkname, "linux_arm64/d/large");
 
         let receiver = to(7);

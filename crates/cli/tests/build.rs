@@ -443,3 +443,62 @@ fn it_is_said_why_a_step_is_done() {
     assert_eq!(reasons(&["--no-cache"]), ["the cache is not to be used for it"; 4]);
     sandbox.finish();
 }
+
+#[test]
+fn a_build_of_a_moment_comes_out_the_same_each_time() {
+    let sandbox = sandboxed!();
+    let file = "FROM busybox\nRUN echo made > /made; mkdir /d; ln /made /d/hard; ln -s x /link; rm /bin/vi\nCOPY old new /\nWORKDIR /w/x\n";
+    let context = context(&sandbox, "moment", file);
+    let (old, new) = (context.join("old"), context.join("new"));
+    for path in [&old, &new] {
+        fs::write(path, "content").unwrap();
+    }
+    let set = |path: &Path, date: &str| assert!(Command::new("touch").args(["-d", date]).arg(path).status().unwrap().success());
+    set(&old, "@1000");
+    let epoch = "--build-arg=SOURCE_DATE_EPOCH=1600000000";
+    let base_layers = sandbox.ok(&["image", "inspect", "-f", "{{json .RootFS.Layers}}", "busybox"]);
+    let image = |output: &str| {
+        set(&new, "now");
+        built(&sandbox, &context, &[epoch, "--no-cache", "-t", "x", "-o", output]);
+        sandbox.ok(&["images", "-q", "--no-trunc", "x"])
+    };
+    let id = image("type=image,rewrite-timestamp=true");
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    assert_eq!(image("type=image,rewrite-timestamp=true"), id);
+    assert_ne!(image("type=image"), id);
+    let other = sandbox.ok(&["image", "inspect", "-f", "{{json .RootFS.Layers}}", &id]);
+    assert!(other.starts_with(base_layers.trim_end_matches(']')), "{other} {base_layers}");
+    let times = sandbox.ok(&[
+        "run",
+        "--rm",
+        "--network=none",
+        &id,
+        "sh",
+        "-c",
+        "stat -c '%n %Y %h' /old /new /made /d /w/x; ls /bin/vi; cat /d/hard",
+    ]);
+    assert_eq!(times, "/old 1000 1\n/new 1600000000 1\n/made 1600000000 2\n/d 1600000000 2\n/w/x 1600000000 2\nmade");
+
+    // Archives are the same to the byte, and leave nothing here; files that are handed out are all of that moment.
+    let archive = |name: &str| {
+        let path = sandbox.path(name);
+        built(
+            &sandbox,
+            &context,
+            &[epoch, "--no-cache", "-o", &format!("type=oci,rewrite-timestamp=true,dest={}", path.display())],
+        );
+        fs::read(path).unwrap()
+    };
+    sandbox.ok(&["rmi", "-f", &id]);
+    let before = sandbox.ok(&["system", "check"]);
+    assert!(archive("one.tar") == archive("two.tar"));
+    assert_eq!(sandbox.ok(&["system", "check"]).lines().last(), before.lines().last());
+    let directory = sandbox.path("out");
+    built(&sandbox, &context, &[epoch, "-o", directory.to_str().unwrap()]);
+    assert!(
+        ["old", "new", "d/hard", "bin/busybox"]
+            .iter()
+            .all(|name| fs::metadata(directory.join(name)).unwrap().mtime() == 1_600_000_000)
+    );
+    sandbox.finish();
+}

@@ -16,6 +16,7 @@ mod web;
 
 pub use cache::PruneBuilds;
 pub use context::{BuildDirectory, Context};
+pub use image::ImageForm;
 pub use requests::Described;
 use shared::SharedCaches;
 pub use shared::{CachePlace, CacheSource, CacheTarget};
@@ -189,7 +190,7 @@ impl Engine {
         if cancel.is_cancelled() {
             return Err(BuildError::cancelled());
         }
-        self.export_build(&solved, &request.tags, progress)
+        self.export_build(&solved, &request.tags, ImageForm::default(), progress)
     }
 
     /// Does all that a build's result needs, without making an image of it.
@@ -239,8 +240,14 @@ impl Engine {
     }
 
     /// Makes an image of what was solved, and names it.
-    pub fn export_build(&self, solved: &Solved, tags: &[Reference], progress: &dyn Progress) -> Result<Built, BuildError> {
-        let built = vertex(progress, "exporting to image", |id| self.export_image(solved, tags, progress, id))?;
+    pub fn export_build(
+        &self,
+        solved: &Solved,
+        tags: &[Reference],
+        form: ImageForm,
+        progress: &dyn Progress,
+    ) -> Result<Built, BuildError> {
+        let built = vertex(progress, "exporting to image", |id| self.export_image(solved, tags, form, progress, id))?;
         self.keep_budget(Some(built.id));
         self.trim_builds();
         Ok(built)

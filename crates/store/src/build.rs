@@ -18,7 +18,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::driver::disk_usage;
 use crate::layer::{TEMPORARY, Unpacked, boot, claim, directory_name};
 use crate::tar_split::Recording;
-use crate::{Context, Driver, Durability, LayerRow, Mountable, Packer, Result, Store, StoreError, sync_file_system};
+use crate::{Context, Driver, Durability, LayerRow, Mountable, Packer, Result, Store, StoreError, Times, sync_file_system};
 
 /// The directory in a workspace for what is beside its files.
 const BESIDE: &str = "beside";
@@ -138,6 +138,26 @@ impl Store {
         let lock = workspace.lock.try_clone().context(what)?;
         let unpacked = Unpacked { path: workspace.path.clone(), lock, diff_id, size };
         self.place(unpacked, parent)
+    }
+
+    /// Makes a layer of one of a build, above a layer, in which nothing is younger than a time, in seconds since the epoch.
+    pub fn retime(&self, layer: &LayerRow, parent: Option<Digest>, latest: i64) -> Result<LayerRow> {
+        let directory = self.paths.layers().join(directory_name(&layer.chain_id)).join("fs");
+        let files = rustix::fs::open(&directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .context(|| format!("open {}", directory.display()))?;
+        let what = || format!("pack layer {}", layer.chain_id);
+        let (reader, writer) = io::pipe().context(what)?;
+        std::thread::scope(|scope| {
+            let packing = scope.spawn(move || {
+                let mut packer = Packer::of_layer(io::BufWriter::new(writer)).with_times(Times::AtMost(latest));
+                packer.below(&files, b"")?;
+                packer.finish().map(drop)
+            });
+            let unpacked = self.unpack(parent, reader, None);
+            let packed = packing.join().unwrap_or_else(|_| Err(io::Error::other("packing ended by itself")));
+            // A half layer is no layer: whoever unpacks it may have taken its end for that of the whole.
+            packed.context(what).and(unpacked)
+        })
     }
 
     /// Notes what a step has come to, under its keys; `parent` is the layer below.

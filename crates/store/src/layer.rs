@@ -286,6 +286,16 @@ impl Store {
         made.context(|| "create the init layer".to_owned())
     }
 
+    /// Removes layers that were made for something that is over, and that nothing else has.
+    pub fn discard_layers(&self, chain_ids: &[Digest]) -> Result<()> {
+        for chain_id in chain_ids {
+            if self.layer(chain_id)?.is_none() {
+                self.retire_layer(chain_id)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes the directory of a layer and the trees that end with it, unless the database knows it again.
     pub(crate) fn retire_layer(&self, chain_id: &Digest) -> Result<()> {
         let is_known = || {

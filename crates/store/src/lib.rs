@@ -41,7 +41,7 @@ pub use fetch::{FetchError, FetchedLayer, WantedLayer};
 pub use image::{Image, ImageRow, NewImage, Origin, Untagged};
 pub use layer::LayerRow;
 pub use load::{LoadProgress, LoadTold, LoadedImage};
-pub use pack::Packer;
+pub use pack::{Packer, Times};
 pub use paths::Paths;
 pub use rusqlite;
 pub use save::{ArchiveLayout, SavedImage, Saving};

@@ -30,6 +30,7 @@ pub struct Packer<W> {
     is_layer: bool,
     /// The device of the first directory, if others are left out: mount points are empty directories.
     device: Option<Option<u64>>,
+    times: Times,
     /// Files with several names, by device and inode: the name under which each is in the archive.
     links: HashMap<(u64, u64), Vec<u8>>,
     /// Directories around the one that is packed.
@@ -40,6 +41,18 @@ pub struct Packer<W> {
     recording: Option<Rc<Recording>>,
 }
 
+/// When files are said to have been changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Times {
+    /// When they were.
+    #[default]
+    Own,
+    /// All at once, in seconds since the epoch.
+    All(i64),
+    /// What is younger, then.
+    AtMost(i64),
+}
+
 /// Bytes of a file that are read at a time.
 const BUFFER: usize = 128 * 1024;
 
@@ -48,7 +61,16 @@ const DEEPEST: usize = 256;
 
 impl<W: Write> Packer<W> {
     pub fn new(out: W) -> Packer<W> {
-        Packer { out, is_layer: false, device: None, links: HashMap::new(), depth: 0, buffer: Vec::new(), recording: None }
+        Packer {
+            out,
+            is_layer: false,
+            device: None,
+            times: Times::Own,
+            links: HashMap::new(),
+            depth: 0,
+            buffer: Vec::new(),
+            recording: None,
+        }
     }
 
     /// For the writable layer of a container.
@@ -64,6 +86,11 @@ impl<W: Write> Packer<W> {
     /// For a root without what is mounted in it.
     pub fn of_one_file_system(out: W) -> Packer<W> {
         Packer { device: Some(None), ..Packer::new(out) }
+    }
+
+    /// The same with other times.
+    pub fn with_times(self, times: Times) -> Packer<W> {
+        Packer { times, ..self }
     }
 
     /// Packs `name` of a directory, with all below it, under the name `shown`.
@@ -228,6 +255,11 @@ impl<W: Write> Packer<W> {
     }
 
     fn header(&mut self, entry: &Entry<'_>) -> io::Result<()> {
+        let time = match self.times {
+            Times::Own => entry.stat.st_mtime,
+            Times::All(time) => time,
+            Times::AtMost(time) => entry.stat.st_mtime.min(time),
+        };
         let records = entry.records();
         if !records.is_empty() {
             let base = entry.name.strip_suffix(b"/").unwrap_or(&entry.name);
@@ -236,11 +268,11 @@ impl<W: Write> Packer<W> {
             name.extend(base.iter().filter(|byte| byte.is_ascii()).take(80));
             let pax =
                 Entry { name, stat: entry.stat, kind: b'x', link: Vec::new(), size: records.len() as u64, xattrs: Vec::new() };
-            self.out.write_all(&pax.block())?;
+            self.out.write_all(&pax.block(time))?;
             self.out.write_all(&records)?;
             self.pad(records.len() as u64)?;
         }
-        self.out.write_all(&entry.block())
+        self.out.write_all(&entry.block(time))
     }
 
     /// Ends the archive.
@@ -303,14 +335,14 @@ impl Entry<'_> {
         records
     }
 
-    fn block(&self) -> [u8; BLOCK] {
+    fn block(&self, time: i64) -> [u8; BLOCK] {
         let mut block = [0; BLOCK];
         put_text(&mut block[..100], &self.name);
         put_number(&mut block[100..108], u64::from(self.stat.st_mode & 0o7777));
         put_number(&mut block[108..116], u64::from(self.stat.st_uid).min(LARGEST_ID));
         put_number(&mut block[116..124], u64::from(self.stat.st_gid).min(LARGEST_ID));
         put_number(&mut block[124..136], self.size.min(LARGEST));
-        put_number(&mut block[136..148], u64::try_from(self.stat.st_mtime).unwrap_or(0).min(LARGEST));
+        put_number(&mut block[136..148], u64::try_from(time).unwrap_or(0).min(LARGEST));
         block[156] = self.kind;
         put_text(&mut block[157..257], &self.link);
         block[257..265].copy_from_slice(b"ustar\x0000");

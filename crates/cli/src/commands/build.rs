@@ -91,7 +91,7 @@ pub struct Build {
     /// Set target platform for build
     #[arg(long, value_delimiter = ',')]
     platform: Vec<String>,
-    /// Set type of progress output ("auto", "none", "plain", "quiet", "tty")
+    /// Set type of progress output ("auto", "none", "plain", "quiet", "rawjson", "tty")
     #[arg(long)]
     progress: Option<String>,
     /// Attestations are not made: only "false" is taken
@@ -211,7 +211,7 @@ impl Build {
                 hand_on(&solved)?;
                 return Ok(calls::Said::default());
             }
-            let built = engine.export_build(&solved, &asked.tags, &display).map_err(shown)?;
+            let built = engine.export_build(&solved, &asked.tags, outputs.form, &display).map_err(shown)?;
             let mut digest = built.id;
             if outputs.push {
                 digest = engine.push_build(&asked.tags, &users, &display, cancel).map_err(shown)?;
@@ -270,7 +270,8 @@ impl Build {
             "tty" if std::io::stderr().is_terminal() => Ok(Kind::Terminal),
             "tty" => Err(failed("--progress=tty: standard error is no terminal".to_owned())),
             "quiet" | "none" => Ok(Kind::Quiet),
-            other => Err(failed(format!("invalid progress mode {other}: use auto, none, plain, quiet or tty"))),
+            "rawjson" => Ok(Kind::Raw),
+            other => Err(failed(format!("invalid progress mode {other}: use auto, none, plain, quiet, rawjson or tty"))),
         }
     }
 

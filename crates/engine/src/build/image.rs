@@ -1,5 +1,8 @@
 //! From what a build has left to an image: nothing is copied, its layers are the store's.
 
+use std::collections::HashSet;
+use std::fs::File;
+
 use dhow_build::plan::PlannedImage;
 use dhow_build::progress::{BuildError, Event, Progress, VertexId};
 use dhow_oci::image::{ImageConfig, RootFs};
@@ -13,10 +16,26 @@ use crate::Engine;
 /// An image that is nowhere yet.
 pub(super) struct Document {
     pub config: ImageConfig,
+    /// Of layers that were made for it: nobody removes them meanwhile.
+    held: Vec<File>,
     /// The same, encoded.
     pub bytes: Vec<u8>,
     /// From the bottom to the top.
     pub layers: Vec<LayerRow>,
+}
+
+impl Document {
+    /// Its bytes and layers, and what keeps these.
+    pub(super) fn release(self) -> ((Vec<u8>, Vec<LayerRow>), Vec<File>) {
+        ((self.bytes, self.layers), self.held)
+    }
+}
+
+/// How a build's image is to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ImageForm {
+    /// No file of the layers that the build has made is younger than its `SOURCE_DATE_EPOCH`, if it has one.
+    pub rewrites_times: bool,
 }
 
 impl Solved {
@@ -33,12 +52,13 @@ impl Engine {
         &self,
         solved: &Solved,
         tags: &[Reference],
+        form: ImageForm,
         progress: &dyn Progress,
         id: VertexId,
     ) -> Result<Built, BuildError> {
         let status = |name: String, done: bool| progress.tell(Event::Status { id, name, current: 0, total: 0, done });
         status("exporting layers".to_owned(), false);
-        let mut documents = self.images_of(solved)?;
+        let mut documents = self.images_of(solved, form)?;
         status("exporting layers".to_owned(), true);
         let own = solved.own();
         if tags.is_empty() {
@@ -47,7 +67,7 @@ impl Engine {
         }
         let is_single = documents.len() == 1;
         let mut images = Vec::new();
-        for Document { config, bytes, layers } in &documents {
+        for Document { config, bytes, layers, .. } in &documents {
             let created = config.created.as_deref().and_then(time::parse).unwrap_or_default().div_euclid(1_000_000_000);
             let names = if is_single { tags } else { &[] };
             let new = NewImage { config: bytes, layers: layers.clone(), tags: names, created, parent: None, origin: None };
@@ -69,13 +89,25 @@ impl Engine {
     }
 
     /// What the images of a build are made of, in the order of its platforms.
-    pub(super) fn images_of(&self, solved: &Solved) -> Result<Vec<Document>, BuildError> {
-        solved.plan.results.iter().zip(&solved.chains).map(|(planned, chain)| self.image_of(solved, planned, chain)).collect()
+    pub(super) fn images_of(&self, solved: &Solved, form: ImageForm) -> Result<Vec<Document>, BuildError> {
+        solved
+            .plan
+            .results
+            .iter()
+            .zip(&solved.chains)
+            .map(|(planned, chain)| self.image_of(solved, planned, chain, form))
+            .collect()
     }
 
     /// What an image of a build is made of.
-    fn image_of(&self, solved: &Solved, planned: &PlannedImage, chain: &[Digest]) -> Result<Document, BuildError> {
-        let layers = match chain.last() {
+    fn image_of(
+        &self,
+        solved: &Solved,
+        planned: &PlannedImage,
+        chain: &[Digest],
+        form: ImageForm,
+    ) -> Result<Document, BuildError> {
+        let mut layers = match chain.last() {
             None => Vec::new(),
             Some(top) => {
                 let gone = || BuildError::internal("a layer of the build was removed meanwhile: build it again");
@@ -85,6 +117,11 @@ impl Engine {
         let mut config = planned.config.clone();
         config.rootfs = RootFs { kind: "layers".to_owned(), diff_ids: layers.iter().map(|layer| layer.diff_id).collect() };
         self.date(&mut config, &layers, solved.plan.epoch)?;
+        let mut held = Vec::new();
+        if let Some(epoch) = solved.plan.epoch.filter(|_| form.rewrites_times) {
+            (layers, held) = self.retimed(solved, layers, epoch)?;
+            config.rootfs.diff_ids = layers.iter().map(|layer| layer.diff_id).collect();
+        }
         let encoded = |error: serde_json::Error| BuildError::internal(format!("encode the image: {error}"));
         let bytes = if solved.has_inline_cache {
             let mut document = serde_json::to_value(&config).map_err(encoded)?;
@@ -93,7 +130,25 @@ impl Engine {
         } else {
             serde_json::to_vec(&config).map_err(encoded)?
         };
-        Ok(Document { config, bytes, layers })
+        Ok(Document { config, held, bytes, layers })
+    }
+
+    /// The same layers with no file younger than a time; those of base images stay as they are.
+    fn retimed(&self, solved: &Solved, layers: Vec<LayerRow>, epoch: i64) -> Result<(Vec<LayerRow>, Vec<File>), BuildError> {
+        let of_images: HashSet<Digest> = solved.plan.image_layers().collect();
+        let (mut retimed, mut held) = (Vec::new(), Vec::new());
+        let mut parent = None;
+        for layer in layers {
+            let is_own = !of_images.contains(&layer.chain_id);
+            let layer = if is_own { self.store.retime(&layer, parent, epoch)? } else { layer };
+            if is_own {
+                let gone = || BuildError::internal("a layer of the image was removed meanwhile: build it again");
+                held.push(self.store.hold_layer(&layer.chain_id)?.ok_or_else(gone)?);
+            }
+            parent = Some(layer.chain_id);
+            retimed.push(layer);
+        }
+        Ok((retimed, held))
     }
 
     /// Fills in when each part came about: layers say so themselves, and what has none goes with the first new layer, or the one

@@ -1,25 +1,28 @@
 //! What becomes of a build where no image of here is wanted: its files as they are, or an image's archive.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 use dhow_oci::{Digest, Reference};
-use dhow_store::{ArchiveLayout, Driver, Mountable, Packer, SavedImage};
+use dhow_store::{ArchiveLayout, Driver, Mountable, Packer, SavedImage, Times};
 use dhow_sys::root::reopen;
 use rustix::fs::OFlags;
 
-use super::Solved;
+use super::image::Document;
+use super::{ImageForm, Solved};
 use crate::error::Context;
 use crate::{Engine, Error, Result};
 
 impl Engine {
-    /// Packs all files that a build has come to as one tar.
+    /// Packs all files that a build has come to as one tar. All are of its `SOURCE_DATE_EPOCH`, if it has one.
     ///
     /// # Errors
     /// A layer was removed meanwhile, or what is written to fails.
     pub fn pack_build(&self, solved: &Solved, out: &mut dyn Write) -> Result<()> {
-        let mut packer = Packer::new(out);
+        let times = solved.plan.epoch.map_or(Times::Own, Times::All);
+        let mut packer = Packer::new(out).with_times(times);
         for (files, directory) in self.open_build(solved)? {
             let packed = match directory.as_str() {
                 "" => packer.below(&files, b""),
@@ -39,15 +42,20 @@ impl Engine {
         solved: &Solved,
         names: &[Reference],
         layout: ArchiveLayout,
+        form: ImageForm,
         out: &mut dyn Write,
     ) -> Result<Digest> {
-        let documents = self.images_of(solved).map_err(|error| Error::internal(error.message))?;
+        let documents = self.images_of(solved, form).map_err(|error| Error::internal(error.message))?;
+        let own: HashSet<Digest> = solved.chains.iter().flatten().copied().collect();
+        let layers = documents.iter().flat_map(|document| &document.layers).map(|layer| layer.chain_id);
+        let made: Vec<Digest> = layers.filter(|layer| !own.contains(layer)).collect();
+        let (documents, held): (Vec<_>, Vec<_>) = documents.into_iter().map(Document::release).unzip();
         let mut images: Vec<SavedImage> = documents
             .into_iter()
-            .map(|document| SavedImage {
-                id: Digest::of(&document.bytes),
-                config: document.bytes,
-                layers: document.layers,
+            .map(|(bytes, layers)| SavedImage {
+                id: Digest::of(&bytes),
+                config: bytes,
+                layers,
                 parent: None,
                 names: Vec::new(),
                 others: Vec::new(),
@@ -56,7 +64,11 @@ impl Engine {
         let mut image = images.remove(solved.own());
         (image.names, image.others) = (names.to_vec(), images);
         let id = image.id;
-        self.store.save(&self.store.prepare_save(&[image], layout)?, out)?;
+        let saved = self.store.prepare_save(&[image], layout).and_then(|saving| self.store.save(&saving, out));
+        // What was made for the archive alone.
+        drop(held);
+        self.store.discard_layers(&made)?;
+        saved?;
         Ok(id)
     }
 

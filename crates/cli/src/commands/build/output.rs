@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use dhow_engine::dhow_build::progress::BuildError;
-use dhow_engine::{ArchiveLayout, CopyOptions, Engine, Solved, copy_into};
+use dhow_engine::{ArchiveLayout, CopyOptions, Engine, ImageForm, Solved, copy_into};
 use dhow_oci::Reference;
 use dhow_sys::root::Root;
 
@@ -21,6 +21,8 @@ pub(super) struct Outputs {
     pub push: bool,
     /// Names besides those of `--tag`.
     pub names: Vec<String>,
+    /// How the image of here is to be.
+    pub form: ImageForm,
     pub files: Vec<Files>,
 }
 
@@ -29,6 +31,7 @@ pub(super) struct Outputs {
 pub(super) struct Files {
     content: Content,
     place: Place,
+    form: ImageForm,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +73,7 @@ impl Build {
 fn output(text: &str, into: &mut Outputs) -> Result<()> {
     let is_pair = text.contains('=');
     let (mut kind, mut destination, mut push, mut is_tar) = (String::new(), None, false, true);
+    let mut form = ImageForm::default();
     match text {
         "-" => (kind, destination) = ("tar".to_owned(), Some("-".to_owned())),
         "image" | "docker" | "registry" => kind = text.to_owned(),
@@ -88,7 +92,8 @@ fn output(text: &str, into: &mut Outputs) -> Result<()> {
             // How images are stored and sent is settled here: layers are compressed when they are pushed, in OCI's types.
             "load" | "unpack" | "store" | "oci-mediatypes" | "compression-level" | "platform-split" => {}
             "compression" if matches!(value, "uncompressed" | "gzip") => {}
-            "rewrite-timestamp" | "force-compression" if !is_true => {}
+            "rewrite-timestamp" => form.rewrites_times = is_true,
+            "force-compression" if !is_true => {}
             other => return Err(failed(format!("output {text}: {other}={value} is not supported yet"))),
         }
     }
@@ -96,6 +101,7 @@ fn output(text: &str, into: &mut Outputs) -> Result<()> {
         "registry" | "image" | "docker" if destination.is_none() => {
             into.image = true;
             into.push |= push || kind == "registry";
+            into.form = form;
             return Ok(());
         }
         "local" | "tar" => Content::Files,
@@ -114,7 +120,7 @@ fn output(text: &str, into: &mut Outputs) -> Result<()> {
         }
         None => Place::Stream,
     };
-    into.files.push(Files { content, place });
+    into.files.push(Files { content, place, form });
     Ok(())
 }
 
@@ -164,7 +170,9 @@ impl Files {
         let mut out = BufWriter::with_capacity(1 << 16, out);
         let packed = match self.content {
             Content::Files => given.engine.pack_build(given.solved, &mut out),
-            Content::Image(layout) => given.engine.archive_build(given.solved, given.names, layout, &mut out).map(drop),
+            Content::Image(layout) => {
+                given.engine.archive_build(given.solved, given.names, layout, self.form, &mut out).map(drop)
+            }
         };
         packed.map_err(|error| BuildError::invalid(error.message))?;
         out.flush().map_err(|error| BuildError::invalid(format!("write the build's files: {error}")))
@@ -184,7 +192,7 @@ mod tests {
     #[test]
     fn forms() {
         let one = |text: &str| read(&[text]).unwrap().files.pop().unwrap();
-        let files = |content, place| Files { content, place };
+        let files = |content, place| Files { content, place, form: ImageForm::default() };
         assert_eq!(one("out"), files(Content::Files, Place::Directory("out".into())));
         assert_eq!(one("type=tar,dest=x.tar"), files(Content::Files, Place::File("x.tar".into())));
         assert_eq!(one("type=oci,dest=x"), files(Content::Image(ArchiveLayout::Oci), Place::File("x".into())));

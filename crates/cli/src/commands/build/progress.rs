@@ -1,6 +1,7 @@
 //! How a build is shown while it goes on: line by line, or live on a terminal, as BuildKit's clients show it.
 
 mod plain;
+mod raw;
 mod terminal;
 
 use std::collections::{HashMap, VecDeque};
@@ -20,6 +21,8 @@ const REDRAW: Duration = Duration::from_millis(100);
 pub(super) enum Kind {
     Plain,
     Terminal,
+    /// Documents, for programs.
+    Raw,
     /// Nothing is shown but errors.
     Quiet,
 }
@@ -71,6 +74,7 @@ struct State {
     trace: Trace,
     plain: plain::Plain,
     terminal: terminal::Terminal,
+    raw: raw::Raw,
     is_over: bool,
 }
 
@@ -84,6 +88,7 @@ impl Display {
             trace: Trace::default(),
             plain: plain::Plain::default(),
             terminal: terminal::Terminal::new(),
+            raw: raw::Raw::default(),
             is_over: false,
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), over: Condvar::new() });
@@ -110,6 +115,7 @@ impl Display {
             match self.kind {
                 Kind::Plain => plain.finish(trace),
                 Kind::Terminal => terminal.draw(trace, true),
+                Kind::Raw => return std::mem::take(&mut trace.warnings),
                 Kind::Quiet => {}
             }
             (trace.failures(), std::mem::take(&mut trace.warnings))
@@ -123,7 +129,7 @@ impl Display {
     }
 
     pub fn show_warnings(&self, warnings: &[Finding]) {
-        if self.kind == Kind::Quiet || warnings.is_empty() {
+        if matches!(self.kind, Kind::Quiet | Kind::Raw) || warnings.is_empty() {
             return;
         }
         let plural = if warnings.len() == 1 { "warning" } else { "warnings" };
@@ -140,7 +146,12 @@ impl Display {
 impl Progress for Display {
     fn tell(&self, event: Event) {
         let mut state = lock(&self.state);
-        let State { trace, plain, .. } = &mut *state;
+        let State { trace, plain, raw, .. } = &mut *state;
+        if self.kind == Kind::Raw
+            && let Some(line) = raw.line(&event)
+        {
+            eprintln!("{line}");
+        }
         let about = trace.take(&event);
         if let (Kind::Plain, Some(id)) = (self.kind, about) {
             plain.take(trace, id, &event);
