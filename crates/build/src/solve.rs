@@ -15,7 +15,7 @@ mod mounts;
 mod remote;
 mod steps;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -124,6 +124,17 @@ pub struct Outcome {
     pub content_key: Digest,
 }
 
+/// Something that a build is made of, and that came from elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Material {
+    /// An address may still have a user and a password in it.
+    pub uri: String,
+    /// `sha256`; `sha1` of commits.
+    pub algorithm: String,
+    /// In hex.
+    pub digest: String,
+}
+
 /// A step that need not be done any more.
 #[derive(Clone, Debug)]
 pub struct Known {
@@ -178,6 +189,8 @@ pub struct Solver<'a> {
     commits: Asked<String>,
     /// What the sources of a step's copies, and its mounts, were seen to hold.
     looked: Mutex<HashMap<(StepId, usize), Digest>>,
+    /// What has come from elsewhere.
+    materials: Mutex<BTreeSet<Material>>,
     /// Steps that a thread was begun for.
     begun: Mutex<HashSet<StepId>>,
     /// Steps that were not known.
@@ -219,6 +232,7 @@ impl<'a> Solver<'a> {
             fetched: Asked::default(),
             commits: Asked::default(),
             looked: Mutex::default(),
+            materials: Mutex::default(),
             begun: Mutex::default(),
             anew: Mutex::default(),
             threads: AtomicUsize::new(0),
@@ -279,6 +293,11 @@ impl<'a> Solver<'a> {
             all.push(Known { keys, content_key, chain_id, description: step.name.clone() });
         }
         Ok(all)
+    }
+
+    /// What has come from elsewhere, but for images.
+    pub fn materials(&self) -> BTreeSet<Material> {
+        lock(&self.materials).clone()
     }
 
     /// First keys of steps that nobody had to look for, and of which nothing is known here.

@@ -40,7 +40,7 @@ const FRONTEND: [&str; 8] = [
     "gateway.warnings",
     "frontend.caps",
 ];
-const GRAPH: [&str; 15] = [
+const GRAPH: [&str; 17] = [
     "source.image",
     "source.local",
     "source.local.unique",
@@ -56,6 +56,8 @@ const GRAPH: [&str; 15] = [
     "exec.mount.secret",
     "exec.mount.ssh",
     "exporter.multiple",
+    "exporter.image.annotations",
+    "exporter.image.attestations",
 ];
 
 pub async fn answer(engine: Arc<Engine>, method: &str, mut call: Call) -> Result<(), Status> {
@@ -324,6 +326,7 @@ fn build(engine: &Engine, job: &Arc<Job>, asked: &Asked, handle: &Handle) -> Res
         return crate::requests::answer(engine, wanted, &request, &teller);
     }
     let solved = engine.solve_build(&request, &caller, &teller, &job.cancel).map_err(failed)?;
+    job.attest(asked.provenance.clone());
     result(job, solved, asked.options.tells_platform())
 }
 

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use dhow_api::system::BuildCache;
 use dhow_engine::dhow_build::progress::BuildError;
-use dhow_engine::{ArchiveLayout, Engine, Filters, ImageForm, PruneBuilds, Solved, VERSION, supported_platforms, vertex};
+use dhow_engine::{
+    Annotation, ArchiveLayout, Engine, Filters, ImageForm, Level, PruneBuilds, Solved, VERSION, supported_platforms, vertex,
+};
 use dhow_oci::{Digest, Platform, Reference, time};
 
 use crate::bridge;
@@ -205,7 +207,7 @@ async fn export(
             let teller = Teller::new(job.clone(), usize::MAX - number);
             if matches!(exporter.kind.as_str(), "moby" | "image") {
                 let failed = |error: BuildError| status::status(&error, "", b"");
-                let built = engine.export_build(&solved, &own, form(&exporter), &teller).map_err(failed)?;
+                let built = engine.export_build(&solved, &own, &form(&job, &exporter)?, &teller).map_err(failed)?;
                 let is_true = |value: &String| matches!(value.as_str(), "true" | "1");
                 let mut digest = built.id;
                 if exporter.attrs.get("push").is_some_and(is_true) {
@@ -217,7 +219,7 @@ async fn export(
             }
             let session = handle.block_on(session::find(&session))?;
             let to = Receiver { handle: &handle, session: &session, output: number };
-            send_one(&engine, &solved, &exporter, &own, to, &teller).map(|id| id.map(|id| (id, id)))
+            send_one(&engine, &solved, &exporter, &own, &form(&job, &exporter)?, to, &teller).map(|id| id.map(|id| (id, id)))
         });
         let done = work.await.map_err(|error| Status::new(INTERNAL, format!("a worker of the engine failed: {error}")))?;
         let Some((id, digest)) = done? else { continue };
@@ -250,6 +252,7 @@ fn send_one(
     solved: &Solved,
     exporter: &Exporter,
     tags: &[Reference],
+    form: &ImageForm,
     to: Receiver<'_>,
     teller: &Teller,
 ) -> Result<Option<Digest>, Status> {
@@ -279,7 +282,7 @@ fn send_one(
             let mut id = None;
             told(&format!("exporting to {kind} image format"), &mut || {
                 let mut archive = to.archive()?;
-                id = Some(engine.archive_build(solved, tags, layout, form(exporter), &mut archive).map_err(wrong)?);
+                id = Some(engine.archive_build(solved, tags, layout, form, &mut archive).map_err(wrong)?);
                 archive.finish()
             })?;
             Ok(id)
@@ -288,9 +291,27 @@ fn send_one(
     }
 }
 
-fn form(exporter: &Exporter) -> ImageForm {
+/// How an output's image is to be: by its attributes, and by what the build was asked to attest.
+fn form(job: &Job, exporter: &Exporter) -> Result<ImageForm, Status> {
     let is_true = |value: &String| matches!(value.as_str(), "true" | "1");
-    ImageForm { rewrites_times: exporter.attrs.get("rewrite-timestamp").is_some_and(is_true) }
+    let refuse = |message: String| Status::new(INVALID, message);
+    let mut form = ImageForm {
+        rewrites_times: exporter.attrs.get("rewrite-timestamp").is_some_and(is_true),
+        annotations: Vec::new(),
+        provenance: job.provenance(),
+    };
+    for (key, value) in &exporter.attrs {
+        // annotation[-TYPE][[PLATFORM]].KEY
+        let Some((place, name)) = key.strip_prefix("annotation").and_then(|rest| rest.split_once('.')) else { continue };
+        let (level, platform) = place.split_once('[').unwrap_or((place, ""));
+        let platform = match platform.trim_end_matches(']') {
+            "" => None,
+            text => Some(text.parse::<Platform>().map_err(|error| refuse(error.to_string()))?),
+        };
+        let level = Level::parse(level.trim_start_matches('-')).map_err(refuse)?;
+        form.annotations.push(Annotation { level, platform, key: name.to_owned(), value: value.clone() });
+    }
+    Ok(form)
 }
 
 fn names(exporter: &Exporter) -> Result<Vec<Reference>, Status> {

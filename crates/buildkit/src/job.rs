@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use dhow_engine::{Cancel, Solved};
+use dhow_engine::{Cancel, Provenance, Solved};
 use tokio::sync::watch;
 
 use crate::grpc::{NOT_FOUND, Status};
@@ -32,6 +32,8 @@ pub struct Job {
     count: Mutex<Option<watch::Sender<usize>>>,
     /// What was solved, by the id that the client was told.
     solved: Mutex<HashMap<String, Arc<Solved>>>,
+    /// What the client's frontend wants attested.
+    provenance: Mutex<Option<Provenance>>,
     returned: watch::Sender<Option<Arc<Returned>>>,
 }
 
@@ -86,6 +88,15 @@ impl Job {
     pub fn solved(&self, id: &str) -> Option<Arc<Solved>> {
         let is_of = |known: &str| id.strip_prefix(known).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
         lock(&self.solved).iter().find(|(known, _)| is_of(known)).map(|(_, solved)| solved.clone())
+    }
+
+    /// The images are to be attested like this.
+    pub fn attest(&self, provenance: Option<Provenance>) {
+        *lock(&self.provenance) = provenance;
+    }
+
+    pub fn provenance(&self) -> Option<Provenance> {
+        lock(&self.provenance).clone()
     }
 
     pub fn give_back(&self, returned: Returned) {
@@ -159,6 +170,7 @@ pub fn register(request: &SolveRequest) -> std::io::Result<Registered> {
         written: AtomicUsize::new(0),
         count: Mutex::new(Some(watch::channel(0).0)),
         solved: Mutex::default(),
+        provenance: Mutex::default(),
         returned: watch::channel(None).0,
     });
     match lock(&jobs().known).entry(reference.clone()) {

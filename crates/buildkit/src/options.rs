@@ -6,7 +6,7 @@ use dhow_api::config::Ulimit;
 use dhow_engine::dhow_build::address;
 use dhow_engine::dhow_build::dockerfile::instruction::Network;
 use dhow_engine::dhow_build::plan::{NamedContext, NoCache, Options};
-use dhow_engine::{BuildLimits, CacheSource, CacheTarget, dhow_build};
+use dhow_engine::{BuildLimits, CacheSource, CacheTarget, Provenance, dhow_build};
 use dhow_oci::Platform;
 use serde::Deserialize;
 
@@ -32,6 +32,7 @@ pub struct Asked {
     pub sessions: HashMap<String, String>,
     /// Caches, as JSON of a list of `Type` and `Attrs`.
     pub cache_imports: String,
+    pub provenance: Option<Provenance>,
     /// What is wanted instead of a build: `frontend.lint` and the like.
     pub request: Option<String>,
 }
@@ -124,6 +125,13 @@ pub fn read(options: &HashMap<String, String>) -> Result<Asked, Status> {
         Some("") => NoCache::Everything,
         Some(stages) => NoCache::Stages(stages.split(',').map(str::to_owned).collect()),
     };
+    if options.contains_key("attest:sbom") {
+        return Err(Status::new(UNIMPLEMENTED, "images are not scanned yet (sbom): only provenance is attested"));
+    }
+    // What buildx wants of every build, whether or not anybody has asked for it.
+    let is_default = |text: &String| text.split(',').any(|field| field == "inline-only=true");
+    let provenance = options.get("attest:provenance").filter(|text| !is_default(text));
+    let provenance = provenance.map(|text| Provenance::parse(text)).transpose().map_err(refuse)?.flatten();
     let mut contexts = BTreeMap::new();
     let mut addresses = BTreeMap::new();
     for (name, value) in prefixed(options, "context:") {
@@ -198,6 +206,7 @@ pub fn read(options: &HashMap<String, String>) -> Result<Asked, Status> {
         dockerfile_name: or("dockerfilekey", "dockerfile"),
         sessions: prefixed(options, "local-sessionid:").into_iter().collect(),
         cache_imports: text("cache-imports"),
+        provenance,
         request: options.get("requestid").cloned(),
     })
 }

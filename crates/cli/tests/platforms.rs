@@ -203,3 +203,110 @@ fn images_of_all_platforms_are_handed_on() {
     );
     sandbox.finish();
 }
+
+#[test]
+fn what_is_said_of_an_image_goes_with_it() {
+    let sandbox = sandboxed!();
+    let registry = Registry::start();
+    let name = registry.name("said:1");
+    let read = |reference: &str| {
+        let (kind, bytes) = registry.manifest("said", reference).unwrap();
+        (kind, serde_json::from_slice::<Value>(&bytes).unwrap())
+    };
+    // An annotation alone needs no index.
+    let context = context(&sandbox);
+    let path = context.to_str().unwrap();
+    sandbox.ok(&["build", "-q", "-t", &name, "--annotation", "a.b=c", "--push", path]);
+    let (kind, manifest) = read("1");
+    assert_eq!((kind.as_str(), &manifest["annotations"]["a.b"]), ("application/vnd.oci.image.manifest.v1+json", &"c".into()));
+
+    let told = built(
+        &sandbox,
+        None,
+        &[
+            "-t",
+            &name,
+            "--provenance=mode=max,version=v1",
+            "--build-arg=WHO=me",
+            "--annotation",
+            "index:of=index",
+            "--annotation",
+            &format!("manifest[linux/{OTHER}],manifest-descriptor:of=both"),
+            "--push",
+        ],
+    );
+    assert!(told.contains(&format!("pushed {name}")), "{told}");
+    let (kind, index) = read("1");
+    assert_eq!((kind.as_str(), &index["annotations"]["of"]), ("application/vnd.oci.image.index.v1+json", &"index".into()));
+    let entries = index["manifests"].as_array().unwrap();
+    assert_eq!(entries.len(), 4);
+    let statement_of = |entry: &Value| {
+        let (_, manifest) = read(entry["digest"].as_str().unwrap());
+        let layer = &manifest["layers"][0];
+        assert_eq!(layer["annotations"]["in-toto.io/predicate-type"], "https://slsa.dev/provenance/v1");
+        assert!(registry.blob("said", manifest["config"]["digest"].as_str().unwrap()).is_some());
+        let blob = registry.blob("said", layer["digest"].as_str().unwrap()).unwrap();
+        serde_json::from_slice::<Value>(&blob).unwrap()
+    };
+    for (number, platform) in [OTHER, OWN].into_iter().enumerate() {
+        let (image, attested) = (&entries[number], &entries[number + 2]);
+        assert_eq!((&image["platform"]["architecture"], &image["annotations"]["of"]), (&platform.into(), &"both".into()));
+        let (_, manifest) = read(image["digest"].as_str().unwrap());
+        assert_eq!(manifest["annotations"]["of"].as_str(), (platform == OTHER).then_some("both"));
+        assert_eq!(attested["annotations"]["vnd.docker.reference.digest"], image["digest"]);
+        assert_eq!(attested["platform"]["architecture"], "unknown");
+        let statement = statement_of(attested);
+        let package = format!("pkg:docker/{}@1?platform=linux%2F{platform}", name.trim_end_matches(":1"));
+        assert_eq!(statement["subject"][0]["name"], package.as_str());
+        assert_eq!(
+            format!("sha256:{}", statement["subject"][0]["digest"]["sha256"].as_str().unwrap()),
+            image["digest"].as_str().unwrap()
+        );
+        let request = &statement["predicate"]["buildDefinition"]["externalParameters"]["request"];
+        assert_eq!(
+            (&request["args"]["build-arg:WHO"], &request["args"]["platform"]),
+            (&"me".into(), &format!("linux/{platform}").into())
+        );
+        let material = statement["predicate"]["buildDefinition"]["resolvedDependencies"][0]["uri"].as_str().unwrap();
+        assert_eq!(material, format!("pkg:docker/busybox@latest?platform=linux%2F{OWN}"));
+    }
+
+    // A copy of the name has it, too, and so has an archive; another build of the name has not.
+    let copy = registry.name("said:copy");
+    sandbox.ok(&["tag", &name, &copy]);
+    sandbox.ok(&["push", &copy]);
+    assert_eq!(read("copy").1["manifests"].as_array().unwrap().len(), 4);
+    let layout = sandbox.path("layout");
+    built(
+        &sandbox,
+        None,
+        &["-t", &name, "--attest=type=provenance", "-o", &format!("type=oci,tar=false,dest={}", layout.display())],
+    );
+    let document = |entry: &Value| {
+        let hex = entry["digest"].as_str().unwrap().trim_start_matches("sha256:");
+        serde_json::from_slice::<Value>(&fs::read(layout.join("blobs/sha256").join(hex)).unwrap()).unwrap()
+    };
+    let top: Value = serde_json::from_slice(&fs::read(layout.join("index.json")).unwrap()).unwrap();
+    let index = document(&top["manifests"][0]);
+    assert_eq!(index["manifests"].as_array().unwrap().len(), 4);
+    let statement = document(&document(&index["manifests"][2])["layers"][0]);
+    assert_eq!(statement["predicateType"], "https://slsa.dev/provenance/v0.2");
+    assert_eq!(statement["predicate"]["invocation"]["parameters"]["args"].get("build-arg:WHO"), None);
+    built(&sandbox, None, &["-t", &name, "--push"]);
+    assert_eq!(read("1").0, "application/vnd.docker.distribution.manifest.list.v2+json");
+    // Who pulls gets the image.
+    sandbox.ok(&["rmi", &name, &copy]);
+    sandbox.ok(&["pull", "-q", &copy]);
+    assert_eq!(sandbox.ok(&["image", "inspect", "-f", "{{.Architecture}}", &copy]), OWN);
+
+    for (options, why) in [
+        (["--sbom=true", "--push"], "--sbom=true: images are not scanned yet"),
+        (["--provenance=mode=most", "--push"], "invalid mode \"most\""),
+        (["--annotation", "x"], "invalid annotation \"x\", expected key=value"),
+        (["--annotation", "where:x=y"], "unknown annotation type \"where\""),
+    ] {
+        let (_, told) = sandbox.fails(&[&["build"], &options[..], &[path]].concat());
+        assert!(told.contains(why), "{told}");
+    }
+    sandbox.finish();
+}

@@ -10,28 +10,32 @@ mod context;
 mod git;
 mod image;
 mod output;
+mod provenance;
 mod requests;
 mod shared;
 mod web;
 
 pub use cache::PruneBuilds;
 pub use context::{BuildDirectory, Context};
-pub use image::ImageForm;
+pub use image::{Annotation, ImageForm, Level};
+use provenance::Circumstances;
+pub use provenance::Provenance;
 pub use requests::Described;
 use shared::SharedCaches;
 pub use shared::{CachePlace, CacheSource, CacheTarget};
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dhow_build::dockerfile::{Finding, Lines};
-use dhow_build::plan::{self, BaseImage, Images, Options, Plan};
+use dhow_build::plan::{self, BaseImage, Images, Options, OutlineSecret, Plan};
 use dhow_build::progress::{BuildError, Event, Progress, VertexId};
-use dhow_build::solve::{Client, Known, Outcome, Solver};
+use dhow_build::solve::{Client, Known, Material, Outcome, Solver};
 use dhow_monitor::Overlay;
+use dhow_oci::attestation::package_url;
 use dhow_oci::image::ImageConfig;
 use dhow_oci::{Digest, Platform, Reference};
 use dhow_registry::Credentials;
@@ -138,6 +142,7 @@ pub struct Solved {
     /// First keys of steps that may be known elsewhere alone.
     unknown: Vec<Digest>,
     caches: SharedCaches,
+    circumstances: Circumstances,
     /// The image's config says which steps its layers are.
     has_inline_cache: bool,
     _held: Vec<std::fs::File>,
@@ -190,7 +195,7 @@ impl Engine {
         if cancel.is_cancelled() {
             return Err(BuildError::cancelled());
         }
-        self.export_build(&solved, &request.tags, ImageForm::default(), progress)
+        self.export_build(&solved, &request.tags, &ImageForm::default(), progress)
     }
 
     /// Does all that a build's result needs, without making an image of it.
@@ -208,8 +213,9 @@ impl Engine {
             )));
         }
         self.sweep_builds().map_err(internal)?;
-        let mut findings = Vec::new();
-        let plan = self.plan_with(request, progress, cancel, &mut findings);
+        let started = dhow_oci::time::now();
+        let (mut findings, mut materials) = (Vec::new(), BTreeSet::new());
+        let plan = self.plan_with(request, progress, cancel, &mut findings, &mut materials);
         let source: Arc<[u8]> = request.file.into();
         for finding in findings {
             let (file, source) = (request.file_name.to_owned(), source.clone());
@@ -235,8 +241,23 @@ impl Engine {
             true => (solver.known_steps()?, solver.unknown_keys()?),
             false => (Vec::new(), Vec::new()),
         };
+        materials.extend(
+            solver.materials().into_iter().map(|material| Material { uri: dhow_registry::shown(&material.uri), ..material }),
+        );
+        let secrets = |of: &[OutlineSecret]| of.iter().map(|secret| secret.id.clone()).collect();
+        let circumstances = Circumstances {
+            file: request.file.to_vec(),
+            file_name: request.file_name.to_owned(),
+            options: request.options.clone(),
+            secrets: secrets(&plan.outline.secrets),
+            agents: secrets(&plan.outline.agents),
+            started,
+            finished: dhow_oci::time::now(),
+            materials,
+            id: crate::names::random_id().map_err(internal)?[..24].to_owned(),
+        };
         let held = solver.into_held();
-        Ok(Solved { plan, chains, known, unknown, caches, has_inline_cache, _held: held })
+        Ok(Solved { plan, chains, known, unknown, caches, circumstances, has_inline_cache, _held: held })
     }
 
     /// Makes an image of what was solved, and names it.
@@ -244,7 +265,7 @@ impl Engine {
         &self,
         solved: &Solved,
         tags: &[Reference],
-        form: ImageForm,
+        form: &ImageForm,
         progress: &dyn Progress,
     ) -> Result<Built, BuildError> {
         let built = vertex(progress, "exporting to image", |id| self.export_image(solved, tags, form, progress, id))?;
@@ -296,7 +317,7 @@ impl Engine {
         findings: &mut Vec<Finding>,
     ) -> Result<Plan, BuildError> {
         let cancel = Cancel::new().map_err(|error| BuildError::internal(format!("make a pipe: {error}")))?;
-        self.plan_with(request, progress, &cancel, findings)
+        self.plan_with(request, progress, &cancel, findings, &mut BTreeSet::new())
     }
 
     fn plan_with(
@@ -305,6 +326,7 @@ impl Engine {
         progress: &dyn Progress,
         cancel: &Cancel,
         findings: &mut Vec<Finding>,
+        materials: &mut BTreeSet<Material>,
     ) -> Result<Plan, BuildError> {
         if let Some((frontend, line)) = dhow_build::dockerfile::syntax(request.file)
             && !is_own_frontend(&frontend)
@@ -312,7 +334,7 @@ impl Engine {
             let message = format!("frontend {frontend} is not supported by this engine: only Dockerfiles are");
             return Err(BuildError::invalid(message).at(&[Lines::one(line)]));
         }
-        let mut images = BaseImages { engine: self, request, progress, cancel, known: HashMap::new() };
+        let mut images = BaseImages { engine: self, request, progress, cancel, known: HashMap::new(), materials };
         Ok(plan::plan(request.file, &request.options, &mut images, findings)?)
     }
 
@@ -355,6 +377,7 @@ struct BaseImages<'a> {
     cancel: &'a Cancel,
     /// By name, platform, and whether that was asked for.
     known: HashMap<(String, String, bool), BaseImage>,
+    materials: &'a mut BTreeSet<Material>,
 }
 
 impl Images for BaseImages<'_> {
@@ -377,6 +400,14 @@ impl Images for BaseImages<'_> {
         });
         let image = found.map_err(|error| error.message)?;
         let config: ImageConfig = image.row.config.clone();
+        let row = &image.row;
+        let repository = name.repository();
+        let digest = row.digests.iter().find(|(of, _)| *of == repository).map_or(row.id, |(_, digest)| *digest);
+        self.materials.insert(Material {
+            uri: package_url(&name, &config.platform()),
+            algorithm: digest.algorithm().name().to_owned(),
+            digest: digest.hex().to_owned(),
+        });
         let image = BaseImage { config, chain: image.chain, reference: name.to_string() };
         self.known.insert(key, image.clone());
         Ok(image)

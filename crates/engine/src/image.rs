@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use dhow_api::container::GraphDriver;
 use dhow_api::image::{Deleted, History as ApiHistory, Image as ApiImage, Metadata, RootFs, Summary};
+use dhow_oci::attestation::Extras;
 use dhow_oci::image::{Execution, History, ImageConfig};
 use dhow_oci::reference::familiar_repository;
 use dhow_oci::{Digest, Platform, Reference, time};
@@ -243,13 +244,15 @@ impl Engine {
         }
         let name = name.or_latest();
         let from = reference.parse::<Reference>().ok().filter(|from| from.digest.is_none());
-        let platforms = match &from {
-            Some(from) if self.store.image_by_name(from)? == Some(image.row.id) => self.store.platforms_of(from)?,
-            _ => Vec::new(),
+        let (platforms, extras) = match &from {
+            Some(from) if self.store.image_by_name(from)? == Some(image.row.id) => {
+                (self.store.platforms_of(from)?, self.store.extras_of(from)?)
+            }
+            _ => (Vec::new(), Extras::default()),
         };
         match platforms.is_empty() {
             true => self.store.tag(&image.row.id, &name)?,
-            false => self.store.tag_platforms(&image.row.id, &platforms, std::slice::from_ref(&name))?,
+            false => self.store.tag_platforms(&image.row.id, &platforms, std::slice::from_ref(&name), &extras)?,
         }
         self.image_event("tag", &image.row.id, &name.familiar());
         Ok(())
@@ -386,8 +389,14 @@ impl Engine {
                 let own = image.row.id;
                 let others: Vec<Digest> =
                     if platform.is_some() { Vec::new() } else { several.into_iter().filter(|id| *id != own).collect() };
-                let is_same =
-                    |saved: &SavedImage| saved.id == own && saved.others.iter().map(|other| other.id).eq(others.iter().copied());
+                let extras = match &name {
+                    Some(name) if platform.is_none() => self.store.extras_of(name)?,
+                    _ => Extras::default(),
+                };
+                let is_same = |saved: &SavedImage| {
+                    let of_others = saved.others.iter().map(|other| other.id);
+                    saved.id == own && saved.extras == extras && of_others.eq(others.iter().copied())
+                };
                 let place = images.iter().position(is_same).unwrap_or(images.len());
                 if place == images.len() {
                     let mut saved = self.store.to_be_saved(&image, Vec::new())?;
@@ -395,6 +404,7 @@ impl Engine {
                         let other = self.store.image(id)?.ok_or_else(|| missing(reference))?;
                         saved.others.push(self.store.to_be_saved(&other, Vec::new())?);
                     }
+                    saved.extras = extras;
                     images.push(saved);
                 }
                 let names = &mut images[place].names;

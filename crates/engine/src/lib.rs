@@ -58,8 +58,8 @@ mod wait;
 pub use archive::{PathStat, PutOptions};
 pub use budget::Budget;
 pub use build::{
-    Allowed, BuildDirectory, BuildLimits, BuildRequest, Built, CachePlace, CacheSource, CacheTarget, Cancel,
-    Context as BuildContext, Described, ImageForm, PruneBuilds, Solved, is_own_frontend, vertex,
+    Allowed, Annotation, BuildDirectory, BuildLimits, BuildRequest, Built, CachePlace, CacheSource, CacheTarget, Cancel,
+    Context as BuildContext, Described, ImageForm, Level, Provenance, PruneBuilds, Solved, is_own_frontend, vertex,
 };
 pub use bundled::BUNDLED;
 pub use commit::CommitOptions;

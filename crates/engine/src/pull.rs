@@ -421,6 +421,7 @@ mod tests {
             annotations: Default::default(),
         };
         let index = Index {
+            annotations: Default::default(),
             schema_version: 2,
             media_type: None,
             manifests: vec![

@@ -8,6 +8,7 @@ use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use dhow_oci::attestation::Extras;
 use dhow_oci::image::{
     DOCKER_CONFIG, DOCKER_INDEX, DOCKER_LAYER, DOCKER_MANIFEST, Descriptor, Index, Manifest, OCI_CONFIG, OCI_INDEX, OCI_LAYER,
     OCI_MANIFEST,
@@ -95,6 +96,16 @@ struct Parts {
     origins: Arc<[Origin]>,
 }
 
+/// Where an image goes, and how.
+struct Way<'a> {
+    client: &'a Client,
+    name: &'a Reference,
+    request: &'a PushRequest,
+    /// What goes with the images of the name.
+    extras: &'a Extras,
+    told: PushTold<'a>,
+}
+
 /// A repository that is known to have the image.
 struct Origin {
     name: Reference,
@@ -132,44 +143,54 @@ impl Engine {
             let name = Reference { tag: Some(tag), digest: None, ..name.clone() };
             let gone = || Error::not_found(format!("tag does not exist: {}", name.familiar()));
             let platforms = self.store.platforms_of(&name)?;
-            if request.platform.is_none() && !platforms.is_empty() {
+            let extras = self.store.extras_of(&name)?;
+            let is_index = platforms.len() > 1 || extras.need_index();
+            let way = Way { client: &client, name: &name, request, extras: &extras, told };
+            if request.platform.is_none() && is_index {
                 let images = platforms.iter().map(|id| self.store.image(id)?.ok_or_else(gone)).collect::<Result<Vec<_>>>()?;
-                self.push_as_index(&client, &mut session, &name, (&id, &images), request.compression, told)?;
+                self.push_as_index(&mut session, &way, &id, &images)?;
                 continue;
             }
             let image = match &request.platform {
                 Some(platform) => self.find_image_for(&name.to_string(), Some(platform))?,
                 None => self.store.image(&id)?.ok_or_else(gone)?,
             };
-            self.push_image(&client, &mut session, &name, &image, request, told)?;
+            self.push_image(&mut session, &way, &image)?;
         }
         Ok(())
     }
 
     /// Hands on the images of all platforms that a build was for, and an index of them as what the tag stands for.
-    fn push_as_index(
-        &self,
-        client: &Client,
-        session: &mut Session<'_>,
-        name: &Reference,
-        (id, images): (&Digest, &[Image]),
-        compression: Compression,
-        told: PushTold<'_>,
-    ) -> Result<()> {
-        let mut index = Index { schema_version: 2, media_type: None, manifests: Vec::new() };
+    fn push_as_index(&self, session: &mut Session<'_>, way: &Way<'_>, id: &Digest, images: &[Image]) -> Result<()> {
+        let Way { name, extras, told, .. } = *way;
+        let (mut manifests, mut attested) = (Vec::new(), Vec::new());
         let mut known = Vec::new();
         for image in images {
-            let parts = self.push_parts(client, session, name, image, compression, told)?;
+            let parts = self.push_parts(session, way, image)?;
             let digest = Digest::of(&parts.bytes);
             session.push_manifest(name, &digest.to_string(), &parts.media_type, &parts.bytes).map_err(|error| failed(&error))?;
             let mut entry = Descriptor::new(&parts.media_type, digest, parts.bytes.len() as u64);
-            entry.platform = Some(image.row.config.platform());
-            index.manifests.push(entry);
+            let platform = image.row.config.platform();
+            let own = extras.of(&image.row.id);
+            let wrong = |error: serde_json::Error| Error::internal(format!("write what is attested: {error}"));
+            if let Some((of, blobs)) = own.attested(&digest, &platform, std::slice::from_ref(name)).map_err(wrong)? {
+                for (blob, bytes) in blobs.iter().filter(|(blob, _)| **blob != of.digest) {
+                    push_small(session, name, blob, bytes)?;
+                }
+                let bytes = blobs.get(&of.digest).map(Vec::as_slice).unwrap_or_default();
+                session.push_manifest(name, &of.digest.to_string(), &of.media_type, bytes).map_err(|error| failed(&error))?;
+                attested.push(of);
+            }
+            entry.platform = Some(platform);
+            entry.annotations = own.descriptor_annotations;
+            manifests.push(entry);
             known.extend(parts.blobs);
         }
-        let is_docker = index.manifests.iter().all(|entry| entry.media_type == DOCKER_MANIFEST);
+        manifests.append(&mut attested);
+        let is_docker = extras.is_empty() && manifests.iter().all(|entry| entry.media_type == DOCKER_MANIFEST);
         let media_type = if is_docker { DOCKER_INDEX } else { OCI_INDEX };
-        index.media_type = Some(media_type.to_owned());
+        let mut index = Index::new(media_type, manifests);
+        index.annotations.clone_from(&extras.annotations);
         let bytes = document(&index)?;
         let tag = name.tag.clone().unwrap_or_default();
         session.push_manifest(name, &tag, media_type, &bytes).map_err(|error| failed(&error))?;
@@ -180,18 +201,10 @@ impl Engine {
         Ok(())
     }
 
-    fn push_image(
-        &self,
-        client: &Client,
-        session: &mut Session<'_>,
-        name: &Reference,
-        image: &Image,
-        request: &PushRequest,
-        told: PushTold<'_>,
-    ) -> Result<()> {
+    fn push_image(&self, session: &mut Session<'_>, way: &Way<'_>, image: &Image) -> Result<()> {
+        let Way { name, request, told, .. } = *way;
         let id = image.row.id;
-        let Parts { blobs, media_type, bytes, is_own, origins } =
-            self.push_parts(client, session, name, image, request.compression, told)?;
+        let Parts { blobs, media_type, bytes, is_own, origins } = self.push_parts(session, way, image)?;
         let (mut digest, mut size) = (Digest::of(&bytes), bytes.len());
         let whole = match is_own && request.platform.is_none() {
             true => self.whole_index(&id, &digest)?,
@@ -214,15 +227,9 @@ impl Engine {
     }
 
     /// Has the registry take an image's layers and its config: the manifest that they are to have.
-    fn push_parts(
-        &self,
-        client: &Client,
-        session: &mut Session<'_>,
-        name: &Reference,
-        image: &Image,
-        compression: Compression,
-        told: PushTold<'_>,
-    ) -> Result<Parts> {
+    fn push_parts(&self, session: &mut Session<'_>, way: &Way<'_>, image: &Image) -> Result<Parts> {
+        let Way { client, name, request, extras, told } = *way;
+        let compression = request.compression;
         let id = image.row.id;
         let gone = || Error::not_found(format!("image {id} was removed meanwhile"));
         let config = self.store.config_of(&id)?.ok_or_else(gone)?;
@@ -241,21 +248,15 @@ impl Engine {
             })
             .collect();
         let blobs = self.push_layers(client, session, name, &wanted, told)?;
-        let push_config = |session: &mut Session<'_>| -> dhow_registry::Result<()> {
-            if session.blob_size(name, &id)?.is_none() {
-                session.push_blob(name, None, Some((id, config.len() as u64)), &|take| take(&config))?;
-            }
-            Ok(())
-        };
-        push_config(session).map_err(|error| failed(&error))?;
+        push_small(session, name, &id, &config)?;
         let same = |(_, own): &(Fetched, Manifest)| {
             own.layers.len() == blobs.len() && own.layers.iter().zip(&blobs).all(|(own, blob)| own.digest == blob.digest)
         };
-        let own = own.filter(same).map(|(document, _)| document);
+        let own = own.filter(|own| extras.is_empty() && same(own)).map(|(document, _)| document);
         let is_own = own.is_some();
         let (media_type, bytes) = match own {
             Some(document) => (document.media_type, document.bytes),
-            None => manifest(&id, config.len() as u64, &blobs)?,
+            None => manifest(&id, config.len() as u64, &blobs, extras)?,
         };
         let blobs = blobs.into_iter().zip(wanted.iter().map(|layer| layer.row.diff_id)).collect();
         Ok(Parts { blobs, media_type, bytes, is_own, origins })
@@ -554,21 +555,18 @@ fn plain(blob: &Descriptor) -> Descriptor {
 }
 
 /// The manifest of a config and blobs: of Docker's form, as dockerd's, unless a blob is of a kind that only OCI has.
-fn manifest(id: &Digest, config_size: u64, blobs: &[Descriptor]) -> Result<(String, Vec<u8>)> {
+fn manifest(id: &Digest, config_size: u64, blobs: &[Descriptor], extras: &Extras) -> Result<(String, Vec<u8>)> {
     let is_gzip = |blob: &Descriptor| blob.media_type == DOCKER_LAYER || blob.media_type == format!("{OCI_LAYER}+gzip");
-    let is_docker = blobs.iter().all(is_gzip);
+    // Docker's own types have no annotations.
+    let is_docker = extras.is_empty() && blobs.iter().all(is_gzip);
     let (kind, config_kind) = if is_docker { (DOCKER_MANIFEST, DOCKER_CONFIG) } else { (OCI_MANIFEST, OCI_CONFIG) };
     let gzip = if is_docker { DOCKER_LAYER.to_owned() } else { format!("{OCI_LAYER}+gzip") };
     let layers = blobs
         .iter()
         .map(|blob| Descriptor::new(if is_gzip(blob) { &gzip } else { &blob.media_type }, blob.digest, blob.size))
         .collect();
-    let manifest = Manifest {
-        schema_version: 2,
-        media_type: Some(kind.to_owned()),
-        config: Descriptor::new(config_kind, *id, config_size),
-        layers,
-    };
+    let mut manifest = Manifest::new(kind, Descriptor::new(config_kind, *id, config_size), layers);
+    manifest.annotations = extras.of(id).annotations;
     Ok((kind.to_owned(), document(&manifest)?))
 }
 
@@ -579,6 +577,15 @@ fn document(content: &impl Serialize) -> Result<Vec<u8>> {
     let written = content.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, formatter));
     written.map_err(|error| Error::internal(format!("write the manifest: {error}")))?;
     Ok(bytes)
+}
+
+/// Has the registry take a small blob, unless it has it.
+pub(crate) fn push_small(session: &mut Session<'_>, name: &Reference, digest: &Digest, bytes: &[u8]) -> Result<()> {
+    let pushed = session.blob_size(name, digest).and_then(|size| match size {
+        Some(_) => Ok(()),
+        None => session.push_blob(name, None, Some((*digest, bytes.len() as u64)), &|take| take(bytes)).map(drop),
+    });
+    pushed.map_err(|error| failed(&error))
 }
 
 /// What a registry's failure means for who hands an image on: its own words, as dockerd's.

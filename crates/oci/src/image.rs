@@ -43,6 +43,21 @@ pub struct Manifest {
     pub media_type: Option<String>,
     pub config: Descriptor,
     pub layers: Vec<Descriptor>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl Manifest {
+    pub fn new(media_type: &str, config: Descriptor, layers: Vec<Descriptor>) -> Manifest {
+        let annotations = BTreeMap::new();
+        Manifest { schema_version: 2, media_type: Some(media_type.to_owned()), config, layers, annotations }
+    }
+}
+
+impl Index {
+    pub fn new(media_type: &str, manifests: Vec<Descriptor>) -> Index {
+        Index { schema_version: 2, media_type: Some(media_type.to_owned()), manifests, annotations: BTreeMap::new() }
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -52,6 +67,8 @@ pub struct Index {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub media_type: Option<String>,
     pub manifests: Vec<Descriptor>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// An image's config. Keys that are not modelled are kept in the blob, which is what counts.

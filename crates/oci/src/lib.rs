@@ -1,6 +1,7 @@
 //! The vocabulary of the Open Container Initiative: digests, references, platforms, image documents and the runtime
 //! spec. Pure data: nothing here does I/O.
 
+pub mod attestation;
 pub mod digest;
 pub mod image;
 pub mod platform;

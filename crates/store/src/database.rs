@@ -152,6 +152,8 @@ const MIGRATIONS: &[&str] = &[
          PRIMARY KEY (repository, tag, position), FOREIGN KEY (repository, tag) REFERENCES tags ON DELETE CASCADE
      ) WITHOUT ROWID;
      CREATE INDEX tag_images_by_image ON tag_images (image_id);",
+    // What is said of a tag's images besides, where they are handed on to: a document.
+    "ALTER TABLE tags ADD COLUMN extras TEXT;",
 ];
 
 impl Database {

@@ -355,7 +355,7 @@ pub(crate) fn set_tag(tx: &Connection, name: &Reference, id: &Digest) -> Result<
     tx.execute("DELETE FROM tag_images WHERE repository = ?1 AND tag = ?2", [name.repository().as_str(), tag])?;
     tx.execute(
         "INSERT INTO tags (repository, tag, image_id) VALUES (?1, ?2, ?3)
-         ON CONFLICT (repository, tag) DO UPDATE SET image_id = excluded.image_id",
+         ON CONFLICT (repository, tag) DO UPDATE SET image_id = excluded.image_id, extras = NULL",
         params![name.repository(), tag, id.to_string()],
     )?;
     tx.execute("UPDATE images SET last_tagged = ?1 WHERE id = ?2", params![now(), id.to_string()])?;

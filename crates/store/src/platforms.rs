@@ -1,6 +1,7 @@
 //! Tags that stand for images of several platforms, as builds make them: a tag's own image is the one for this host, or the first
 //! one; the others are images without a name of their own, which go with the last tag that has them.
 
+use dhow_oci::attestation::Extras;
 use dhow_oci::{Digest, Reference};
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -8,12 +9,15 @@ use crate::image::set_tag;
 use crate::{Durability, Result, Store, StoreError};
 
 impl Store {
-    /// Names images of several platforms as one. Where no platform is asked for, the name stands for `own`, which is one of them.
-    pub fn tag_platforms(&self, own: &Digest, images: &[Digest], names: &[Reference]) -> Result<()> {
+    /// Names images of several platforms as one, or one with what goes with it. Where no platform is asked for, the name stands for `own`, which is one of them.
+    pub fn tag_platforms(&self, own: &Digest, images: &[Digest], names: &[Reference], extras: &Extras) -> Result<()> {
+        let json = |source| StoreError::Json { path: "what is said of an image".to_owned(), source };
+        let extras = if extras.is_empty() { None } else { Some(serde_json::to_string(extras).map_err(json)?) };
         self.database.write::<_, StoreError>(Durability::Power, |tx| {
             for name in names {
                 set_tag(tx, name, own)?;
                 let (repository, tag) = (name.repository(), name.tag.as_deref().unwrap_or("latest"));
+                tx.execute("UPDATE tags SET extras = ?3 WHERE repository = ?1 AND tag = ?2", params![repository, tag, extras])?;
                 for (position, image) in images.iter().enumerate() {
                     tx.execute(
                         "INSERT INTO tag_images (repository, tag, position, image_id) VALUES (?1, ?2, ?3, ?4)",
@@ -23,6 +27,17 @@ impl Store {
             }
             Ok(())
         })
+    }
+
+    /// What goes with the images that a tag stands for.
+    pub fn extras_of(&self, name: &Reference) -> Result<Extras> {
+        let (repository, tag) = (name.repository(), name.tag.as_deref().unwrap_or("latest"));
+        let text: Option<Option<String>> = self.database.read::<_, StoreError>(|db| {
+            let query = "SELECT extras FROM tags WHERE repository = ?1 AND tag = ?2";
+            Ok(db.prepare_cached(query)?.query_row([repository.as_str(), tag], |row| row.get(0)).optional()?)
+        })?;
+        let json = |source| StoreError::Json { path: format!("what is said of {name}"), source };
+        text.flatten().map_or(Ok(Extras::default()), |text| serde_json::from_str(&text).map_err(json))
     }
 
     /// The images of all platforms that a tag stands for, in the order in which they were built; none if it is of one image.
@@ -92,7 +107,10 @@ mod tests {
         };
         let name = |text: &str| text.parse::<Reference>().unwrap();
         let (own, arm, riscv) = (image("amd64"), image("arm64"), image("riscv64"));
-        store.tag_platforms(&own, &[arm, own], &[name("a:1"), name("a:2")]).unwrap();
+        let mut extras = Extras::default();
+        extras.annotations.insert("a".to_owned(), "b".to_owned());
+        store.tag_platforms(&own, &[arm, own], &[name("a:1"), name("a:2")], &extras).unwrap();
+        assert_eq!(store.extras_of(&name("a:2")).unwrap(), extras);
         assert_eq!(store.platforms_of(&name("a:2")).unwrap(), [arm, own]);
         assert_eq!(store.image_by_name(&name("a:1")).unwrap(), Some(own));
         let row = store.image(&arm).unwrap().unwrap().row;
@@ -103,16 +121,17 @@ mod tests {
         assert_eq!(store.unused_images().unwrap(), [riscv, own]);
         // The tag is another image's from now on.
         store.tag(&riscv, &name("a:1")).unwrap();
+        assert!(store.extras_of(&name("a:1")).unwrap().is_empty());
         assert!(store.platforms_of(&name("a:1")).unwrap().is_empty());
         assert!(store.image(&arm).unwrap().is_some());
         // One tag is left; with it all go but the image of the other one.
-        store.tag_platforms(&own, &[own, riscv, arm], &[name("a:2")]).unwrap();
+        store.tag_platforms(&own, &[own, riscv, arm], &[name("a:2")], &Extras::default()).unwrap();
         let removed = store.remove_image(&own).unwrap().unwrap();
         assert_eq!(removed, [Untagged::Deleted(own), Untagged::Deleted(arm)]);
         assert!(store.image(&riscv).unwrap().is_some());
         let own = image("amd64");
         let arm = image("arm64");
-        store.tag_platforms(&own, &[own, arm], &[name("b:1")]).unwrap();
+        store.tag_platforms(&own, &[own, arm], &[name("b:1")], &Extras::default()).unwrap();
         store.tag(&own, &name("b:2")).unwrap();
         assert!(store.untag(&name("b:1")).unwrap());
         assert!(store.image(&arm).unwrap().is_none() && store.image(&own).unwrap().is_some());

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::Write;
 
+use dhow_oci::attestation::Extras;
 use dhow_oci::image::{ArchiveEntry, Descriptor, ImageConfig, Index, Manifest, OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST};
-use dhow_oci::{Digest, Reference};
+use dhow_oci::{Digest, Platform, Reference};
 
 use crate::{Image, LayerRow, Result, Store, StoreError};
 
@@ -22,6 +23,8 @@ pub struct SavedImage {
     pub names: Vec<Reference>,
     /// Images of other platforms that the names stand for, too.
     pub others: Vec<SavedImage>,
+    /// What goes with all of them.
+    pub extras: Extras,
 }
 
 /// Who is to read an archive.
@@ -48,7 +51,15 @@ impl Store {
     pub fn to_be_saved(&self, image: &Image, names: Vec<Reference>) -> Result<SavedImage> {
         let id = image.row.id;
         let config = self.config_of(&id)?.ok_or_else(|| StoreError::Archive(format!("image {id} was removed meanwhile")))?;
-        Ok(SavedImage { id, config, layers: self.layers_of(image)?, parent: image.row.parent, names, others: Vec::new() })
+        Ok(SavedImage {
+            id,
+            config,
+            layers: self.layers_of(image)?,
+            parent: image.row.parent,
+            names,
+            others: Vec::new(),
+            extras: Extras::default(),
+        })
     }
 
     /// Prepares an archive of images.
@@ -60,16 +71,28 @@ impl Store {
         let mut saving = Saving { layers: BTreeMap::new(), documents: BTreeMap::new(), rest: Vec::new() };
         let ids: HashSet<Digest> = images.iter().map(|saved| saved.id).collect();
         let mut entries = Vec::new();
-        let mut index = Index { schema_version: 2, media_type: Some(OCI_INDEX.to_owned()), manifests: Vec::new() };
+        let mut index = Index::new(OCI_INDEX, Vec::new());
         let mut repositories: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
         for saved @ SavedImage { id, parent, names, .. } in images {
-            let (mut of, manifest) = self.prepare_image(&mut saving, saved)?;
-            if !saved.others.is_empty() {
+            let (mut of, manifest) = self.prepare_image(&mut saving, saved, &saved.extras)?;
+            if !saved.others.is_empty() || saved.extras.need_index() {
                 let mut manifests = vec![of_platform(of, saved)];
                 for other in &saved.others {
-                    manifests.push(of_platform(self.prepare_image(&mut saving, other)?.0, other));
+                    manifests.push(of_platform(self.prepare_image(&mut saving, other, &saved.extras)?.0, other));
                 }
-                let platforms = Index { schema_version: 2, media_type: Some(OCI_INDEX.to_owned()), manifests };
+                let mut attested = Vec::new();
+                for (entry, image) in manifests.iter_mut().zip(std::iter::once(saved).chain(&saved.others)) {
+                    let extras = saved.extras.of(&image.id);
+                    entry.annotations.extend(extras.descriptor_annotations.clone());
+                    let platform = entry.platform.clone().unwrap_or_else(Platform::host);
+                    if let Some((of, blobs)) = extras.attested(&entry.digest, &platform, names).map_err(json)? {
+                        saving.documents.extend(blobs.into_iter().map(|(digest, bytes)| (digest.hex().to_owned(), bytes)));
+                        attested.push(of);
+                    }
+                }
+                manifests.append(&mut attested);
+                let mut platforms = Index::new(OCI_INDEX, manifests);
+                platforms.annotations.clone_from(&saved.extras.annotations);
                 of = saving.document(OCI_INDEX, serde_json::to_vec(&platforms).map_err(json)?);
             }
             let path = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
@@ -109,7 +132,7 @@ impl Store {
     }
 
     /// An image's manifest, which is among the archive's documents with all that it names.
-    fn prepare_image(&self, saving: &mut Saving, image: &SavedImage) -> Result<(Descriptor, Manifest)> {
+    fn prepare_image(&self, saving: &mut Saving, image: &SavedImage, extras: &Extras) -> Result<(Descriptor, Manifest)> {
         let mut layers = Vec::new();
         for row in &image.layers {
             let size = self.tar_size(&row.chain_id)?;
@@ -117,7 +140,8 @@ impl Store {
             saving.layers.insert(row.diff_id.hex().to_owned(), (row.clone(), size));
         }
         let config = saving.document(OCI_CONFIG, image.config.clone());
-        let manifest = Manifest { schema_version: 2, media_type: Some(OCI_MANIFEST.to_owned()), config, layers };
+        let mut manifest = Manifest::new(OCI_MANIFEST, config, layers);
+        manifest.annotations = extras.of(&image.id).annotations;
         let document = serde_json::to_vec(&manifest).map_err(|source| StoreError::Json { path: "archive".to_owned(), source })?;
         Ok((saving.document(OCI_MANIFEST, document), manifest))
     }

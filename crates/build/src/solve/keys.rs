@@ -182,7 +182,10 @@ impl Solver<'_> {
                 .field(&self.commit(git)?)
                 .field(&git.directory)
                 .field(&format!("{} {} {}", git.keep_git_dir, git.submodules, git.has_commit_time)),
-            (Source::Url { checksum: Some(checksum), .. }, By::Steps) => key.field("checksum").field(&checksum.to_string()),
+            (Source::Url { checksum: Some(checksum), url, .. }, By::Steps) => {
+                self.note(url, checksum.algorithm().name(), &checksum.hex());
+                key.field("checksum").field(&checksum.to_string())
+            }
             _ => key.field("content").field(&look()?.to_string()),
         };
         Ok(())

@@ -8,7 +8,7 @@ use dhow_oci::Digest;
 
 use super::agent::Forward;
 use super::steps::Fetched;
-use super::{Client, Solver};
+use super::{Client, Material, Solver, lock};
 use crate::address::{GitSource, is_commit, is_url};
 use crate::plan::SecretMount;
 use crate::progress::{BuildError, ErrorKind};
@@ -115,6 +115,7 @@ impl Solver<'_> {
             let authorization = web_authorization(self.client, url)?;
             let source = WebSource { url, name, checksum, authorization: authorization.as_deref() };
             let found = self.host.fetch(&source, directory).map_err(elsewhere)?;
+            self.note(url, found.algorithm().name(), &found.hex());
             match checksum {
                 Some(wanted) if *wanted != found => {
                     Err(elsewhere(BuildError::invalid(format!("digest mismatch {found}: {wanted}"))))
@@ -124,13 +125,23 @@ impl Solver<'_> {
         })
     }
 
+    /// Takes down what has gone into the build.
+    pub(super) fn note(&self, uri: &str, algorithm: &str, digest: &str) {
+        let material = Material { uri: uri.to_owned(), algorithm: algorithm.to_owned(), digest: digest.to_owned() };
+        lock(&self.materials).insert(material);
+    }
+
     /// The commit that is meant.
     pub(super) fn commit(&self, git: &GitSource) -> Result<String, BuildError> {
         self.commits.get(&format!("{git:?}"), || {
-            commit(git, || {
+            let found = commit(git, || {
                 let beside = self.store.begin_step(&[])?;
                 self.host.commit(git, &GitAccess::of(self.client, git, &beside.beside("access")?)?)
-            })
+            })?;
+            let (remote, _) = git.without_user();
+            let uri = if git.reference.is_empty() { remote } else { format!("{remote}#{}", git.reference) };
+            self.note(&uri, if found.len() == 64 { "sha256" } else { "sha1" }, &found);
+            Ok(found)
         })
     }
 

@@ -37,9 +37,12 @@ pub struct Build {
     /// Allow extra privileged entitlement (e.g., "network.host", "security.insecure")
     #[arg(long, value_delimiter = ',')]
     allow: Vec<String>,
-    /// Taken, and without effect: annotations are of manifests, which images here have none of
-    #[arg(long, hide = true)]
+    /// Add annotation to the image
+    #[arg(long)]
     annotation: Vec<String>,
+    /// Attestation parameters (format: "type=provenance,mode=max")
+    #[arg(long)]
+    attest: Vec<String>,
     /// Set build-time variables
     #[arg(long)]
     build_arg: Vec<String>,
@@ -94,8 +97,8 @@ pub struct Build {
     /// Set type of progress output ("auto", "none", "plain", "quiet", "rawjson", "tty")
     #[arg(long)]
     progress: Option<String>,
-    /// Attestations are not made: only "false" is taken
-    #[arg(long)]
+    /// Shorthand for "--attest=type=provenance"
+    #[arg(long, default_missing_value = "true", num_args = 0..=1, require_equals = true)]
     provenance: Option<String>,
     /// Always attempt to pull all referenced images
     #[arg(long, default_missing_value = "true", num_args = 0..=1, require_equals = true, default_value_t = false, hide_default_value = true, action = clap::ArgAction::Set)]
@@ -106,8 +109,8 @@ pub struct Build {
     /// Suppress the build output and print image ID on success
     #[arg(short, long, default_missing_value = "true", num_args = 0..=1, require_equals = true, default_value_t = false, hide_default_value = true, action = clap::ArgAction::Set)]
     quiet: bool,
-    /// Attestations are not made: only "false" is taken
-    #[arg(long)]
+    /// Images are not scanned: only "false" is taken
+    #[arg(long, default_missing_value = "true", num_args = 0..=1, require_equals = true)]
     sbom: Option<String>,
     /// Secret to expose to the build (format: "id=mysecret[,src=/local/secret]")
     #[arg(long)]
@@ -211,7 +214,7 @@ impl Build {
                 hand_on(&solved)?;
                 return Ok(calls::Said::default());
             }
-            let built = engine.export_build(&solved, &asked.tags, outputs.form, &display).map_err(shown)?;
+            let built = engine.export_build(&solved, &asked.tags, &outputs.form, &display).map_err(shown)?;
             let mut digest = built.id;
             if outputs.push {
                 digest = engine.push_build(&asked.tags, &users, &display, cancel).map_err(shown)?;

@@ -5,10 +5,12 @@ use std::fs::File;
 
 use dhow_build::plan::PlannedImage;
 use dhow_build::progress::{BuildError, Event, Progress, VertexId};
+use dhow_oci::attestation::{Extras, ImageExtras};
 use dhow_oci::image::{ImageConfig, RootFs};
 use dhow_oci::{Digest, Platform, Reference, time};
 use dhow_store::{LayerRow, NewImage};
 
+use super::provenance::Provenance;
 use super::shared::INLINE;
 use super::{Built, Solved};
 use crate::Engine;
@@ -32,10 +34,48 @@ impl Document {
 }
 
 /// How a build's image is to be.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImageForm {
     /// No file of the layers that the build has made is younger than its `SOURCE_DATE_EPOCH`, if it has one.
     pub rewrites_times: bool,
+    pub annotations: Vec<Annotation>,
+    /// It is attested where it comes from.
+    pub provenance: Option<Provenance>,
+}
+
+/// A note for whoever reads an image's manifests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Annotation {
+    pub level: Level,
+    /// All platforms' images if `None`.
+    pub platform: Option<Platform>,
+    pub key: String,
+    pub value: String,
+}
+
+/// Where an annotation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    Manifest,
+    /// In what the index says of the manifest.
+    Descriptor,
+    Index,
+}
+
+impl Level {
+    /// By the names that BuildKit's clients have for them.
+    ///
+    /// # Errors
+    /// There is no such place, or not here.
+    pub fn parse(text: &str) -> Result<Level, String> {
+        match text {
+            "manifest" | "" => Ok(Level::Manifest),
+            "manifest-descriptor" => Ok(Level::Descriptor),
+            "index" => Ok(Level::Index),
+            "index-descriptor" => Err("annotations of type index-descriptor are not supported".to_owned()),
+            other => Err(format!("unknown annotation type \"{other}\"")),
+        }
+    }
 }
 
 impl Solved {
@@ -46,13 +86,40 @@ impl Solved {
     }
 }
 
+impl Solved {
+    /// What goes with the images when they are handed on.
+    pub(super) fn extras(&self, form: &ImageForm, documents: &[Document]) -> Extras {
+        let mut extras = Extras::default();
+        for document in documents {
+            let platform = document.config.platform();
+            let mut own = ImageExtras::default();
+            for Annotation { level, platform: of, key, value } in &form.annotations {
+                if of.as_ref().is_some_and(|of| !platform.serves(of)) {
+                    continue;
+                }
+                let annotations = match level {
+                    Level::Manifest => &mut own.annotations,
+                    Level::Descriptor => &mut own.descriptor_annotations,
+                    Level::Index => &mut extras.annotations,
+                };
+                annotations.insert(key.clone(), value.clone());
+            }
+            own.attestations = form.provenance.iter().map(|how| self.circumstances.attest(how, &platform)).collect();
+            if own != ImageExtras::default() {
+                extras.images.insert(Digest::of(&document.bytes).to_string(), own);
+            }
+        }
+        extras
+    }
+}
+
 impl Engine {
     /// Makes an image of layers and a plan's configuration, and names it.
     pub(super) fn export_image(
         &self,
         solved: &Solved,
         tags: &[Reference],
-        form: ImageForm,
+        form: &ImageForm,
         progress: &dyn Progress,
         id: VertexId,
     ) -> Result<Built, BuildError> {
@@ -65,7 +132,8 @@ impl Engine {
             // Without a name there is nothing that would hold several together.
             documents = vec![documents.swap_remove(own)];
         }
-        let is_single = documents.len() == 1;
+        let extras = solved.extras(form, &documents);
+        let is_single = documents.len() == 1 && extras.is_empty();
         let mut images = Vec::new();
         for Document { config, bytes, layers, .. } in &documents {
             let created = config.created.as_deref().and_then(time::parse).unwrap_or_default().div_euclid(1_000_000_000);
@@ -76,10 +144,10 @@ impl Engine {
             self.image_event("create", &image, &image.to_string());
             images.push(image);
         }
-        let own = if is_single { 0 } else { own };
+        let own = if images.len() == 1 { 0 } else { own };
         let image = images[own];
         if !is_single {
-            self.store.tag_platforms(&image, &images, tags)?;
+            self.store.tag_platforms(&image, &images, tags, &extras)?;
         }
         for tag in tags {
             status(format!("naming to {tag}"), true);
@@ -89,7 +157,7 @@ impl Engine {
     }
 
     /// What the images of a build are made of, in the order of its platforms.
-    pub(super) fn images_of(&self, solved: &Solved, form: ImageForm) -> Result<Vec<Document>, BuildError> {
+    pub(super) fn images_of(&self, solved: &Solved, form: &ImageForm) -> Result<Vec<Document>, BuildError> {
         solved
             .plan
             .results
@@ -105,7 +173,7 @@ impl Engine {
         solved: &Solved,
         planned: &PlannedImage,
         chain: &[Digest],
-        form: ImageForm,
+        form: &ImageForm,
     ) -> Result<Document, BuildError> {
         let mut layers = match chain.last() {
             None => Vec::new(),

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
+use dhow_oci::attestation::Extras;
 use dhow_oci::{Digest, Reference};
 use dhow_store::{ArchiveLayout, Driver, Mountable, Packer, SavedImage, Times};
 use dhow_sys::root::reopen;
@@ -42,13 +43,14 @@ impl Engine {
         solved: &Solved,
         names: &[Reference],
         layout: ArchiveLayout,
-        form: ImageForm,
+        form: &ImageForm,
         out: &mut dyn Write,
     ) -> Result<Digest> {
         let documents = self.images_of(solved, form).map_err(|error| Error::internal(error.message))?;
         let own: HashSet<Digest> = solved.chains.iter().flatten().copied().collect();
         let layers = documents.iter().flat_map(|document| &document.layers).map(|layer| layer.chain_id);
         let made: Vec<Digest> = layers.filter(|layer| !own.contains(layer)).collect();
+        let extras = solved.extras(form, &documents);
         let (documents, held): (Vec<_>, Vec<_>) = documents.into_iter().map(Document::release).unzip();
         let mut images: Vec<SavedImage> = documents
             .into_iter()
@@ -59,10 +61,11 @@ impl Engine {
                 parent: None,
                 names: Vec::new(),
                 others: Vec::new(),
+                extras: Extras::default(),
             })
             .collect();
         let mut image = images.remove(solved.own());
-        (image.names, image.others) = (names.to_vec(), images);
+        (image.names, image.others, image.extras) = (names.to_vec(), images, extras);
         let id = image.id;
         let saved = self.store.prepare_save(&[image], layout).and_then(|saving| self.store.save(&saving, out));
         // What was made for the archive alone.

@@ -43,11 +43,6 @@ impl Asked {
 
 impl Build {
     pub(super) fn asked(&self, folder: &Path) -> Result<Asked> {
-        for (name, value) in [("provenance", &self.provenance), ("sbom", &self.sbom)] {
-            if value.as_deref().is_some_and(|value| !matches!(value, "false" | "0")) {
-                return Err(failed(format!("--{name}: attestations are not supported yet")));
-            }
-        }
         let platforms = self.platform.iter().map(|text| text.parse::<Platform>()).collect::<Result<Vec<_>, _>>();
         let mut platforms: Vec<Platform> = platforms.map_err(|error| failed(error.to_string()))?;
         let mut seen = HashSet::new();

@@ -5,8 +5,8 @@ use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use dhow_engine::dhow_build::progress::BuildError;
-use dhow_engine::{ArchiveLayout, CopyOptions, Engine, ImageForm, Solved, copy_into};
-use dhow_oci::Reference;
+use dhow_engine::{Annotation, ArchiveLayout, CopyOptions, Engine, ImageForm, Level, Provenance, Solved, copy_into};
+use dhow_oci::{Platform, Reference};
 use dhow_sys::root::Root;
 
 use super::{Build, failed};
@@ -52,6 +52,45 @@ enum Place {
 }
 
 impl Build {
+    /// `[TYPE[,TYPE][PLATFORM]:]KEY=VALUE` (buildx, `ParseAnnotations`).
+    fn annotations(&self) -> Result<Vec<Annotation>> {
+        let mut annotations = Vec::new();
+        for text in &self.annotation {
+            let (name, value) =
+                text.split_once('=').ok_or_else(|| failed(format!("invalid annotation \"{text}\", expected key=value")))?;
+            let (places, key) = match name.split_once(':') {
+                Some((places, key)) => (places, key),
+                None => ("", name),
+            };
+            for place in places.split(',') {
+                annotations.push(annotation_at(place, key, value)?);
+            }
+        }
+        Ok(annotations)
+    }
+
+    /// What is attested, by `--provenance` and `--attest`.
+    fn provenance(&self) -> Result<Option<Provenance>> {
+        if let Some(sbom) = self.sbom.as_deref().filter(|sbom| !matches!(*sbom, "false" | "0")) {
+            return Err(failed(format!("--sbom={sbom}: images are not scanned yet")));
+        }
+        let mut provenance = None;
+        for text in &self.attest {
+            let fields: Vec<&str> = text.split(',').collect();
+            let kind = fields.iter().find_map(|field| field.strip_prefix("type=")).unwrap_or(text);
+            if kind != "provenance" {
+                return Err(failed(format!("--attest {text}: images are not scanned yet, only provenance is attested")));
+            }
+            let rest: Vec<&str> =
+                fields.into_iter().filter(|field| !field.starts_with("type=") && *field != "provenance").collect();
+            provenance = Provenance::parse(&rest.join(",")).map_err(failed)?;
+        }
+        match &self.provenance {
+            Some(text) => Provenance::parse(text).map_err(failed),
+            None => Ok(provenance),
+        }
+    }
+
     pub(super) fn outputs(&self) -> Result<Outputs> {
         let mut outputs = Outputs::default();
         for text in &self.output {
@@ -65,8 +104,28 @@ impl Build {
         }
         outputs.image |= self.load || self.push || outputs.files.is_empty();
         outputs.push |= self.push;
+        let (annotations, provenance) = (self.annotations()?, self.provenance()?);
+        for form in outputs.files.iter_mut().map(|files| &mut files.form).chain([&mut outputs.form]) {
+            form.annotations.extend(annotations.iter().cloned());
+            form.provenance.clone_from(&provenance);
+        }
         Ok(outputs)
     }
+}
+
+/// An annotation at `TYPE`, `TYPE[PLATFORM]` or `[PLATFORM]`.
+fn annotation_at(place: &str, key: &str, value: &str) -> Result<Annotation> {
+    let wrong = |why: String| failed(format!("invalid annotation {key}={value}: {why}"));
+    let (level, platform) = match place.split_once('[') {
+        Some((level, rest)) => (level, Some(rest.strip_suffix(']').ok_or_else(|| wrong("a bracket is missing".to_owned()))?)),
+        None => (place, None),
+    };
+    let platform = platform.map(|text| text.parse::<Platform>().map_err(|error| wrong(error.to_string()))).transpose()?;
+    if key.is_empty() {
+        return Err(wrong("expected key=value".to_owned()));
+    }
+    let level = Level::parse(level).map_err(wrong)?;
+    Ok(Annotation { level, platform, key: key.to_owned(), value: value.to_owned() })
 }
 
 /// `TYPE`, `PATH`, `-`, or `type=TYPE,dest=PATH` and more.
@@ -92,6 +151,11 @@ fn output(text: &str, into: &mut Outputs) -> Result<()> {
             // How images are stored and sent is settled here: layers are compressed when they are pushed, in OCI's types.
             "load" | "unpack" | "store" | "oci-mediatypes" | "compression-level" | "platform-split" => {}
             "compression" if matches!(value, "uncompressed" | "gzip") => {}
+            key if key.starts_with("annotation") => {
+                let (place, name) = key.split_once('.').unwrap_or((key, ""));
+                let place = place.trim_start_matches("annotation").trim_start_matches('-');
+                form.annotations.push(annotation_at(place, name, value)?);
+            }
             "rewrite-timestamp" => form.rewrites_times = is_true,
             "force-compression" if !is_true => {}
             other => return Err(failed(format!("output {text}: {other}={value} is not supported yet"))),
@@ -101,7 +165,7 @@ fn output(text: &str, into: &mut Outputs) -> Result<()> {
         "registry" | "image" | "docker" if destination.is_none() => {
             into.image = true;
             into.push |= push || kind == "registry";
-            into.form = form;
+            into.form = form.clone();
             return Ok(());
         }
         "local" | "tar" => Content::Files,
@@ -171,7 +235,7 @@ impl Files {
         let packed = match self.content {
             Content::Files => given.engine.pack_build(given.solved, &mut out),
             Content::Image(layout) => {
-                given.engine.archive_build(given.solved, given.names, layout, self.form, &mut out).map(drop)
+                given.engine.archive_build(given.solved, given.names, layout, &self.form, &mut out).map(drop)
             }
         };
         packed.map_err(|error| BuildError::invalid(error.message))?;

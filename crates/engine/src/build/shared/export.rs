@@ -15,6 +15,7 @@ use super::layout::{REF_NAME, blob_in, blobs_of, is_named, read_directory, read_
 use super::{CACHE_CONFIG, CacheDocument, CacheLayer, CachePlace, CacheRecord, CacheSource, CacheTarget, Shared, Users};
 use crate::build::{Cancel, Solved, internal, vertex};
 use crate::error::Context;
+use crate::push::push_small;
 use crate::{Engine, Error, Result};
 
 /// A layer that a step has made.
@@ -165,12 +166,9 @@ impl Engine {
         let wrong = |error: serde_json::Error| Error::internal(format!("write the cache's document: {error}"));
         let config = serde_json::to_vec(&CacheDocument { layers, records }).map_err(wrong)?;
         let mut named = HashSet::new();
-        let manifest = Manifest {
-            schema_version: 2,
-            media_type: Some(OCI_MANIFEST.to_owned()),
-            config: Descriptor::new(CACHE_CONFIG, Digest::of(&config), config.len() as u64),
-            layers: blobs.iter().filter(|blob| named.insert(blob.digest)).cloned().collect(),
-        };
+        let of = Descriptor::new(CACHE_CONFIG, Digest::of(&config), config.len() as u64);
+        let blobs = blobs.iter().filter(|blob| named.insert(blob.digest)).cloned().collect();
+        let manifest = Manifest::new(OCI_MANIFEST, of, blobs);
         Ok((config, serde_json::to_vec(&manifest).map_err(wrong)?))
     }
 
@@ -190,10 +188,7 @@ impl Engine {
         let told = |_| !going.cancel.is_cancelled();
         let blobs = self.push_rows(&client, &mut session, name, &layers, going.target.compression, &told)?;
         let (config, manifest) = self.document(shared, &blobs, records)?;
-        let digest = Digest::of(&config);
-        if session.blob_size(name, &digest).map_err(failed)?.is_none() {
-            session.push_blob(name, None, Some((digest, config.len() as u64)), &|take| take(&config)).map_err(failed)?;
-        }
+        push_small(&mut session, name, &Digest::of(&config), &config)?;
         let tag = name.tag.clone().unwrap_or_default();
         session.push_manifest(name, &tag, OCI_MANIFEST, &manifest).map_err(failed)?;
         let known: Vec<_> = blobs.into_iter().zip(layers.iter().map(|row| row.diff_id)).collect();
@@ -233,11 +228,7 @@ impl Engine {
         let digest = Digest::of(&manifest);
         let mut entry = Descriptor::new(OCI_MANIFEST, digest, manifest.len() as u64);
         entry.annotations.insert(REF_NAME.to_owned(), tag.to_owned());
-        let mut index = read_index(path).unwrap_or(Index {
-            schema_version: 2,
-            media_type: Some(OCI_INDEX.to_owned()),
-            manifests: Vec::new(),
-        });
+        let mut index = read_index(path).unwrap_or_else(|_| Index::new(OCI_INDEX, Vec::new()));
         let former: Vec<Descriptor> = index.manifests.extract_if(.., |entry| is_named(entry, tag)).collect();
         index.manifests.push(entry);
         let text = serde_json::to_vec(&index).map_err(|error| Error::internal(format!("write the index: {error}")))?;
