@@ -6,7 +6,8 @@ use std::sync::Arc;
 use dhow_api::system::BuildCache;
 use dhow_engine::dhow_build::progress::BuildError;
 use dhow_engine::{
-    Annotation, ArchiveLayout, Engine, Filters, ImageForm, Level, PruneBuilds, Solved, VERSION, supported_platforms, vertex,
+    Annotation, ArchiveLayout, Compression, Engine, Filters, ImageForm, Level, PruneBuilds, Solved, VERSION, supported_platforms,
+    vertex,
 };
 use dhow_oci::{Digest, Platform, Reference, time};
 
@@ -207,13 +208,15 @@ async fn export(
             let teller = Teller::new(job.clone(), usize::MAX - number);
             if matches!(exporter.kind.as_str(), "moby" | "image") {
                 let failed = |error: BuildError| status::status(&error, "", b"");
-                let built = engine.export_build(&solved, &own, &form(&job, &exporter)?, &teller).map_err(failed)?;
+                let form = form(&job, &exporter)?;
+                let built = engine.export_build(&solved, &own, &form, &teller).map_err(failed)?;
                 let is_true = |value: &String| matches!(value.as_str(), "true" | "1");
+                let compression = form.compression;
                 let mut digest = built.id;
                 if exporter.attrs.get("push").is_some_and(is_true) {
                     let session = handle.block_on(session::find(&session))?;
                     let credentials = |domain: &str| bridge::credentials(&handle, &session, domain);
-                    digest = engine.push_build(&own, &credentials, &teller, &job.cancel).map_err(failed)?;
+                    digest = engine.push_build(&own, compression, &credentials, &teller, &job.cancel).map_err(failed)?;
                 }
                 return Ok(Some((built.id, digest)));
             }
@@ -299,7 +302,24 @@ fn form(job: &Job, exporter: &Exporter) -> Result<ImageForm, Status> {
         rewrites_times: exporter.attrs.get("rewrite-timestamp").is_some_and(is_true),
         annotations: Vec::new(),
         provenance: job.provenance(),
+        compression: Compression::Gzip,
     };
+    // What would come to something else than is asked for is not done.
+    for (key, value) in &exporter.attrs {
+        let is_archive = matches!(exporter.kind.as_str(), "oci" | "docker");
+        match (key.as_str(), value.as_str()) {
+            ("push-by-digest", "true" | "1") => {
+                return Err(refuse("push-by-digest is not supported yet: push to a tag, and make an index of tags".to_owned()));
+            }
+            ("platform-split", "false" | "0") => {
+                return Err(refuse("platform-split=false is not supported: each platform has its directory".to_owned()));
+            }
+            ("compression", "zstd") if !is_archive => form.compression = Compression::Zstd,
+            ("compression", "gzip" | "uncompressed" | "") => {}
+            ("compression", other) => return Err(refuse(format!("compression {other} is not supported for this output"))),
+            _ => {}
+        }
+    }
     for (key, value) in &exporter.attrs {
         // annotation[-TYPE][[PLATFORM]].KEY
         let Some((place, name)) = key.strip_prefix("annotation").and_then(|rest| rest.split_once('.')) else { continue };

@@ -153,14 +153,25 @@ fn images_of_all_platforms_are_handed_on() {
     let untagged = format!("{} <none>", name.trim_end_matches(":1"));
     let listed = sandbox.ok(&["images", "--format", "{{.Repository}} {{.Tag}}"]);
     assert!(listed.lines().any(|line| line == untagged) && !listed.contains("multi 1"), "{listed}");
+    let offline = dhow_testkit::registry::Faults { account: Some(("me".to_owned(), "secret".to_owned())), ..Default::default() };
+    registry.misbehave(offline.clone());
+    upon(&["--no-cache"]);
+    registry.misbehave(Default::default());
     sandbox.ok(&["pull", "-q", &name]);
-    registry.misbehave(dhow_testkit::registry::Faults {
-        account: Some(("me".to_owned(), "secret".to_owned())),
-        ..Default::default()
-    });
+    registry.misbehave(offline);
     // Both are here: nobody is asked.
     upon(&["--no-cache"]);
     assert_eq!(sandbox.ok(&["image", "inspect", "-f", "{{.Architecture}}", &name]), OWN);
+    // Another version that the registry has by now is not mixed with the one that is here.
+    registry.misbehave(Default::default());
+    sandbox.ok(&["rmi", "upon"]);
+    sandbox.ok(&["image", "prune", "-f"]);
+    let second = registry.name("group/second:1");
+    built(&sandbox, Some("FROM scratch\nCOPY Dockerfile /other\n"), &["-t", &second, "--push"]);
+    let (kind, newer) = registry.manifest("group/second", "1").unwrap();
+    registry.put("group/multi", "1", &kind, &newer);
+    upon(&[]);
+    assert!(sandbox.ok(&["history", "--no-trunc", "upon"]).contains("COPY /made /shared /"));
 
     // As files and archives.
     let directory = sandbox.path("files");

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use dhow_testkit::registry::{Registry, digest_of};
 use dhow_testkit::{Sandbox, sandboxed, text};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const FILE: &str = "FROM busybox AS tools\nRUN echo tool > /tool; echo > /not-copied\nFROM busybox\nRUN echo first > /first\n\
     COPY --from=tools /tool /tool\nCOPY file /file\nRUN cat /tool /file > /all\n";
@@ -40,6 +40,10 @@ fn two_engines(one: &Sandbox, two: &Sandbox) {
 
 fn cached(told: &str) -> usize {
     told.matches(" CACHED").count()
+}
+
+fn make_fifo(path: &Path) {
+    assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
 }
 
 fn blobs(layout: &Path) -> BTreeSet<String> {
@@ -158,6 +162,27 @@ fn a_cache_that_is_not_what_it_says_is_none() {
         two.ok(&["rmi", "x"]);
         two.ok(&["builder", "prune", "-af"]);
     }
+    // Where one has not what it says, another may.
+    let (all, missing) = (registry.name("cache:1"), registry.name("missing:1"));
+    let path = context(&two, "a");
+    let (told, _) = built(&two, &path, &["--cache-from", &missing, "--cache-from", &all]);
+    assert_eq!(cached(&told), 5, "{told}");
+    two.ok(&["rmi", "x"]);
+    two.ok(&["builder", "prune", "-af"]);
+    // What is lost of it, and nobody needs, is left out when it is handed on.
+    let (_, whole) = registry.manifest("cache", "1").unwrap();
+    let whole: Value = serde_json::from_slice(&whole).unwrap();
+    let of_tools: Vec<&Value> = whole["layers"].as_array().unwrap().iter().take(1).collect();
+    registry.put("lossy", "1", &kind, &manifest);
+    registry.put_blob("lossy", config_kind, &config);
+    for layer in whole["layers"].as_array().unwrap().iter().filter(|layer| !of_tools.contains(layer)) {
+        registry.put_blob("lossy", "", &registry.blob("cache", layer["digest"].as_str().unwrap()).unwrap());
+    }
+    let lossy = registry.name("lossy:1");
+    let again = format!("type=registry,ref={},mode=max", registry.name("again:1"));
+    let (told, _) = built(&two, &path, &["--cache-from", &lossy, "--cache-to", &again]);
+    assert!(cached(&told) >= 4 && registry.manifest("again", "1").is_some(), "{told}");
+    two.ok(&["rmi", "x"]);
     // Handing on what nobody takes is a failure, unless one says otherwise.
     let nobody = "type=registry,ref=127.0.0.1:1/cache";
     let path = context(&two, "a");
@@ -208,6 +233,35 @@ fn a_directory_has_the_cache() {
     two.ok(&["builder", "prune", "-af"]);
     let (told, _) = built(&two, &context(&two, "c"), &["--cache-from", &from(",tag=other")]);
     assert_eq!(cached(&told), 5, "{told}");
+    // What others have in it stays as it is.
+    let index = layout.join("index.json");
+    let mut document: Value = serde_json::from_slice(&fs::read(&index).unwrap()).unwrap();
+    document["artifactType"] = "x/y".into();
+    let digest = format!("sha256:{}", "0".repeat(64));
+    document["manifests"].as_array_mut().unwrap().push(json!({ "mediaType": "x/z", "digest": digest, "size": 1, "urls": ["u"] }));
+    fs::write(&index, document.to_string()).unwrap();
+    built(&one, &context(&one, "e"), &["--cache-to", &to("")]);
+    let after: Value = serde_json::from_slice(&fs::read(&index).unwrap()).unwrap();
+    assert_eq!((&after["artifactType"], after["manifests"].as_array().unwrap().len()), (&"x/y".into(), 3));
+    assert!(after["manifests"].as_array().unwrap().iter().any(|entry| entry["urls"][0] == "u"));
+    assert!(blobs(&layout).len() > 14, "of what cannot be read nobody knows what it has");
+    // A file that is none does not hold anybody up, nor is what cannot be read written over.
+    for name in blobs(&layout) {
+        let path = layout.join("blobs/sha256").join(name);
+        if fs::metadata(&path).unwrap().len() < 200 {
+            fs::remove_file(&path).unwrap();
+            make_fifo(&path);
+        }
+    }
+    two.ok(&["rmi", "x"]);
+    two.ok(&["builder", "prune", "-af"]);
+    built(&two, &context(&two, "e"), &["--cache-from", &from("")]);
+    fs::write(&index, "[").unwrap();
+    let path = context(&one, "f");
+    let (_, why) = one.fails(&["build", "--cache-to", &to(""), path.to_str().unwrap()]);
+    assert!(why.contains("index.json"), "{why}");
+    assert_eq!(fs::read_to_string(&index).unwrap(), "[");
+    fs::write(&index, after.to_string()).unwrap();
     let (told, _) = built(&two, &context(&two, "d"), &["--cache-from", &from(",tag=none")]);
     assert!(told.contains(&format!("{} has no cache none", layout.display())), "{told}");
     for sandbox in [one, two] {
@@ -228,6 +282,17 @@ fn an_image_has_its_own_cache() {
     assert_ne!(other, id, "it has none itself");
     let (_, other) = built(&two, &context(&two, "a"), &["--cache-from", &name, "--build-arg", "BUILDKIT_INLINE_CACHE=1"]);
     assert_eq!(other, id);
+    two.ok(&["rmi", "x"]);
+    two.ok(&["builder", "prune", "-af"]);
+    // It is of the layers that the image has, though files have other times in them.
+    let moment = ["--build-arg", "SOURCE_DATE_EPOCH=1600000000"];
+    let output = format!("type=image,rewrite-timestamp=true,push=true,name={}", registry.name("app:moment"));
+    let path = context(&one, "a");
+    let args = [&["build", "-q", "--cache-to", "type=inline", "-o", &output], &moment[..], &[path.to_str().unwrap()]].concat();
+    one.ok(&args);
+    let from = registry.name("app:moment");
+    let (told, _) = built(&two, &context(&two, "a"), &[&["--cache-from", &from], &moment[..]].concat());
+    assert_eq!(cached(&told), 5, "{told}");
     two.ok(&["rmi", "x"]);
     two.ok(&["builder", "prune", "-af"]);
     // Of an image that is here nothing has to be fetched.

@@ -4,6 +4,7 @@
 //! The steps' files are the store's ([`dhow_build::solve`]); their commands run under monitors, as containers do, without being
 //! any: nothing of them is in the database, and they die with the engine that builds.
 
+mod bases;
 mod cache;
 mod command;
 mod context;
@@ -15,6 +16,7 @@ mod requests;
 mod shared;
 mod web;
 
+use bases::BaseImages;
 pub use cache::PruneBuilds;
 pub use context::{BuildDirectory, Context};
 pub use image::{Annotation, ImageForm, Level};
@@ -24,24 +26,22 @@ pub use requests::Described;
 use shared::SharedCaches;
 pub use shared::{CachePlace, CacheSource, CacheTarget};
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dhow_build::dockerfile::{Finding, Lines};
-use dhow_build::plan::{self, BaseImage, Images, Options, OutlineSecret, Plan};
+use dhow_build::plan::{self, Options, OutlineSecret, Plan};
 use dhow_build::progress::{BuildError, Event, Progress, VertexId};
 use dhow_build::solve::{Client, Known, Material, Outcome, Solver};
 use dhow_monitor::Overlay;
-use dhow_oci::attestation::package_url;
-use dhow_oci::image::ImageConfig;
 use dhow_oci::{Digest, Platform, Reference};
 use dhow_registry::Credentials;
 use dhow_store::{Compression, Driver, Mountable};
 
-use crate::{Engine, Error, Kind, PullRequest, PushEvent, PushRequest};
+use crate::{Engine, Error, Kind, PushEvent, PushRequest};
 
 /// What is to be built.
 pub struct BuildRequest<'a> {
@@ -256,7 +256,12 @@ impl Engine {
             materials,
             id: crate::names::random_id().map_err(internal)?[..24].to_owned(),
         };
-        let held = solver.into_held();
+        let mut held = solver.into_held();
+        for layer in known.iter().map(|known| known.chain_id).collect::<BTreeSet<_>>() {
+            for row in self.store.chain_of(&layer)?.unwrap_or_default() {
+                held.extend(self.store.hold_layer(&row.chain_id)?);
+            }
+        }
         Ok(Solved { plan, chains, known, unknown, caches, circumstances, has_inline_cache, _held: held })
     }
 
@@ -281,6 +286,7 @@ impl Engine {
     pub fn push_build(
         &self,
         names: &[Reference],
+        compression: Compression,
         credentials: &(dyn Fn(&str) -> Credentials + Sync),
         progress: &dyn Progress,
         cancel: &Cancel,
@@ -288,12 +294,8 @@ impl Engine {
         let pushed = Mutex::new(None);
         for name in names {
             vertex(progress, &format!("pushing {name}"), |id| {
-                let request = PushRequest {
-                    name: name.clone(),
-                    credentials: credentials(&name.domain),
-                    compression: Compression::Gzip,
-                    platform: None,
-                };
+                let request =
+                    PushRequest { name: name.clone(), credentials: credentials(&name.domain), compression, platform: None };
                 let told = |event| {
                     if let PushEvent::Done { digest, .. } = event {
                         *pushed.lock().unwrap_or_else(PoisonError::into_inner) = Some(digest);
@@ -334,7 +336,7 @@ impl Engine {
             let message = format!("frontend {frontend} is not supported by this engine: only Dockerfiles are");
             return Err(BuildError::invalid(message).at(&[Lines::one(line)]));
         }
-        let mut images = BaseImages { engine: self, request, progress, cancel, known: HashMap::new(), materials };
+        let mut images = BaseImages::new(self, request, progress, cancel, materials);
         Ok(plan::plan(request.file, &request.options, &mut images, findings)?)
     }
 
@@ -366,82 +368,5 @@ impl BuildLimits {
         }
         key.extend(self.ulimits.iter().map(|limit| format!("ulimit {} {} {}", limit.name, limit.soft, limit.hard)));
         key
-    }
-}
-
-/// Finds base images here, and at registries.
-struct BaseImages<'a> {
-    engine: &'a Engine,
-    request: &'a BuildRequest<'a>,
-    progress: &'a dyn Progress,
-    cancel: &'a Cancel,
-    /// By name, platform, and whether that was asked for.
-    known: HashMap<(String, String, bool), BaseImage>,
-    materials: &'a mut BTreeSet<Material>,
-}
-
-impl Images for BaseImages<'_> {
-    fn image(&mut self, reference: &str, platform: &Platform, is_asked: bool) -> Result<BaseImage, String> {
-        let key = (reference.to_owned(), platform.to_string(), is_asked);
-        if let Some(known) = self.known.get(&key) {
-            return Ok(known.clone());
-        }
-        let name: Reference = reference.parse().map_err(|error: dhow_oci::reference::InvalidReference| error.to_string())?;
-        let name = name.or_latest();
-        let of_platform = if self.request.options.tells_platform() { format!("{platform} ") } else { String::new() };
-        let shown = format!("[{of_platform}internal] load metadata for {name}");
-        let found = vertex(self.progress, &shown, |_| {
-            if !self.request.pull
-                && let Some(image) = self.here(reference, platform, is_asked)?
-            {
-                return Ok(image);
-            }
-            self.fetch(&name, platform)
-        });
-        let image = found.map_err(|error| error.message)?;
-        let config: ImageConfig = image.row.config.clone();
-        let row = &image.row;
-        let repository = name.repository();
-        let digest = row.digests.iter().find(|(of, _)| *of == repository).map_or(row.id, |(_, digest)| *digest);
-        self.materials.insert(Material {
-            uri: package_url(&name, &config.platform()),
-            algorithm: digest.algorithm().name().to_owned(),
-            digest: digest.hex().to_owned(),
-        });
-        let image = BaseImage { config, chain: image.chain, reference: name.to_string() };
-        self.known.insert(key, image.clone());
-        Ok(image)
-    }
-}
-
-impl BaseImages<'_> {
-    fn here(&self, reference: &str, platform: &Platform, is_asked: bool) -> Result<Option<dhow_store::Image>, BuildError> {
-        match self.engine.find_image(reference) {
-            Ok(image) if !is_asked || image.row.config.platform().serves(platform) => Ok(Some(image)),
-            Ok(image) => self.engine.image_beside(reference, &image, platform).map_err(internal),
-            Err(error) if matches!(error.kind, Kind::NotFound | Kind::Invalid) => Ok(None),
-            Err(error) => Err(internal(error)),
-        }
-    }
-
-    /// What this host cannot run gets no name here, which would be another image's: it is known by its digest.
-    fn fetch(&self, name: &Reference, platform: &Platform) -> Result<dhow_store::Image, BuildError> {
-        let credentials = (self.request.credentials)(&name.domain);
-        let mut request = PullRequest { name: name.clone(), platform: Some(platform.clone()), all_platforms: false, credentials };
-        let told = |_| !self.cancel.is_cancelled();
-        let wrong =
-            |error: Error| BuildError::invalid(format!("failed to resolve source metadata for {name}: {}", error.message));
-        if !Platform::host().serves(platform) {
-            let digest = self.engine.manifest_for(&request).map_err(wrong)?;
-            request.name = Reference { tag: None, digest: Some(digest), ..name.clone() };
-            if let Some(id) = self.engine.store.image_by_name(&request.name)?
-                && let Some(image) = self.engine.store.image(&id)?
-            {
-                return Ok(image);
-            }
-        }
-        let id = self.engine.pull(&request, &told).map_err(wrong)?;
-        let gone = || BuildError::internal(format!("{name} was removed while it was needed"));
-        self.engine.store.image(&id)?.ok_or_else(gone)
     }
 }

@@ -137,7 +137,10 @@ impl Check<'_> {
             match why {
                 None => {}
                 Some(why) if used => self.hopeless(object, why, "load or pull it again: containers are made from it"),
-                Some(why) => self.found(object, why, "remove the image", || Ok(engine.store.remove_image(&id).map(drop)?)),
+                Some(why) => self.found(object, why, "remove the image", || match engine.store.remove_image(&id)? {
+                    Some(_) => Ok(()),
+                    None => Err(Error::conflict("a tag stands for it that another image has: remove that name")),
+                }),
             }
         }
         Ok(())

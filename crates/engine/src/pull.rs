@@ -357,11 +357,20 @@ fn find(session: &mut Session<'_>, name: &Reference, platform: &Platform) -> Res
 pub(crate) fn choose<'a>(index: &'a Index, wanted: &Platform) -> Option<&'a Descriptor> {
     let exact = |entry: &&Descriptor| entry.platform.as_ref() == Some(wanted);
     let serves = |entry: &&Descriptor| entry.platform.as_ref().is_some_and(|platform| platform.serves(wanted));
+    let level = |entry: &Descriptor| entry.platform.as_ref().and_then(Platform::level);
+    // Of equal ones the first.
+    let best = |entries: &mut dyn Iterator<Item = &'a Descriptor>| match wanted.variant {
+        None => entries.next(),
+        Some(_) => entries.fold(None, |best: Option<&Descriptor>, entry| match best {
+            Some(best) if level(best) >= level(entry) => Some(best),
+            _ => Some(entry),
+        }),
+    };
     let entries = &index.manifests;
     entries
         .iter()
         .find(exact)
-        .or_else(|| entries.iter().find(serves))
+        .or_else(|| best(&mut entries.iter().filter(serves)))
         .or_else(|| entries.iter().find(|entry| entry.platform.is_none()))
 }
 
@@ -436,7 +445,8 @@ mod tests {
             index.manifests.iter().position(|other| other.digest == entry.digest)
         };
         assert_eq!(chosen("linux/arm/v7"), Some(1));
-        assert_eq!(chosen("linux/arm/v6"), Some(0));
+        assert_eq!((chosen("linux/arm/v6"), chosen("linux/arm"), chosen("linux/arm/v8")), (Some(0), Some(1), Some(1)));
+        assert_eq!((chosen("linux/amd64/v3"), chosen("linux/arm/v5")), (Some(2), None));
         assert_eq!(chosen("linux/amd64"), Some(2));
         assert_eq!(chosen("linux/s390x"), None);
     }

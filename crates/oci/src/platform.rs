@@ -24,13 +24,38 @@ pub enum InvalidPlatform {
 }
 
 impl Platform {
-    /// Whether what is made for this platform is what was asked for; no variant means any.
+    /// Whether what is made for this platform is what was asked for: no variant means any, and what a lesser variant of a processor
+    /// runs, a better one runs, too (containerd, `platforms.Only`).
     pub fn serves(&self, wanted: &Platform) -> bool {
         let same = self.os == wanted.os && self.architecture == wanted.architecture;
-        // Of 64-bit ARM there is but this variant, which most images leave out.
-        let variant =
-            |platform: &Platform| platform.variant.clone().filter(|variant| platform.architecture != "arm64" || variant != "v8");
-        same && (variant(wanted).is_none() || variant(self) == variant(wanted))
+        same && match (self.level(), wanted.level()) {
+            _ if wanted.variant.is_none() => true,
+            (Some(own), Some(most)) => own <= most,
+            _ => self.variant == wanted.variant,
+        }
+    }
+
+    /// How much of its architecture's processors a variant uses, where they build upon each other.
+    pub fn level(&self) -> Option<u32> {
+        let least = match self.architecture.as_str() {
+            "arm" => "v7",
+            "arm64" => "v8",
+            "amd64" => "v1",
+            _ => return None,
+        };
+        self.variant.as_deref().unwrap_or(least).strip_prefix('v')?.parse().ok()
+    }
+
+    /// With the names that everybody has for the same (containerd, `platforms.Normalize`).
+    fn normalized(self) -> Platform {
+        let (architecture, variant) = match (self.architecture.as_str(), self.variant.as_deref()) {
+            ("armhf", _) | ("arm", None) => ("arm", Some("v7".to_owned())),
+            ("armel", _) => ("arm", Some("v6".to_owned())),
+            ("arm", Some(digit @ ("5" | "6" | "7" | "8"))) => ("arm", Some(format!("v{digit}"))),
+            ("arm64", Some("8" | "v8")) | ("amd64", Some("v1")) => (self.architecture.as_str(), None),
+            (architecture, _) => (architecture, self.variant.clone()),
+        };
+        Platform { architecture: architecture.to_owned(), variant, os: self.os }
     }
 
     /// The platform this program was built for.
@@ -66,7 +91,7 @@ impl FromStr for Platform {
         if let Some(part) = parts.iter().find(valid) {
             return Err(InvalidPlatform::Component((*part).to_owned(), text.to_owned()));
         }
-        match parts[..] {
+        let platform = match parts[..] {
             ["linux"] => Ok(Platform::host()),
             [architecture] => Ok(Platform { architecture: normal_architecture(architecture).into(), ..Platform::host() }),
             [os, architecture] => {
@@ -78,6 +103,7 @@ impl FromStr for Platform {
                 variant: Some(variant.into()),
             }),
             _ => Err(InvalidPlatform::Form(text.to_owned())),
-        }
+        };
+        platform.map(Platform::normalized)
     }
 }

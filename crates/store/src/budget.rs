@@ -105,7 +105,7 @@ impl Store {
         }
     }
 
-    /// The images that no container was made of: those without a tag first, each kind by when it was last used. Those of other
+    /// The images that no container was made of: those without a name first, each kind by when it was last used. Those of other
     /// platforms go with the one that has their tag.
     pub fn unused_images(&self) -> Result<Vec<Digest>> {
         self.database.read::<_, StoreError>(|db| {
@@ -113,7 +113,8 @@ impl Store {
                 "SELECT id FROM images WHERE NOT EXISTS (SELECT 1 FROM containers WHERE image_id = images.id)
                  AND NOT EXISTS (SELECT 1 FROM tag_images AS of JOIN tags USING (repository, tag)
                      WHERE of.image_id = images.id AND tags.image_id != images.id)
-                 ORDER BY EXISTS (SELECT 1 FROM tags WHERE image_id = images.id), max(used, last_tagged), id",
+                 ORDER BY EXISTS (SELECT 1 FROM tags WHERE image_id = images.id)
+                     OR EXISTS (SELECT 1 FROM digests WHERE image_id = images.id), max(used, last_tagged), id",
             )?;
             let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
             Ok(rows.filter_map(|id| id.ok()?.parse().ok()).collect())

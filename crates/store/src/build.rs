@@ -155,8 +155,18 @@ impl Store {
             });
             let unpacked = self.unpack(parent, reader, None);
             let packed = packing.join().unwrap_or_else(|_| Err(io::Error::other("packing ended by itself")));
-            // A half layer is no layer: whoever unpacks it may have taken its end for that of the whole.
-            packed.context(what).and(unpacked)
+            match (packed, unpacked) {
+                (Ok(()), unpacked) => unpacked,
+                // Whoever packs hears that nobody reads any more.
+                (Err(error), Err(why)) if error.kind() == io::ErrorKind::BrokenPipe => Err(why),
+                (Err(error), unpacked) => {
+                    // A half layer is no layer.
+                    if let Ok(half) = unpacked {
+                        self.discard_layers(&[half.chain_id])?;
+                    }
+                    Err(error).context(what)
+                }
+            }
         })
     }
 

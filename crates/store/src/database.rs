@@ -154,6 +154,12 @@ const MIGRATIONS: &[&str] = &[
      CREATE INDEX tag_images_by_image ON tag_images (image_id);",
     // What is said of a tag's images besides, where they are handed on to: a document.
     "ALTER TABLE tags ADD COLUMN extras TEXT;",
+    // Images of other platforms that builds have fetched by a name, which is not theirs here.
+    "CREATE TABLE base_images (
+         reference TEXT NOT NULL, platform TEXT NOT NULL, image_id TEXT NOT NULL REFERENCES images ON DELETE CASCADE,
+         PRIMARY KEY (reference, platform)
+     ) WITHOUT ROWID;
+     CREATE INDEX base_images_by_image ON base_images (image_id);",
 ];
 
 impl Database {

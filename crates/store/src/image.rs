@@ -83,42 +83,52 @@ impl Store {
     /// Adds an image whose layers are unpacked. Everything is on stable storage before the database says so.
     pub fn add_image(&self, new: &NewImage<'_>) -> Result<Digest> {
         let id = Digest::of(new.config);
-        let config = String::from_utf8(new.config.to_vec())
-            .map_err(|_| StoreError::Archive("the image config is not UTF-8".to_owned()))?;
+        self.add_images(std::slice::from_ref(new), |_| Ok(()))?;
+        Ok(id)
+    }
+
+    /// The same with several at once, and with what is to be noted of them: either all is there afterwards, or nothing.
+    pub(crate) fn add_images(&self, all: &[NewImage<'_>], and: impl Fn(&Connection) -> Result<()>) -> Result<()> {
         let made = self.not_synced()?;
         sync_file_system(&self.paths.layers())?;
-        let size: u64 = new.layers.iter().map(|layer| layer.size).sum();
         self.database.write::<_, StoreError>(Durability::Power, |tx| {
-            let mut parent: Option<String> = None;
-            for layer in &new.layers {
-                let chain_id = layer.chain_id.to_string();
-                tx.execute(
-                    "INSERT OR IGNORE INTO layers (chain_id, diff_id, parent, size, created) VALUES (?1, ?2, ?3, ?4, ?5)",
-                    params![chain_id, layer.diff_id.to_string(), parent, layer.size as i64, now()],
-                )?;
-                parent = Some(chain_id);
-            }
-            // What builds made is synced by now, too: this image's layers, and those of stages that nobody exports.
+            all.iter().try_for_each(|new| self.insert_image(tx, new))?;
+            // What builds made is synced by now, too: these images' layers, and those of stages that nobody exports.
             count_for_good(tx, &made)?;
+            and(tx)
+        })
+    }
+
+    fn insert_image(&self, tx: &Connection, new: &NewImage<'_>) -> Result<()> {
+        let id = Digest::of(new.config);
+        let config = str::from_utf8(new.config).map_err(|_| StoreError::Archive("the image config is not UTF-8".to_owned()))?;
+        let size: u64 = new.layers.iter().map(|layer| layer.size).sum();
+        let mut parent: Option<String> = None;
+        for layer in &new.layers {
+            let chain_id = layer.chain_id.to_string();
             tx.execute(
-                "INSERT OR IGNORE INTO images (id, config, size, created, parent) VALUES (?1, ?2, ?3, ?4, ?5)",
-                params![id.to_string(), config, size as i64, new.created, new.parent.map(|id| id.to_string())],
+                "INSERT OR IGNORE INTO layers (chain_id, diff_id, parent, size, created) VALUES (?1, ?2, ?3, ?4, ?5)",
+                params![chain_id, layer.diff_id.to_string(), parent, layer.size as i64, now()],
             )?;
-            for (position, layer) in new.layers.iter().enumerate() {
-                tx.execute(
-                    "INSERT OR IGNORE INTO image_layers (image_id, position, chain_id) VALUES (?1, ?2, ?3)",
-                    params![id.to_string(), position as i64, layer.chain_id.to_string()],
-                )?;
-            }
-            // Another process may have removed layers while nobody referred to them: then nothing of this is done.
-            if let Some(layer) = new.layers.iter().find(|layer| !self.has_directory(&layer.chain_id)) {
-                return Err(StoreError::Archive(format!("layer {} was removed meanwhile; try again", layer.chain_id)));
-            }
-            note_image_use(tx, &id.to_string())?;
-            new.origin.as_ref().map(|origin| set_origin(tx, &id, origin)).transpose()?;
-            new.tags.iter().try_for_each(|tag| set_tag(tx, tag, &id))
-        })?;
-        Ok(id)
+            parent = Some(chain_id);
+        }
+        tx.execute(
+            "INSERT OR IGNORE INTO images (id, config, size, created, parent) VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![id.to_string(), config, size as i64, new.created, new.parent.map(|id| id.to_string())],
+        )?;
+        for (position, layer) in new.layers.iter().enumerate() {
+            tx.execute(
+                "INSERT OR IGNORE INTO image_layers (image_id, position, chain_id) VALUES (?1, ?2, ?3)",
+                params![id.to_string(), position as i64, layer.chain_id.to_string()],
+            )?;
+        }
+        // Another process may have removed layers while nobody referred to them: then nothing of this is done.
+        if let Some(layer) = new.layers.iter().find(|layer| !self.has_directory(&layer.chain_id)) {
+            return Err(StoreError::Archive(format!("layer {} was removed meanwhile; try again", layer.chain_id)));
+        }
+        note_image_use(tx, &id.to_string())?;
+        new.origin.as_ref().map(|origin| set_origin(tx, &id, origin)).transpose()?;
+        new.tags.iter().try_for_each(|tag| set_tag(tx, tag, &id))
     }
 
     /// Points a name at an image.
@@ -225,10 +235,19 @@ impl Store {
     /// removed, in Docker's order. An image that a container uses, or that another image's tag stands for, too, stays, and `None` is
     /// returned.
     pub fn remove_image(&self, id: &Digest) -> Result<Option<Vec<Untagged>>> {
+        self.remove_image_if(id, |_| Ok(true))
+    }
+
+    /// The same unless there is a reason against it by the time that nobody changes anything any more.
+    pub(crate) fn remove_image_if(
+        &self,
+        id: &Digest,
+        may_go: impl Fn(&Connection) -> Result<bool>,
+    ) -> Result<Option<Vec<Untagged>>> {
         let removed = self.database.write::<_, StoreError>(Durability::Power, |tx| {
             let used: i64 =
                 tx.query_row("SELECT count(*) FROM containers WHERE image_id = ?1", [id.to_string()], |row| row.get(0))?;
-            if used > 0 || !tags_for(tx, &id.to_string())?.is_empty() {
+            if used > 0 || !tags_for(tx, &id.to_string())?.is_empty() || !may_go(tx)? {
                 return Ok(None);
             }
             let platforms = beside(tx, &id.to_string())?;

@@ -2,31 +2,29 @@
 //! one; the others are images without a name of their own, which go with the last tag that has them.
 
 use dhow_oci::attestation::Extras;
-use dhow_oci::{Digest, Reference};
+use dhow_oci::{Digest, Platform, Reference};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::image::set_tag;
-use crate::{Durability, Result, Store, StoreError};
+use crate::{Durability, NewImage, Result, Store, StoreError};
 
 impl Store {
-    /// Names images of several platforms as one, or one with what goes with it. Where no platform is asked for, the name stands for `own`, which is one of them.
+    /// Names images of several platforms as one, or one with what goes with it. Where no platform is asked for, the name stands for
+    /// `own`, which is one of them.
     pub fn tag_platforms(&self, own: &Digest, images: &[Digest], names: &[Reference], extras: &Extras) -> Result<()> {
-        let json = |source| StoreError::Json { path: "what is said of an image".to_owned(), source };
-        let extras = if extras.is_empty() { None } else { Some(serde_json::to_string(extras).map_err(json)?) };
-        self.database.write::<_, StoreError>(Durability::Power, |tx| {
-            for name in names {
-                set_tag(tx, name, own)?;
-                let (repository, tag) = (name.repository(), name.tag.as_deref().unwrap_or("latest"));
-                tx.execute("UPDATE tags SET extras = ?3 WHERE repository = ?1 AND tag = ?2", params![repository, tag, extras])?;
-                for (position, image) in images.iter().enumerate() {
-                    tx.execute(
-                        "INSERT INTO tag_images (repository, tag, position, image_id) VALUES (?1, ?2, ?3, ?4)",
-                        params![repository, tag, position as i64, image.to_string()],
-                    )?;
-                }
-            }
-            Ok(())
-        })
+        let extras = written(extras)?;
+        self.database.write::<_, StoreError>(Durability::Power, |tx| set_platforms(tx, own, images, names, extras.as_deref()))
+    }
+
+    /// Adds images, and names them like this.
+    pub fn add_platforms(&self, new: &[NewImage<'_>], own: usize, names: &[Reference], extras: &Extras) -> Result<Vec<Digest>> {
+        let extras = written(extras)?;
+        let images: Vec<Digest> = new.iter().map(|new| Digest::of(new.config)).collect();
+        self.add_images(new, |tx| match images.get(own) {
+            Some(own) => set_platforms(tx, own, &images, names, extras.as_deref()),
+            None => Ok(()),
+        })?;
+        Ok(images)
     }
 
     /// What goes with the images that a tag stands for.
@@ -54,6 +52,24 @@ impl Store {
         })
     }
 
+    /// A build has fetched an image of another platform by a name.
+    pub fn note_base_image(&self, name: &Reference, platform: &Platform, image: &Digest) -> Result<()> {
+        self.database.write::<_, StoreError>(Durability::Process, |tx| {
+            let query = "INSERT OR REPLACE INTO base_images (reference, platform, image_id) VALUES (?1, ?2, ?3)";
+            Ok(tx.execute(query, [name.to_string(), platform.to_string(), image.to_string()]).map(drop)?)
+        })
+    }
+
+    /// The image of another platform that a build has last fetched by a name, if it is still here.
+    pub fn base_image(&self, name: &Reference, platform: &Platform) -> Result<Option<Digest>> {
+        self.database.read::<_, StoreError>(|db| {
+            let query = "SELECT image_id FROM base_images WHERE reference = ?1 AND platform = ?2";
+            let found =
+                db.prepare_cached(query)?.query_row([name.to_string(), platform.to_string()], |row| row.get::<_, String>(0));
+            Ok(found.optional()?.and_then(|id| id.parse().ok()))
+        })
+    }
+
     /// Removes images of other platforms that no tag has any more.
     pub(crate) fn forget_platforms(&self, images: &[Digest]) -> Result<Vec<crate::Untagged>> {
         let mut removed = Vec::new();
@@ -62,14 +78,32 @@ impl Store {
                 let query = "SELECT 1 FROM images WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM tags WHERE image_id = ?1)
                     AND NOT EXISTS (SELECT 1 FROM digests WHERE image_id = ?1)
                     AND NOT EXISTS (SELECT 1 FROM tag_images WHERE image_id = ?1)";
-                Ok::<_, StoreError>(db.query_row(query, [id.to_string()], |_| Ok(())).optional()?.is_some())
+                Ok(db.query_row(query, [id.to_string()], |_| Ok(())).optional()?.is_some())
             };
-            if self.database.read(is_nameless)? {
-                removed.extend(self.remove_image(id)?.unwrap_or_default());
-            }
+            removed.extend(self.remove_image_if(id, is_nameless)?.unwrap_or_default());
         }
         Ok(removed)
     }
+}
+
+fn written(extras: &Extras) -> Result<Option<String>> {
+    let json = |source| StoreError::Json { path: "what is said of an image".to_owned(), source };
+    if extras.is_empty() { Ok(None) } else { serde_json::to_string(extras).map(Some).map_err(json) }
+}
+
+fn set_platforms(tx: &Connection, own: &Digest, images: &[Digest], names: &[Reference], extras: Option<&str>) -> Result<()> {
+    for name in names {
+        set_tag(tx, name, own)?;
+        let (repository, tag) = (name.repository(), name.tag.as_deref().unwrap_or("latest"));
+        tx.execute("UPDATE tags SET extras = ?3 WHERE repository = ?1 AND tag = ?2", params![repository, tag, extras])?;
+        for (position, image) in images.iter().enumerate() {
+            tx.execute(
+                "INSERT INTO tag_images (repository, tag, position, image_id) VALUES (?1, ?2, ?3, ?4)",
+                params![repository, tag, position as i64, image.to_string()],
+            )?;
+        }
+    }
+    Ok(())
 }
 
 /// The other images that an image's tags stand for besides.
@@ -93,8 +127,8 @@ pub(crate) fn tags_for(db: &Connection, id: &str) -> Result<Vec<(String, String)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Untagged;
     use crate::tests::store;
-    use crate::{NewImage, Untagged};
 
     #[test]
     fn images_of_other_platforms_go_with_their_last_tag() {

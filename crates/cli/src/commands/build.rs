@@ -217,7 +217,7 @@ impl Build {
             let built = engine.export_build(&solved, &asked.tags, &outputs.form, &display).map_err(shown)?;
             let mut digest = built.id;
             if outputs.push {
-                digest = engine.push_build(&asked.tags, &users, &display, cancel).map_err(shown)?;
+                digest = engine.push_build(&asked.tags, outputs.form.compression, &users, &display, cancel).map_err(shown)?;
             }
             hand_on(&solved)?;
             Ok(calls::Said { built: Some((built, digest)), ..calls::Said::default() })

@@ -8,7 +8,7 @@ use dhow_build::progress::{BuildError, Event, Progress, VertexId};
 use dhow_oci::attestation::{Extras, ImageExtras};
 use dhow_oci::image::{ImageConfig, RootFs};
 use dhow_oci::{Digest, Platform, Reference, time};
-use dhow_store::{LayerRow, NewImage};
+use dhow_store::{Compression, LayerRow, NewImage, Store};
 
 use super::provenance::Provenance;
 use super::shared::INLINE;
@@ -16,20 +16,30 @@ use super::{Built, Solved};
 use crate::Engine;
 
 /// An image that is nowhere yet.
-pub(super) struct Document {
+pub(super) struct Document<'a> {
     pub config: ImageConfig,
-    /// Of layers that were made for it: nobody removes them meanwhile.
-    held: Vec<File>,
+    /// Layers that are there for it alone, as long as no image has them.
+    _made: MadeLayers<'a>,
     /// The same, encoded.
     pub bytes: Vec<u8>,
     /// From the bottom to the top.
     pub layers: Vec<LayerRow>,
 }
 
-impl Document {
-    /// Its bytes and layers, and what keeps these.
-    pub(super) fn release(self) -> ((Vec<u8>, Vec<LayerRow>), Vec<File>) {
-        ((self.bytes, self.layers), self.held)
+/// Layers that nobody else has, held; when this is dropped those go that have become nobody's.
+struct MadeLayers<'a> {
+    store: &'a Store,
+    layers: Vec<Digest>,
+    held: Vec<File>,
+}
+
+impl Drop for MadeLayers<'_> {
+    fn drop(&mut self) {
+        // Whoever holds a layer keeps it.
+        self.held.clear();
+        if let Err(error) = self.store.discard_layers(&self.layers) {
+            tracing::warn!("remove layers that were made for an image: {error}");
+        }
     }
 }
 
@@ -39,6 +49,8 @@ pub struct ImageForm {
     /// No file of the layers that the build has made is younger than its `SOURCE_DATE_EPOCH`, if it has one.
     pub rewrites_times: bool,
     pub annotations: Vec<Annotation>,
+    /// Of layers that are pushed and that the registry does not have.
+    pub compression: Compression,
     /// It is attested where it comes from.
     pub provenance: Option<Provenance>,
 }
@@ -88,7 +100,7 @@ impl Solved {
 
 impl Solved {
     /// What goes with the images when they are handed on.
-    pub(super) fn extras(&self, form: &ImageForm, documents: &[Document]) -> Extras {
+    pub(super) fn extras(&self, form: &ImageForm, documents: &[Document<'_>]) -> Extras {
         let mut extras = Extras::default();
         for document in documents {
             let platform = document.config.platform();
@@ -125,30 +137,38 @@ impl Engine {
     ) -> Result<Built, BuildError> {
         let status = |name: String, done: bool| progress.tell(Event::Status { id, name, current: 0, total: 0, done });
         status("exporting layers".to_owned(), false);
-        let mut documents = self.images_of(solved, form)?;
-        status("exporting layers".to_owned(), true);
         let own = solved.own();
-        if tags.is_empty() {
-            // Without a name there is nothing that would hold several together.
-            documents = vec![documents.swap_remove(own)];
-        }
+        // Without a name there is nothing that would hold several together.
+        let only = tags.is_empty().then_some(own);
+        let mut documents = self.images_of(solved, form, only)?;
+        status("exporting layers".to_owned(), true);
         let extras = solved.extras(form, &documents);
         let is_single = documents.len() == 1 && extras.is_empty();
-        let mut images = Vec::new();
-        for Document { config, bytes, layers, .. } in &documents {
-            let created = config.created.as_deref().and_then(time::parse).unwrap_or_default().div_euclid(1_000_000_000);
-            let names = if is_single { tags } else { &[] };
-            let new = NewImage { config: bytes, layers: layers.clone(), tags: names, created, parent: None, origin: None };
-            let image = self.store.add_image(&new)?;
+        let new = documents.iter().map(|Document { config, bytes, layers, .. }| NewImage {
+            config: bytes,
+            layers: layers.clone(),
+            tags: if is_single { tags } else { &[] },
+            created: config.created.as_deref().and_then(time::parse).unwrap_or_default().div_euclid(1_000_000_000),
+            parent: None,
+            origin: None,
+        });
+        let new: Vec<NewImage<'_>> = new.collect();
+        let own = if documents.len() == 1 { 0 } else { own };
+        let images = match (is_single, new.as_slice()) {
+            (true, [only]) => vec![self.store.add_image(only)?],
+            (_, all) => self.store.add_platforms(all, own, tags, &extras)?,
+        };
+        for image in &images {
             status(format!("writing image {image}"), true);
-            self.image_event("create", &image, &image.to_string());
-            images.push(image);
+            self.image_event("create", image, &image.to_string());
         }
-        let own = if images.len() == 1 { 0 } else { own };
+        if only.is_some() && solved.plan.results.len() > 1 {
+            status(
+                "the images of other platforms are not kept: there is no name (--tag) that would stand for them".to_owned(),
+                true,
+            );
+        }
         let image = images[own];
-        if !is_single {
-            self.store.tag_platforms(&image, &images, tags, &extras)?;
-        }
         for tag in tags {
             status(format!("naming to {tag}"), true);
             self.image_event("tag", &image, &tag.familiar());
@@ -156,15 +176,16 @@ impl Engine {
         Ok(Built { id: image, config: documents.swap_remove(own).bytes })
     }
 
-    /// What the images of a build are made of, in the order of its platforms.
-    pub(super) fn images_of(&self, solved: &Solved, form: &ImageForm) -> Result<Vec<Document>, BuildError> {
-        solved
-            .plan
-            .results
-            .iter()
-            .zip(&solved.chains)
-            .map(|(planned, chain)| self.image_of(solved, planned, chain, form))
-            .collect()
+    /// What the images of a build are made of, in the order of its platforms, or only one of them.
+    pub(super) fn images_of(
+        &self,
+        solved: &Solved,
+        form: &ImageForm,
+        only: Option<usize>,
+    ) -> Result<Vec<Document<'_>>, BuildError> {
+        let all = solved.plan.results.iter().zip(&solved.chains).enumerate();
+        let wanted = all.filter(|(number, _)| only.is_none_or(|only| only == *number));
+        wanted.map(|(_, (planned, chain))| self.image_of(solved, planned, chain, form)).collect()
     }
 
     /// What an image of a build is made of.
@@ -174,7 +195,7 @@ impl Engine {
         planned: &PlannedImage,
         chain: &[Digest],
         form: &ImageForm,
-    ) -> Result<Document, BuildError> {
+    ) -> Result<Document<'_>, BuildError> {
         let mut layers = match chain.last() {
             None => Vec::new(),
             Some(top) => {
@@ -185,38 +206,47 @@ impl Engine {
         let mut config = planned.config.clone();
         config.rootfs = RootFs { kind: "layers".to_owned(), diff_ids: layers.iter().map(|layer| layer.diff_id).collect() };
         self.date(&mut config, &layers, solved.plan.epoch)?;
-        let mut held = Vec::new();
+        let mut made = MadeLayers { store: &self.store, layers: Vec::new(), held: Vec::new() };
         if let Some(epoch) = solved.plan.epoch.filter(|_| form.rewrites_times) {
-            (layers, held) = self.retimed(solved, layers, epoch)?;
+            layers = self.retimed(solved, layers, epoch, &mut made)?;
             config.rootfs.diff_ids = layers.iter().map(|layer| layer.diff_id).collect();
         }
         let encoded = |error: serde_json::Error| BuildError::internal(format!("encode the image: {error}"));
         let bytes = if solved.has_inline_cache {
             let mut document = serde_json::to_value(&config).map_err(encoded)?;
-            document[INLINE] = solved.inline_records(chain);
+            document[INLINE] = {
+                let of_image: Vec<Digest> = layers.iter().map(|layer| layer.chain_id).collect();
+                solved.inline_records(chain, &of_image)
+            };
             serde_json::to_vec(&document).map_err(encoded)?
         } else {
             serde_json::to_vec(&config).map_err(encoded)?
         };
-        Ok(Document { config, held, bytes, layers })
+        Ok(Document { config, _made: made, bytes, layers })
     }
 
     /// The same layers with no file younger than a time; those of base images stay as they are.
-    fn retimed(&self, solved: &Solved, layers: Vec<LayerRow>, epoch: i64) -> Result<(Vec<LayerRow>, Vec<File>), BuildError> {
+    fn retimed(
+        &self,
+        solved: &Solved,
+        layers: Vec<LayerRow>,
+        epoch: i64,
+        made: &mut MadeLayers<'_>,
+    ) -> Result<Vec<LayerRow>, BuildError> {
         let of_images: HashSet<Digest> = solved.plan.image_layers().collect();
-        let (mut retimed, mut held) = (Vec::new(), Vec::new());
+        let mut retimed = Vec::new();
         let mut parent = None;
-        for layer in layers {
-            let is_own = !of_images.contains(&layer.chain_id);
-            let layer = if is_own { self.store.retime(&layer, parent, epoch)? } else { layer };
-            if is_own {
+        for mut layer in layers {
+            if !of_images.contains(&layer.chain_id) {
+                layer = self.store.retime(&layer, parent, epoch)?;
+                made.layers.push(layer.chain_id);
                 let gone = || BuildError::internal("a layer of the image was removed meanwhile: build it again");
-                held.push(self.store.hold_layer(&layer.chain_id)?.ok_or_else(gone)?);
+                made.held.push(self.store.hold_layer(&layer.chain_id)?.ok_or_else(gone)?);
             }
             parent = Some(layer.chain_id);
             retimed.push(layer);
         }
-        Ok((retimed, held))
+        Ok(retimed)
     }
 
     /// Fills in when each part came about: layers say so themselves, and what has none goes with the first new layer, or the one

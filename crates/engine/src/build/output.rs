@@ -1,6 +1,5 @@
 //! What becomes of a build where no image of here is wanted: its files as they are, or an image's archive.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,7 +10,6 @@ use dhow_store::{ArchiveLayout, Driver, Mountable, Packer, SavedImage, Times};
 use dhow_sys::root::reopen;
 use rustix::fs::OFlags;
 
-use super::image::Document;
 use super::{ImageForm, Solved};
 use crate::error::Context;
 use crate::{Engine, Error, Result};
@@ -46,18 +44,14 @@ impl Engine {
         form: &ImageForm,
         out: &mut dyn Write,
     ) -> Result<Digest> {
-        let documents = self.images_of(solved, form).map_err(|error| Error::internal(error.message))?;
-        let own: HashSet<Digest> = solved.chains.iter().flatten().copied().collect();
-        let layers = documents.iter().flat_map(|document| &document.layers).map(|layer| layer.chain_id);
-        let made: Vec<Digest> = layers.filter(|layer| !own.contains(layer)).collect();
+        let documents = self.images_of(solved, form, None).map_err(|error| Error::internal(error.message))?;
         let extras = solved.extras(form, &documents);
-        let (documents, held): (Vec<_>, Vec<_>) = documents.into_iter().map(Document::release).unzip();
         let mut images: Vec<SavedImage> = documents
-            .into_iter()
-            .map(|(bytes, layers)| SavedImage {
-                id: Digest::of(&bytes),
-                config: bytes,
-                layers,
+            .iter()
+            .map(|document| SavedImage {
+                id: Digest::of(&document.bytes),
+                config: document.bytes.clone(),
+                layers: document.layers.clone(),
                 parent: None,
                 names: Vec::new(),
                 others: Vec::new(),
@@ -67,11 +61,7 @@ impl Engine {
         let mut image = images.remove(solved.own());
         (image.names, image.others, image.extras) = (names.to_vec(), images, extras);
         let id = image.id;
-        let saved = self.store.prepare_save(&[image], layout).and_then(|saving| self.store.save(&saving, out));
-        // What was made for the archive alone.
-        drop(held);
-        self.store.discard_layers(&made)?;
-        saved?;
+        self.store.save(&self.store.prepare_save(&[image], layout)?, out)?;
         Ok(id)
     }
 

@@ -24,12 +24,15 @@ use serde::{Deserialize, Serialize};
 pub(super) use import::SharedCaches;
 
 use super::Solved;
+use crate::pull::MAX_BLOB;
 use crate::{Error, Result};
 
 /// The config of a manifest that is a shared cache.
 const CACHE_CONFIG: &str = "application/vnd.dhow.buildcache.config.v1+json";
 /// The key in an image's config under which it says which steps its layers are.
 pub(super) const INLINE: &str = "dhow.buildcache.v1";
+/// Of a step's description, in characters.
+const LONGEST: usize = 4096;
 /// Of a document, in bytes.
 const LARGEST: u64 = 64 << 20;
 
@@ -122,7 +125,13 @@ impl CacheTarget {
     pub fn parse(kind: &str, attributes: &BTreeMap<String, String>) -> std::result::Result<CacheTarget, String> {
         let text = |key: &str| attributes.get(key).map(String::as_str).unwrap_or_default();
         let place = match kind {
-            "registry" => CachePlace::Registry(reference(attributes)?),
+            "registry" => {
+                let name = reference(attributes)?;
+                if name.digest.is_some() {
+                    return Err(format!("cache reference {name}: a cache goes to a tag, not to a digest"));
+                }
+                CachePlace::Registry(name)
+            }
             "local" => CachePlace::Directory {
                 path: path(attributes, "dest")?,
                 tag: attributes.get("tag").cloned().unwrap_or_else(|| "latest".to_owned()),
@@ -186,8 +195,14 @@ impl Shared {
             None => layer.diff_id,
             Some(parent) => Digest::of(format!("{parent} {}", layer.diff_id).as_bytes()),
         };
-        let layers = document.layers.into_iter().map(|layer| (chain_id(&layer), layer)).collect();
-        let records = document.records.into_iter().map(|record| (record.key, record)).collect();
+        let is_possible = |layer: &CacheLayer| layer.blob.size <= MAX_BLOB;
+        let layers = document.layers.into_iter().filter(is_possible).map(|layer| (chain_id(&layer), layer)).collect();
+        let records = document.records.into_iter().map(|mut record| {
+            // Others have written it.
+            record.description = dhow_registry::clean(&record.description).chars().take(LONGEST).collect();
+            (record.key, record)
+        });
+        let records = records.collect();
         Shared { source, layers, records }
     }
 }
@@ -215,10 +230,16 @@ impl Solved {
     }
 
     /// What an image's config says of its layers.
-    pub(super) fn inline_records(&self, chain: &[Digest]) -> serde_json::Value {
-        let mut records: Vec<CacheRecord> = self.records().into_iter().map(|(record, _)| record).collect();
-        records.retain(|record| chain.contains(&record.chain_id));
-        records.sort_by_key(|record| (chain.iter().position(|chain_id| *chain_id == record.chain_id), record.key.to_string()));
+    /// With those that the image has instead of those of the result, if they are others.
+    pub(super) fn inline_records(&self, chain: &[Digest], of_image: &[Digest]) -> serde_json::Value {
+        let mut records = Vec::new();
+        for (record, _) in self.records() {
+            let Some(place) = chain.iter().position(|chain_id| *chain_id == record.chain_id) else { continue };
+            let chain_id = of_image.get(place).copied().unwrap_or(record.chain_id);
+            records.push((place, CacheRecord { chain_id, ..record }));
+        }
+        records.sort_by_key(|(place, record)| (*place, record.key.to_string()));
+        let records: Vec<CacheRecord> = records.into_iter().map(|(_, record)| record).collect();
         serde_json::json!({ "records": records })
     }
 }
@@ -244,13 +265,15 @@ fn inline(config: &[u8], blobs: &[Descriptor]) -> Option<CacheDocument> {
     let times = image.history.iter().filter(|entry| !entry.empty_layer);
     let times: Vec<i64> =
         times.map(|entry| entry.created.as_deref().and_then(dhow_oci::time::parse).unwrap_or_default()).collect();
+    // Of the layers of a base image that tells no history there are no times, and nobody takes them from here.
+    let untold = image.rootfs.diff_ids.len().saturating_sub(times.len());
     let chain = dhow_oci::digest::chain_ids(&image.rootfs.diff_ids);
     let parents = std::iter::once(None).chain(chain.into_iter().map(Some));
     let layers = image.rootfs.diff_ids.iter().zip(blobs).zip(parents).enumerate();
     let layers = layers.map(|(place, ((diff_id, blob), parent))| CacheLayer {
         diff_id: *diff_id,
         parent,
-        created: times.get(place).copied().unwrap_or_default(),
+        created: place.checked_sub(untold).and_then(|place| times.get(place)).copied().unwrap_or_default(),
         blob: blob.clone(),
     });
     Some(CacheDocument { layers: layers.collect(), records })

@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use dhow_engine::dhow_build::progress::BuildError;
-use dhow_engine::{Annotation, ArchiveLayout, CopyOptions, Engine, ImageForm, Level, Provenance, Solved, copy_into};
+use dhow_engine::{Annotation, ArchiveLayout, Compression, CopyOptions, Engine, ImageForm, Level, Provenance, Solved, copy_into};
 use dhow_oci::{Platform, Reference};
 use dhow_sys::root::Root;
 
@@ -149,8 +149,10 @@ fn output(text: &str, into: &mut Outputs) -> Result<()> {
             "name" => into.names.extend(value.split(',').filter(|name| !name.is_empty()).map(str::to_owned)),
             "tar" => is_tar = is_true,
             // How images are stored and sent is settled here: layers are compressed when they are pushed, in OCI's types.
-            "load" | "unpack" | "store" | "oci-mediatypes" | "compression-level" | "platform-split" => {}
-            "compression" if matches!(value, "uncompressed" | "gzip") => {}
+            "load" | "unpack" | "store" | "oci-mediatypes" | "compression-level" => {}
+            "platform-split" if is_true => {}
+            "compression" if matches!(value, "uncompressed" | "gzip") => form.compression = Compression::Gzip,
+            "compression" if value == "zstd" => form.compression = Compression::Zstd,
             key if key.starts_with("annotation") => {
                 let (place, name) = key.split_once('.').unwrap_or((key, ""));
                 let place = place.trim_start_matches("annotation").trim_start_matches('-');
@@ -160,6 +162,9 @@ fn output(text: &str, into: &mut Outputs) -> Result<()> {
             "force-compression" if !is_true => {}
             other => return Err(failed(format!("output {text}: {other}={value} is not supported yet"))),
         }
+    }
+    if destination.is_some() && form.compression == Compression::Zstd {
+        return Err(failed(format!("output {text}: layers of archives are not compressed yet")));
     }
     let content = match kind.as_str() {
         "registry" | "image" | "docker" if destination.is_none() => {

@@ -10,13 +10,14 @@ use dhow_build::progress::{BuildError, Event, Progress};
 use dhow_oci::image::{Descriptor, Index, Manifest, OCI_INDEX, OCI_LAYER, OCI_MANIFEST};
 use dhow_oci::{Digest, Hasher, Reference};
 use dhow_store::{Compression, LayerRow};
+use rustix::fs::FlockOperation;
 
-use super::layout::{REF_NAME, blob_in, blobs_of, is_named, read_directory, read_index, write_whole};
+use super::layout::{INDEX, REF_NAME, blob_in, blobs_of, is_named, read_directory, whole_index, write_whole};
 use super::{CACHE_CONFIG, CacheDocument, CacheLayer, CachePlace, CacheRecord, CacheSource, CacheTarget, Shared, Users};
 use crate::build::{Cancel, Solved, internal, vertex};
 use crate::error::Context;
 use crate::push::push_small;
-use crate::{Engine, Error, Result};
+use crate::{Engine, Error, Kind, Result};
 
 /// A layer that a step has made.
 enum Shareable {
@@ -73,7 +74,8 @@ impl Engine {
             status(format!("writing cache manifest {digest}"));
             Ok(())
         });
-        if target.ignore_errors { Ok(()) } else { exported }
+        let is_ignored = target.ignore_errors && !cancel.is_cancelled();
+        if is_ignored { Ok(()) } else { exported }
     }
 
     /// What is handed on. Layers that only another cache has are fetched, unless the one that this goes to has their blobs.
@@ -94,8 +96,17 @@ impl Engine {
             let carried = match shared {
                 Some(shared) if self.store.chain_of(&record.chain_id)?.is_none() => {
                     let carried = self.carried(shared, &record, has)?;
-                    if carried.is_none() && !self.import_record(shared, &record, going.users, going.progress, going.cancel)? {
-                        continue;
+                    if carried.is_none() {
+                        match self.import_record(shared, &record, going.users, going.progress, going.cancel) {
+                            Ok(true) => {}
+                            Err(error) if going.cancel.is_cancelled() => return Err(error),
+                            // Nobody has needed it: the cache goes on without it.
+                            Ok(false) => continue,
+                            Err(error) => {
+                                tracing::warn!("take {} from {}: {error}", record.description, shared.source);
+                                continue;
+                            }
+                        }
                     }
                     carried.unwrap_or_default()
                 }
@@ -104,7 +115,11 @@ impl Engine {
             // What is here is below what is carried on.
             let top = carried.first().map_or(Some(record.chain_id), |(_, layer)| layer.parent);
             let rows = match top {
-                Some(top) => self.store.chain_of(&top)?.unwrap_or_default(),
+                // What has gone meanwhile is not handed on.
+                Some(top) => {
+                    let Some(rows) = self.store.chain_of(&top)? else { continue };
+                    rows
+                }
                 None => Vec::new(),
             };
             let mut parent = None;
@@ -176,10 +191,12 @@ impl Engine {
         let client = self.registries(&(going.users)(&name.domain));
         let failed = |error: dhow_registry::Error| crate::push::failed(&error);
         let mut session = client.session().map_err(failed)?;
-        let asked = RefCell::new(client.session().map_err(failed)?);
+        let asked = RefCell::new((client.session().map_err(failed)?, HashMap::<Digest, bool>::new()));
         let has = |shared: &Shared, blob: &Descriptor| match &shared.source {
             CacheSource::Registry(from) if from.repository() == name.repository() => {
-                asked.borrow_mut().blob_size(name, &blob.digest).is_ok_and(|size| size == Some(blob.size))
+                let (session, known) = &mut *asked.borrow_mut();
+                let ask = || session.blob_size(name, &blob.digest).is_ok_and(|size| size == Some(blob.size));
+                *known.entry(blob.digest).or_insert_with(ask)
             }
             _ => false,
         };
@@ -201,6 +218,10 @@ impl Engine {
             CacheSource::Directory { path: from, .. } => from == path && blob_in(path, &blob.digest).exists(),
             CacheSource::Registry(_) => false,
         };
+        fs::create_dir_all(path).context(|| format!("create {}", path.display()))?;
+        // Another build may write into it.
+        let lock = fs::File::open(path).context(|| format!("open {}", path.display()))?;
+        rustix::fs::flock(&lock, FlockOperation::LockExclusive).context(|| format!("lock {}", path.display()))?;
         let (shared, records) = self.to_share(going, &has)?;
         let compression = going.target.compression;
         let blobs = path.join("blobs/sha256");
@@ -228,15 +249,37 @@ impl Engine {
         let digest = Digest::of(&manifest);
         let mut entry = Descriptor::new(OCI_MANIFEST, digest, manifest.len() as u64);
         entry.annotations.insert(REF_NAME.to_owned(), tag.to_owned());
-        let mut index = read_index(path).unwrap_or_else(|_| Index::new(OCI_INDEX, Vec::new()));
-        let former: Vec<Descriptor> = index.manifests.extract_if(.., |entry| is_named(entry, tag)).collect();
-        index.manifests.push(entry);
-        let text = serde_json::to_vec(&index).map_err(|error| Error::internal(format!("write the index: {error}")))?;
-        write_whole(&path.join("index.json"), &text)?;
+        let wrong = |error: serde_json::Error| Error::internal(format!("write the index: {error}"));
+        // What others have written into it stays as it is.
+        let mut index = match whole_index(path) {
+            Ok(index) => index,
+            Err(error) if error.kind == Kind::NotFound => {
+                serde_json::to_value(Index::new(OCI_INDEX, Vec::new())).map_err(wrong)?
+            }
+            Err(error) => return Err(error),
+        };
+        let entries = index.get_mut("manifests").and_then(serde_json::Value::as_array_mut);
+        let entries = entries.ok_or_else(|| Error::invalid(format!("{}: it names no manifests", path.join(INDEX).display())))?;
+        let (mut former, mut others) = (Vec::new(), Vec::new());
+        for entry in std::mem::take(entries) {
+            match serde_json::from_value::<Descriptor>(entry.clone()) {
+                Ok(known) if is_named(&known, tag) => former.push(known.digest),
+                known => {
+                    others.push(known.ok().and_then(|known| blobs_of(path, &known.digest)));
+                    entries.push(entry);
+                }
+            }
+        }
+        entries.push(serde_json::to_value(entry).map_err(wrong)?);
+        write_whole(&path.join(INDEX), &serde_json::to_vec(&index).map_err(wrong)?)?;
         // What the name stood for before, and nothing else has, would be there for ever.
-        let still: HashSet<Digest> = index.manifests.iter().flat_map(|entry| blobs_of(path, &entry.digest)).collect();
-        for gone in former.iter().flat_map(|entry| blobs_of(path, &entry.digest)).filter(|digest| !still.contains(digest)) {
-            let _ = fs::remove_file(blob_in(path, &gone));
+        others.push(blobs_of(path, &digest));
+        if let Some(others) = others.into_iter().collect::<Option<Vec<_>>>() {
+            let still: HashSet<Digest> = others.into_iter().flatten().collect();
+            let gone = former.iter().filter_map(|digest| blobs_of(path, digest)).flatten();
+            for gone in gone.filter(|digest| !still.contains(digest)) {
+                let _ = fs::remove_file(blob_in(path, &gone));
+            }
         }
         Ok(digest)
     }

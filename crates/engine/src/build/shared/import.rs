@@ -108,15 +108,18 @@ impl Engine {
         progress: &dyn Progress,
         cancel: &Cancel,
     ) -> Result<bool> {
+        if caches.find(key).next().is_none() {
+            return Ok(false);
+        }
+        // Who needs the same layers waits for them.
+        let mut failed = caches.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.store.build_record(key)?.is_some() {
+            return Ok(true);
+        }
+        if failed.contains(key) {
+            return Ok(false);
+        }
         for (shared, record) in caches.find(key) {
-            // Who needs the same layers waits for them.
-            let mut failed = caches.failed.lock().unwrap_or_else(PoisonError::into_inner);
-            if self.store.build_record(key)?.is_some() {
-                return Ok(true);
-            }
-            if failed.contains(key) {
-                return Ok(false);
-            }
             match self.import_record(shared, record, users, progress, cancel) {
                 Ok(true) => return Ok(true),
                 Ok(false) => {}
@@ -124,8 +127,8 @@ impl Engine {
                 // It is done here instead.
                 Err(error) => tracing::warn!("take {} from {}: {error}", record.description, shared.source),
             }
-            failed.insert(*key);
         }
+        failed.insert(*key);
         Ok(false)
     }
 
@@ -137,6 +140,11 @@ impl Engine {
         progress: &dyn Progress,
         cancel: &Cancel,
     ) -> Result<bool> {
+        // What is in it may be known here by another way.
+        if let Some(known) = self.store.build_record(&record.content_key)? {
+            self.store.import_step(&[], &[record.key], &known, &record.description)?;
+            return Ok(true);
+        }
         // Down to what is here already: a base image, or what came before.
         let mut missing = Vec::new();
         let mut next = Some(record.chain_id);
@@ -168,20 +176,45 @@ impl Engine {
                 let fetched = self.fetch_shared(&shared.source, &missing, users, &tell, cancel);
                 fetched.map_err(internal)
             });
-            layers = fetched.map_err(|error| Error::internal(error.message))?;
+            layers = fetched.map_err(|error| {
+                self.discard(shared, &missing);
+                Error::internal(error.message)
+            })?;
         }
         let imported = missing.iter().zip(&layers);
         let imported: Vec<ImportedLayer> = imported
             .map(|(layer, (row, _))| ImportedLayer { row: row.clone(), parent: layer.parent, created: layer.created })
             .collect();
         let known = BuildRecord { content_key: record.content_key, chain_id: record.chain_id };
-        self.store.import_step(&imported, &[record.key, record.content_key], &known, &record.description)?;
+        let noted = self.store.import_step(&imported, &[record.key, record.content_key], &known, &record.description);
+        if let Err(error) = noted {
+            drop((imported, layers));
+            self.discard(shared, &missing);
+            return Err(error.into());
+        }
         let blobs: Vec<(Descriptor, Digest)> = missing.iter().map(|layer| (layer.blob.clone(), layer.diff_id)).collect();
         match &shared.source {
             CacheSource::Registry(name) => self.store.note_fetched(Some(&name.repository()), &blobs)?,
             CacheSource::Directory { .. } => self.store.note_fetched(None, &blobs)?,
         }
+        // What is below has come along: whoever changes the step above need not do it.
+        let below: HashSet<Digest> = missing.iter().filter_map(|layer| layer.parent).collect();
+        for other in shared.records.values().filter(|other| below.contains(&other.chain_id)) {
+            if self.store.build_record(&other.key)?.is_none() {
+                let known = BuildRecord { content_key: other.content_key, chain_id: other.chain_id };
+                self.store.import_step(&[], &[other.key], &known, &other.description)?;
+            }
+        }
         Ok(true)
+    }
+
+    /// Removes layers that came for a record which did not come as a whole.
+    fn discard(&self, shared: &Shared, layers: &[&CacheLayer]) {
+        let is_one = |(_, layer): &(&Digest, &CacheLayer)| layers.iter().any(|other| std::ptr::eq(*other, *layer));
+        let chain_ids: Vec<Digest> = shared.layers.iter().filter(is_one).map(|(chain_id, _)| *chain_id).collect();
+        if let Err(error) = self.store.discard_layers(&chain_ids) {
+            tracing::warn!("remove layers of {}: {error}", shared.source);
+        }
     }
 
     /// Fetches layers, from the bottom to the top. Their blobs are kept as long as the files are open.
@@ -193,13 +226,15 @@ impl Engine {
         tell: &(dyn Fn(u64, u64, bool) + Sync),
         cancel: &Cancel,
     ) -> Result<Vec<(LayerRow, File)>> {
-        let total = layers.iter().map(|layer| layer.blob.size).sum();
+        let total = layers.iter().fold(0, |sum: u64, layer| sum.saturating_add(layer.blob.size));
+        let free = self.store.free()?;
+        if total > free {
+            return Err(Error::invalid(format!("the layers have {total} bytes, and there is room for {free}")));
+        }
+        self.make_room(total, None)?;
         let came = AtomicU64::new(0);
         let is_wanted = || !cancel.is_cancelled();
-        let wanted = |layer: &CacheLayer| -> Result<WantedLayer> {
-            self.make_room(layer.blob.size, None)?;
-            Ok(WantedLayer { blob: layer.blob.clone(), diff_id: layer.diff_id, parent: layer.parent })
-        };
+        let wanted = |layer: &CacheLayer| WantedLayer { blob: layer.blob.clone(), diff_id: layer.diff_id, parent: layer.parent };
         let done = |fetched: FetchedLayer, layer: &CacheLayer| {
             let now = came.fetch_add(layer.blob.size, Ordering::Relaxed) + layer.blob.size;
             tell(now, total, now == total);
@@ -210,7 +245,8 @@ impl Engine {
             CacheSource::Directory { path, .. } => {
                 let fetch = |layer: &&CacheLayer| {
                     let path = blob_in(path, &layer.blob.digest);
-                    let fetched = self.store.fetch_layer(&wanted(layer)?, &is_wanted, |have, take| copy(&path, have, take));
+                    let fetched =
+                        self.store.fetch_layer(&wanted(layer), &is_wanted, |have, take| copy(&path, layer.blob.size, have, take));
                     fetched.map(|fetched| done(fetched, layer)).map_err(|error| match error {
                         FetchError::Source(error) => Error::internal(format!("read {}: {error}", path.display())),
                         FetchError::Store(error) => error.into(),
@@ -225,7 +261,7 @@ impl Engine {
         let at_once = self.settings().max_downloads.clamp(1, layers.len().max(1));
         let told = |_| is_wanted();
         let fetch = |session: &mut Session<'_>, place: usize| {
-            let wanted = wanted(layers[place])?;
+            let wanted = wanted(layers[place]);
             let fetched =
                 self.store.fetch_layer(&wanted, &is_wanted, |have, take| bring(session, name, &wanted.blob, have, take, &told));
             fetched.map(|fetched| done(fetched, layers[place])).map_err(|error| not_fetched(name, error))
