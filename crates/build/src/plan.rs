@@ -21,6 +21,7 @@ mod planner;
 mod ports;
 mod remote;
 mod run;
+mod scan;
 mod stages;
 mod state;
 
@@ -36,6 +37,7 @@ use crate::pattern::Ignore;
 
 pub use outline::{Outline, OutlineArgument, OutlineSecret};
 pub use planner::plan;
+pub use scan::FOUND;
 
 /// What a build is asked for besides its Dockerfile.
 #[derive(Clone, Debug, Default)]
@@ -115,6 +117,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// One for each platform, in the order in which they were asked for.
     pub results: Vec<PlannedImage>,
+    /// Steps that look through results and write down what is in them: the result's number, and whose files have that.
+    pub scans: Vec<(usize, StepId)>,
     /// Seconds since the epoch that everything that is made now is said to be of.
     pub epoch: Option<i64>,
     pub outline: Outline,

@@ -241,9 +241,10 @@ impl<'a> Solver<'a> {
         }
     }
 
-    /// Does all that the results need: what each has come to, in their order; `None` is a result without files.
+    /// Does all that the results and their scans need: what each has come to, in their order; `None` is a result without files.
     pub fn solve(&self) -> Result<Vec<Option<Arc<Outcome>>>, BuildError> {
-        let results: Vec<Option<StepId>> = self.plan.results.iter().map(|result| result.last).collect();
+        let scans = self.plan.scans.iter().map(|(_, scan)| Some(*scan));
+        let results: Vec<Option<StepId>> = self.plan.results.iter().map(|result| result.last).chain(scans).collect();
         self.announce(results.iter().copied().flatten())?;
         let broken = |error: String| BuildError::internal(format!("carry the build out: {error}"));
         let solved = std::thread::scope(|scope| {

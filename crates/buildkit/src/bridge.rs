@@ -318,6 +318,7 @@ fn build(engine: &Engine, job: &Arc<Job>, asked: &Asked, handle: &Handle) -> Res
         limits: asked.limits.clone(),
         cache_from: options::sources(&job.caches, &asked.cache_imports)?,
         cache_to: options::targets(&job.caches)?,
+        scanner: asked.scanner.clone(),
         allowed: Allowed { host_network: has("network.host"), insecure: has("security.insecure") },
         credentials: &|domain| credentials(handle, &session, domain),
     };

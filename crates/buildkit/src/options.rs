@@ -6,8 +6,8 @@ use dhow_api::config::Ulimit;
 use dhow_engine::dhow_build::address;
 use dhow_engine::dhow_build::dockerfile::instruction::Network;
 use dhow_engine::dhow_build::plan::{NamedContext, NoCache, Options};
-use dhow_engine::{BuildLimits, CacheSource, CacheTarget, Provenance, dhow_build};
-use dhow_oci::Platform;
+use dhow_engine::{BuildLimits, CacheSource, CacheTarget, Provenance, dhow_build, scanner_of};
+use dhow_oci::{Platform, Reference};
 use serde::Deserialize;
 
 use crate::grpc::{INVALID, Status, UNIMPLEMENTED};
@@ -33,6 +33,7 @@ pub struct Asked {
     /// Caches, as JSON of a list of `Type` and `Attrs`.
     pub cache_imports: String,
     pub provenance: Option<Provenance>,
+    pub scanner: Option<Reference>,
     /// What is wanted instead of a build: `frontend.lint` and the like.
     pub request: Option<String>,
 }
@@ -125,9 +126,7 @@ pub fn read(options: &HashMap<String, String>) -> Result<Asked, Status> {
         Some("") => NoCache::Everything,
         Some(stages) => NoCache::Stages(stages.split(',').map(str::to_owned).collect()),
     };
-    if options.contains_key("attest:sbom") {
-        return Err(Status::new(UNIMPLEMENTED, "images are not scanned yet (sbom): only provenance is attested"));
-    }
+    let scanner = options.get("attest:sbom").map(|text| scanner_of(text)).transpose().map_err(refuse)?.flatten();
     // What buildx wants of every build, whether or not anybody has asked for it.
     let is_default = |text: &String| text.split(',').any(|field| field == "inline-only=true");
     let provenance = options.get("attest:provenance").filter(|text| !is_default(text));
@@ -207,6 +206,7 @@ pub fn read(options: &HashMap<String, String>) -> Result<Asked, Status> {
         sessions: prefixed(options, "local-sessionid:").into_iter().collect(),
         cache_imports: text("cache-imports"),
         provenance,
+        scanner,
         request: options.get("requestid").cloned(),
     })
 }

@@ -311,13 +311,73 @@ fn what_is_said_of_an_image_goes_with_it() {
     assert_eq!(sandbox.ok(&["image", "inspect", "-f", "{{.Architecture}}", &copy]), OWN);
 
     for (options, why) in [
-        (["--sbom=true", "--push"], "--sbom=true: images are not scanned yet"),
+        (["--sbom=what=x", "--push"], "unknown attribute what=x of sbom"),
+        (["--attest=type=magic", "--push"], "its type has to be provenance or sbom"),
         (["--provenance=mode=most", "--push"], "invalid mode \"most\""),
         (["--annotation", "x"], "invalid annotation \"x\", expected key=value"),
         (["--annotation", "where:x=y"], "unknown annotation type \"where\""),
     ] {
         let (_, told) = sandbox.fails(&[&["build"], &options[..], &[path]].concat());
         assert!(told.contains(why), "{told}");
+    }
+    sandbox.finish();
+}
+
+#[test]
+fn a_scanner_says_what_is_in_an_image() {
+    let sandbox = sandboxed!();
+    let registry = Registry::start();
+    let name = registry.name("scanned:1");
+    // What the protocol of scanners asks for: it reads a directory, and writes statements into another.
+    let scanner = sandbox.path("scanner");
+    fs::create_dir_all(&scanner).unwrap();
+    let script = r##"#!/bin/sh
+[ -e "$BUILDKIT_SCAN_SOURCE/made" ] && (echo > "$BUILDKIT_SCAN_SOURCE/x") 2>/dev/null && exit 9
+files=$(cd "$BUILDKIT_SCAN_SOURCE"; find . -type f | sort | tr "\n" " ")
+printf '{"_type":"x","predicateType":"https://spdx.dev/Document","predicate":{"files":"%s","of":"%s"}}' "$files" "$(cat $BUILDKIT_SCAN_SOURCE/made)" \
+    > "$BUILDKIT_SCAN_DESTINATION/sbom.spdx.json"
+echo ignored > "$BUILDKIT_SCAN_DESTINATION/readme.txt"
+"##;
+    fs::write(scanner.join("scan"), script).unwrap();
+    fs::write(scanner.join("Dockerfile"), "FROM busybox\nCOPY --chmod=755 scan /scan\nENTRYPOINT [\"/scan\"]\n").unwrap();
+    sandbox.ok(&["build", "-q", "-t", "scanner:1", scanner.to_str().unwrap()]);
+    let options = ["-t", &name, "--sbom=generator=scanner:1", "--provenance=true", "--push"];
+    let told = built(&sandbox, None, &options);
+    assert!(told.contains(&format!("[linux/{OTHER}] generating sbom using docker.io/library/scanner:1")), "{told}");
+    let read = |reference: &str| serde_json::from_slice::<Value>(&registry.manifest("scanned", reference).unwrap().1).unwrap();
+    let index = read("1");
+    for (number, platform) in [OTHER, OWN].into_iter().enumerate() {
+        let attested = read(index["manifests"][number + 2]["digest"].as_str().unwrap());
+        let layers = attested["layers"].as_array().unwrap();
+        assert_eq!(layers.len(), 2, "where it comes from, and what is in it");
+        assert_eq!(layers[1]["annotations"]["in-toto.io/predicate-type"], "https://spdx.dev/Document");
+        let blob = registry.blob("scanned", layers[1]["digest"].as_str().unwrap()).unwrap();
+        let statement: Value = serde_json::from_slice(&blob).unwrap();
+        assert_eq!(statement["predicate"], serde_json::json!({ "files": "./made ./shared ", "of": platform }));
+        assert_eq!(
+            statement["subject"][0]["digest"]["sha256"].as_str().map(|hex| format!("sha256:{hex}")).as_deref(),
+            index["manifests"][number]["digest"].as_str()
+        );
+    }
+    // What has not changed is not looked through again, and the image has nothing of it.
+    let told = built(&sandbox, None, &options);
+    assert_eq!(told.matches(" CACHED").count(), 9, "{told}");
+    let id = sandbox.ok(&["create", &name, "x"]);
+    assert!(!sandbox.run(&["cp", &format!("{id}:/run/out"), "-"]).status.success());
+    sandbox.ok(&["rm", &id]);
+
+    // What it writes may be anything.
+    for (text, why) in [
+        ("echo { > $BUILDKIT_SCAN_DESTINATION/a.json", "a.json: EOF while parsing"),
+        ("ln -s /etc/passwd $BUILDKIT_SCAN_DESTINATION/a.json", "read what the scanner has found: a.json"),
+        ("rmdir $BUILDKIT_SCAN_DESTINATION; ln -s / ${BUILDKIT_SCAN_DESTINATION%/}", "read what the scanner has found"),
+        ("exit 3", "exit code: 3"),
+    ] {
+        fs::write(scanner.join("scan"), format!("#!/bin/sh\n{text}\n")).unwrap();
+        sandbox.ok(&["build", "-q", "-t", "scanner:2", scanner.to_str().unwrap()]);
+        let path = context(&sandbox);
+        let (_, told) = sandbox.fails(&["build", "--sbom=generator=scanner:2", "-t", &name, path.to_str().unwrap()]);
+        assert!(told.contains(why), "{text}: {told}");
     }
     sandbox.finish();
 }

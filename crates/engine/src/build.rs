@@ -13,6 +13,7 @@ mod image;
 mod output;
 mod provenance;
 mod requests;
+mod scan;
 mod shared;
 mod web;
 
@@ -23,6 +24,7 @@ pub use image::{Annotation, ImageForm, Level};
 use provenance::Circumstances;
 pub use provenance::Provenance;
 pub use requests::Described;
+pub use scan::scanner_of;
 use shared::SharedCaches;
 pub use shared::{CachePlace, CacheSource, CacheTarget};
 
@@ -33,10 +35,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dhow_build::dockerfile::{Finding, Lines};
-use dhow_build::plan::{self, Options, OutlineSecret, Plan};
+use dhow_build::plan::{self, Images, Options, OutlineSecret, Plan};
 use dhow_build::progress::{BuildError, Event, Progress, VertexId};
 use dhow_build::solve::{Client, Known, Material, Outcome, Solver};
 use dhow_monitor::Overlay;
+use dhow_oci::attestation::Attestation;
 use dhow_oci::{Digest, Platform, Reference};
 use dhow_registry::Credentials;
 use dhow_store::{Compression, Driver, Mountable};
@@ -55,6 +58,8 @@ pub struct BuildRequest<'a> {
     pub pull: bool,
     pub limits: BuildLimits,
     pub allowed: Allowed,
+    /// The image of a program that looks through the results, for what is attested of them.
+    pub scanner: Option<Reference>,
     /// Where steps are looked for that are not known here.
     pub cache_from: Vec<CacheSource>,
     /// What its steps come to is wanted of [`Engine::export_cache`], or in the image.
@@ -143,6 +148,8 @@ pub struct Solved {
     unknown: Vec<Digest>,
     caches: SharedCaches,
     circumstances: Circumstances,
+    /// What scanners have found, by the number of the result.
+    scanned: Vec<(usize, Vec<Attestation>)>,
     /// The image's config says which steps its layers are.
     has_inline_cache: bool,
     _held: Vec<std::fs::File>,
@@ -232,7 +239,10 @@ impl Engine {
             self.store.sync_build()?;
         }
         let chain = |outcome: Option<Arc<Outcome>>| outcome.map(|outcome| outcome.chain.clone()).unwrap_or_default();
-        let chains = solved?.into_iter().map(chain).collect();
+        let mut chains: Vec<Vec<Digest>> = solved?.into_iter().map(chain).collect();
+        let of_scans = chains.split_off(plan.results.len());
+        let scans = plan.scans.iter().zip(&of_scans);
+        let scanned = scans.map(|((result, _), chain)| Ok((*result, self.scanned(chain)?))).collect::<Result<_, BuildError>>()?;
         // As dockerd's builder takes it from a build argument.
         let argument = request.options.build_args.get("BUILDKIT_INLINE_CACHE").map(String::as_str);
         let is_inline = |target: &CacheTarget| target.place == CachePlace::Inline;
@@ -262,7 +272,7 @@ impl Engine {
                 held.extend(self.store.hold_layer(&row.chain_id)?);
             }
         }
-        Ok(Solved { plan, chains, known, unknown, caches, circumstances, has_inline_cache, _held: held })
+        Ok(Solved { plan, chains, known, unknown, caches, circumstances, scanned, has_inline_cache, _held: held })
     }
 
     /// Makes an image of what was solved, and names it.
@@ -337,7 +347,13 @@ impl Engine {
             return Err(BuildError::invalid(message).at(&[Lines::one(line)]));
         }
         let mut images = BaseImages::new(self, request, progress, cancel, materials);
-        Ok(plan::plan(request.file, &request.options, &mut images, findings)?)
+        let mut plan = plan::plan(request.file, &request.options, &mut images, findings)?;
+        if let Some(scanner) = &request.scanner {
+            let scanner = images.image(&scanner.to_string(), &Platform::host(), true).map_err(BuildError::invalid)?;
+            let results = 0..plan.results.len();
+            results.for_each(|result| plan.scan(result, &scanner, request.options.tells_platform()));
+        }
+        Ok(plan)
     }
 
     /// Mounts files without anybody's seeing it.

@@ -222,6 +222,7 @@ fn run(engine: &Engine, asked: Asked, mut context: BuildContext, cancel: &Cancel
     let request = BuildRequest {
         cache_from: asked.cache_from.clone(),
         cache_to: Vec::new(),
+        scanner: None,
         file: &file,
         file_name: &name,
         options,

@@ -62,22 +62,16 @@ fn links() -> BTreeSet<String> {
     output.map(|output| super::text(&output.stdout).lines().map(str::to_owned).collect()).unwrap_or_default()
 }
 
-/// The nftables table of a data root, by the database that names it; its default bridge has the same name.
+/// The nftables table of a data root, as the engine calls it; its default bridge has the same name.
 fn table(data: &Path) -> String {
-    let database = std::fs::read(data.join("dhow.db")).unwrap_or_default();
-    let log = std::fs::read(data.join("dhow.db-wal")).unwrap_or_default();
-    let text = super::text(&[database, log].concat());
-    let name = text.split("\"table\":\"").nth(1).and_then(|rest| rest.split('"').next());
-    name.unwrap_or("no-table").to_owned()
+    let digest = super::registry::digest_of(data.as_os_str().as_encoded_bytes());
+    format!("dhow{}", &digest.trim_start_matches("sha256:")[..8])
 }
 
 /// Removes the bridges and the tables that a test's networks made; the engine keeps those of the default network for as long
 /// as its data root exists.
 pub(crate) fn remove_networks(data: &Path) {
     let table = table(data);
-    if table == "dhow" || table == "no-table" {
-        return;
-    }
     let mark = format!("alias dhow {table} ");
     let ours = links().into_iter().filter(|link| link.contains(&mark));
     for name in ours.filter_map(|link| Some(link.split(": ").nth(1)?.split('@').next()?.to_owned())) {

@@ -136,7 +136,7 @@ impl Planner<'_> {
         outline.secrets.sort_by_key(|secret| secret.lines);
         outline.agents.sort_by_key(|agent| agent.lines);
         let result = PlannedImage { platform: self.platform, last: state.last, config: state.config.clone() };
-        Ok(Plan { outline, steps: self.steps, results: vec![result], epoch: self.epoch })
+        Ok(Plan { outline, steps: self.steps, results: vec![result], scans: Vec::new(), epoch: self.epoch })
     }
 }
 

@@ -40,7 +40,7 @@ pub struct Build {
     /// Add annotation to the image
     #[arg(long)]
     annotation: Vec<String>,
-    /// Attestation parameters (format: "type=provenance,mode=max")
+    /// Attestation parameters (format: "type=sbom,generator=image")
     #[arg(long)]
     attest: Vec<String>,
     /// Set build-time variables
@@ -109,7 +109,7 @@ pub struct Build {
     /// Suppress the build output and print image ID on success
     #[arg(short, long, default_missing_value = "true", num_args = 0..=1, require_equals = true, default_value_t = false, hide_default_value = true, action = clap::ArgAction::Set)]
     quiet: bool,
-    /// Images are not scanned: only "false" is taken
+    /// Shorthand for "--attest=type=sbom"
     #[arg(long, default_missing_value = "true", num_args = 0..=1, require_equals = true)]
     sbom: Option<String>,
     /// Secret to expose to the build (format: "id=mysecret[,src=/local/secret]")
@@ -184,6 +184,7 @@ impl Build {
                 pull: self.pull,
                 limits: asked.limits,
                 allowed: asked.allowed,
+                scanner: asked.scanner,
                 cache_from: asked.cache_from,
                 cache_to: asked.cache_to,
                 credentials: &|domain| registry_credentials(folder, domain),

@@ -232,7 +232,7 @@ impl Engine {
         let attached = connect(&Request::Attach(attach)).map_err(internal)?;
         let waiting = connect(&Request::Wait { next: true }).map_err(internal)?;
         let plan = self.plan(container).map_err(internal)?;
-        self.write_name_files_in(run.scratch, container, plan.as_ref(), "").map_err(internal)?;
+        self.write_step_files(run.scratch, container, plan.as_ref()).map_err(internal)?;
         let spec = self.step_spec(container, run).map_err(internal)?;
         accepted(receive(&attached).context(what).map_err(internal)?)?;
         let start = Start { spec, plan, ..Start::default() };
@@ -255,6 +255,8 @@ impl Engine {
             let path = format!("/etc/{name}");
             for mount in spec.mounts.iter_mut().filter(|mount| mount.destination == path) {
                 mount.source = Some(run.scratch.join(name).to_string_lossy().into_owned());
+                mount.options.retain(|option| option != "rw");
+                mount.options.push("ro".to_owned());
             }
         }
         spec.mounts.extend(run.mounts.iter().map(mount_of));

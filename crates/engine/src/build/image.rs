@@ -117,6 +117,9 @@ impl Solved {
                 annotations.insert(key.clone(), value.clone());
             }
             own.attestations = form.provenance.iter().map(|how| self.circumstances.attest(how, &platform)).collect();
+            let is_of = |result: &usize| self.plan.results.get(*result).is_some_and(|planned| planned.platform == platform);
+            let scanned = self.scanned.iter().filter(|(result, _)| is_of(result)).flat_map(|(_, found)| found);
+            own.attestations.extend(scanned.cloned());
             if own != ImageExtras::default() {
                 extras.images.insert(Digest::of(&document.bytes).to_string(), own);
             }

@@ -25,29 +25,10 @@ impl Engine {
         if container.record.host_config.network_mode.starts_with("container:") {
             return Ok(());
         }
-        self.write_name_files_in(&self.paths().container(&container.id.0), container, plan, links)
-    }
-
-    /// The same, in some other directory.
-    pub(crate) fn write_name_files_in(
-        &self,
-        directory: &Path,
-        container: &Container,
-        plan: Option<&Plan>,
-        links: &str,
-    ) -> Result<()> {
         let (config, host) = (&container.record.config, &container.record.host_config);
-        let write = |name: &str, content: &str| {
-            let path = directory.join(name);
-            fs::write(&path, content).context(|| format!("write {}", path.display()))?;
-            rustix::fs::chmod(&path, rustix::fs::Mode::from_raw_mode(0o644)).context(|| format!("chmod {}", path.display()))
-        };
-        let named = plan.is_some_and(|plan| plan.endpoints.iter().any(|endpoint| !endpoint.names.is_empty()));
-        write("hostname", &format!("{}\n", config.hostname))?;
-        write(
-            "resolv.conf",
-            &resolv_conf(host, &self.settings().containers, plan.is_some_and(|plan| plan.resolver.is_some()), named),
-        )?;
+        let directory = self.paths().container(&container.id.0);
+        write(&directory, "hostname", &format!("{}\n", config.hostname))?;
+        write(&directory, "resolv.conf", &self.resolv_conf(host, plan))?;
         let mut hosts = if host.network_mode == "host" {
             fs::read_to_string("/etc/hosts").unwrap_or_default()
         } else {
@@ -55,6 +36,30 @@ impl Engine {
              ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
                 .to_owned()
         };
+        hosts += &self.extra_hosts(host, plan)?;
+        hosts += links;
+        for endpoint in plan.iter().flat_map(|plan| &plan.endpoints) {
+            hosts += &own_lines(container, endpoint);
+        }
+        write(&directory, "hosts", &hosts)
+    }
+
+    /// The files of a build's command: its own name is that of loopback, as with BuildKit.
+    pub(crate) fn write_step_files(&self, directory: &Path, container: &Container, plan: Option<&Plan>) -> Result<()> {
+        let (config, host) = (&container.record.config, &container.record.host_config);
+        let own = format!("127.0.0.1\tlocalhost {}\n::1\tlocalhost ip6-localhost ip6-loopback\n", config.hostname);
+        write(directory, "hosts", &(own + &self.extra_hosts(host, plan)?))?;
+        write(directory, "resolv.conf", &self.resolv_conf(host, plan))
+    }
+
+    fn resolv_conf(&self, host: &HostConfig, plan: Option<&Plan>) -> String {
+        let named = plan.is_some_and(|plan| plan.endpoints.iter().any(|endpoint| !endpoint.names.is_empty()));
+        resolv_conf(host, &self.settings().containers, plan.is_some_and(|plan| plan.resolver.is_some()), named)
+    }
+
+    /// The lines of `--add-host`.
+    fn extra_hosts(&self, host: &HostConfig, plan: Option<&Plan>) -> Result<String> {
+        let mut lines = String::new();
         for extra in host.extra_hosts.iter().flatten() {
             let (name, address) =
                 extra.split_once([':', '=']).ok_or_else(|| Error::invalid(format!("bad format for add-host: \"{extra}\"")))?;
@@ -63,13 +68,9 @@ impl Engine {
                 ("host-gateway", None) => "127.0.0.1".to_owned(),
                 (address, _) => address.trim_matches(['[', ']']).to_owned(),
             };
-            hosts += &format!("{address}\t{name}\n");
+            lines += &format!("{address}\t{name}\n");
         }
-        hosts += links;
-        for endpoint in plan.iter().flat_map(|plan| &plan.endpoints) {
-            hosts += &own_lines(container, endpoint);
-        }
-        write("hosts", &hosts)
+        Ok(lines)
     }
 
     /// What `host-gateway` stands for: an address of the host that every container reaches.
@@ -106,6 +107,13 @@ impl Engine {
         let text = fs::read_to_string(&path).context(what)?;
         fs::write(&path, edit(text)).context(what)
     }
+}
+
+/// Writes a file that everybody may read, whatever the umask.
+fn write(directory: &Path, name: &str, content: &str) -> Result<()> {
+    let path = directory.join(name);
+    fs::write(&path, content).context(|| format!("write {}", path.display()))?;
+    rustix::fs::chmod(&path, rustix::fs::Mode::from_raw_mode(0o644)).context(|| format!("chmod {}", path.display()))
 }
 
 /// The lines of `hosts` for a container's own addresses.

@@ -22,6 +22,7 @@ pub(super) struct Asked {
     pub tags: Vec<Reference>,
     pub limits: BuildLimits,
     pub allowed: Allowed,
+    pub scanner: Option<Reference>,
     pub cache_from: Vec<CacheSource>,
     pub cache_to: Vec<CacheTarget>,
 }
@@ -101,7 +102,7 @@ impl Build {
             CacheTarget::parse(&kind, &attributes).map_err(failed)
         });
         let cache_to = cache_to.collect::<Result<_>>()?;
-        let mut asked = Asked { options, tags: Vec::new(), limits, allowed, cache_from, cache_to };
+        let mut asked = Asked { options, tags: Vec::new(), limits, allowed, scanner: self.scanner()?, cache_from, cache_to };
         asked.add_tags(&self.tag)?;
         Ok(asked)
     }

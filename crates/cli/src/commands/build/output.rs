@@ -5,7 +5,9 @@ use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use dhow_engine::dhow_build::progress::BuildError;
-use dhow_engine::{Annotation, ArchiveLayout, Compression, CopyOptions, Engine, ImageForm, Level, Provenance, Solved, copy_into};
+use dhow_engine::{
+    Annotation, ArchiveLayout, Compression, CopyOptions, Engine, ImageForm, Level, Provenance, Solved, copy_into, scanner_of,
+};
 use dhow_oci::{Platform, Reference};
 use dhow_sys::root::Root;
 
@@ -71,24 +73,41 @@ impl Build {
 
     /// What is attested, by `--provenance` and `--attest`.
     fn provenance(&self) -> Result<Option<Provenance>> {
-        if let Some(sbom) = self.sbom.as_deref().filter(|sbom| !matches!(*sbom, "false" | "0")) {
-            return Err(failed(format!("--sbom={sbom}: images are not scanned yet")));
-        }
         let mut provenance = None;
-        for text in &self.attest {
-            let fields: Vec<&str> = text.split(',').collect();
-            let kind = fields.iter().find_map(|field| field.strip_prefix("type=")).unwrap_or(text);
-            if kind != "provenance" {
-                return Err(failed(format!("--attest {text}: images are not scanned yet, only provenance is attested")));
+        for (kind, rest) in self.attested()? {
+            if kind == "provenance" {
+                provenance = Provenance::parse(&rest).map_err(failed)?;
             }
-            let rest: Vec<&str> =
-                fields.into_iter().filter(|field| !field.starts_with("type=") && *field != "provenance").collect();
-            provenance = Provenance::parse(&rest.join(",")).map_err(failed)?;
         }
         match &self.provenance {
             Some(text) => Provenance::parse(text).map_err(failed),
             None => Ok(provenance),
         }
+    }
+
+    /// Who looks through the images, by `--sbom` and `--attest`.
+    pub(super) fn scanner(&self) -> Result<Option<Reference>> {
+        let mut scanner = None;
+        let given = self.sbom.iter().map(|text| ("sbom".to_owned(), text.clone()));
+        for (_, text) in self.attested()?.into_iter().chain(given).filter(|(kind, _)| kind == "sbom") {
+            scanner = scanner_of(&text).map_err(failed)?;
+        }
+        Ok(scanner)
+    }
+
+    /// Each `--attest`: its type, and the rest.
+    fn attested(&self) -> Result<Vec<(String, String)>> {
+        let one = |text: &String| {
+            let (kinds, rest): (Vec<&str>, Vec<&str>) =
+                text.split(',').partition(|field| field.starts_with("type=") || !field.contains('='));
+            match kinds[..] {
+                [kind] if matches!(kind.trim_start_matches("type="), "provenance" | "sbom") => {
+                    Ok((kind.trim_start_matches("type=").to_owned(), rest.join(",")))
+                }
+                _ => Err(failed(format!("attestation {text}: its type has to be provenance or sbom"))),
+            }
+        };
+        self.attest.iter().map(one).collect()
     }
 
     pub(super) fn outputs(&self) -> Result<Outputs> {
