@@ -87,6 +87,22 @@ fn a_name_stands_for_images_of_all_platforms() {
     assert!(told.contains(&format!("[linux/{OTHER} 1/2] FROM docker.io/library/multi:1")), "{told}");
     assert_eq!(made("upon:1", &platform), format!("{OTHER}\n"));
 
+    // Of several that would do it is the very one.
+    let path = context(&sandbox);
+    sandbox.ok(&["build", "-q", "--platform", "linux/arm/v6,linux/arm/v7,linux/arm64", "-t", "arms", path.to_str().unwrap()]);
+    let variant = |platform: &str| {
+        let format = "{{.Architecture}} {{.Variant}}";
+        sandbox.ok(&["image", "inspect", "--platform", platform, "-f", format, "arms"]).trim().to_owned()
+    };
+    assert_eq!(
+        (variant("linux/arm/v7"), variant("linux/arm"), variant("linux/arm/v6")),
+        ("arm v7".into(), "arm v7".into(), "arm v6".into())
+    );
+    assert_eq!(variant("linux/arm/v8"), "arm v7");
+    assert_eq!(architecture(&sandbox, "arms", "arm64/v8"), "arm64 [arms:latest multi:1 multi:2]");
+    sandbox.fails(&["image", "inspect", "--platform", "linux/arm/v5", "arms"]);
+    sandbox.ok(&["rmi", "arms"]);
+
     // A copy of the name stands for the same; names and images go together.
     sandbox.ok(&["tag", "multi:2", "copy"]);
     sandbox.ok(&["rmi", "multi:1", "multi:2", "upon:1"]);

@@ -242,7 +242,9 @@ impl Engine {
         let mut chains: Vec<Vec<Digest>> = solved?.into_iter().map(chain).collect();
         let of_scans = chains.split_off(plan.results.len());
         let scans = plan.scans.iter().zip(&of_scans);
-        let scanned = scans.map(|((result, _), chain)| Ok((*result, self.scanned(chain)?))).collect::<Result<_, BuildError>>()?;
+        let mut room = scan::LARGEST;
+        let scanned = scans.map(|((result, _), chain)| Ok((*result, self.scanned(chain, &mut room)?)));
+        let scanned = scanned.collect::<Result<_, BuildError>>()?;
         // As dockerd's builder takes it from a build argument.
         let argument = request.options.build_args.get("BUILDKIT_INLINE_CACHE").map(String::as_str);
         let is_inline = |target: &CacheTarget| target.place == CachePlace::Inline;
@@ -267,10 +269,12 @@ impl Engine {
             id: crate::names::random_id().map_err(internal)?[..24].to_owned(),
         };
         let mut held = solver.into_held();
-        for layer in known.iter().map(|known| known.chain_id).collect::<BTreeSet<_>>() {
-            for row in self.store.chain_of(&layer)?.unwrap_or_default() {
-                held.extend(self.store.hold_layer(&row.chain_id)?);
-            }
+        let mut layers = BTreeSet::new();
+        for known in known.iter().filter(|known| !chains.iter().any(|chain| chain.contains(&known.chain_id))) {
+            layers.extend(self.store.chain_of(&known.chain_id)?.into_iter().flatten().map(|row| row.chain_id));
+        }
+        for layer in layers {
+            held.extend(self.store.hold_layer(&layer)?);
         }
         Ok(Solved { plan, chains, known, unknown, caches, circumstances, scanned, has_inline_cache, _held: held })
     }

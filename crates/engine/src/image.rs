@@ -14,6 +14,7 @@ use dhow_oci::{Digest, Platform, Reference, time};
 use dhow_store::{ArchiveLayout, Driver, Image, ImageRow, LoadTold, LoadedImage, SavedImage, Untagged};
 use serde_json::{Value, json};
 
+use crate::pull::best;
 use crate::{Engine, Error, Filters, Result, VERSION};
 
 const FILTERS: [&str; 7] = ["dangling", "label", "label!", "before", "since", "reference", "until"];
@@ -111,8 +112,8 @@ impl Engine {
     pub fn find_image_for(&self, reference: &str, wanted: Option<&Platform>) -> Result<Image> {
         let image = self.find_image(reference)?;
         let own = image.row.config.platform();
-        let Some(wanted) = wanted.filter(|wanted| !own.serves(wanted)) else { return Ok(image) };
-        self.of_platforms(reference, &image, wanted)?.ok_or_else(|| {
+        let Some(wanted) = wanted else { return Ok(image) };
+        self.of_platforms(reference, image, wanted)?.ok_or_else(|| {
             Error::not_found(format!(
                 "image with reference {reference} was found but its platform ({own}) does not match the specified platform ({wanted})"
             ))
@@ -124,36 +125,32 @@ impl Engine {
     pub fn check_only_platform(&self, reference: &str, platform: &Platform) -> Result<()> {
         self.find_image_for(reference, Some(platform))?;
         match reference.parse::<Reference>().ok().map(|name| self.store.platforms_of(&name)).transpose()? {
-            Some(several) if !several.is_empty() => Err(Error::invalid(format!(
+            Some(several) if several.len() > 1 => Err(Error::invalid(format!(
                 "{reference} stands for images of several platforms: one of them alone cannot be removed, the whole name can"
             ))),
             _ => Ok(()),
         }
     }
 
-    /// Of the images that a name stands for besides its own, the one for a platform.
-    fn of_platforms(&self, reference: &str, own: &Image, wanted: &Platform) -> Result<Option<Image>> {
-        let Ok(name) = reference.parse::<Reference>() else { return Ok(None) };
+    /// Of an image and the others that its name stands for the best for a platform.
+    pub(crate) fn of_platforms(&self, reference: &str, own: Image, wanted: &Platform) -> Result<Option<Image>> {
+        let mut images = Vec::new();
         // What looks like a name may be an ID.
-        if self.store.image_by_name(&name)? != Some(own.row.id) {
-            return Ok(None);
-        }
-        for id in self.store.platforms_of(&name)? {
-            if let Some(image) = self.store.image(&id)?.filter(|image| image.row.config.platform().serves(wanted)) {
-                return Ok(Some(image));
+        if let Ok(name) = reference.parse::<Reference>()
+            && self.store.image_by_name(&name)? == Some(own.row.id)
+        {
+            for id in self.store.platforms_of(&name)?.into_iter().filter(|id| *id != own.row.id) {
+                images.extend(self.store.image(&id)?);
             }
         }
-        Ok(None)
+        images.insert(0, own);
+        let platforms: Vec<Platform> = images.iter().map(|image| image.row.config.platform()).collect();
+        Ok(best(images.into_iter().zip(platforms.iter().map(Some)), wanted))
     }
 
-    /// The same, and besides the image for a platform that is known by its digest alone, when the index says so that the named one
-    /// came by.
-    pub(crate) fn image_beside(&self, reference: &str, own: &Image, wanted: &Platform) -> Result<Option<Image>> {
-        if let Some(image) = self.of_platforms(reference, own, wanted)? {
-            return Ok(Some(image));
-        }
-        let Ok(name) = reference.parse::<Reference>() else { return Ok(None) };
-        for digest in self.indexed_for(&own.row.id, wanted)? {
+    /// The image for a platform that is known by its digest alone, when the index says so that another one came by.
+    pub(crate) fn image_beside(&self, name: &Reference, own: &Digest, wanted: &Platform) -> Result<Option<Image>> {
+        for digest in self.indexed_for(own, wanted)? {
             let name = Reference { tag: None, digest: Some(digest), ..name.clone() };
             if let Some(id) = self.store.image_by_name(&name)?
                 && let Some(image) = self.store.image(&id)?
@@ -381,10 +378,10 @@ impl Engine {
             for (id, name) in self.to_save(reference)? {
                 let mut image = self.store.image(&id)?.ok_or_else(|| missing(reference))?;
                 let several = name.as_ref().map(|name| self.store.platforms_of(name)).transpose()?.unwrap_or_default();
-                if let Some(wanted) = platform.filter(|wanted| !image.row.config.platform().serves(wanted)) {
-                    let other = name.as_ref().map(|name| self.find_image_for(&name.to_string(), Some(wanted)));
+                if let Some(wanted) = platform {
                     let none = || Error::not_found(format!("no suitable export target found for platform {wanted}"));
-                    image = other.and_then(Result::ok).ok_or_else(none)?;
+                    let shown = name.as_ref().map_or_else(|| id.to_string(), Reference::to_string);
+                    image = self.of_platforms(&shown, image, wanted)?.ok_or_else(none)?;
                 }
                 let own = image.row.id;
                 let others: Vec<Digest> =

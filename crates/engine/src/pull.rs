@@ -352,26 +352,18 @@ fn find(session: &mut Session<'_>, name: &Reference, platform: &Platform) -> Res
     }
 }
 
-/// The best entry for a platform: the one of its very variant, else the first that serves it. What has no platform may be an
+/// The best entry for a platform. What has no platform may be an
 /// index or an image of any.
 pub(crate) fn choose<'a>(index: &'a Index, wanted: &Platform) -> Option<&'a Descriptor> {
-    let exact = |entry: &&Descriptor| entry.platform.as_ref() == Some(wanted);
-    let serves = |entry: &&Descriptor| entry.platform.as_ref().is_some_and(|platform| platform.serves(wanted));
-    let level = |entry: &Descriptor| entry.platform.as_ref().and_then(Platform::level);
-    // Of equal ones the first.
-    let best = |entries: &mut dyn Iterator<Item = &'a Descriptor>| match wanted.variant {
-        None => entries.next(),
-        Some(_) => entries.fold(None, |best: Option<&Descriptor>, entry| match best {
-            Some(best) if level(best) >= level(entry) => Some(best),
-            _ => Some(entry),
-        }),
-    };
     let entries = &index.manifests;
-    entries
-        .iter()
-        .find(exact)
-        .or_else(|| best(&mut entries.iter().filter(serves)))
+    best(entries.iter().map(|entry| (entry, entry.platform.as_ref())), wanted)
         .or_else(|| entries.iter().find(|entry| entry.platform.is_none()))
+}
+
+/// Of several things for platforms the best for one that is wanted; of equal ones the first.
+pub(crate) fn best<'p, T>(all: impl Iterator<Item = (T, Option<&'p Platform>)>, wanted: &Platform) -> Option<T> {
+    let ranked = all.filter_map(|(one, platform)| Some((platform?.rank(wanted)?, one)));
+    ranked.reduce(|best, next| if next.0 > best.0 { next } else { best }).map(|(_, one)| one)
 }
 
 /// The layers that a manifest and its config speak of together, and when the image was made, in Unix seconds.
@@ -447,6 +439,11 @@ mod tests {
         assert_eq!(chosen("linux/arm/v7"), Some(1));
         assert_eq!((chosen("linux/arm/v6"), chosen("linux/arm"), chosen("linux/arm/v8")), (Some(0), Some(1), Some(1)));
         assert_eq!((chosen("linux/amd64/v3"), chosen("linux/arm/v5")), (Some(2), None));
+        let platforms = ["linux/amd64/v4", "linux/amd64/v2", "linux/amd64"].map(|text| text.parse::<Platform>().unwrap());
+        let of = |wanted: &str| {
+            best(platforms.iter().enumerate().map(|(place, platform)| (place, Some(platform))), &wanted.parse().unwrap())
+        };
+        assert_eq!((of("linux/amd64"), of("linux/amd64/v3"), of("linux/amd64/v4")), (Some(2), Some(1), Some(0)));
         assert_eq!(chosen("linux/amd64"), Some(2));
         assert_eq!(chosen("linux/s390x"), None);
     }

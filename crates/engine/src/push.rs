@@ -171,7 +171,7 @@ impl Engine {
             session.push_manifest(name, &digest.to_string(), &parts.media_type, &parts.bytes).map_err(|error| failed(&error))?;
             let mut entry = Descriptor::new(&parts.media_type, digest, parts.bytes.len() as u64);
             let platform = image.row.config.platform();
-            let own = extras.of(&image.row.id);
+            let own = extras.of(&image.row.id).cloned().unwrap_or_default();
             let wrong = |error: serde_json::Error| Error::internal(format!("write what is attested: {error}"));
             if let Some((of, blobs)) = own.attested(&digest, &platform, std::slice::from_ref(name)).map_err(wrong)? {
                 for (blob, bytes) in blobs.iter().filter(|(blob, _)| **blob != of.digest) {
@@ -566,7 +566,7 @@ fn manifest(id: &Digest, config_size: u64, blobs: &[Descriptor], extras: &Extras
         .map(|blob| Descriptor::new(if is_gzip(blob) { &gzip } else { &blob.media_type }, blob.digest, blob.size))
         .collect();
     let mut manifest = Manifest::new(kind, Descriptor::new(config_kind, *id, config_size), layers);
-    manifest.annotations = extras.of(id).annotations;
+    manifest.annotations = extras.annotations_of(id);
     Ok((kind.to_owned(), document(&manifest)?))
 }
 

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::image::{Descriptor, Manifest, OCI_CONFIG, OCI_MANIFEST};
@@ -38,12 +39,32 @@ pub struct ImageExtras {
 }
 
 /// Something that is said of an image.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Attestation {
     /// What kind of thing it is: an address.
     pub predicate_type: String,
-    pub predicate: Value,
+    /// As it was written: what a scanner says may be large.
+    pub predicate: Box<RawValue>,
+}
+
+impl PartialEq for Attestation {
+    fn eq(&self, other: &Attestation) -> bool {
+        self.predicate_type == other.predicate_type && self.predicate.get() == other.predicate.get()
+    }
+}
+
+impl Eq for Attestation {}
+
+/// A statement (in-toto attestation framework, version 0.1).
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Statement<'a> {
+    #[serde(rename = "_type")]
+    kind: &'static str,
+    predicate_type: &'a str,
+    subject: &'a [Value],
+    predicate: &'a RawValue,
 }
 
 impl Extras {
@@ -58,8 +79,13 @@ impl Extras {
     }
 
     /// Of an image, by its id.
-    pub fn of(&self, image: &Digest) -> ImageExtras {
-        self.images.get(&image.to_string()).cloned().unwrap_or_default()
+    pub fn of(&self, image: &Digest) -> Option<&ImageExtras> {
+        self.images.get(&image.to_string())
+    }
+
+    /// The annotations of an image's manifest.
+    pub fn annotations_of(&self, image: &Digest) -> BTreeMap<String, String> {
+        self.of(image).map(|own| own.annotations.clone()).unwrap_or_default()
     }
 }
 
@@ -95,10 +121,8 @@ impl ImageExtras {
         };
         let mut layers = Vec::new();
         for Attestation { predicate_type, predicate } in &self.attestations {
-            let statement = json!({
-                "_type": "https://in-toto.io/Statement/v0.1", "predicateType": predicate_type,
-                "subject": subjects, "predicate": predicate,
-            });
+            let kind = "https://in-toto.io/Statement/v0.1";
+            let statement = Statement { kind, predicate_type, subject: &subjects, predicate };
             let mut layer = put(STATEMENT, serde_json::to_vec(&statement)?);
             layer.annotations.insert("in-toto.io/predicate-type".to_owned(), predicate_type.clone());
             layers.push(layer);
@@ -138,7 +162,10 @@ mod tests {
         let names = [Reference { ..("registry.example.org/app:1".parse().unwrap()) }];
         let none = ImageExtras::default();
         assert!(none.attested(&manifest, &platform, &names).unwrap().is_none());
-        let predicate = Attestation { predicate_type: "https://example.org/p".to_owned(), predicate: json!({ "a": 1 }) };
+        let predicate = Attestation {
+            predicate_type: "https://example.org/p".to_owned(),
+            predicate: serde_json::value::to_raw_value(&json!({ "a": 1 })).unwrap(),
+        };
         let some = ImageExtras { attestations: vec![predicate], ..ImageExtras::default() };
         let (of, blobs) = some.attested(&manifest, &platform, &names).unwrap().unwrap();
         assert_eq!(of.annotations["vnd.docker.reference.digest"], manifest.to_string());
@@ -153,7 +180,7 @@ mod tests {
         let mut extras = Extras::default();
         assert!(extras.is_empty() && !extras.need_index());
         extras.images.insert(manifest.to_string(), some.clone());
-        assert!(extras.need_index() && extras.of(&manifest) == some);
+        assert!(extras.need_index() && extras.of(&manifest) == Some(&some));
         let text = serde_json::to_string(&extras).unwrap();
         assert_eq!(serde_json::from_str::<Extras>(&text).unwrap(), extras);
     }

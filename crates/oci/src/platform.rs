@@ -35,6 +35,18 @@ impl Platform {
         }
     }
 
+    /// How well what is made for this platform serves one that is wanted, more being better; `None` if it does not: best is the very
+    /// one, then, if any will do, the one that all processors run, and else the one that makes most of the processor.
+    pub fn rank(&self, wanted: &Platform) -> Option<u32> {
+        let is_same = self.level() == wanted.level() && (self.level().is_some() || self.variant == wanted.variant);
+        match wanted.variant {
+            _ if !self.serves(wanted) => None,
+            _ if is_same => Some(u32::MAX),
+            None => Some(0),
+            Some(_) => Some(self.level().unwrap_or_default()),
+        }
+    }
+
     /// How much of its architecture's processors a variant uses, where they build upon each other.
     pub fn level(&self) -> Option<u32> {
         let least = match self.architecture.as_str() {

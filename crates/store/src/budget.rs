@@ -132,7 +132,10 @@ impl Store {
     /// A layer that nobody removes as long as this is held, though the images that have it may go; `None` if it has gone.
     pub fn hold_layer(&self, chain_id: &Digest) -> Result<Option<File>> {
         let path = self.paths.layers().join(crate::layer::directory_name(chain_id));
-        let Ok(directory) = File::open(&path) else { return Ok(None) };
+        let directory = match File::open(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other.context(|| format!("open layer {chain_id}"))?,
+        };
         rustix::fs::flock(&directory, FlockOperation::LockShared).context(|| format!("lock layer {chain_id}"))?;
         Ok(crate::fetch::is_at(&directory, Path::new(&path)).then_some(directory))
     }

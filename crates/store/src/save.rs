@@ -82,7 +82,7 @@ impl Store {
                 }
                 let mut attested = Vec::new();
                 for (entry, image) in manifests.iter_mut().zip(std::iter::once(saved).chain(&saved.others)) {
-                    let extras = saved.extras.of(&image.id);
+                    let Some(extras) = saved.extras.of(&image.id) else { continue };
                     entry.annotations.extend(extras.descriptor_annotations.clone());
                     let platform = entry.platform.clone().unwrap_or_else(Platform::host);
                     if let Some((of, blobs)) = extras.attested(&entry.digest, &platform, names).map_err(json)? {
@@ -141,7 +141,7 @@ impl Store {
         }
         let config = saving.document(OCI_CONFIG, image.config.clone());
         let mut manifest = Manifest::new(OCI_MANIFEST, config, layers);
-        manifest.annotations = extras.of(&image.id).annotations;
+        manifest.annotations = extras.annotations_of(&image.id);
         let document = serde_json::to_vec(&manifest).map_err(|source| StoreError::Json { path: "archive".to_owned(), source })?;
         Ok((saving.document(OCI_MANIFEST, document), manifest))
     }

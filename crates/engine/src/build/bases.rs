@@ -74,21 +74,27 @@ impl Images for BaseImages<'_> {
 impl BaseImages<'_> {
     fn here(&self, reference: &str, platform: &Platform, is_asked: bool) -> Result<Option<Image>, BuildError> {
         let own = match self.engine.find_image(reference) {
-            Ok(image) if !is_asked || image.row.config.platform().serves(platform) => return Ok(Some(image)),
-            Ok(image) => Some(image),
+            Ok(image) if !is_asked => return Ok(Some(image)),
+            Ok(image) => {
+                let id = image.row.id;
+                if let Some(image) = self.engine.of_platforms(reference, image, platform).map_err(internal)? {
+                    return Ok(Some(image));
+                }
+                Some(id)
+            }
             Err(error) if matches!(error.kind, Kind::NotFound | Kind::Invalid) => None,
             Err(error) => return Err(internal(error)),
         };
+        let Ok(name) = reference.parse::<Reference>() else { return Ok(None) };
         if let Some(own) = &own {
-            if let Some(image) = self.engine.image_beside(reference, own, platform).map_err(internal)? {
+            if let Some(image) = self.engine.image_beside(&name, own, platform).map_err(internal)? {
                 return Ok(Some(image));
             }
-            if !self.engine.indexed_for(&own.row.id, platform).map_err(internal)?.is_empty() {
+            if !self.engine.indexed_for(own, platform).map_err(internal)?.is_empty() {
                 // Another platform's image is to be of the same version as the one that is here.
                 return Ok(None);
             }
         }
-        let Ok(name) = reference.parse::<Reference>() else { return Ok(None) };
         let store = &self.engine.store;
         match store.base_image(&name.or_latest(), platform)? {
             Some(id) => Ok(store.image(&id)?),
@@ -99,7 +105,7 @@ impl BaseImages<'_> {
     fn fetch(&self, name: &Reference, platform: &Platform) -> Result<Image, BuildError> {
         let credentials = (self.request.credentials)(&name.domain);
         let request = PullRequest { name: name.clone(), platform: Some(platform.clone()), all_platforms: false, credentials };
-        let fetched = match Platform::host().serves(platform) {
+        let fetched = match *platform == Platform::host() {
             true => self.pull(&request),
             false => self.fetch_beside(&request, platform),
         };

@@ -14,9 +14,12 @@ use super::provenance::Provenance;
 use super::shared::INLINE;
 use super::{Built, Solved};
 use crate::Engine;
+use crate::pull::best;
 
 /// An image that is nowhere yet.
 pub(super) struct Document<'a> {
+    /// Which of the build's results it is of.
+    result: usize,
     pub config: ImageConfig,
     /// Layers that are there for it alone, as long as no image has them.
     _made: MadeLayers<'a>,
@@ -93,8 +96,8 @@ impl Level {
 impl Solved {
     /// The result that the image's names stand for where no platform is asked for: this host's, or the first one.
     pub(super) fn own(&self) -> usize {
-        let host = Platform::host();
-        self.plan.results.iter().position(|result| result.platform.serves(&host)).unwrap_or(0)
+        let all = self.plan.results.iter().enumerate().map(|(number, result)| (number, Some(&result.platform)));
+        best(all, &Platform::host()).unwrap_or(0)
     }
 }
 
@@ -103,10 +106,11 @@ impl Solved {
     pub(super) fn extras(&self, form: &ImageForm, documents: &[Document<'_>]) -> Extras {
         let mut extras = Extras::default();
         for document in documents {
-            let platform = document.config.platform();
+            let Some(planned) = self.plan.results.get(document.result) else { continue };
+            let platform = &planned.platform;
             let mut own = ImageExtras::default();
             for Annotation { level, platform: of, key, value } in &form.annotations {
-                if of.as_ref().is_some_and(|of| !platform.serves(of)) {
+                if of.as_ref().is_some_and(|of| of != platform) {
                     continue;
                 }
                 let annotations = match level {
@@ -116,9 +120,8 @@ impl Solved {
                 };
                 annotations.insert(key.clone(), value.clone());
             }
-            own.attestations = form.provenance.iter().map(|how| self.circumstances.attest(how, &platform)).collect();
-            let is_of = |result: &usize| self.plan.results.get(*result).is_some_and(|planned| planned.platform == platform);
-            let scanned = self.scanned.iter().filter(|(result, _)| is_of(result)).flat_map(|(_, found)| found);
+            own.attestations = form.provenance.iter().map(|how| self.circumstances.attest(how, platform)).collect();
+            let scanned = self.scanned.iter().filter(|(result, _)| *result == document.result).flat_map(|(_, found)| found);
             own.attestations.extend(scanned.cloned());
             if own != ImageExtras::default() {
                 extras.images.insert(Digest::of(&document.bytes).to_string(), own);
@@ -188,7 +191,7 @@ impl Engine {
     ) -> Result<Vec<Document<'_>>, BuildError> {
         let all = solved.plan.results.iter().zip(&solved.chains).enumerate();
         let wanted = all.filter(|(number, _)| only.is_none_or(|only| only == *number));
-        wanted.map(|(_, (planned, chain))| self.image_of(solved, planned, chain, form)).collect()
+        wanted.map(|(result, (planned, chain))| Ok(Document { result, ..self.image_of(solved, planned, chain, form)? })).collect()
     }
 
     /// What an image of a build is made of.
@@ -225,7 +228,7 @@ impl Engine {
         } else {
             serde_json::to_vec(&config).map_err(encoded)?
         };
-        Ok(Document { config, _made: made, bytes, layers })
+        Ok(Document { result: 0, config, _made: made, bytes, layers })
     }
 
     /// The same layers with no file younger than a time; those of base images stay as they are.

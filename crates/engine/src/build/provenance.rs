@@ -8,6 +8,7 @@ use dhow_build::plan::{NoCache, Options};
 use dhow_build::solve::Material;
 use dhow_oci::attestation::Attestation;
 use dhow_oci::{Platform, time};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 /// How an attestation of provenance is to be.
@@ -81,6 +82,8 @@ impl Circumstances {
     pub(super) fn attest(&self, how: &Provenance, platform: &Platform) -> Attestation {
         let predicate = if how.is_version_1 { self.version_1(how, platform) } else { self.version_0_2(how, platform) };
         let version = if how.is_version_1 { "v1" } else { "v0.2" };
+        // The text of a document is one.
+        let predicate = RawValue::from_string(predicate.to_string()).unwrap_or_default();
         Attestation { predicate_type: format!("https://slsa.dev/provenance/{version}"), predicate }
     }
 

@@ -10,7 +10,7 @@ use dhow_sys::root::Root;
 use dhow_sys::tree;
 use rustix::fs::OFlags;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::Engine;
 
@@ -36,8 +36,8 @@ pub fn scanner_of(text: &str) -> Result<Option<Reference>, String> {
     Ok(Some(parsed.or_latest()))
 }
 
-/// Bytes of all documents that a scanner has written.
-const LARGEST: u64 = 64 << 20;
+/// Bytes of all documents that the scanners of a build may write.
+pub(super) const LARGEST: u64 = 64 << 20;
 /// Documents of one scan.
 const MOST: usize = 64;
 
@@ -46,12 +46,12 @@ const MOST: usize = 64;
 #[serde(rename_all = "camelCase")]
 struct Statement {
     predicate_type: String,
-    predicate: Value,
+    predicate: Box<RawValue>,
 }
 
 impl Engine {
-    /// Reads what a scanner has left in the uppermost of its layers, which may be anything.
-    pub(super) fn scanned(&self, chain: &[Digest]) -> Result<Vec<Attestation>, BuildError> {
+    /// Reads what a scanner has left in the uppermost of its layers, which may be anything; what is left of the bytes is counted down.
+    pub(super) fn scanned(&self, chain: &[Digest], left: &mut u64) -> Result<Vec<Attestation>, BuildError> {
         let wrong = |why: String| BuildError::invalid(format!("read what the scanner has found: {why}"));
         let Some(top) = chain.last() else { return Ok(Vec::new()) };
         let [place] = &self.store.directories(std::slice::from_ref(top))[..] else { return Ok(Vec::new()) };
@@ -64,7 +64,6 @@ impl Engine {
         };
         let names = tree::names_in(&directory).map_err(|error| wrong(error.to_string()))?;
         let mut attestations = Vec::new();
-        let mut left = LARGEST;
         for name in names {
             let Ok(name) = name.to_str() else { continue };
             if !name.ends_with(".json") {
@@ -73,8 +72,8 @@ impl Engine {
             if attestations.len() == MOST {
                 return Err(wrong(format!("there are more than {MOST} documents")));
             }
-            let bytes = root.read(&found.join(name), left).map_err(|error| wrong(format!("{name}: {error}")))?;
-            left -= bytes.len() as u64;
+            let bytes = root.read(&found.join(name), *left).map_err(|error| wrong(format!("{name}: {error}")))?;
+            *left -= bytes.len() as u64;
             let statement: Statement = serde_json::from_slice(&bytes).map_err(|error| wrong(format!("{name}: {error}")))?;
             attestations.push(Attestation { predicate_type: statement.predicate_type, predicate: statement.predicate });
         }

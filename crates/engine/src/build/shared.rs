@@ -207,6 +207,11 @@ impl Shared {
     }
 }
 
+/// A record under both its keys.
+fn both(record: &CacheRecord) -> impl Iterator<Item = CacheRecord> {
+    BTreeSet::from([record.key, record.content_key]).into_iter().map(|key| CacheRecord { key, ..record.clone() })
+}
+
 fn records_of(known: &Known) -> impl Iterator<Item = CacheRecord> {
     known.keys.iter().map(|key| CacheRecord {
         key: *key,
@@ -217,23 +222,17 @@ fn records_of(known: &Known) -> impl Iterator<Item = CacheRecord> {
 }
 
 impl Solved {
-    /// What its steps have come to, as far as that was wanted: with the cache that has the layers where they may not be here.
-    fn records(&self) -> Vec<(CacheRecord, Option<&Shared>)> {
-        let mut records: Vec<_> = self.known.iter().flat_map(records_of).map(|record| (record, None)).collect();
-        for key in &self.unknown {
-            let Some((shared, record)) = self.caches.find(key).next() else { continue };
-            for key in BTreeSet::from([record.key, record.content_key]) {
-                records.push((CacheRecord { key, ..record.clone() }, Some(shared)));
-            }
-        }
-        records
+    /// What its steps have come to, as far as that was wanted, and what other caches know of those that nobody looked for.
+    fn records(&self) -> Vec<CacheRecord> {
+        let elsewhere = self.unknown.iter().filter_map(|key| self.caches.find(key).next()).flat_map(|(_, record)| both(record));
+        self.known.iter().flat_map(records_of).chain(elsewhere).collect()
     }
 
     /// What an image's config says of its layers.
     /// With those that the image has instead of those of the result, if they are others.
     pub(super) fn inline_records(&self, chain: &[Digest], of_image: &[Digest]) -> serde_json::Value {
         let mut records = Vec::new();
-        for (record, _) in self.records() {
+        for record in self.records() {
             let Some(place) = chain.iter().position(|chain_id| *chain_id == record.chain_id) else { continue };
             let chain_id = of_image.get(place).copied().unwrap_or(record.chain_id);
             records.push((place, CacheRecord { chain_id, ..record }));

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, BufWriter, IsTerminal, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use dhow_engine::dhow_build::progress::BuildError;
@@ -237,7 +238,8 @@ impl Files {
             Place::File(path) => self.pack(given, fs::File::create(path).map_err(|error| wrong(path, error))?),
             Place::Directory(path) => {
                 let create = |error| wrong(path, error);
-                fs::create_dir_all(path).map_err(create)?;
+                // As buildx makes it.
+                fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(create)?;
                 let root = Root::open_path(path).map_err(create)?;
                 let (reader, writer) = io::pipe().map_err(create)?;
                 let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());

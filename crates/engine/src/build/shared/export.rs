@@ -13,7 +13,9 @@ use dhow_store::{Compression, LayerRow};
 use rustix::fs::FlockOperation;
 
 use super::layout::{INDEX, REF_NAME, blob_in, blobs_of, is_named, read_directory, whole_index, write_whole};
-use super::{CACHE_CONFIG, CacheDocument, CacheLayer, CachePlace, CacheRecord, CacheSource, CacheTarget, Shared, Users};
+use super::{
+    CACHE_CONFIG, CacheDocument, CacheLayer, CachePlace, CacheRecord, CacheSource, CacheTarget, Shared, Users, both, records_of,
+};
 use crate::build::{Cancel, Solved, internal, vertex};
 use crate::error::Context;
 use crate::push::push_small;
@@ -26,6 +28,9 @@ enum Shareable {
     /// Only where the cache goes, which has its blob.
     There(CacheLayer),
 }
+
+/// A layer that is only where the cache goes, with its chain ID.
+type Carried = (Digest, CacheLayer);
 
 /// What goes where.
 struct Going<'a> {
@@ -89,29 +94,15 @@ impl Engine {
         let of_results: HashSet<Digest> = solved.chains.iter().flatten().copied().collect();
         let (mut layers, mut records) = (Vec::new(), Vec::new());
         let mut seen = HashSet::new();
-        for (record, shared) in solved.records() {
-            if !target.all && !of_results.contains(&record.chain_id) {
-                continue;
+        let is_wanted = |record: &CacheRecord| target.all || of_results.contains(&record.chain_id);
+        let known = solved.known.iter().flat_map(records_of).map(|record| (record, Vec::new()));
+        let mut wanted: Vec<(CacheRecord, Vec<Carried>)> = known.filter(|(record, _)| is_wanted(record)).collect();
+        for key in &solved.unknown {
+            if let Some((record, carried)) = self.elsewhere(going, key, &is_wanted, has)? {
+                wanted.extend(both(&record).map(|record| (record, carried.clone())));
             }
-            let carried = match shared {
-                Some(shared) if self.store.chain_of(&record.chain_id)?.is_none() => {
-                    let carried = self.carried(shared, &record, has)?;
-                    if carried.is_none() {
-                        match self.import_record(shared, &record, going.users, going.progress, going.cancel) {
-                            Ok(true) => {}
-                            Err(error) if going.cancel.is_cancelled() => return Err(error),
-                            // Nobody has needed it: the cache goes on without it.
-                            Ok(false) => continue,
-                            Err(error) => {
-                                tracing::warn!("take {} from {}: {error}", record.description, shared.source);
-                                continue;
-                            }
-                        }
-                    }
-                    carried.unwrap_or_default()
-                }
-                _ => Vec::new(),
-            };
+        }
+        for (record, carried) in wanted {
             // What is here is below what is carried on.
             let top = carried.first().map_or(Some(record.chain_id), |(_, layer)| layer.parent);
             let rows = match top {
@@ -140,13 +131,45 @@ impl Engine {
         Ok((layers, records))
     }
 
+    /// What other caches know by a key, with the layers that need not be here: best where this goes to has them, and else with all
+    /// layers fetched.
+    fn elsewhere(
+        &self,
+        going: &Going<'_>,
+        key: &Digest,
+        is_wanted: &dyn Fn(&CacheRecord) -> bool,
+        has: &dyn Fn(&Shared, &Descriptor) -> bool,
+    ) -> Result<Option<(CacheRecord, Vec<Carried>)>> {
+        let all = || going.solved.caches.find(key).filter(|(_, record)| is_wanted(record));
+        for (shared, record) in all() {
+            if let Some(carried) = self.carried(shared, record, has)? {
+                return Ok(Some((record.clone(), carried)));
+            }
+        }
+        for (shared, record) in all() {
+            match self.import_record(shared, record, going.users, going.progress, going.cancel) {
+                Ok(true) => {
+                    // It may be known here by another way.
+                    let known = self.store.build_record(key)?;
+                    let chain_id = known.map_or(record.chain_id, |known| known.chain_id);
+                    return Ok(Some((CacheRecord { chain_id, ..record.clone() }, Vec::new())));
+                }
+                Ok(false) => {}
+                Err(error) if going.cancel.is_cancelled() => return Err(error),
+                // Nobody has needed it: the cache goes on without it.
+                Err(error) => tracing::warn!("take {} from {}: {error}", record.description, shared.source),
+            }
+        }
+        Ok(None)
+    }
+
     /// The layers of a record that are not here, those below before those above, with their chain IDs, if they need not be.
     fn carried(
         &self,
         shared: &Shared,
         record: &CacheRecord,
         has: &dyn Fn(&Shared, &Descriptor) -> bool,
-    ) -> Result<Option<Vec<(Digest, CacheLayer)>>> {
+    ) -> Result<Option<Vec<Carried>>> {
         let mut carried = Vec::new();
         let mut next = Some(record.chain_id);
         while let Some(chain_id) = next
@@ -221,7 +244,12 @@ impl Engine {
         fs::create_dir_all(path).context(|| format!("create {}", path.display()))?;
         // Another build may write into it.
         let lock = fs::File::open(path).context(|| format!("open {}", path.display()))?;
-        rustix::fs::flock(&lock, FlockOperation::LockExclusive).context(|| format!("lock {}", path.display()))?;
+        while rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            if going.cancel.is_cancelled() {
+                return Err(crate::pull::cancelled());
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
         let (shared, records) = self.to_share(going, &has)?;
         let compression = going.target.compression;
         let blobs = path.join("blobs/sha256");
