@@ -6,8 +6,7 @@ use std::sync::Arc;
 use dhow_api::system::BuildCache;
 use dhow_engine::dhow_build::progress::BuildError;
 use dhow_engine::{
-    Annotation, ArchiveLayout, Compression, Engine, Filters, ImageForm, Level, PruneBuilds, Solved, VERSION, supported_platforms,
-    vertex,
+    Annotation, ArchiveLayout, Compression, Engine, Filters, ImageForm, PruneBuilds, Solved, VERSION, supported_platforms, vertex,
 };
 use dhow_oci::{Digest, Platform, Reference, time};
 
@@ -210,13 +209,11 @@ async fn export(
                 let failed = |error: BuildError| status::status(&error, "", b"");
                 let form = form(&job, &exporter)?;
                 let built = engine.export_build(&solved, &own, &form, &teller).map_err(failed)?;
-                let is_true = |value: &String| matches!(value.as_str(), "true" | "1");
-                let compression = form.compression;
                 let mut digest = built.id;
-                if exporter.attrs.get("push").is_some_and(is_true) {
+                if is_true(&exporter, "push") {
                     let session = handle.block_on(session::find(&session))?;
                     let credentials = |domain: &str| bridge::credentials(&handle, &session, domain);
-                    digest = engine.push_build(&own, compression, &credentials, &teller, &job.cancel).map_err(failed)?;
+                    digest = engine.push_build(&own, form.compression, &credentials, &teller, &job.cancel).map_err(failed)?;
                 }
                 return Ok(Some((built.id, digest)));
             }
@@ -234,6 +231,9 @@ async fn export(
         }
     }
     let targets = options::targets(&job.caches)?;
+    if targets.is_empty() {
+        return Ok(response);
+    }
     let (job, session) = (job.clone(), request.session.clone());
     let handle = tokio::runtime::Handle::current();
     let work = tokio::task::spawn_blocking(move || {
@@ -294,12 +294,15 @@ fn send_one(
     }
 }
 
+fn is_true(exporter: &Exporter, key: &str) -> bool {
+    exporter.attrs.get(key).is_some_and(|value| matches!(value.as_str(), "true" | "1"))
+}
+
 /// How an output's image is to be: by its attributes, and by what the build was asked to attest.
 fn form(job: &Job, exporter: &Exporter) -> Result<ImageForm, Status> {
-    let is_true = |value: &String| matches!(value.as_str(), "true" | "1");
     let refuse = |message: String| Status::new(INVALID, message);
     let mut form = ImageForm {
-        rewrites_times: exporter.attrs.get("rewrite-timestamp").is_some_and(is_true),
+        rewrites_times: is_true(exporter, "rewrite-timestamp"),
         annotations: Vec::new(),
         provenance: job.provenance(),
         compression: Compression::Gzip,
@@ -323,13 +326,7 @@ fn form(job: &Job, exporter: &Exporter) -> Result<ImageForm, Status> {
     for (key, value) in &exporter.attrs {
         // annotation[-TYPE][[PLATFORM]].KEY
         let Some((place, name)) = key.strip_prefix("annotation").and_then(|rest| rest.split_once('.')) else { continue };
-        let (level, platform) = place.split_once('[').unwrap_or((place, ""));
-        let platform = match platform.trim_end_matches(']') {
-            "" => None,
-            text => Some(text.parse::<Platform>().map_err(|error| refuse(error.to_string()))?),
-        };
-        let level = Level::parse(level.trim_start_matches('-')).map_err(refuse)?;
-        form.annotations.push(Annotation { level, platform, key: name.to_owned(), value: value.clone() });
+        form.annotations.push(Annotation::at(place.trim_start_matches('-'), name, value).map_err(refuse)?);
     }
     Ok(form)
 }

@@ -24,10 +24,7 @@ fn build(sandbox: &Sandbox, context: &Path, more: &[&str]) -> Output {
 
 /// Standard error of a build that succeeds.
 fn built(sandbox: &Sandbox, context: &Path, more: &[&str]) -> String {
-    let output = build(sandbox, context, more);
-    let told = text(&output.stderr);
-    assert!(output.status.success(), "{told}");
-    told
+    sandbox.built(&[more, &[context.to_str().unwrap()]].concat())
 }
 
 /// What the image's only interesting file holds.
@@ -441,6 +438,11 @@ fn it_is_said_why_a_step_is_done() {
         ["its variables, settings or mounts, or what is below it, are others than before", "what is below it was done anew",]
     );
     assert_eq!(reasons(&["--no-cache"]), ["the cache is not to be used for it"; 4]);
+    // For programs: a document in each line, and nothing else.
+    let output = sandbox.command(&["build", "--progress=rawjson", path.to_str().unwrap()]).output().unwrap();
+    let told: Vec<serde_json::Value> = text(&output.stderr).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let vertices = || told.iter().filter_map(|document| document["vertexes"].get(0));
+    assert!(output.status.success() && vertices().any(|vertex| vertex["cached"] == true && vertex["completed"].is_string()));
     sandbox.finish();
 }
 

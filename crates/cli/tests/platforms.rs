@@ -34,11 +34,7 @@ fn built(sandbox: &Sandbox, file: Option<&str>, more: &[&str]) -> String {
         fs::write(context.join("Dockerfile"), file).unwrap();
     }
     let platforms = both();
-    let args = [&["build", "--progress=plain", "--platform", &platforms], more, &[context.to_str().unwrap()]].concat();
-    let output = sandbox.command(&args).output().unwrap();
-    let told = text(&output.stderr);
-    assert!(output.status.success(), "{told}");
-    told
+    sandbox.built(&[&["--platform", &platforms], more, &[context.to_str().unwrap()]].concat())
 }
 
 fn architecture(sandbox: &Sandbox, image: &str, platform: &str) -> String {

@@ -23,10 +23,7 @@ fn context(sandbox: &Sandbox, content: &str) -> PathBuf {
 
 /// What a build says that succeeds, and the image's id.
 fn built(sandbox: &Sandbox, context: &Path, more: &[&str]) -> (String, String) {
-    let args = [&["build", "--progress=plain", "-t", "x"], more, &[context.to_str().unwrap()]].concat();
-    let output = sandbox.command(&args).output().unwrap();
-    let told = text(&output.stderr);
-    assert!(output.status.success(), "{told}");
+    let told = sandbox.built(&[&["-t", "x"], more, &[context.to_str().unwrap()]].concat());
     (told, sandbox.ok(&["images", "-q", "--no-trunc", "x"]))
 }
 

@@ -20,7 +20,7 @@ mod web;
 use bases::BaseImages;
 pub use cache::PruneBuilds;
 pub use context::{BuildDirectory, Context};
-pub use image::{Annotation, ImageForm, Level};
+pub use image::{Annotation, ImageForm};
 use provenance::Circumstances;
 pub use provenance::Provenance;
 pub use requests::Described;

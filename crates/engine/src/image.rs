@@ -111,8 +111,8 @@ impl Engine {
     /// There is none of that name, or not for the platform that is asked for.
     pub fn find_image_for(&self, reference: &str, wanted: Option<&Platform>) -> Result<Image> {
         let image = self.find_image(reference)?;
-        let own = image.row.config.platform();
         let Some(wanted) = wanted else { return Ok(image) };
+        let own = image.row.config.platform();
         self.of_platforms(reference, image, wanted)?.ok_or_else(|| {
             Error::not_found(format!(
                 "image with reference {reference} was found but its platform ({own}) does not match the specified platform ({wanted})"

@@ -59,7 +59,7 @@ pub use archive::{PathStat, PutOptions};
 pub use budget::Budget;
 pub use build::{
     Allowed, Annotation, BuildDirectory, BuildLimits, BuildRequest, Built, CachePlace, CacheSource, CacheTarget, Cancel,
-    Context as BuildContext, Described, ImageForm, Level, Provenance, PruneBuilds, Solved, is_own_frontend, scanner_of, vertex,
+    Context as BuildContext, Described, ImageForm, Provenance, PruneBuilds, Solved, is_own_frontend, scanner_of, vertex,
 };
 pub use bundled::BUNDLED;
 pub use commit::CommitOptions;

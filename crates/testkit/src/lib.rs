@@ -193,6 +193,15 @@ impl Sandbox {
         processes().into_iter().find(|(_, command)| command.contains("monitor") && command.contains(id)).map(|(pid, _)| pid)
     }
 
+    /// What a build says that succeeds, line by line.
+    pub fn built(&self, args: &[&str]) -> String {
+        let args = [&["build", "--progress=plain"], args].concat();
+        let output = self.run(&args);
+        let told = text(&output.stderr);
+        assert!(output.status.success(), "{args:?} failed: {told}");
+        told
+    }
+
     /// Removes all containers, and fails if anything of them is left on the host.
     pub fn finish(mut self) {
         let ids = self.ok(&["ps", "-aq", "--no-trunc"]);

@@ -47,7 +47,6 @@ impl Scratch {
         let what = "make a directory for a command";
         let all = exec.join("builds");
         fs::DirBuilder::new().recursive(true).mode(0o710).create(&all).map_err(failed(what))?;
-        sweep_scratch(exec);
         loop {
             let mut random = [0u8; 8];
             rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())

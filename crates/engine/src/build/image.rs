@@ -68,6 +68,26 @@ pub struct Annotation {
     pub value: String,
 }
 
+impl Annotation {
+    /// At `TYPE`, `TYPE[PLATFORM]` or `[PLATFORM]`, with the names that BuildKit's clients have for types.
+    ///
+    /// # Errors
+    /// There is no such place, or it has no key.
+    pub fn at(place: &str, key: &str, value: &str) -> Result<Annotation, String> {
+        let wrong = |why: &str| format!("invalid annotation {key}={value}: {why}");
+        let (level, platform) = match place.split_once('[') {
+            Some((level, rest)) => (level, Some(rest.strip_suffix(']').ok_or_else(|| wrong("a bracket is missing"))?)),
+            None => (place, None),
+        };
+        let platform = platform.map(|text| text.parse::<Platform>().map_err(|error| wrong(&error.to_string()))).transpose()?;
+        if key.is_empty() {
+            return Err(wrong("expected key=value"));
+        }
+        let level = Level::parse(level).map_err(|why| wrong(&why))?;
+        Ok(Annotation { level, platform, key: key.to_owned(), value: value.to_owned() })
+    }
+}
+
 /// Where an annotation is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
@@ -78,11 +98,7 @@ pub enum Level {
 }
 
 impl Level {
-    /// By the names that BuildKit's clients have for them.
-    ///
-    /// # Errors
-    /// There is no such place, or not here.
-    pub fn parse(text: &str) -> Result<Level, String> {
+    fn parse(text: &str) -> Result<Level, String> {
         match text {
             "manifest" | "" => Ok(Level::Manifest),
             "manifest-descriptor" => Ok(Level::Descriptor),
@@ -99,9 +115,7 @@ impl Solved {
         let all = self.plan.results.iter().enumerate().map(|(number, result)| (number, Some(&result.platform)));
         best(all, &Platform::host()).unwrap_or(0)
     }
-}
 
-impl Solved {
     /// What goes with the images when they are handed on.
     pub(super) fn extras(&self, form: &ImageForm, documents: &[Document<'_>]) -> Extras {
         let mut extras = Extras::default();

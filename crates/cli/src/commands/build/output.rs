@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use dhow_engine::dhow_build::progress::BuildError;
 use dhow_engine::{
-    Annotation, ArchiveLayout, Compression, CopyOptions, Engine, ImageForm, Level, Provenance, Solved, copy_into, scanner_of,
+    Annotation, ArchiveLayout, Compression, CopyOptions, Engine, ImageForm, Provenance, Solved, copy_into, scanner_of,
 };
-use dhow_oci::{Platform, Reference};
+use dhow_oci::Reference;
 use dhow_sys::root::Root;
 
 use super::{Build, failed};
@@ -66,7 +66,7 @@ impl Build {
                 None => ("", name),
             };
             for place in places.split(',') {
-                annotations.push(annotation_at(place, key, value)?);
+                annotations.push(Annotation::at(place, key, value).map_err(failed)?);
             }
         }
         Ok(annotations)
@@ -133,21 +133,6 @@ impl Build {
     }
 }
 
-/// An annotation at `TYPE`, `TYPE[PLATFORM]` or `[PLATFORM]`.
-fn annotation_at(place: &str, key: &str, value: &str) -> Result<Annotation> {
-    let wrong = |why: String| failed(format!("invalid annotation {key}={value}: {why}"));
-    let (level, platform) = match place.split_once('[') {
-        Some((level, rest)) => (level, Some(rest.strip_suffix(']').ok_or_else(|| wrong("a bracket is missing".to_owned()))?)),
-        None => (place, None),
-    };
-    let platform = platform.map(|text| text.parse::<Platform>().map_err(|error| wrong(error.to_string()))).transpose()?;
-    if key.is_empty() {
-        return Err(wrong("expected key=value".to_owned()));
-    }
-    let level = Level::parse(level).map_err(wrong)?;
-    Ok(Annotation { level, platform, key: key.to_owned(), value: value.to_owned() })
-}
-
 /// `TYPE`, `PATH`, `-`, or `type=TYPE,dest=PATH` and more.
 fn output(text: &str, into: &mut Outputs) -> Result<()> {
     let is_pair = text.contains('=');
@@ -176,7 +161,7 @@ fn output(text: &str, into: &mut Outputs) -> Result<()> {
             key if key.starts_with("annotation") => {
                 let (place, name) = key.split_once('.').unwrap_or((key, ""));
                 let place = place.trim_start_matches("annotation").trim_start_matches('-');
-                form.annotations.push(annotation_at(place, name, value)?);
+                form.annotations.push(Annotation::at(place, name, value).map_err(failed)?);
             }
             "rewrite-timestamp" => form.rewrites_times = is_true,
             "force-compression" if !is_true => {}
