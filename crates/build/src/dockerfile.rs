@@ -18,11 +18,13 @@ pub use mount::{Mount, MountKind, Sharing};
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// Stages of one file: those that need one another are gone through one within the other.
 const MOST_STAGES: usize = 1000;
 
 /// Lines of a file, from one; both are among them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Lines {
     pub first: usize,
     pub last: usize,

@@ -1,22 +1,25 @@
 //! What is told of a build while it goes on: BuildKit's notion of vertices, statuses, logs and warnings.
 
+use std::borrow::Cow;
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use crate::dockerfile::{Finding, Lines};
 
 /// Something that is done, with a beginning and an end. Its number is its own within the build.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct VertexId(pub usize);
 
 /// The streams of a command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stream {
     Output,
     Error,
 }
 
 /// What happens.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// There is this to do. It may be told again with more.
     Vertex {
@@ -33,7 +36,7 @@ pub enum Event {
     /// It has to be done, for this reason.
     Missed {
         id: VertexId,
-        why: &'static str,
+        why: Cow<'static, str>,
     },
     Ended {
         id: VertexId,
@@ -43,6 +46,7 @@ pub enum Event {
     Log {
         id: VertexId,
         stream: Stream,
+        #[serde(with = "encoded")]
         bytes: Vec<u8>,
     },
     /// How far a part of a vertex is: `current` of `total` bytes, 0 for unknown.
@@ -57,8 +61,45 @@ pub enum Event {
         id: VertexId,
         finding: Finding,
         file: String,
+        #[serde(with = "encoded")]
         source: Arc<[u8]>,
     },
+}
+
+impl Event {
+    /// Gives all vertices other numbers.
+    pub fn renumber(&mut self, number: impl Fn(VertexId) -> VertexId) {
+        match self {
+            Event::Vertex { id, inputs, .. } => {
+                *id = number(*id);
+                inputs.iter_mut().for_each(|input| *input = number(*input));
+            }
+            Event::Started(id)
+            | Event::Step { id, .. }
+            | Event::Missed { id, .. }
+            | Event::Ended { id, .. }
+            | Event::Log { id, .. }
+            | Event::Status { id, .. }
+            | Event::Warning { id, .. } => *id = number(*id),
+        }
+    }
+}
+
+/// Bytes as base64.
+mod encoded {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(bytes: impl AsRef<[u8]>, serializer: S) -> Result<S::Ok, S::Error> {
+        STANDARD.encode(bytes).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, T: From<Vec<u8>>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        STANDARD.decode(text.as_bytes()).map(T::from).map_err(D::Error::custom)
+    }
 }
 
 /// Who is told. Several threads tell at once.

@@ -25,6 +25,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use dhow_oci::Digest;
 use dhow_store::{BuildRecord, LayerRow, Mountable, Store};
 use dhow_sys::root::Root;
+use serde::{Deserialize, Serialize};
 
 use crate::address::GitSource;
 use crate::plan::{Action, Command, Plan, Source, Step, StepId};
@@ -125,7 +126,7 @@ pub struct Outcome {
 }
 
 /// Something that a build is made of, and that came from elsewhere.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Material {
     /// An address may still have a user and a password in it.
     pub uri: String,
@@ -561,7 +562,7 @@ impl<'a> Solver<'a> {
         }
         lock(&self.told).insert(id);
         self.progress.tell(Event::Started(VertexId(id)));
-        self.progress.tell(Event::Missed { id: VertexId(id), why: self.why(id, is_forced)? });
+        self.progress.tell(Event::Missed { id: VertexId(id), why: self.why(id, is_forced)?.into() });
         lock(&self.anew).insert(id);
         let done = self.execute(id, base);
         let error = done.as_ref().err().map(|error| error.message.clone());

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dhow_engine::dhow_build::pattern::Ignore;
 use dhow_engine::dhow_build::progress::{BuildError, Event, Progress};
@@ -22,7 +21,7 @@ use crate::messages::{
 };
 use crate::options::{self, Asked};
 use crate::session::{self, Session};
-use crate::status::{self, Teller};
+use crate::status::Teller;
 
 /// The metadata by which calls belong to a build.
 const BUILD: &str = "buildkit-controlapi-buildid";
@@ -288,8 +287,7 @@ pub fn credentials(handle: &Handle, session: &Session, domain: &str) -> Credenti
 }
 
 fn build(engine: &Engine, job: &Arc<Job>, asked: &Asked, handle: &Handle) -> Result<BridgeResult, Status> {
-    static SERIES: AtomicUsize = AtomicUsize::new(0);
-    let teller = Teller::new(job.clone(), SERIES.fetch_add(1, Ordering::Relaxed));
+    let teller = Teller::new(job.clone());
     let session = handle.block_on(session::find(&job.session))?;
     let mut caller = Caller {
         handle,
@@ -301,7 +299,7 @@ fn build(engine: &Engine, job: &Arc<Job>, asked: &Asked, handle: &Handle) -> Res
         exclude: Vec::new(),
         remote: None,
     };
-    let plain = |error: BuildError| status::status(&error, &asked.file_name, b"");
+    let plain = |error: BuildError| job.failed(error, &asked.file_name, b"");
     if let Some(address) = &asked.context {
         caller.remote = Some(caller.fetch(address).map_err(plain)?);
     }
@@ -319,10 +317,11 @@ fn build(engine: &Engine, job: &Arc<Job>, asked: &Asked, handle: &Handle) -> Res
         cache_from: options::sources(&job.caches, &asked.cache_imports)?,
         cache_to: options::targets(&job.caches)?,
         scanner: asked.scanner.clone(),
+        journal: &job.journal,
         allowed: Allowed { host_network: has("network.host"), insecure: has("security.insecure") },
         credentials: &|domain| credentials(handle, &session, domain),
     };
-    let failed = |error: BuildError| status::status(&error, &file_name, &file);
+    let failed = |error: BuildError| job.failed(error, &file_name, &file);
     if let Some(wanted) = &asked.request {
         return crate::requests::answer(engine, wanted, &request, &teller);
     }

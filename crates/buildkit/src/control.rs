@@ -6,11 +6,11 @@ use std::sync::Arc;
 use dhow_api::system::BuildCache;
 use dhow_engine::dhow_build::progress::BuildError;
 use dhow_engine::{
-    Annotation, ArchiveLayout, Compression, Engine, Filters, ImageForm, PruneBuilds, Solved, VERSION, supported_platforms, vertex,
+    Annotation, ArchiveLayout, BuildOutput, Compression, Engine, Filters, ImageForm, Journal, NewRecord, PruneBuilds, Solved,
+    VERSION, supported_platforms, vertex,
 };
 use dhow_oci::{Digest, Platform, Reference, time};
 
-use crate::bridge;
 use crate::grpc::{CANCELLED, Call, INTERNAL, INVALID, Replies, Status, UNIMPLEMENTED, UNKNOWN};
 use crate::job::{self, Job, Returned};
 use crate::messages::{
@@ -22,6 +22,7 @@ use crate::options;
 use crate::send::Receiver;
 use crate::session::{self, Offer};
 use crate::status::{self, Teller};
+use crate::{bridge, history};
 
 /// The version of BuildKit whose services these are.
 const BUILDKIT: &str = "v0.25.1";
@@ -57,6 +58,9 @@ pub async fn answer(engine: Arc<Engine>, mut call: Call) -> Result<(), Status> {
     if let Some(method) = method.strip_prefix("/moby.buildkit.v1.frontend.LLBBridge/") {
         return bridge::answer(engine, method, call).await;
     }
+    if let Some(method) = method.strip_prefix("/containerd.services.content.v1.Content/") {
+        return history::content(engine, method, call).await;
+    }
     match method.strip_prefix("/moby.buildkit.v1.Control/") {
         Some("ListWorkers") => {
             call.replies.send(&ListWorkersResponse { record: vec![worker(&engine)] }).await;
@@ -72,7 +76,9 @@ pub async fn answer(engine: Arc<Engine>, mut call: Call) -> Result<(), Status> {
             call.replies.send(&response).await;
             Ok(())
         }
-        Some("Status") => tell(call).await,
+        Some("Status") => tell(engine, call).await,
+        Some("ListenBuildHistory") => history::listen(engine, call).await,
+        Some("UpdateBuildHistory") => history::update(engine, call).await,
         Some("Session") => tunnel(call).await,
         Some("DiskUsage") => {
             let request: DiskUsageRequest = call.only().await?;
@@ -140,7 +146,7 @@ fn usage(record: &BuildCache) -> UsageRecord {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> dhow_engine::Result<T> + Send + 'static) -> Result<T, Status> {
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> dhow_engine::Result<T> + Send + 'static) -> Result<T, Status> {
     let done = tokio::task::spawn_blocking(work).await;
     let done = done.map_err(|error| Status::new(INTERNAL, format!("a worker of the engine failed: {error}")))?;
     done.map_err(|error| Status::new(UNKNOWN, error.message))
@@ -153,8 +159,39 @@ async fn solve(engine: Arc<Engine>, request: SolveRequest, replies: &Replies) ->
     if !request.frontend.is_empty() {
         return Err(Status::new(UNIMPLEMENTED, format!("frontend {} has to be run by the client", request.frontend)));
     }
-    let registered = job::register(&request).map_err(|error| Status::new(INTERNAL, format!("begin a build: {error}")))?;
+    let journal = if request.internal { Journal::default() } else { engine.begin_record(record(&request)) };
+    let registered =
+        job::register(&request, journal).map_err(|error| Status::new(INTERNAL, format!("begin a build: {error}")))?;
     let job = registered.0.clone();
+    let done = carry_on(engine, &request, replies, &job).await;
+    match &done {
+        Ok(_) => job.journal.end(None),
+        Err(status) => job.end(status),
+    }
+    done
+}
+
+/// What is written down of a build before it begins.
+fn record(request: &SolveRequest) -> NewRecord {
+    let exporter = |exporter: &Exporter| BuildOutput {
+        kind: exporter.kind.clone(),
+        attributes: exporter.attrs.clone().into_iter().collect(),
+    };
+    NewRecord {
+        id: Some(request.reference.clone()),
+        attributes: request.frontend_attrs.clone().into_iter().collect(),
+        outputs: request.exporters.iter().map(exporter).collect(),
+        ..NewRecord::default()
+    }
+}
+
+/// Waits for the client's frontend, and makes of its result what is wanted.
+async fn carry_on(
+    engine: Arc<Engine>,
+    request: &SolveRequest,
+    replies: &Replies,
+    job: &Arc<Job>,
+) -> Result<SolveResponse, Status> {
     let returned = tokio::select! {
         returned = job.given_back() => returned,
         () = replies.closed() => {
@@ -168,7 +205,7 @@ async fn solve(engine: Arc<Engine>, request: SolveRequest, replies: &Replies) ->
     };
     match &*returned {
         Returned::Failed(status) => Err(status.clone()),
-        Returned::Result(result) => export(engine, &job, &request, result).await,
+        Returned::Result(result) => export(engine, job, request, result).await,
     }
 }
 
@@ -198,17 +235,17 @@ async fn export(
         exporters.push(Exporter { kind: request.exporter.clone(), attrs: request.exporter_attrs.clone() });
     }
     let mut response = SolveResponse::default();
-    let request_outputs = exporters.len();
     for (number, exporter) in exporters.into_iter().enumerate() {
         let tags = names(&exporter)?;
         let (engine, job, solved, session) = (engine.clone(), job.clone(), solved.clone(), request.session.clone());
         let (own, handle) = (tags.clone(), tokio::runtime::Handle::current());
         let work = tokio::task::spawn_blocking(move || {
-            let teller = Teller::new(job.clone(), usize::MAX - number);
+            let teller = Teller::new(job.clone());
             if matches!(exporter.kind.as_str(), "moby" | "image") {
                 let failed = |error: BuildError| status::status(&error, "", b"");
                 let form = form(&job, &exporter)?;
                 let built = engine.export_build(&solved, &own, &form, &teller).map_err(failed)?;
+                job.journal.made(&built);
                 let mut digest = built.id;
                 if is_true(&exporter, "push") {
                     let session = handle.block_on(session::find(&session))?;
@@ -237,7 +274,7 @@ async fn export(
     let (job, session) = (job.clone(), request.session.clone());
     let handle = tokio::runtime::Handle::current();
     let work = tokio::task::spawn_blocking(move || {
-        let teller = Teller::new(job.clone(), usize::MAX - request_outputs);
+        let teller = Teller::new(job.clone());
         let session = handle.block_on(session::find(&session))?;
         let users = |domain: &str| bridge::credentials(&handle, &session, domain);
         targets.iter().try_for_each(|target| {
@@ -342,8 +379,11 @@ fn names(exporter: &Exporter) -> Result<Vec<Reference>, Status> {
 }
 
 /// Tells all that has happened in a build, and what happens, until its end.
-async fn tell(mut call: Call) -> Result<(), Status> {
+async fn tell(engine: Arc<Engine>, mut call: Call) -> Result<(), Status> {
     let request: StatusRequest = call.only().await?;
+    if !job::is_known(&request.reference) && history::tell(engine, &call.replies, &request.reference).await? {
+        return Ok(());
+    }
     let job = job::find(&request.reference).await?;
     let mut place = 0;
     let watch = job.watch();
@@ -492,8 +532,10 @@ mod tests {
             seeds.push((0..length).map(|_| next() as u8).collect());
         }
         // Those that wait for a session or a build of a name are left out: there is none.
-        for method in ["ListWorkers", "Info", "DiskUsage", "Prune", "Nothing"] {
-            let method = format!("/moby.buildkit.v1.Control/{method}");
+        let control = ["ListWorkers", "Info", "DiskUsage", "Prune", "UpdateBuildHistory", "Nothing"];
+        let control = control.map(|method| format!("/moby.buildkit.v1.Control/{method}"));
+        let content = ["Info", "Read"].map(|method| format!("/containerd.services.content.v1.Content/{method}"));
+        for method in control.into_iter().chain(content) {
             for seed in &seeds {
                 // An answer or a refusal, and within a moment.
                 let answered = runtime.block_on(async {

@@ -266,6 +266,10 @@ pub(crate) async fn serve<F>(
             let headers = response.headers_mut();
             headers.insert("content-type", HeaderValue::from_static("application/grpc"));
             headers.insert("trailer", HeaderValue::from_static("grpc-status, grpc-message"));
+            // By this clients know for how long a build has been going on, whatever their own clock says.
+            if let Ok(now) = HeaderValue::from_str(&dhow_oci::time::format(dhow_oci::time::now())) {
+                headers.insert("buildkit-current-timestamp", now);
+            }
             Ok::<_, Infallible>(response)
         }
     });

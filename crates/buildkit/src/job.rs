@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use dhow_engine::{Cancel, Provenance, Solved};
+use dhow_engine::dhow_build::progress::BuildError;
+use dhow_engine::{Cancel, Journal, Provenance, Solved};
 use tokio::sync::watch;
 
-use crate::grpc::{NOT_FOUND, Status};
+use crate::grpc::{CANCELLED, NOT_FOUND, Status};
 use crate::messages::{BridgeResult, CacheOptions, SolveRequest, StatusResponse};
+use crate::status;
 
 /// How the client says that its frontend has ended.
 pub enum Returned {
@@ -25,13 +27,19 @@ pub struct Job {
     pub entitlements: Vec<String>,
     pub caches: CacheOptions,
     pub cancel: Arc<Cancel>,
+    /// Where it is written down.
+    pub journal: Journal,
     events: Mutex<Vec<StatusResponse>>,
     /// Bytes of what commands wrote.
     written: AtomicUsize,
+    /// Builds and outputs of it that tell of themselves.
+    tellers: AtomicUsize,
     /// How many events there are; it is over when this is dropped.
     count: Mutex<Option<watch::Sender<usize>>>,
     /// What was solved, by the id that the client was told.
     solved: Mutex<HashMap<String, Arc<Solved>>>,
+    /// How it failed, with the Dockerfile's name and the Dockerfile.
+    failure: Mutex<Option<(BuildError, String, Vec<u8>)>>,
     /// What the client's frontend wants attested.
     provenance: Mutex<Option<Provenance>>,
     returned: watch::Sender<Option<Arc<Returned>>>,
@@ -51,6 +59,11 @@ impl Job {
         if let Some(sender) = &*lock(&self.count) {
             sender.send_replace(count);
         }
+    }
+
+    /// A number that tells vertices of one of its tellers from those of others.
+    pub fn next_teller(&self) -> usize {
+        self.tellers.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Whether there is room for so many bytes more of what commands write.
@@ -99,6 +112,27 @@ impl Job {
         lock(&self.provenance).clone()
     }
 
+    /// What the client is told of a failure, which is written down if it is the build's.
+    pub fn failed(&self, error: BuildError, file_name: &str, file: &[u8]) -> Status {
+        let status = status::status(&error, file_name, file);
+        *lock(&self.failure) = Some((error, file_name.to_owned(), file.to_vec()));
+        status
+    }
+
+    /// Writes down that it has failed.
+    pub fn end(&self, status: &Status) {
+        let error = match status.code {
+            CANCELLED => BuildError::cancelled(),
+            _ => BuildError::invalid(status.message.clone()),
+        };
+        // The client's frontend may have gone on, and failed for something else.
+        let known = lock(&self.failure).take().filter(|(known, ..)| status.message.contains(&known.message));
+        match &known {
+            Some((error, file_name, file)) => self.journal.end(Some((error, file_name, file))),
+            None => self.journal.end(Some((&error, "", b""))),
+        }
+    }
+
     pub fn give_back(&self, returned: Returned) {
         self.returned.send_replace(Some(Arc::new(returned)));
     }
@@ -144,6 +178,7 @@ impl Drop for Registered {
         self.0.finish();
         // Whoever asked for it has gone, or has his answer.
         self.0.cancel.cancel();
+        self.0.journal.end(Some((&BuildError::cancelled(), "", b"")));
         // What it was about to export is of no use any more.
         lock(&self.0.solved).clear();
         let mut ended = lock(&jobs().ended);
@@ -158,7 +193,7 @@ impl Drop for Registered {
     }
 }
 
-pub fn register(request: &SolveRequest) -> std::io::Result<Registered> {
+pub fn register(request: &SolveRequest, journal: Journal) -> std::io::Result<Registered> {
     let reference = &request.reference;
     let job = Arc::new(Job {
         reference: reference.clone(),
@@ -166,10 +201,13 @@ pub fn register(request: &SolveRequest) -> std::io::Result<Registered> {
         entitlements: request.entitlements.clone(),
         caches: request.cache.clone().unwrap_or_default(),
         cancel: Arc::new(Cancel::new()?),
+        journal,
         events: Mutex::default(),
         written: AtomicUsize::new(0),
+        tellers: AtomicUsize::new(0),
         count: Mutex::new(Some(watch::channel(0).0)),
         solved: Mutex::default(),
+        failure: Mutex::default(),
         provenance: Mutex::default(),
         returned: watch::channel(None).0,
     });
@@ -179,6 +217,11 @@ pub fn register(request: &SolveRequest) -> std::io::Result<Registered> {
     }
     jobs().changed.send_replace(());
     Ok(Registered(job))
+}
+
+/// Whether a build goes on in this process, or has gone on not long ago.
+pub fn is_known(reference: &str) -> bool {
+    lock(&jobs().known).contains_key(reference) || lock(&jobs().ended).iter().any(|job| job.reference == reference)
 }
 
 /// A build by its reference; one that is about to begin is waited for, not for ever.

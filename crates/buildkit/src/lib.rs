@@ -8,6 +8,7 @@ mod bridge;
 mod control;
 mod files;
 mod grpc;
+mod history;
 mod job;
 mod messages;
 mod options;

@@ -12,22 +12,25 @@ use crate::grpc::{CANCELLED, Status, UNKNOWN};
 use crate::job::Job;
 use crate::messages::{Any, Range, SourceInfo, StatusResponse, Timestamp, Vertex, VertexLog, VertexStatus, VertexWarning};
 
-/// Tells a job what happens.
+/// Tells a job what happens, and writes it down.
 pub struct Teller {
     job: Arc<Job>,
-    /// Numbers of vertices that several builds of one job have are told apart by this.
+    /// Numbers of vertices that several tellers of one job have are told apart by this.
     series: usize,
-    vertices: Mutex<HashMap<VertexId, Vertex>>,
+    messages: Mutex<Messages>,
     /// Bytes that each has written.
     written: Mutex<HashMap<VertexId, usize>>,
 }
 
 /// Bytes of a step's output that clients are told (BuildKit's limit).
 const MOST_OUTPUT: usize = 2 << 20;
+/// Numbers of vertices that one teller has.
+const SERIES: u32 = 40;
 
 impl Teller {
-    pub fn new(job: Arc<Job>, series: usize) -> Teller {
-        Teller { job, series, vertices: Mutex::default(), written: Mutex::default() }
+    pub fn new(job: Arc<Job>) -> Teller {
+        let messages = Mutex::new(Messages::new(job.reference.clone()));
+        Teller { series: job.next_teller(), job, messages, written: Mutex::default() }
     }
 
     /// Output as far as there is room for it: it is kept for who asks later.
@@ -45,47 +48,75 @@ impl Teller {
         }
         Some(bytes)
     }
-
-    fn digest(&self, id: VertexId) -> String {
-        Digest::of(format!("{} {} {}", self.job.reference, self.series, id.0).as_bytes()).to_string()
-    }
-
-    fn change(&self, id: VertexId, change: impl FnOnce(&mut Vertex)) {
-        let mut vertices = self.vertices.lock().unwrap_or_else(PoisonError::into_inner);
-        let digest = self.digest(id);
-        let vertex = vertices.entry(id).or_insert_with(|| Vertex { digest, ..Vertex::default() });
-        change(vertex);
-        let vertex = vertex.clone();
-        // In order, as long as nobody else changes it.
-        self.job.tell(StatusResponse { vertexes: vec![vertex], ..StatusResponse::default() });
-    }
-}
-
-fn now() -> Option<Timestamp> {
-    Some(Timestamp::of(time::now()))
 }
 
 impl Progress for Teller {
-    fn tell(&self, event: Event) {
-        match event {
+    fn tell(&self, mut event: Event) {
+        event.renumber(|VertexId(id)| VertexId(id | self.series << SERIES));
+        if let Event::Log { id, bytes, .. } = &mut event {
+            match self.clipped(*id, std::mem::take(bytes)) {
+                Some(left) => *bytes = left,
+                None => return,
+            }
+        }
+        self.job.journal.note(&event);
+        // In order, as long as nobody else tells.
+        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(message) = messages.of(event, time::now()) {
+            self.job.tell(message);
+        }
+    }
+}
+
+/// A vertex' name at clients.
+pub fn digest(reference: &str, id: VertexId) -> String {
+    Digest::of(format!("{reference} {}", id.0).as_bytes()).to_string()
+}
+
+/// A build's events as messages.
+pub struct Messages {
+    reference: String,
+    /// Each is told as a whole each time.
+    vertices: HashMap<VertexId, Vertex>,
+}
+
+impl Messages {
+    pub fn new(reference: String) -> Messages {
+        Messages { reference, vertices: HashMap::new() }
+    }
+
+    fn digest(&self, id: VertexId) -> String {
+        digest(&self.reference, id)
+    }
+
+    fn changed(&mut self, id: VertexId, change: impl FnOnce(&mut Vertex)) -> StatusResponse {
+        let digest = self.digest(id);
+        let vertex = self.vertices.entry(id).or_insert_with(|| Vertex { digest, ..Vertex::default() });
+        change(vertex);
+        StatusResponse { vertexes: vec![vertex.clone()], ..StatusResponse::default() }
+    }
+
+    /// The message for an event of a moment in Unix nanoseconds, if there is one.
+    pub fn of(&mut self, event: Event, at: i64) -> Option<StatusResponse> {
+        let now = Some(Timestamp::of(at));
+        let message = match event {
             Event::Vertex { id, name, inputs } => {
                 let inputs = inputs.into_iter().map(|input| self.digest(input)).collect();
-                self.change(id, |vertex| {
+                self.changed(id, |vertex| {
                     vertex.name = name;
                     vertex.inputs = inputs;
-                });
+                })
             }
-            Event::Started(id) => self.change(id, |vertex| vertex.started = now()),
-            Event::Ended { id, cached, error } => self.change(id, |vertex| {
-                vertex.completed = now();
+            Event::Started(id) => self.changed(id, |vertex| vertex.started = now),
+            Event::Ended { id, cached, error } => self.changed(id, |vertex| {
+                vertex.completed = now;
                 vertex.cached = cached;
                 vertex.error = error.unwrap_or_default();
             }),
             Event::Log { id, stream, bytes } => {
                 let stream = if stream == Stream::Error { 2 } else { 1 };
-                let Some(bytes) = self.clipped(id, bytes) else { return };
-                let log = VertexLog { vertex: self.digest(id), timestamp: now(), stream, msg: bytes };
-                self.job.tell(StatusResponse { logs: vec![log], ..StatusResponse::default() });
+                let log = VertexLog { vertex: self.digest(id), timestamp: now, stream, msg: bytes };
+                StatusResponse { logs: vec![log], ..StatusResponse::default() }
             }
             Event::Status { id, name, current, total, done } => {
                 let status = VertexStatus {
@@ -94,11 +125,11 @@ impl Progress for Teller {
                     name,
                     current: i64::try_from(current).unwrap_or(i64::MAX),
                     total: i64::try_from(total).unwrap_or(i64::MAX),
-                    timestamp: now(),
-                    started: now(),
-                    completed: if done { now() } else { None },
+                    timestamp: now,
+                    started: now,
+                    completed: if done { now } else { None },
                 };
-                self.job.tell(StatusResponse { statuses: vec![status], ..StatusResponse::default() });
+                StatusResponse { statuses: vec![status], ..StatusResponse::default() }
             }
             Event::Warning { id, finding, file, source } => {
                 let (rule, first) = (finding.rule, finding.lines.first);
@@ -112,10 +143,11 @@ impl Progress for Teller {
                     info: Some(SourceInfo { filename: file, data: source.to_vec(), language: "Dockerfile".to_owned() }),
                     ranges: ranges(&finding.lines),
                 };
-                self.job.tell(StatusResponse { warnings: vec![warning], ..StatusResponse::default() });
+                StatusResponse { warnings: vec![warning], ..StatusResponse::default() }
             }
-            Event::Step { .. } | Event::Missed { .. } => {}
-        }
+            Event::Step { .. } | Event::Missed { .. } => return None,
+        };
+        Some(message)
     }
 }
 

@@ -358,6 +358,15 @@ enum Builder {
     Build(Box<build::Build>),
     /// Disk usage
     Du(builder::Du),
+    /// Commands to work on build records
+    #[command(subcommand)]
+    History(builder::History),
+    /// Inspect the builder
+    Inspect(builder::Inspect),
+    /// List the builders
+    Ls(builder::Ls),
+    /// Show the builder's version
+    Version(builder::Version),
     /// Remove build cache
     Prune(builder::Prune),
 }
@@ -584,6 +593,10 @@ async fn dispatch(app: App) -> failure::Result {
         Command::OnImages(OnImages::Build(build))
         | Command::Image(Image::Same(OnImages::Build(build)))
         | Command::Builder(Builder::Build(build)) => return build.run(&target, &files).await,
+        Command::Builder(Builder::History(history)) => return history.run(&target),
+        Command::Builder(Builder::Inspect(inspect)) => return inspect.run(&target),
+        Command::Builder(Builder::Ls(ls)) => return ls.run(&target),
+        Command::Builder(Builder::Version(version)) => return version.run(),
         command => command,
     };
     let client = match &command {
@@ -612,7 +625,7 @@ async fn dispatch(app: App) -> failure::Result {
         Command::Builder(Builder::Du(du)) => du.run(&client).await,
         Command::Builder(Builder::Prune(prune)) => prune.run(&client).await,
         // Done above.
-        Command::Builder(Builder::Build(_)) => Ok(()),
+        Command::Builder(_) => Ok(()),
         Command::Volume(command) => on_volumes(command, &client).await,
         Command::Network(command) => on_networks(command, &client).await,
         Command::OnImages(command) | Command::Image(Image::Same(command)) => on_images(command, &client).await,

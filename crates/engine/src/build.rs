@@ -9,6 +9,7 @@ mod cache;
 mod command;
 mod context;
 mod git;
+mod history;
 mod image;
 mod output;
 mod provenance;
@@ -20,6 +21,9 @@ mod web;
 use bases::BaseImages;
 pub use cache::PruneBuilds;
 pub use context::{BuildDirectory, Context};
+pub use history::{
+    BuildLog, HistoryRecord, Journal, NewRecord, Noted, Output, Place, RecordedFailure, RecordedResult, StepCounts,
+};
 pub use image::{Annotation, ImageForm};
 use provenance::Circumstances;
 pub use provenance::Provenance;
@@ -64,6 +68,8 @@ pub struct BuildRequest<'a> {
     pub cache_from: Vec<CacheSource>,
     /// What its steps come to is wanted of [`Engine::export_cache`], or in the image.
     pub cache_to: Vec<CacheTarget>,
+    /// Where it is written down.
+    pub journal: &'a Journal,
     /// Who the user is to a registry, by its name.
     pub credentials: &'a (dyn Fn(&str) -> Credentials + Sync),
 }
@@ -103,6 +109,8 @@ pub struct Built {
     pub id: Digest,
     /// The image's document.
     pub config: Vec<u8>,
+    /// Of all platforms that have become images.
+    pub all: Vec<(Platform, Digest)>,
 }
 
 /// Ends a build from outside.
@@ -202,7 +210,9 @@ impl Engine {
         if cancel.is_cancelled() {
             return Err(BuildError::cancelled());
         }
-        self.export_build(&solved, &request.tags, &ImageForm::default(), progress)
+        let built = self.export_build(&solved, &request.tags, &ImageForm::default(), progress)?;
+        request.journal.made(&built);
+        Ok(built)
     }
 
     /// Does all that a build's result needs, without making an image of it.
@@ -220,6 +230,7 @@ impl Engine {
             )));
         }
         self.sweep_builds().map_err(internal)?;
+        request.journal.add(history::attributes(&request.options, request.file_name));
         let started = dhow_oci::time::now();
         let (mut findings, mut materials) = (Vec::new(), BTreeSet::new());
         let plan = self.plan_with(request, progress, cancel, &mut findings, &mut materials);
@@ -276,7 +287,9 @@ impl Engine {
         for layer in layers {
             held.extend(self.store.hold_layer(&layer)?);
         }
-        Ok(Solved { plan, chains, known, unknown, caches, circumstances, scanned, has_inline_cache, _held: held })
+        let solved = Solved { plan, chains, known, unknown, caches, circumstances, scanned, has_inline_cache, _held: held };
+        request.journal.solved(&solved);
+        Ok(solved)
     }
 
     /// Makes an image of what was solved, and names it.
@@ -290,6 +303,9 @@ impl Engine {
         let built = vertex(progress, "exporting to image", |id| self.export_image(solved, tags, form, progress, id))?;
         self.keep_budget(Some(built.id));
         self.trim_builds();
+        if let Err(error) = self.trim_history() {
+            tracing::warn!(error = error.message, "old records of builds are still there");
+        }
         Ok(built)
     }
 

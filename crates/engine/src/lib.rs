@@ -58,8 +58,10 @@ mod wait;
 pub use archive::{PathStat, PutOptions};
 pub use budget::Budget;
 pub use build::{
-    Allowed, Annotation, BuildDirectory, BuildLimits, BuildRequest, Built, CachePlace, CacheSource, CacheTarget, Cancel,
-    Context as BuildContext, Described, ImageForm, Provenance, PruneBuilds, Solved, is_own_frontend, scanner_of, vertex,
+    Allowed, Annotation, BuildDirectory, BuildLimits, BuildLog, BuildRequest, Built, CachePlace, CacheSource, CacheTarget,
+    Cancel, Context as BuildContext, Described, HistoryRecord, ImageForm, Journal, NewRecord, Noted, Output as BuildOutput,
+    Place as BuildPlace, Provenance, PruneBuilds, RecordedFailure, RecordedResult, Solved, StepCounts, is_own_frontend,
+    scanner_of, vertex,
 };
 pub use bundled::BUNDLED;
 pub use commit::CommitOptions;

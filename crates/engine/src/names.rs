@@ -67,7 +67,7 @@ const SURNAMES: &[&str] = &[
     "zheng",
 ];
 
-fn random<const N: usize>() -> Result<[u8; N]> {
+pub(crate) fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
         .map_err(|error| Error::internal(format!("get random bytes: {error}")))?;

@@ -13,7 +13,10 @@ use dhow_engine::dhow_build::dockerfile::{self, Checks, Kind};
 use dhow_engine::dhow_build::plan::{NoCache, Options};
 use dhow_engine::dhow_build::progress::{BuildError, ErrorKind, Event, Progress, VertexId};
 use dhow_engine::dhow_build::solve::{Client, Directory};
-use dhow_engine::{Allowed, BuildContext, BuildLimits, BuildRequest, CacheSource, Cancel, Credentials, Engine, Error, Result};
+use dhow_engine::{
+    Allowed, BuildContext, BuildLimits, BuildOutput, BuildRequest, CacheSource, Cancel, Credentials, Engine, Error, NewRecord,
+    Noted, Result,
+};
 use dhow_oci::{Platform, Reference};
 use tokio::sync::mpsc;
 
@@ -217,12 +220,15 @@ fn run(engine: &Engine, asked: Asked, mut context: BuildContext, cancel: &Cancel
     let (name, file) = context.dockerfile(&asked.dockerfile)?;
     let steps = Steps::of(&file).map_err(|error| Error::invalid(error.message))?;
     let teller = Teller { sender, quiet: asked.quiet, state: Mutex::new(steps) };
+    let outputs = vec![BuildOutput { kind: "image".to_owned(), ..BuildOutput::default() }];
+    let journal = engine.begin_record(NewRecord { outputs, ..NewRecord::default() });
     let options = Options { ignore: context.ignore().clone(), ..asked.options };
     let given: Vec<String> = options.build_args.keys().cloned().collect();
     let request = BuildRequest {
         cache_from: asked.cache_from.clone(),
         cache_to: Vec::new(),
         scanner: None,
+        journal: &journal,
         file: &file,
         file_name: &name,
         options,
@@ -233,7 +239,9 @@ fn run(engine: &Engine, asked: Asked, mut context: BuildContext, cancel: &Cancel
         allowed: Allowed { host_network: true, insecure: false },
         credentials: &|domain| credentials_for(&asked.registries, domain),
     };
-    match engine.build(&request, &context, &teller, cancel) {
+    let done = engine.build(&request, &context, &Noted { journal: &journal, progress: &teller }, cancel);
+    journal.end(done.as_ref().err().map(|error| (error, name.as_str(), file.as_slice())));
+    match done {
         Ok(built) => {
             let short = built.id.hex()[..12].to_owned();
             if asked.quiet {

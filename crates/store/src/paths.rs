@@ -34,6 +34,11 @@ impl Paths {
         self.data.join("contexts")
     }
 
+    /// What is kept of builds, one directory each.
+    pub fn history(&self) -> PathBuf {
+        self.data.join("history")
+    }
+
     /// What somebody is at work on, one directory each.
     pub(crate) fn temporary(&self) -> PathBuf {
         self.data.join("tmp")

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
+
 use super::expand::{Expanded, Variables};
 use super::mount::boolean;
 use super::statement::Statement;
@@ -9,7 +11,7 @@ use super::{DockerfileError, Instruction, Lines, Result, Stage};
 use crate::text::{quote, suggest};
 
 /// A build check.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Rule {
     StageNameCasing,
     FromAsCasing,
@@ -105,7 +107,7 @@ impl Rule {
 }
 
 /// What a check has found.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     pub rule: Rule,
     pub lines: Lines,

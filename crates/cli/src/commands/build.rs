@@ -1,12 +1,13 @@
 //! `build`: images from Dockerfiles, by the engine in this process, with the options of `docker buildx build`.
 
 mod calls;
-mod excerpt;
+pub(super) mod excerpt;
 mod input;
 mod options;
 mod output;
 mod progress;
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,13 +15,15 @@ use std::sync::Arc;
 use clap::Args;
 use dhow_engine::dhow_build::plan::NoCache;
 use dhow_engine::dhow_build::progress::{BuildError, ErrorKind, Progress, VertexId};
-use dhow_engine::{BuildRequest, Built, Cancel, Engine, Solved, vertex};
+use dhow_engine::{BuildPlace, BuildRequest, Built, Cancel, Engine, Journal, NewRecord, Noted, Solved, vertex};
 use dhow_oci::{Digest, Reference};
 use serde_json::json;
 
+use self::calls::Said;
 use self::input::Input;
-use self::output::Given;
-use self::progress::{Display, Kind};
+use self::options::Asked;
+use self::output::{Given, Outputs};
+pub(super) use self::progress::{Display, Kind};
 use crate::connect::Target;
 use crate::credentials;
 use crate::failure::{Failure, Result};
@@ -166,88 +169,144 @@ impl Build {
     }
 
     fn build(self, engine: &Engine, folder: &Path, cancel: &Cancel) -> Result {
-        let kind = self.kind()?;
-        let outputs = self.outputs()?;
-        let mut asked = self.asked(folder)?;
-        asked.add_tags(&outputs.names)?;
-        let call = if self.check { "check" } else { self.call.as_str() };
-        let display = Display::new(kind);
-        let input = Input::open(&self, engine, &display, cancel);
-        let done = input.and_then(|input| {
-            let mut options = asked.options;
-            options.ignore = input.ignore()?;
-            let request = BuildRequest {
-                file: &input.file,
-                file_name: &input.file_name,
-                options,
-                tags: asked.tags.clone(),
-                pull: self.pull,
-                limits: asked.limits,
-                allowed: asked.allowed,
-                scanner: asked.scanner,
-                cache_from: asked.cache_from,
-                cache_to: asked.cache_to,
-                credentials: &|domain| registry_credentials(folder, domain),
-            };
-            let shown = |error: BuildError| Ended {
-                error,
-                file: input.file.clone(),
-                file_name: input.file_name.clone(),
-                is_early: false,
-            };
-            if !matches!(call, "build" | "") {
-                return calls::answer(engine, call, &request, &display).map_err(shown);
-            }
-            let solved = engine.solve_build(&request, &input, &display, cancel).map_err(shown)?;
-            if cancel.is_cancelled() {
-                return Err(shown(BuildError::cancelled()));
-            }
-            let users = |domain: &str| registry_credentials(folder, domain);
-            let hand_on = |solved: &Solved| {
-                let mut targets = request.cache_to.iter();
-                targets.try_for_each(|target| engine.export_cache(solved, target, &users, &display, cancel)).map_err(shown)
-            };
-            let given = Given { engine, solved: &solved, names: &asked.tags };
-            for files in &outputs.files {
-                vertex(&display, files.title(), |_| files.write(&given)).map_err(shown)?;
-            }
-            if !outputs.image {
-                hand_on(&solved)?;
-                return Ok(calls::Said::default());
-            }
-            let built = engine.export_build(&solved, &asked.tags, &outputs.form, &display).map_err(shown)?;
-            let mut digest = built.id;
-            if outputs.push {
-                digest = engine.push_build(&asked.tags, outputs.form.compression, &users, &display, cancel).map_err(shown)?;
-            }
-            hand_on(&solved)?;
-            Ok(calls::Said { built: Some((built, digest)), ..calls::Said::default() })
-        });
+        let prepared = self.prepare(folder)?;
+        let display = Display::new(kind_of(self.progress.as_deref(), self.quiet)?);
+        let done = self.carry_out(prepared, engine, folder, &display, cancel);
         let warnings = display.finish();
         let said = match done {
             Ok(said) => said,
-            Err(ended) if ended.error.kind == ErrorKind::Cancelled => {
-                return Err(failed("failed to solve: Canceled: context canceled".to_owned()));
-            }
             Err(ended) => {
-                display.show_warnings(&warnings);
-                excerpt::show(&ended.error.lines, &ended.file_name, &ended.file);
-                let what = if ended.is_early { "" } else { "failed to solve: " };
-                return Err(failed(format!("{what}{}", ended.error.message)));
+                if ended.error.kind != ErrorKind::Cancelled {
+                    display.show_warnings(&warnings);
+                }
+                return Err(ended.show());
             }
         };
         if let Some((built, digest)) = &said.built {
-            self.tell(built, digest, &asked.tags)?;
+            self.tell(built, digest, &said)?;
         }
-        if call == "build" {
+        if self.call() == "build" {
             display.show_warnings(&warnings);
         }
         print(&said.text)?;
         said.failure.map_or(Ok(()), Err)
     }
 
+    /// Reads the options.
+    fn prepare(&self, folder: &Path) -> Result<Prepared> {
+        let outputs = self.outputs()?;
+        let mut asked = self.asked(folder)?;
+        asked.add_tags(&outputs.names)?;
+        Ok(Prepared { outputs, asked })
+    }
+
+    /// Builds, or says what is asked for instead, and writes down what happens.
+    fn carry_out(
+        &self,
+        prepared: Prepared,
+        engine: &Engine,
+        folder: &Path,
+        shown: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<Said, Ended> {
+        let journal = match self.call() {
+            "build" => engine.begin_record(self.record(&prepared.outputs)),
+            _ => Journal::default(),
+        };
+        let progress = Noted { journal: &journal, progress: shown };
+        let reference = journal.id();
+        let done = self.solve(prepared, engine, folder, &progress, cancel).map(|said| Said { reference, ..said });
+        journal.end(done.as_ref().err().map(|ended| (&ended.error, ended.file_name.as_str(), ended.file.as_slice())));
+        done
+    }
+
+    fn solve(
+        &self,
+        prepared: Prepared,
+        engine: &Engine,
+        folder: &Path,
+        progress: &Noted<'_>,
+        cancel: &Cancel,
+    ) -> Result<Said, Ended> {
+        let Prepared { outputs, asked } = prepared;
+        let input = Input::open(self, engine, progress, cancel)?;
+        let mut options = asked.options;
+        options.ignore = input.ignore()?;
+        let users = |domain: &str| registry_credentials(folder, domain);
+        let request = BuildRequest {
+            file: &input.file,
+            file_name: &input.file_name,
+            options,
+            tags: asked.tags.clone(),
+            pull: self.pull,
+            limits: asked.limits,
+            allowed: asked.allowed,
+            scanner: asked.scanner,
+            cache_from: asked.cache_from,
+            cache_to: asked.cache_to,
+            journal: progress.journal,
+            credentials: &users,
+        };
+        let shown =
+            |error: BuildError| Ended { error, file: input.file.clone(), file_name: input.file_name.clone(), is_early: false };
+        if self.call() != "build" {
+            return calls::answer(engine, self.call(), &request, progress).map_err(shown);
+        }
+        let solved = engine.solve_build(&request, &input, progress, cancel).map_err(shown)?;
+        if cancel.is_cancelled() {
+            return Err(shown(BuildError::cancelled()));
+        }
+        let hand_on = |solved: &Solved| {
+            let mut targets = request.cache_to.iter();
+            targets.try_for_each(|target| engine.export_cache(solved, target, &users, progress, cancel)).map_err(shown)
+        };
+        let given = Given { engine, solved: &solved, names: &asked.tags };
+        for files in &outputs.files {
+            vertex(progress, files.title(), |_| files.write(&given)).map_err(shown)?;
+        }
+        if !outputs.image {
+            hand_on(&solved)?;
+            return Ok(Said::default());
+        }
+        let built = engine.export_build(&solved, &asked.tags, &outputs.form, progress).map_err(shown)?;
+        progress.journal.made(&built);
+        let mut digest = built.id;
+        if outputs.push {
+            digest = engine.push_build(&asked.tags, outputs.form.compression, &users, progress, cancel).map_err(shown)?;
+        }
+        hand_on(&solved)?;
+        Ok(Said { built: Some((built, digest)), tags: asked.tags, ..Said::default() })
+    }
+
+    /// What is asked for: `build`, or what is said of a Dockerfile instead.
+    fn call(&self) -> &str {
+        match self.call.as_str() {
+            _ if self.check => "check",
+            "" => "build",
+            call => call,
+        }
+    }
+
+    /// What is written down of a build before it begins.
+    fn record(&self, outputs: &Outputs) -> NewRecord {
+        let absolute = |path: &str| std::path::absolute(path).ok();
+        let is_here = Path::new(&self.context).is_dir();
+        let mut attributes = BTreeMap::new();
+        if !is_here && self.context != "-" {
+            attributes.insert("context".to_owned(), self.context.clone());
+        }
+        for (name, value) in self.build_context.iter().filter_map(|text| text.split_once('=')) {
+            attributes.insert(format!("context:{name}"), value.to_owned());
+        }
+        let place = BuildPlace {
+            context: if is_here { absolute(&self.context) } else { None },
+            dockerfile: self.file.as_deref().filter(|file| *file != "-").and_then(absolute),
+        };
+        NewRecord { id: None, attributes, place, outputs: outputs.recorded() }
+    }
+
     /// Writes down what has come about, where that is wanted: the digest is what the image has at a registry, or its id.
-    fn tell(&self, built: &Built, digest: &Digest, tags: &[Reference]) -> Result {
+    fn tell(&self, built: &Built, digest: &Digest, said: &Said) -> Result {
         let write = |path: &Path, text: String| {
             std::fs::write(path, text).map_err(|error| failed(format!("write {}: {error}", path.display())))
         };
@@ -255,28 +314,9 @@ impl Build {
             write(path, built.id.to_string())?;
         }
         if let Some(path) = &self.metadata_file {
-            let id = built.id.to_string();
-            let mut document = json!({ "containerimage.config.digest": id, "containerimage.digest": digest.to_string() });
-            if !tags.is_empty() {
-                document["image.name"] = tags.iter().map(ToString::to_string).collect::<Vec<_>>().join(",").into();
-            }
-            write(path, format!("{document:#}"))?;
+            write(path, format!("{:#}", metadata(built, digest, said)))?;
         }
         if self.quiet { print(&format!("{}\n", built.id)) } else { Ok(()) }
-    }
-
-    fn kind(&self) -> Result<Kind> {
-        let wanted = self.progress.clone().or_else(|| std::env::var("BUILDKIT_PROGRESS").ok()).unwrap_or_default();
-        match wanted.as_str() {
-            _ if self.quiet => Ok(Kind::Quiet),
-            "auto" | "" if std::io::stderr().is_terminal() => Ok(Kind::Terminal),
-            "auto" | "" | "plain" => Ok(Kind::Plain),
-            "tty" if std::io::stderr().is_terminal() => Ok(Kind::Terminal),
-            "tty" => Err(failed("--progress=tty: standard error is no terminal".to_owned())),
-            "quiet" | "none" => Ok(Kind::Quiet),
-            "rawjson" => Ok(Kind::Raw),
-            other => Err(failed(format!("invalid progress mode {other}: use auto, none, plain, quiet, rawjson or tty"))),
-        }
     }
 
     fn no_cache(&self) -> NoCache {
@@ -286,6 +326,12 @@ impl Build {
             (false, false) => NoCache::Stages(self.no_cache_filter.clone()),
         }
     }
+}
+
+/// What the options come to.
+struct Prepared {
+    outputs: Outputs,
+    asked: Asked,
 }
 
 /// How a build failed, with the Dockerfile that it was of.
@@ -304,10 +350,48 @@ impl From<BuildError> for Ended {
 }
 
 impl Ended {
+    /// Shows where in the Dockerfile it is: what is to be said of it in the end.
+    fn show(&self) -> Failure {
+        if self.error.kind == ErrorKind::Cancelled {
+            return failed("failed to solve: Canceled: context canceled".to_owned());
+        }
+        excerpt::show(&self.error.lines, &self.file_name, &self.file);
+        let what = if self.is_early { "" } else { "failed to solve: " };
+        failed(format!("{what}{}", self.error.message))
+    }
+
     /// As if it had been begun.
     fn late(self) -> Ended {
         Ended { is_early: false, ..self }
     }
+}
+
+/// How a build is to be shown.
+fn kind_of(progress: Option<&str>, is_quiet: bool) -> Result<Kind> {
+    let wanted = progress.map(str::to_owned).or_else(|| std::env::var("BUILDKIT_PROGRESS").ok()).unwrap_or_default();
+    match wanted.as_str() {
+        _ if is_quiet => Ok(Kind::Quiet),
+        "auto" | "" if std::io::stderr().is_terminal() => Ok(Kind::Terminal),
+        "auto" | "" | "plain" => Ok(Kind::Plain),
+        "tty" if std::io::stderr().is_terminal() => Ok(Kind::Terminal),
+        "tty" => Err(failed("--progress=tty: standard error is no terminal".to_owned())),
+        "quiet" | "none" => Ok(Kind::Quiet),
+        "rawjson" => Ok(Kind::Raw),
+        other => Err(failed(format!("invalid progress mode {other}: use auto, none, plain, quiet, rawjson or tty"))),
+    }
+}
+
+/// What has come about, as buildx writes it down.
+fn metadata(built: &Built, digest: &Digest, said: &Said) -> serde_json::Value {
+    let mut document =
+        json!({ "containerimage.config.digest": built.id.to_string(), "containerimage.digest": digest.to_string() });
+    if !said.tags.is_empty() {
+        document["image.name"] = said.tags.iter().map(Reference::to_string).collect::<Vec<_>>().join(",").into();
+    }
+    if let Some(reference) = &said.reference {
+        document["buildx.build.ref"] = format!("default/default/{reference}").into();
+    }
+    document
 }
 
 /// What is wrong with `NAME=VALUE`.

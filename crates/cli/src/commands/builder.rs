@@ -1,4 +1,10 @@
-//! `builder`: what is kept of builds.
+//! `builder`: what is kept of builds, and who builds.
+
+mod history;
+mod list;
+
+pub use history::History;
+pub use list::{Inspect, Ls, Version};
 
 use clap::Args;
 use dhow_api::client::{Client, query};

@@ -193,7 +193,9 @@ impl Engine {
             status(format!("naming to {tag}"), true);
             self.image_event("tag", &image, &tag.familiar());
         }
-        Ok(Built { id: image, config: documents.swap_remove(own).bytes })
+        let platforms = documents.iter().map(|document| solved.plan.results[document.result].platform.clone());
+        let all = platforms.zip(images).collect();
+        Ok(Built { id: image, config: documents.swap_remove(own).bytes, all })
     }
 
     /// What the images of a build are made of, in the order of its platforms, or only one of them.

@@ -1,10 +1,10 @@
 //! Where an image comes from, as an attestation: SLSA provenance in its versions 0.2 and 1, with the parameters that BuildKit's
 //! build type has (BuildKit, `docs/attestations/slsa-provenance.md`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use base64::Engine as _;
-use dhow_build::plan::{NoCache, Options};
+use dhow_build::plan::Options;
 use dhow_build::solve::Material;
 use dhow_oci::attestation::Attestation;
 use dhow_oci::{Platform, time};
@@ -141,34 +141,22 @@ impl Circumstances {
 
     /// What the builder was asked for. Values that may be secret to somebody are there only if all is wanted.
     fn parameters(&self, how: &Provenance, platform: &Platform) -> Value {
-        let options = &self.options;
-        let mut args = BTreeMap::new();
-        let mut add = |key: &str, value: &str| drop(args.insert(key.to_owned(), value.to_owned()));
-        if self.file_name != "Dockerfile" {
-            add("filename", &self.file_name);
-        }
-        if !options.target.is_empty() {
-            add("target", &options.target);
-        }
-        if !options.platforms.is_empty() {
-            add("platform", &platform.to_string());
-        }
-        match &options.no_cache {
-            NoCache::Nothing => {}
-            NoCache::Everything => add("no-cache", ""),
-            NoCache::Stages(stages) => add("no-cache", &stages.join(",")),
+        let mut args = super::history::attributes(&self.options, &self.file_name);
+        if let Some(platforms) = args.get_mut("platform") {
+            *platforms = platform.to_string();
         }
         let mut parameters = json!({
             "frontend": "dockerfile.v0", "locals": [{ "name": "context" }, { "name": "dockerfile" }],
         });
         if how.all {
-            options.build_args.iter().for_each(|(name, value)| add(&format!("build-arg:{name}"), value));
-            options.labels.iter().for_each(|(name, value)| add(&format!("label:{name}"), value));
             for (key, names) in [("secrets", &self.secrets), ("ssh", &self.agents)] {
                 if !names.is_empty() {
                     parameters[key] = names.iter().map(|id| json!({ "id": id, "optional": true })).collect();
                 }
             }
+        }
+        if !how.all {
+            args.retain(|key, _| !key.starts_with("build-arg:") && !key.starts_with("label:"));
         }
         parameters["args"] = json!(args);
         parameters

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use dhow_engine::dhow_build::dockerfile::Lines;
 use dhow_engine::dhow_build::progress::{BuildError, Progress};
 use dhow_engine::{BuildRequest, Built, Described, Engine};
-use dhow_oci::Digest;
+use dhow_oci::{Digest, Reference};
 use serde_json::Value;
 
 use super::excerpt;
@@ -19,6 +19,10 @@ pub(super) struct Said {
     /// Said after it.
     pub failure: Option<Failure>,
     pub built: Option<(Built, Digest)>,
+    /// What it is called.
+    pub tags: Vec<Reference>,
+    /// By which the build is remembered.
+    pub reference: Option<String>,
 }
 
 /// Answers `check`, `outline`, `targets` and the like, with `,format=json` behind or not.
@@ -48,7 +52,7 @@ pub(super) fn answer(
         _ => described.text.clone(),
     };
     let failure = if is_lint { lint_failure(&described, request, is_json) } else { None };
-    Ok(Said { text, failure, built: None })
+    Ok(Said { text, failure, ..Said::default() })
 }
 
 fn text<'a>(value: &'a Value, key: &str) -> &'a str {

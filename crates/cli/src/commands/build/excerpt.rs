@@ -10,7 +10,7 @@ const AROUND_SEVERAL: usize = 2;
 const RULE: &str = "--------------------\n";
 
 /// The excerpt, or nothing where no line is known.
-pub(super) fn text(ranges: &[Lines], name: &str, file: &[u8]) -> String {
+pub(in crate::commands) fn text(ranges: &[Lines], name: &str, file: &[u8]) -> String {
     let source = String::from_utf8_lossy(file);
     let lines: Vec<&str> = source.split('\n').collect();
     let Some(first) = ranges.iter().map(|range| range.first).min() else { return String::new() };

@@ -12,7 +12,6 @@ use dhow_engine::dhow_build::solve::{Agent, Client, Directory, LocalAgent};
 use dhow_engine::{BuildContext, Cancel, Engine};
 use dhow_sys::root::Root;
 
-use super::progress::Display;
 use super::{Build, Ended, told_at_once};
 
 /// Of a Dockerfile, and of the file that says what is left out.
@@ -50,7 +49,7 @@ pub(super) struct Input<'a> {
     /// The lines that say what is no part of the context.
     exclude: Vec<String>,
     engine: &'a Engine,
-    display: &'a Display,
+    display: &'a dyn Progress,
     cancel: &'a Cancel,
 }
 
@@ -83,7 +82,7 @@ fn is_archive(head: &[u8]) -> bool {
 
 impl<'a> Input<'a> {
     /// Finds all that is there before the build begins.
-    pub fn open(build: &Build, engine: &'a Engine, display: &'a Display, cancel: &'a Cancel) -> Result<Input<'a>, Ended> {
+    pub fn open(build: &Build, engine: &'a Engine, display: &'a dyn Progress, cancel: &'a Cancel) -> Result<Input<'a>, Ended> {
         let mut input = Input {
             context: Context::Nothing,
             named: BTreeMap::new(),

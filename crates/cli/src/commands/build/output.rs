@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use dhow_engine::dhow_build::progress::BuildError;
 use dhow_engine::{
-    Annotation, ArchiveLayout, Compression, CopyOptions, Engine, ImageForm, Provenance, Solved, copy_into, scanner_of,
+    Annotation, ArchiveLayout, BuildOutput, Compression, CopyOptions, Engine, ImageForm, Provenance, Solved, copy_into,
+    scanner_of,
 };
 use dhow_oci::Reference;
 use dhow_sys::root::Root;
@@ -130,6 +131,20 @@ impl Build {
             form.provenance.clone_from(&provenance);
         }
         Ok(outputs)
+    }
+}
+
+impl Outputs {
+    /// As they are written down of a build.
+    pub fn recorded(&self) -> Vec<BuildOutput> {
+        let of = |kind: &str| BuildOutput { kind: kind.to_owned(), ..BuildOutput::default() };
+        let files = self.files.iter().map(|files| match (files.content, &files.place) {
+            (Content::Image(ArchiveLayout::Oci), _) => of("oci"),
+            (Content::Image(ArchiveLayout::Docker), _) => of("docker"),
+            (Content::Files, Place::Directory(_)) => of("local"),
+            (Content::Files, _) => of("tar"),
+        });
+        files.chain(self.image.then(|| of("image"))).collect()
     }
 }
 

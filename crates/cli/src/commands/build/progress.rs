@@ -7,10 +7,11 @@ mod terminal;
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Write as _;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dhow_engine::dhow_build::dockerfile::{Finding, Lines};
 use dhow_engine::dhow_build::progress::{Event, Progress, VertexId};
+use dhow_oci::time;
 
 /// Lines of a vertex's output that are shown again when it fails.
 const KEPT_LINES: usize = 10;
@@ -18,9 +19,11 @@ const KEPT_LINES: usize = 10;
 const REDRAW: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(in crate::commands) enum Kind {
     Plain,
     Terminal,
+    /// As it looked on a terminal in the end.
+    Replay,
     /// Documents, for programs.
     Raw,
     /// Nothing is shown but errors.
@@ -31,7 +34,8 @@ pub(super) enum Kind {
 #[derive(Default)]
 struct Vertex {
     name: String,
-    started: Option<Instant>,
+    /// In Unix nanoseconds, as all moments here.
+    started: Option<i64>,
     took: Option<Duration>,
     cached: bool,
     error: Option<String>,
@@ -46,20 +50,29 @@ struct Status {
     name: String,
     current: u64,
     total: u64,
-    started: Instant,
+    started: i64,
     took: Option<Duration>,
+}
+
+/// The time between two moments.
+fn between(then: i64, now: i64) -> Duration {
+    Duration::from_nanos(u64::try_from(now.saturating_sub(then)).unwrap_or_default())
 }
 
 /// All vertices, in the order in which they began.
 #[derive(Default)]
 struct Trace {
+    /// Of the first event.
+    begun: Option<i64>,
+    /// The moment that it shows.
+    now: i64,
     vertices: HashMap<VertexId, Vertex>,
     order: Vec<VertexId>,
     warnings: Vec<Finding>,
 }
 
 /// Shows a build on standard error.
-pub(super) struct Display {
+pub(in crate::commands) struct Display {
     kind: Kind,
     state: Arc<Shared>,
     redraw: Mutex<Option<std::thread::JoinHandle<()>>>,
@@ -98,6 +111,7 @@ impl Display {
                 let mut state = lock(&shared);
                 while !state.is_over {
                     let State { trace, terminal, .. } = &mut *state;
+                    trace.now = time::now();
                     terminal.draw(trace, false);
                     state = shared.over.wait_timeout(state, REDRAW).unwrap_or_else(PoisonError::into_inner).0;
                 }
@@ -114,7 +128,7 @@ impl Display {
             let State { trace, plain, terminal, .. } = &mut *state;
             match self.kind {
                 Kind::Plain => plain.finish(trace),
-                Kind::Terminal => terminal.draw(trace, true),
+                Kind::Terminal | Kind::Replay => terminal.draw(trace, true),
                 Kind::Raw => return std::mem::take(&mut trace.warnings),
                 Kind::Quiet => {}
             }
@@ -143,39 +157,50 @@ impl Display {
     }
 }
 
-impl Progress for Display {
-    fn tell(&self, event: Event) {
+impl Display {
+    /// Takes down and shows what was told at a moment, in Unix nanoseconds.
+    pub fn tell_of(&self, event: &Event, at: i64) {
         let mut state = lock(&self.state);
         let State { trace, plain, raw, .. } = &mut *state;
         if self.kind == Kind::Raw
-            && let Some(line) = raw.line(&event)
+            && let Some(line) = raw.line(event, at)
         {
             eprintln!("{line}");
         }
-        let about = trace.take(&event);
+        let about = trace.take(event, at);
         if let (Kind::Plain, Some(id)) = (self.kind, about) {
-            plain.take(trace, id, &event);
+            plain.take(trace, id, event);
         }
     }
 }
 
+impl Progress for Display {
+    fn tell(&self, event: Event) {
+        self.tell_of(&event, time::now());
+    }
+}
+
 impl Vertex {
-    fn elapsed(&self) -> Duration {
-        self.took.or(self.started.map(|started| started.elapsed())).unwrap_or_default()
+    fn elapsed(&self, now: i64) -> Duration {
+        self.took.or(self.started.map(|started| between(started, now))).unwrap_or_default()
     }
 
     fn is_cancelled(&self) -> bool {
         self.error.as_deref().is_some_and(|error| error.ends_with("context canceled"))
     }
+}
 
-    fn begin(&mut self) {
-        self.started.get_or_insert_with(Instant::now);
+impl Status {
+    fn elapsed(&self, now: i64) -> Duration {
+        self.took.unwrap_or_else(|| between(self.started, now))
     }
 }
 
 impl Trace {
-    /// Takes down what is told: the vertex that there is something new to show of.
-    fn take(&mut self, event: &Event) -> Option<VertexId> {
+    /// Takes down what is told at a moment: the vertex that there is something new to show of.
+    fn take(&mut self, event: &Event, now: i64) -> Option<VertexId> {
+        self.now = now;
+        self.begun.get_or_insert(now);
         let id = match event {
             Event::Vertex { id, name, .. } => {
                 self.vertices.entry(*id).or_default().name.clone_from(name);
@@ -199,25 +224,24 @@ impl Trace {
             self.order.push(id);
         }
         let vertex = self.vertices.entry(id).or_default();
-        vertex.begin();
+        vertex.started.get_or_insert(now);
         match event {
             Event::Ended { cached, error, .. } => {
-                vertex.took = Some(vertex.elapsed());
+                vertex.took = Some(vertex.elapsed(now));
                 vertex.cached = *cached;
                 vertex.error.clone_from(error);
             }
-            Event::Log { bytes, .. } => vertex.log(bytes),
+            Event::Log { bytes, .. } => vertex.log(bytes, now),
             Event::Status { name, current, total, done, .. } => {
                 let known = vertex.statuses.iter().position(|status| status.name == *name);
                 let place = known.unwrap_or(vertex.statuses.len());
                 if known.is_none() {
-                    let started = Instant::now();
-                    vertex.statuses.push(Status { name: name.clone(), current: 0, total: 0, started, took: None });
+                    vertex.statuses.push(Status { name: name.clone(), current: 0, total: 0, started: now, took: None });
                 }
                 let status = &mut vertex.statuses[place];
                 (status.current, status.total) = (*current, *total);
                 if *done {
-                    status.took.get_or_insert(status.started.elapsed());
+                    status.took = Some(status.elapsed(now));
                 }
             }
             _ => {}
@@ -240,8 +264,8 @@ impl Trace {
 }
 
 impl Vertex {
-    fn log(&mut self, bytes: &[u8]) {
-        let time = seconds(self.elapsed());
+    fn log(&mut self, bytes: &[u8], now: i64) {
+        let time = seconds(self.elapsed(now));
         for line in bytes.split_inclusive(|byte| *byte == b'\n') {
             let text = String::from_utf8_lossy(line.strip_suffix(b"\n").unwrap_or(line));
             match self.lines.back_mut().filter(|_| self.is_open) {
@@ -310,15 +334,15 @@ mod tests {
     fn the_last_lines_of_a_failing_step_are_kept() {
         let mut trace = Trace::default();
         let id = VertexId(1);
-        trace.take(&Event::Vertex { id, name: "RUN x".to_owned(), inputs: Vec::new() });
+        trace.take(&Event::Vertex { id, name: "RUN x".to_owned(), inputs: Vec::new() }, 0);
         let stream = dhow_engine::dhow_build::progress::Stream::Output;
         for number in 0..20 {
-            trace.take(&Event::Log { id, stream, bytes: format!("line {number}\n").into_bytes() });
+            trace.take(&Event::Log { id, stream, bytes: format!("line {number}\n").into_bytes() }, 0);
         }
-        trace.take(&Event::Log { id, stream, bytes: b"half".to_vec() });
-        trace.take(&Event::Log { id, stream, bytes: b" done".to_vec() });
+        trace.take(&Event::Log { id, stream, bytes: b"half".to_vec() }, 0);
+        trace.take(&Event::Log { id, stream, bytes: b" done".to_vec() }, 0);
         assert_eq!(trace.failures(), "");
-        trace.take(&Event::Ended { id, cached: false, error: Some("exit code: 1".to_owned()) });
+        trace.take(&Event::Ended { id, cached: false, error: Some("exit code: 1".to_owned()) }, 0);
         let text = trace.failures();
         assert!(text.starts_with("------\n > RUN x:\n") && text.ends_with("half done\n------\n"), "{text}");
         assert!(!text.contains("line 10\n") && text.contains("line 11\n"), "{text}");

@@ -3,11 +3,11 @@
 
 use std::collections::HashMap;
 use std::io::Write;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dhow_engine::dhow_build::progress::{Event, VertexId};
 
-use super::{Trace, Vertex, amount, seconds};
+use super::{Trace, Vertex, amount, between, seconds};
 
 /// How long one vertex is shown while others have something to say.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -22,7 +22,7 @@ struct Pending {
     /// Whether the last line goes on.
     is_open: bool,
     /// Of statuses, by their names.
-    told: HashMap<String, (Instant, bool)>,
+    told: HashMap<String, (i64, bool)>,
     is_done: bool,
 }
 
@@ -30,7 +30,7 @@ struct Pending {
 pub(super) struct Plain {
     vertices: HashMap<VertexId, Pending>,
     next: usize,
-    current: Option<(VertexId, Instant)>,
+    current: Option<(VertexId, i64)>,
     is_begun: bool,
 }
 
@@ -38,10 +38,10 @@ impl Plain {
     /// Shows an event, or keeps it until its vertex has its turn.
     pub fn take(&mut self, trace: &Trace, id: VertexId, event: &Event) {
         let Some(vertex) = trace.vertices.get(&id) else { return };
-        self.vertices.entry(id).or_default().say(vertex, event);
+        self.vertices.entry(id).or_default().say(vertex, event, trace.now);
         match self.current {
             Some((current, _)) if current == id => self.show(id),
-            Some((_, since)) if since.elapsed() > PATIENCE => self.turn_to(trace, id),
+            Some((_, since)) if between(since, trace.now) > PATIENCE => self.turn_to(trace, id),
             Some(_) => return,
             None => self.turn_to(trace, id),
         }
@@ -76,7 +76,7 @@ impl Plain {
         let name = trace.vertices.get(&id).map(|vertex| vertex.name.as_str()).unwrap_or_default();
         let _ = writeln!(head, "#{} {name}", one.number);
         let _ = std::io::stderr().write_all(&head);
-        self.current = Some((id, Instant::now()));
+        self.current = Some((id, trace.now));
         self.show(id);
     }
 
@@ -125,20 +125,20 @@ impl Pending {
         self.text.push(b'\n');
     }
 
-    fn say(&mut self, vertex: &Vertex, event: &Event) {
+    fn say(&mut self, vertex: &Vertex, event: &Event, now: i64) {
         match event {
             Event::Log { bytes, .. } => {
                 for line in bytes.split_inclusive(|byte| *byte == b'\n') {
                     if !self.is_open {
                         self.text.push(NUMBER);
-                        self.text.extend_from_slice(seconds(vertex.elapsed()).as_bytes());
+                        self.text.extend_from_slice(seconds(vertex.elapsed(now)).as_bytes());
                         self.text.push(b' ');
                     }
                     self.text.extend(line.iter().filter(|byte| **byte != NUMBER));
                     self.is_open = !line.ends_with(b"\n");
                 }
             }
-            Event::Status { name, .. } => self.status(vertex, name),
+            Event::Status { name, .. } => self.status(vertex, name, now),
             Event::Missed { why, .. } => self.line(&format!("not cached: {why}")),
             Event::Ended { .. } => {
                 self.is_done = true;
@@ -146,7 +146,7 @@ impl Pending {
                     Some(_) if vertex.is_cancelled() => "CANCELED".to_owned(),
                     Some(error) => format!("ERROR: {error}"),
                     None if vertex.cached => "CACHED".to_owned(),
-                    None => format!("DONE {:.1}s", vertex.elapsed().as_secs_f64()),
+                    None => format!("DONE {:.1}s", vertex.elapsed(now).as_secs_f64()),
                 };
                 self.line(&text);
             }
@@ -154,21 +154,21 @@ impl Pending {
         }
     }
 
-    fn status(&mut self, vertex: &Vertex, name: &str) {
+    fn status(&mut self, vertex: &Vertex, name: &str, now: i64) {
         let Some(status) = vertex.statuses.iter().find(|status| status.name == name) else { return };
         let is_done = status.took.is_some();
         let due = match self.told.get(name) {
             None => true,
             Some((_, true)) => false,
-            Some((when, false)) => is_done || when.elapsed() > STATUS,
+            Some((when, false)) => is_done || between(*when, now) > STATUS,
         };
         if !due {
             return;
         }
-        self.told.insert(name.to_owned(), (Instant::now(), is_done));
+        self.told.insert(name.to_owned(), (now, is_done));
         let amount = amount(status.current, status.total);
         let blank = if amount.is_empty() { "" } else { " " };
-        let time = status.took.unwrap_or_else(|| status.started.elapsed()).as_secs_f64();
+        let time = status.elapsed(now).as_secs_f64();
         let time = if time > 0.01 { format!(" {time:.1}s") } else { String::new() };
         self.line(&format!("{name}{blank}{amount}{time}{}", if is_done { " done" } else { "" }));
     }

@@ -24,9 +24,9 @@ fn encoded(bytes: &[u8]) -> String {
 }
 
 impl Raw {
-    /// The line for an event, if there is one.
-    pub(super) fn line(&mut self, event: &Event) -> Option<String> {
-        let now = time::format(time::now());
+    /// The line for an event of a moment in Unix nanoseconds, if there is one.
+    pub(super) fn line(&mut self, event: &Event, at: i64) -> Option<String> {
+        let now = time::format(at);
         let document = match event {
             Event::Vertex { id, name, inputs } => {
                 let inputs: Vec<String> = inputs.iter().map(|input| digest(*input)).collect();
@@ -92,17 +92,17 @@ mod tests {
         let mut raw = Raw::default();
         let id = VertexId(3);
         let of = |line: Option<String>| serde_json::from_str::<Value>(&line.unwrap()).unwrap();
-        let told = of(raw.line(&Event::Vertex { id, name: "RUN x".to_owned(), inputs: vec![VertexId(1)] }));
+        let told = of(raw.line(&Event::Vertex { id, name: "RUN x".to_owned(), inputs: vec![VertexId(1)] }, 0));
         assert_eq!(told["vertexes"][0]["inputs"][0], digest(VertexId(1)));
-        let told = of(raw.line(&Event::Ended { id, cached: true, error: None }));
+        let told = of(raw.line(&Event::Ended { id, cached: true, error: None }, 0));
         let vertex = &told["vertexes"][0];
         assert!(vertex["name"] == "RUN x" && vertex["cached"] == true && vertex["completed"].is_string());
         assert!(vertex.get("error").is_none());
-        let told = of(raw.line(&Event::Log { id, stream: Stream::Error, bytes: b"hi\xff".to_vec() }));
+        let told = of(raw.line(&Event::Log { id, stream: Stream::Error, bytes: b"hi\xff".to_vec() }, 0));
         assert_eq!((told["logs"][0]["data"].as_str(), &told["logs"][0]["stream"]), (Some("aGn/"), &json!(2)));
         let status = Event::Status { id, name: "layers".to_owned(), current: 1, total: 0, done: true };
-        let told = of(raw.line(&status));
+        let told = of(raw.line(&status, 0));
         assert!(told["statuses"][0].get("total").is_none() && told["statuses"][0]["completed"].is_string());
-        assert!(raw.line(&Event::Missed { id, why: "" }).is_none());
+        assert!(raw.line(&Event::Missed { id, why: "".into() }, 0).is_none());
     }
 }

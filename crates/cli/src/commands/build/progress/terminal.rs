@@ -2,9 +2,8 @@
 
 use std::fmt::Write as _;
 use std::io::Write;
-use std::time::Instant;
 
-use super::{Trace, Vertex, amount};
+use super::{Trace, Vertex, amount, between};
 
 /// Lines of a running command's output.
 const TAIL: usize = 6;
@@ -16,7 +15,6 @@ const YELLOW: &str = "\x1b[33m";
 const RESET: &str = "\x1b[0m";
 
 pub(super) struct Terminal {
-    begun: Instant,
     /// Lines that were drawn the last time.
     drawn: usize,
     colored: bool,
@@ -31,7 +29,7 @@ struct Line {
 
 impl Terminal {
     pub fn new() -> Terminal {
-        Terminal { begun: Instant::now(), drawn: 0, colored: std::env::var_os("NO_COLOR").is_none() }
+        Terminal { drawn: 0, colored: std::env::var_os("NO_COLOR").is_none() }
     }
 
     /// Draws over what was drawn before; `all` in the end, however many lines that are.
@@ -40,8 +38,8 @@ impl Terminal {
         let known: Vec<&Vertex> = trace.order.iter().filter_map(|id| trace.vertices.get(id)).collect();
         let done = known.iter().filter(|vertex| vertex.took.is_some()).count();
         let finished = if all && done == known.len() { " FINISHED" } else { "" };
-        let seconds = self.begun.elapsed().as_secs_f64();
-        let mut lines: Vec<Line> = known.iter().flat_map(|vertex| of_vertex(vertex, all)).collect();
+        let seconds = between(trace.begun.unwrap_or(trace.now), trace.now).as_secs_f64();
+        let mut lines: Vec<Line> = known.iter().flat_map(|vertex| of_vertex(vertex, trace.now, all)).collect();
         // What has ended goes first where there is not room for everything.
         let room = rows.saturating_sub(2);
         if !all && lines.len() > room {
@@ -75,7 +73,7 @@ impl Terminal {
     }
 }
 
-fn of_vertex(vertex: &Vertex, all: bool) -> Vec<Line> {
+fn of_vertex(vertex: &Vertex, now: i64, all: bool) -> Vec<Line> {
     let (mark, color) = match (&vertex.error, vertex.took) {
         (Some(_), _) if vertex.is_cancelled() => ("CANCELED ", YELLOW),
         (Some(_), _) => ("ERROR ", RED),
@@ -83,10 +81,10 @@ fn of_vertex(vertex: &Vertex, all: bool) -> Vec<Line> {
         (None, Some(_)) => ("", BLUE),
         (None, None) => ("", ""),
     };
-    let time = format!("{:.1}s", vertex.elapsed().as_secs_f64());
+    let time = format!("{:.1}s", vertex.elapsed(now).as_secs_f64());
     let mut lines = vec![Line { text: format!(" => {mark}{}", shown(&vertex.name)), time, color }];
     for status in &vertex.statuses {
-        let time = format!("{:.1}s", status.took.unwrap_or_else(|| status.started.elapsed()).as_secs_f64());
+        let time = format!("{:.1}s", status.elapsed(now).as_secs_f64());
         let color = if status.took.is_some() { BLUE } else { "" };
         let amount = amount(status.current, status.total);
         lines.push(Line { text: format!(" => => {} {amount}", shown(&status.name)), time, color });

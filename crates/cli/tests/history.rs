@@ -1,0 +1,137 @@
+//! Builds that have been: what is kept of them, and what is told of it.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use dhow_testkit::{Sandbox, sandboxed, text, wait_until};
+use serde_json::Value;
+
+fn context(sandbox: &Sandbox, file: &str) -> PathBuf {
+    let path = sandbox.path("app");
+    fs::create_dir_all(&path).unwrap();
+    fs::write(path.join("Dockerfile"), file).unwrap();
+    path
+}
+
+fn records(sandbox: &Sandbox, more: &[&str]) -> Vec<Value> {
+    let listed = sandbox.ok(&[&["buildx", "history", "ls", "--format", "json"], more].concat());
+    listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn id(record: &Value) -> String {
+    record["ref"].as_str().unwrap().rsplit('/').next().unwrap().to_owned()
+}
+
+fn inspected(sandbox: &Sandbox, reference: &str) -> Value {
+    serde_json::from_str(&sandbox.ok(&["buildx", "history", "inspect", "--format", "json", reference])).unwrap()
+}
+
+#[test]
+fn a_build_is_remembered_with_all_that_was_told() {
+    let sandbox = sandboxed!();
+    assert!(records(&sandbox, &[]).is_empty());
+    let (_, error) = sandbox.fails(&["buildx", "history", "inspect"]);
+    assert!(error.contains("no records found"), "{error}");
+    let directory = context(&sandbox, "FROM busybox AS a\nARG X\nRUN echo said $X\nFROM a AS b\nRUN echo > /f\n");
+    let metadata = sandbox.path("metadata");
+    let options = ["--build-arg", "X=5", "--label", "who=me", "--target", "b", "-t", "x", "--metadata-file"];
+    sandbox.built(&[&options[..], &[metadata.to_str().unwrap(), directory.to_str().unwrap()]].concat());
+    let all = records(&sandbox, &[]);
+    assert_eq!(all.len(), 1);
+    assert_eq!((&all[0]["name"], &all[0]["status"]), (&Value::from("app (b)"), &Value::from("Completed")));
+    assert_eq!(all[0]["total_steps"], all[0]["completed_steps"]);
+    let written: Value = serde_json::from_slice(&fs::read(metadata).unwrap()).unwrap();
+    assert_eq!(written["buildx.build.ref"], all[0]["ref"]);
+    let reference = id(&all[0]);
+    let told = inspected(&sandbox, &reference);
+    assert_eq!((&told["Target"], &told["BuildArgs"][0]["Value"]), (&Value::from("b"), &Value::from("5")));
+    assert_eq!((&told["Labels"][0]["Name"], &told["Status"]), (&Value::from("who"), &Value::from("completed")));
+    assert!(told["Materials"][0]["URI"].as_str().unwrap().starts_with("pkg:docker/busybox@latest"), "{told}");
+    // The latest by no name and by its place, with what belongs to it.
+    let image = sandbox.ok(&["images", "-q", "--no-trunc", "x"]);
+    assert_eq!(told["Attachments"][0]["Digest"], image.trim());
+    let provenance = sandbox.ok(&["buildx", "history", "inspect", "attachment", "--type", "provenance", "^0"]);
+    assert!(provenance.contains("\"build-arg:X\":\"5\""), "{provenance}");
+    assert!(sandbox.ok(&["buildx", "history", "inspect"]).contains(&format!("Ref:\t\t{reference}\n")));
+    let logs = sandbox.run(&["buildx", "history", "logs", &reference]);
+    let logs = text(&logs.stderr);
+    assert!(logs.contains("[a 2/2] RUN echo said $X") || logs.contains("RUN echo said 5"), "{logs}");
+    assert!(logs.contains(" said 5\n") && logs.contains("exporting to image"), "{logs}");
+
+    // A second time it is known, and a failure is told with its place.
+    sandbox.built(&["--build-arg", "X=5", directory.to_str().unwrap()]);
+    assert!(records(&sandbox, &[])[0]["cached_steps"].as_u64().unwrap() >= 2);
+    context(&sandbox, "FROM busybox\nRUN echo last words; exit 3\n");
+    sandbox.fails(&["build", directory.to_str().unwrap()]);
+    let failed = sandbox.ok(&["buildx", "history", "inspect"]);
+    for part in ["Error:", "exit code: 3", "   2 | >>> RUN echo last words; exit 3", "> last words\n"] {
+        assert!(failed.contains(part), "{part}: {failed}");
+    }
+    assert_eq!(records(&sandbox, &["--filter", "status=error"]).len(), 1);
+    assert_eq!(records(&sandbox, &["--filter", "status!=error"]).len(), 2);
+    sandbox.ok(&["buildx", "history", "rm", &reference]);
+    assert_eq!(records(&sandbox, &[]).len(), 2);
+    sandbox.fails(&["buildx", "history", "rm", &reference]);
+    sandbox.fails(&["buildx", "history", "logs", "../../x"]);
+    sandbox.ok(&["buildx", "history", "rm", "--all"]);
+    assert_eq!(fs::read_dir(sandbox.data_root().join("history")).unwrap().count(), 0);
+    sandbox.finish();
+}
+
+#[test]
+fn a_build_that_goes_on_is_followed_and_a_killed_one_is_known() {
+    let sandbox = sandboxed!();
+    let directory = context(&sandbox, "FROM busybox\nRUN echo begun; sleep 60\n");
+    let mut build =
+        sandbox.command(&["build", directory.to_str().unwrap()]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let running = || records(&sandbox, &["--filter", "status=running"]);
+    wait_until("the build goes on", || running().len() == 1);
+    let reference = id(&running()[0]);
+    let (_, error) = sandbox.fails(&["buildx", "history", "rm", &reference]);
+    assert!(error.contains("goes on"), "{error}");
+    let mut follower = sandbox.command(&["buildx", "history", "logs", &reference]).stderr(Stdio::piped()).spawn().unwrap();
+    let log = sandbox.data_root().join("history").join(&reference).join("log");
+    wait_until("the command has begun", || fs::read_to_string(&log).unwrap().contains("\"Log\""));
+    assert!(follower.try_wait().unwrap().is_none(), "the log goes on");
+    build.kill().unwrap();
+    build.wait().unwrap();
+    let followed = follower.wait_with_output().unwrap();
+    assert!(text(&followed.stderr).contains(" begun\n"), "{}", text(&followed.stderr));
+    let told = inspected(&sandbox, &reference);
+    assert_eq!((&told["Status"], &told["Error"]["Message"]), (&Value::from("failed"), &Value::from("the builder was killed")));
+    // Whoever builds next takes what it left.
+    context(&sandbox, "FROM scratch\nLABEL a=b\n");
+    sandbox.built(&[directory.to_str().unwrap()]);
+    sandbox.ok(&["buildx", "history", "rm", "--all"]);
+    sandbox.finish();
+}
+
+#[test]
+fn the_oldest_are_forgotten() {
+    let sandbox = sandboxed!();
+    let directory = context(&sandbox, "FROM scratch\nLABEL a=b\n");
+    for _ in 0..62 {
+        sandbox.built(&["-q", directory.to_str().unwrap()]);
+    }
+    let left = records(&sandbox, &[]).len();
+    assert!((50..=60).contains(&left), "{left}");
+    // A record that is damaged is none, and disturbs no other.
+    let all = records(&sandbox, &[]);
+    fs::write(sandbox.data_root().join("history").join(id(&all[3])).join("record.json"), "{\"id\":").unwrap();
+    assert_eq!(records(&sandbox, &[]).len(), left - 1);
+    sandbox.finish();
+}
+
+#[test]
+fn there_is_one_builder() {
+    let sandbox = sandboxed!();
+    let listed: Value = serde_json::from_str(&sandbox.ok(&["buildx", "ls", "--format", "json"])).unwrap();
+    assert_eq!((&listed["Name"], &listed["Nodes"][0]["Status"]), (&Value::from("default"), &Value::from("running")));
+    assert!(sandbox.ok(&["buildx", "inspect", "--bootstrap"]).contains("Driver:        docker\n"));
+    let (_, error) = sandbox.fails(&["buildx", "inspect", "other"]);
+    assert!(error.contains("no builder \"other\" found"), "{error}");
+    sandbox.finish();
+}
