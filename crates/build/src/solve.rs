@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use dhow_oci::Digest;
-use dhow_store::{BuildRecord, LayerRow, Mountable, Store};
+use dhow_store::{BuildRecord, LayerRow, Mountable, Store, Turn};
 use dhow_sys::root::Root;
 use serde::{Deserialize, Serialize};
 
@@ -548,20 +548,33 @@ impl<'a> Solver<'a> {
         }
         let first_key = self.first_key(id)?;
         let is_forced = self.is_forced(id);
+        let mut turn = None;
         if !is_forced {
             let key = self.content_key(id, base).map_err(|error| self.failed_early(id, error))?;
-            if let Some(outcome) = self.recorded(&key)? {
+            let mut found = self.recorded(&key)?;
+            if found.is_none() {
+                turn = Some(self.turn(id, &key)?);
+                // Whoever had it before has done it, or has failed.
+                if turn.as_ref().is_some_and(|turn| turn.is_second) {
+                    found = self.recorded(&key)?;
+                }
+            }
+            if let Some(outcome) = found {
                 let record = BuildRecord { content_key: key, chain_id: *outcome.chain.last().unwrap_or(&key) };
                 if let Some(first_key) = first_key.filter(|_| !self.is_moving.load(Ordering::Relaxed)) {
                     self.store.record_step(&[first_key], &record, None, &step.name)?;
                 }
                 self.store.note_build_use(&[key])?;
-                self.tell_cached(id);
+                match turn {
+                    Some(_) => self.progress.tell(Event::Ended { id: VertexId(id), cached: true, error: None }),
+                    None => self.tell_cached(id),
+                }
                 return Ok(Arc::new(outcome));
             }
         }
-        lock(&self.told).insert(id);
-        self.progress.tell(Event::Started(VertexId(id)));
+        if lock(&self.told).insert(id) {
+            self.progress.tell(Event::Started(VertexId(id)));
+        }
         self.progress.tell(Event::Missed { id: VertexId(id), why: self.why(id, is_forced)?.into() });
         lock(&self.anew).insert(id);
         let done = self.execute(id, base);
@@ -579,8 +592,25 @@ impl<'a> Solver<'a> {
         if !self.hold(std::slice::from_ref(&layer))? {
             return Err(BuildError::internal("a layer of the build was removed meanwhile: build it again"));
         }
+        drop(turn);
         let chain = below.into_iter().chain([layer.chain_id]).collect();
         Ok(Arc::new(Outcome { chain, content_key }))
+    }
+
+    /// Waits while another build does the same step.
+    fn turn(&self, id: StepId, key: &Digest) -> Result<Turn, BuildError> {
+        let waits = || {
+            lock(&self.told).insert(id);
+            self.progress.tell(Event::Started(VertexId(id)));
+            let name = "waiting for another build that does the same".to_owned();
+            self.progress.tell(Event::Status { id: VertexId(id), name, current: 0, total: 0, done: false });
+        };
+        let turn = self.store.take_turn(key, &|| self.is_over(), &waits)?;
+        turn.ok_or_else(|| {
+            let error = BuildError::cancelled();
+            self.progress.tell(Event::Ended { id: VertexId(id), cached: false, error: Some(error.message.clone()) });
+            error
+        })
     }
 
     /// Why a step that is to be done is not known, for whoever wonders.

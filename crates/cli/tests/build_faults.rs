@@ -45,7 +45,8 @@ fn answer(sandbox: &Sandbox, context: &Path, name: &str) -> String {
 fn unfinished(data: &Path, exec: &Path) -> Vec<PathBuf> {
     let in_layers = fs::read_dir(data.join("layers")).unwrap().map(|entry| entry.unwrap().path());
     let in_layers = in_layers.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("tmp-"));
-    let of_runs = ["containers", "builds"].into_iter().flat_map(|name| fs::read_dir(exec.join(name)).into_iter().flatten());
+    let of_runs =
+        ["containers", "builds", "steps"].into_iter().flat_map(|name| fs::read_dir(exec.join(name)).into_iter().flatten());
     in_layers.chain(of_runs.map(|entry| entry.unwrap().path())).collect()
 }
 
@@ -166,5 +167,57 @@ fn a_build_without_room_says_so_and_leaves_what_was_there() {
     assert_eq!(told.matches("No space left on device").count().min(2), 2, "{told}");
     assert!(!text(&output.stdout).contains("tmp-"), "{}", text(&output.stdout));
     assert_eq!(fs::read_to_string(sandbox.path("out/answer")).unwrap(), "kept\n");
+    sandbox.finish();
+}
+
+/// A build of a step that takes a while, and comes to something else each time.
+fn slow(sandbox: &Sandbox, context: &Path, log: &Path) -> std::process::Child {
+    let file = "FROM busybox\nRUN cat /proc/sys/kernel/random/uuid > /id; sleep 2\n";
+    fs::create_dir_all(context).unwrap();
+    fs::write(context.join("Dockerfile"), file).unwrap();
+    let args = ["build", "--progress=plain", "-o", context.to_str().unwrap(), context.to_str().unwrap()];
+    let stderr = fs::File::create(log).unwrap();
+    sandbox.command(&args).stdout(Stdio::null()).stderr(stderr).spawn().unwrap()
+}
+
+#[test]
+fn a_step_that_two_builds_need_is_done_once() {
+    let sandbox = sandboxed!();
+    let contexts = ["one", "two", "three"].map(|name| sandbox.path(name));
+    let logs = ["log1", "log2", "log3"].map(|name| sandbox.path(name));
+    let begin = |number: usize| slow(&sandbox, &contexts[number], &logs[number]);
+    let says = |number: usize, what: &str| fs::read_to_string(&logs[number]).unwrap_or_default().contains(what);
+    let waits = |number: usize| wait_until("it waits", || says(number, "waiting for another build that does the same"));
+    let mut first = begin(0);
+    wait_until("the step has begun", || says(0, "RUN cat"));
+    let mut second = begin(1);
+    waits(1);
+    // One that waits is given up at once, and the other one goes on.
+    let mut third = begin(2);
+    waits(2);
+    let signalled = Command::new("kill").args(["-INT", &third.id().to_string()]).status().unwrap();
+    assert!(signalled.success());
+    assert_eq!(third.wait().unwrap().code(), Some(130));
+    assert!(first.wait().unwrap().success() && second.wait().unwrap().success());
+    let ids = [0, 1].map(|number| fs::read_to_string(contexts[number].join("id")).unwrap());
+    assert_eq!(ids[0], ids[1]);
+
+    // Whoever waits for one that is killed does it.
+    sandbox.ok(&["builder", "prune", "-af"]);
+    let mut first = begin(0);
+    wait_until("the step has begun", || says(0, "RUN cat"));
+    let mut second = begin(1);
+    waits(1);
+    first.kill().unwrap();
+    first.wait().unwrap();
+    assert!(second.wait().unwrap().success());
+    let id = fs::read_to_string(contexts[1].join("id")).unwrap();
+    assert_ne!(id, ids[0]);
+    // The next one takes what the killed one left.
+    let empty = sandbox.path("empty");
+    fs::create_dir(&empty).unwrap();
+    fs::write(empty.join("Dockerfile"), "FROM scratch\nLABEL a=b\n").unwrap();
+    assert!(build(&sandbox, &empty, &[]).status.success());
+    assert!(unfinished(&sandbox.data_root(), &sandbox.exec_root()).is_empty());
     sandbox.finish();
 }

@@ -270,6 +270,7 @@ impl Store {
     /// Removes what killed builds left, and forgets what builds had made when the host went down before it was synced.
     pub fn sweep_builds(&self) -> Result<()> {
         self.sweep_unfinished()?;
+        self.sweep_turns();
         let stale = "SELECT chain_id FROM layers WHERE boot IS NOT NULL AND boot != ?1";
         let is_any = |db: &Connection| Ok(db.prepare_cached(stale)?.exists([boot()])?);
         if !self.database.read::<bool, StoreError>(is_any)? {

@@ -25,6 +25,7 @@ mod platforms;
 pub mod quota;
 mod save;
 mod tar_split;
+mod turn;
 
 pub use apply::{ApplyError, CopyOptions, copy_into};
 pub use archive::decompressed;
@@ -45,6 +46,7 @@ pub use pack::{Packer, Times};
 pub use paths::Paths;
 pub use rusqlite;
 pub use save::{ArchiveLayout, SavedImage, Saving};
+pub use turn::Turn;
 
 use std::io;
 use std::path::{Path, PathBuf};
