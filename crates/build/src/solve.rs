@@ -33,7 +33,7 @@ use crate::progress::{BuildError, ErrorKind, Event, Progress, Stream, VertexId};
 
 use asked::Asked;
 
-pub use agent::{Agent, Forward, LocalAgent};
+pub use agent::{Agent, Forward, KeyAgent, LocalAgent};
 pub use context::Directory;
 pub use keys::KeyBuilder;
 pub use mounts::sweep_scratch;

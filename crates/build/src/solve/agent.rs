@@ -1,18 +1,26 @@
 //! Agents of ssh(1) that the client lends to commands: a socket that commands find, behind which its own agent answers.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::process::{self, Child, ChildStdin, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::lock;
+use super::mounts::Scratch;
 use crate::plan::SecretMount;
+use crate::progress::BuildError;
 
 /// Connections of one command at the same time; more are closed.
 const MOST: usize = 64;
+/// Bytes of a file with a key.
+const LARGEST_KEY: u64 = 100 << 10;
+/// Between two looks whether an agent listens.
+const WAIT: Duration = Duration::from_millis(5);
 
 /// An agent of the client.
 pub trait Agent: Send + Sync {
@@ -81,6 +89,7 @@ fn accept(listener: &UnixListener, agent: &Arc<dyn Agent>, connections: &Connect
 }
 
 /// An agent that listens on this machine.
+#[derive(Debug)]
 pub struct LocalAgent {
     pub socket: PathBuf,
 }
@@ -101,10 +110,87 @@ impl Agent for LocalAgent {
     }
 }
 
+/// An agent of ssh(1) with the keys of files, which ends with this, or with this process.
+#[derive(Debug)]
+pub struct KeyAgent {
+    agent: LocalAgent,
+    /// It runs while its command reads from this.
+    alive: Option<ChildStdin>,
+    process: Child,
+    _scratch: Scratch,
+}
+
+impl KeyAgent {
+    /// Begins one below `EXEC/builds`.
+    ///
+    /// # Errors
+    /// ssh(1) is not installed, or a file has no key that it can read without being told a passphrase.
+    pub fn begin(exec: &Path, keys: &[PathBuf]) -> Result<KeyAgent, BuildError> {
+        let scratch = Scratch::new(exec)?;
+        let socket = scratch.path.join("agent");
+        let wrong = |error: io::Error| BuildError::invalid(format!("run ssh-agent, which comes with ssh: {error}"));
+        let mut command = process::Command::new("ssh-agent");
+        // It ends when its command does, and that when nobody has the other end of its input.
+        command.arg("-a").arg(&socket).arg("cat").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut process = command.spawn().map_err(wrong)?;
+        let alive = process.stdin.take();
+        let mut own = KeyAgent { agent: LocalAgent { socket }, alive, process, _scratch: scratch };
+        while UnixStream::connect(&own.agent.socket).is_err() {
+            if let Some(status) = own.process.try_wait().map_err(wrong)? {
+                return Err(BuildError::invalid(format!("ssh-agent ended by itself: {status}")));
+            }
+            std::thread::sleep(WAIT);
+        }
+        keys.iter().try_for_each(|key| own.add(key))?;
+        Ok(own)
+    }
+
+    fn add(&self, key: &Path) -> Result<(), BuildError> {
+        let shown = key.display();
+        let told = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => "no such file or directory".to_owned(),
+            io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+            _ => error.to_string(),
+        };
+        let mut bytes = Vec::new();
+        let read = std::fs::File::open(key).and_then(|file| file.take(LARGEST_KEY).read_to_end(&mut bytes));
+        read.map_err(|error| BuildError::invalid(format!("failed to open {shown}: open {shown}: {}", told(error))))?;
+        let wrong = |why: String| BuildError::invalid(format!("failed to parse {shown}: {why}"));
+        // From its input: who else may read the file is not asked, as with BuildKit.
+        let mut command = process::Command::new("ssh-add");
+        command.arg("-q").arg("-").env("SSH_AUTH_SOCK", &self.agent.socket).env("SSH_ASKPASS_REQUIRE", "never");
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut adding = command.spawn().map_err(|error| wrong(error.to_string()))?;
+        if let Some(mut input) = adding.stdin.take() {
+            // One that reads no more says why.
+            let _ = input.write_all(&bytes);
+        }
+        let added = adding.wait_with_output().map_err(|error| wrong(error.to_string()))?;
+        match added.status.success() {
+            true => Ok(()),
+            false => Err(wrong(format!(
+                "{}: keys with a passphrase are for an agent (ssh-add)",
+                String::from_utf8_lossy(&added.stderr).trim()
+            ))),
+        }
+    }
+}
+
+impl Drop for KeyAgent {
+    fn drop(&mut self) {
+        drop(self.alive.take());
+        let _ = self.process.wait();
+    }
+}
+
+impl Agent for KeyAgent {
+    fn serve(&self, connection: UnixStream) -> io::Result<()> {
+        self.agent.serve(connection)
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Write};
-
     use super::*;
 
     #[test]
@@ -134,5 +220,51 @@ mod tests {
         drop(forward);
         assert_eq!(waiting.read(&mut [0]).unwrap(), 0);
         assert!(!lent.exists() && UnixStream::connect(&lent).is_err());
+    }
+
+    fn keygen(path: &Path, passphrase: &str) {
+        let arguments = ["-q", "-t", "ed25519", "-N", passphrase, "-f"];
+        let made = process::Command::new("ssh-keygen").args(arguments).arg(path).status();
+        assert!(made.unwrap().success(), "ssh-keygen, which comes with ssh");
+    }
+
+    /// How many keys an agent has (draft-ietf-sshm-ssh-agent, 3.5).
+    fn keys(agent: &KeyAgent) -> u8 {
+        let (mut own, theirs) = UnixStream::pair().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| agent.serve(theirs).unwrap());
+            own.write_all(&[0, 0, 0, 1, 11]).unwrap();
+            let mut head = [0; 9];
+            own.read_exact(&mut head).unwrap();
+            own.shutdown(Shutdown::Both).unwrap();
+            assert_eq!(head[4], 12);
+            head[8]
+        })
+    }
+
+    #[test]
+    fn keys_of_files_are_an_agents() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let (exec, one, two, locked) = (path("exec"), path("one"), path("two"), path("locked"));
+        keygen(&one, "");
+        keygen(&two, "");
+        keygen(&locked, "secret");
+        // Others may read it: BuildKit does not mind.
+        std::fs::set_permissions(&two, std::fs::Permissions::from_mode(0o644)).unwrap();
+        let agent = KeyAgent::begin(&exec, &[one.clone(), two]).unwrap();
+        assert_eq!(keys(&agent), 2);
+        let (socket, process) = (agent.agent.socket.clone(), agent.process.id());
+        drop(agent);
+        assert!(!socket.exists() && !path(&format!("/proc/{process}")).exists());
+
+        std::fs::write(path("text"), "no key").unwrap();
+        for (key, why) in
+            [(locked, "failed to parse"), (path("text"), "failed to parse"), (path("none"), "no such file or directory")]
+        {
+            let error = KeyAgent::begin(&exec, &[one.clone(), key]).unwrap_err();
+            assert!(error.message.contains(why), "{}", error.message);
+        }
+        assert_eq!(std::fs::read_dir(exec.join("builds")).unwrap().count(), 0);
     }
 }

@@ -37,13 +37,14 @@ pub fn sweep_scratch(exec: &Path) {
 }
 
 /// A directory of one run, below the exec root, which is in memory.
-struct Scratch {
-    path: PathBuf,
+#[derive(Debug)]
+pub(super) struct Scratch {
+    pub path: PathBuf,
     _lock: fs::File,
 }
 
 impl Scratch {
-    fn new(exec: &Path) -> Result<Scratch, BuildError> {
+    pub fn new(exec: &Path) -> Result<Scratch, BuildError> {
         let what = "make a directory for a command";
         let all = exec.join("builds");
         fs::DirBuilder::new().recursive(true).mode(0o710).create(&all).map_err(failed(what))?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use dhow_engine::dhow_build::address;
 use dhow_engine::dhow_build::pattern::Ignore;
 use dhow_engine::dhow_build::progress::{BuildError, Event, Progress};
-use dhow_engine::dhow_build::solve::{Agent, Client, Directory, LocalAgent};
+use dhow_engine::dhow_build::solve::{Agent, Client, Directory, KeyAgent, LocalAgent};
 use dhow_engine::{BuildContext, Cancel, Engine};
 use dhow_sys::root::Root;
 
@@ -41,8 +41,8 @@ pub(super) struct Input<'a> {
     context: Context,
     named: BTreeMap<String, PathBuf>,
     secrets: BTreeMap<String, Secret>,
-    /// Sockets of agents, by their ids.
-    agents: BTreeMap<String, PathBuf>,
+    /// Agents, by their ids.
+    agents: BTreeMap<String, Arc<dyn Agent>>,
     pub file: Vec<u8>,
     /// As errors call it.
     pub file_name: String,
@@ -99,7 +99,7 @@ impl<'a> Input<'a> {
         // A repository by ssh is asked for as the user who builds.
         let is_by_ssh = address::git_context(&build.context).is_ok_and(|git| git.is_some_and(|git| git.is_by_ssh()));
         let asked = if build.ssh.is_empty() && is_by_ssh { &["default".to_owned()][..] } else { &build.ssh };
-        input.agents = asked.iter().map(|text| agent(text)).collect::<Result<_, _>>()?;
+        input.agents = asked.iter().map(|text| agent(text, &engine.settings().exec_root)).collect::<Result<_, _>>()?;
         for (name, path) in build.build_context.iter().filter_map(|text| text.split_once('=')) {
             input.named.insert(name.to_owned(), PathBuf::from(path));
         }
@@ -247,28 +247,32 @@ fn secret(text: &str) -> Result<(String, Secret), BuildError> {
     Ok((id, secret))
 }
 
-/// `default` or `ID`, `=SOCKET` after it: without one, the agent of this shell.
-fn agent(text: &str) -> Result<(String, PathBuf), BuildError> {
-    let (id, socket) = text.split_once('=').map_or((text, None), |(id, socket)| (id, Some(socket)));
-    let socket = match socket {
-        Some(socket) => PathBuf::from(socket),
-        None => std::env::var_os("SSH_AUTH_SOCK").filter(|socket| !socket.is_empty()).map(PathBuf::from).ok_or_else(|| {
+/// `default` or `ID`; after it `=SOCKET`, or `=KEY,KEY` for files with keys. Without, the agent of this shell.
+fn agent(text: &str, exec: &Path) -> Result<(String, Arc<dyn Agent>), BuildError> {
+    let (id, given) = text.split_once('=').unwrap_or((text, ""));
+    let mut paths: Vec<PathBuf> = given.split(',').filter(|path| !path.is_empty()).map(PathBuf::from).collect();
+    if paths.is_empty() {
+        let own = std::env::var_os("SSH_AUTH_SOCK").filter(|socket| !socket.is_empty()).map(PathBuf::from);
+        paths.push(own.ok_or_else(|| {
             plain(format!("invalid empty ssh agent socket: make sure SSH_AUTH_SOCK is set, or name a socket: --ssh {id}=SOCKET"))
-        })?,
-    };
-    let stat = std::fs::metadata(&socket).map_err(|error| plain(format!("ssh agent {}: {error}", socket.display())))?;
-    match std::os::unix::fs::FileTypeExt::is_socket(&stat.file_type()) {
-        true => Ok((id.to_owned(), socket)),
-        false => Err(plain(format!(
-            "{}: keys are not read here: give them to an agent (ssh-add {0}), and its socket to the build",
-            socket.display()
-        ))),
+        })?);
     }
+    let is_socket = |path: &PathBuf| {
+        let stat = std::fs::metadata(path).map_err(|error| plain(format!("ssh agent {}: {error}", path.display())))?;
+        Ok(std::os::unix::fs::FileTypeExt::is_socket(&stat.file_type()))
+    };
+    let sockets: Vec<bool> = paths.iter().map(is_socket).collect::<Result<_, BuildError>>()?;
+    let agent: Arc<dyn Agent> = match (sockets.contains(&true), paths.len()) {
+        (true, 1) => Arc::new(LocalAgent { socket: paths.remove(0) }),
+        (true, _) => return Err(plain(format!("--ssh {text}: invalid combination of keys and sockets"))),
+        (false, _) => Arc::new(KeyAgent::begin(exec, &paths)?),
+    };
+    Ok((id.to_owned(), agent))
 }
 
 impl Client for Input<'_> {
     fn agent(&self, id: &str) -> Result<Option<Arc<dyn Agent>>, BuildError> {
-        Ok(self.agents.get(id).map(|socket| Arc::new(LocalAgent { socket: socket.clone() }) as Arc<dyn Agent>))
+        Ok(self.agents.get(id).cloned())
     }
 
     fn directory(&self, name: &str) -> Result<Directory, BuildError> {
