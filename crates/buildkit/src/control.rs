@@ -250,7 +250,7 @@ async fn export(
                 if is_true(&exporter, "push") {
                     let session = handle.block_on(session::find(&session))?;
                     let credentials = |domain: &str| bridge::credentials(&handle, &session, domain);
-                    digest = engine.push_build(&own, form.compression, &credentials, &teller, &job.cancel).map_err(failed)?;
+                    digest = engine.push_build(&built, &own, &form, &credentials, &teller, &job.cancel).map_err(failed)?;
                 }
                 return Ok(Some((built.id, digest)));
             }
@@ -342,15 +342,14 @@ fn form(job: &Job, exporter: &Exporter) -> Result<ImageForm, Status> {
         rewrites_times: is_true(exporter, "rewrite-timestamp"),
         annotations: Vec::new(),
         provenance: job.provenance(),
+        by_digest: false,
         compression: Compression::Gzip,
     };
     // What would come to something else than is asked for is not done.
     for (key, value) in &exporter.attrs {
         let is_archive = matches!(exporter.kind.as_str(), "oci" | "docker");
         match (key.as_str(), value.as_str()) {
-            ("push-by-digest", "true" | "1") => {
-                return Err(refuse("push-by-digest is not supported yet: push to a tag, and make an index of tags".to_owned()));
-            }
+            ("push-by-digest", "true" | "1") => form.by_digest = true,
             ("platform-split", "false" | "0") => {
                 return Err(refuse("platform-split=false is not supported: each platform has its directory".to_owned()));
             }
@@ -370,10 +369,14 @@ fn form(job: &Job, exporter: &Exporter) -> Result<ImageForm, Status> {
 
 fn names(exporter: &Exporter) -> Result<Vec<Reference>, Status> {
     let names = exporter.attrs.get("name").map(String::as_str).unwrap_or_default();
+    let by_digest = is_true(exporter, "push-by-digest");
     let parse = |name: &str| {
-        let parsed =
-            name.parse::<Reference>().map_err(|error| Status::new(INVALID, format!("invalid image name {name}: {error}")));
-        parsed.map(Reference::or_latest)
+        let wrong = |error| Status::new(INVALID, format!("invalid image name {name}: {error}"));
+        let parsed = name.parse::<Reference>().map_err(wrong)?;
+        match (by_digest, &parsed.tag) {
+            (true, Some(_)) => Err(Status::new(INVALID, format!("can't push tagged ref {parsed} by digest"))),
+            _ => Ok(parsed.or_latest()),
+        }
     };
     names.split(',').filter(|name| !name.is_empty()).map(parse).collect()
 }

@@ -393,3 +393,52 @@ echo ignored > "$BUILDKIT_SCAN_DESTINATION/readme.txt"
     }
     sandbox.finish();
 }
+
+/// As CI systems build each platform on a machine of its own, and make an index of all afterwards.
+#[test]
+fn an_image_is_pushed_by_its_digest_alone() {
+    let sandbox = sandboxed!();
+    let registry = Registry::start();
+    let (name, metadata) = (registry.name("app"), sandbox.path("metadata"));
+    let context = context(&sandbox);
+    let form = format!("type=image,name={name},push-by-digest=true,name-canonical=true,push=true");
+    let push = |more: &[&str]| {
+        let told = ["--metadata-file", metadata.to_str().unwrap(), "-o", &form];
+        sandbox.built(&[&told, more, &[context.to_str().unwrap()]].concat());
+        let document: Value = serde_json::from_slice(&fs::read(&metadata).unwrap()).unwrap();
+        let digest = document["containerimage.digest"].as_str().unwrap().to_owned();
+        let (_, manifest) = registry.manifest("app", &digest).expect("it is there");
+        assert_eq!(digest_of(&manifest), digest);
+        (digest, serde_json::from_slice::<Value>(&manifest).unwrap())
+    };
+    let (digest, manifest) = push(&[]);
+    assert_eq!(manifest["layers"].as_array().unwrap().len(), 1);
+    // It has no tag, here or there, and is known by the digest.
+    assert!(registry.manifest("app", "latest").is_none());
+    assert_eq!(
+        sandbox.ok(&["image", "inspect", "-f", "{{.RepoTags}} {{.RepoDigests}}", &format!("{name}@{digest}")]).trim(),
+        format!("[] [{name}@{digest}]")
+    );
+    // The registry's index of what two machines have pushed.
+    sandbox.ok(&["manifest", "create", &registry.name("app:1"), &format!("{name}@{digest}")]);
+    sandbox.ok(&["manifest", "push", &registry.name("app:1")]);
+    let (_, index) = registry.manifest("app", "1").unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&index).unwrap()["manifests"][0]["digest"], digest.as_str());
+
+    // With what goes with it, or for several platforms, it is an index.
+    let (_, index) = push(&["--provenance=true"]);
+    assert_eq!(index["manifests"].as_array().unwrap().len(), 2);
+    let (_, index) = push(&["--platform", &both()]);
+    assert_eq!(index["manifests"].as_array().unwrap().len(), 2);
+    assert!(registry.manifest("app", "latest").is_none());
+    let (_, error) = sandbox.fails(&[
+        "build",
+        "-t",
+        &format!("{name}:1"),
+        "-o",
+        "type=image,push-by-digest=true,push=true",
+        context.to_str().unwrap(),
+    ]);
+    assert!(error.contains(&format!("can't push tagged ref {name}:1 by digest")), "{error}");
+    sandbox.finish();
+}

@@ -43,10 +43,10 @@ use dhow_build::plan::{self, Images, Options, OutlineSecret, Plan};
 use dhow_build::progress::{BuildError, Event, Progress, VertexId};
 use dhow_build::solve::{Client, Known, Material, Outcome, Solver};
 use dhow_monitor::Overlay;
-use dhow_oci::attestation::Attestation;
+use dhow_oci::attestation::{Attestation, Extras};
 use dhow_oci::{Digest, Platform, Reference};
 use dhow_registry::Credentials;
-use dhow_store::{Compression, Driver, Mountable};
+use dhow_store::{Driver, Mountable};
 
 use crate::{Engine, Error, Kind, PushEvent, PushRequest};
 
@@ -111,6 +111,8 @@ pub struct Built {
     pub config: Vec<u8>,
     /// Of all platforms that have become images.
     pub all: Vec<(Platform, Digest)>,
+    /// What goes with them where they are handed on to.
+    extras: Extras,
 }
 
 /// Ends a build from outside.
@@ -309,30 +311,37 @@ impl Engine {
         Ok(built)
     }
 
-    /// Hands a build's image on to the registries of its names: the digest of what the last of them stands for there.
+    /// Hands a build's images on to the registries of its names: the digest of what the last of them stands for there.
     ///
     /// # Errors
-    /// It has no name, or a registry does not take it.
+    /// There is no name, or a registry does not take it.
     pub fn push_build(
         &self,
+        built: &Built,
         names: &[Reference],
-        compression: Compression,
+        form: &ImageForm,
         credentials: &(dyn Fn(&str) -> Credentials + Sync),
         progress: &dyn Progress,
         cancel: &Cancel,
     ) -> Result<Digest, BuildError> {
         let pushed = Mutex::new(None);
+        let images: Vec<Digest> = built.all.iter().map(|(_, image)| *image).collect();
         for name in names {
+            let name = if form.by_digest { Reference { tag: None, ..name.clone() } } else { name.clone() };
             vertex(progress, &format!("pushing {name}"), |id| {
-                let request =
-                    PushRequest { name: name.clone(), credentials: credentials(&name.domain), compression, platform: None };
                 let told = |event| {
                     if let PushEvent::Done { digest, .. } = event {
                         *pushed.lock().unwrap_or_else(PoisonError::into_inner) = Some(digest);
                     }
                     !cancel.is_cancelled()
                 };
-                self.push(&request, &told).map_err(|error| BuildError::invalid(error.message))?;
+                let (compression, credentials) = (form.compression, credentials(&name.domain));
+                let request = PushRequest { name: name.clone(), credentials, compression, platform: None };
+                let done = match form.by_digest {
+                    true => self.push_by_digest(&request, &built.id, &images, &built.extras, &told),
+                    false => self.push(&request, &told),
+                };
+                done.map_err(|error| BuildError::invalid(error.message))?;
                 progress.tell(Event::Status { id, name: format!("pushed {name}"), current: 0, total: 0, done: true });
                 Ok(())
             })?;

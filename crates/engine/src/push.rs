@@ -39,8 +39,9 @@ pub struct PushRequest {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PushEvent {
     Layer(PushLayer),
-    /// An image is there, by this tag.
+    /// An image is there.
     Done {
+        /// Empty if it is known by its digest alone.
         tag: String,
         /// Of its manifest.
         digest: Digest,
@@ -160,6 +161,26 @@ impl Engine {
         Ok(())
     }
 
+    /// Hands on images that get no tag: there they are known by the digest of their manifest, or of an index of them.
+    pub(crate) fn push_by_digest(
+        &self,
+        request: &PushRequest,
+        own: &Digest,
+        images: &[Digest],
+        extras: &Extras,
+        told: PushTold<'_>,
+    ) -> Result<()> {
+        let client = self.registries(&request.credentials);
+        let mut session = client.session().map_err(|error| failed(&error))?;
+        let way = Way { client: &client, name: &request.name, request, extras, told };
+        let gone = || Error::not_found("the image was removed before it was pushed");
+        let images = images.iter().map(|id| self.store.image(id)?.ok_or_else(gone)).collect::<Result<Vec<_>>>()?;
+        match images.as_slice() {
+            [only] if !extras.need_index() => self.push_image(&mut session, &way, only),
+            all => self.push_as_index(&mut session, &way, own, all),
+        }
+    }
+
     /// Hands on the images of all platforms that a build was for, and an index of them as what the tag stands for.
     fn push_as_index(&self, session: &mut Session<'_>, way: &Way<'_>, id: &Digest, images: &[Image]) -> Result<()> {
         let Way { name, extras, told, .. } = *way;
@@ -192,9 +213,10 @@ impl Engine {
         let mut index = Index::new(media_type, manifests);
         index.annotations.clone_from(&extras.annotations);
         let bytes = document(&index)?;
-        let tag = name.tag.clone().unwrap_or_default();
-        session.push_manifest(name, &tag, media_type, &bytes).map_err(|error| failed(&error))?;
         let digest = Digest::of(&bytes);
+        let tag = name.tag.clone().unwrap_or_default();
+        let target = if tag.is_empty() { digest.to_string() } else { tag.clone() };
+        session.push_manifest(name, &target, media_type, &bytes).map_err(|error| failed(&error))?;
         self.store.note_pushed(name, &digest, id, &known)?;
         self.image_event("push", id, &name.familiar());
         told(PushEvent::Done { tag, digest, size: bytes.len() as u64 });
@@ -206,13 +228,16 @@ impl Engine {
         let id = image.row.id;
         let Parts { blobs, media_type, bytes, is_own, origins } = self.push_parts(session, way, image)?;
         let (mut digest, mut size) = (Digest::of(&bytes), bytes.len());
-        let whole = match is_own && request.platform.is_none() {
+        let whole = match is_own && request.platform.is_none() && name.tag.is_some() {
             true => self.whole_index(&id, &digest)?,
             false => None,
         };
         let tag = name.tag.clone().unwrap_or_default();
         match whole {
-            None => session.push_manifest(name, &tag, &media_type, &bytes).map_err(|error| failed(&error))?,
+            None => {
+                let target = if tag.is_empty() { digest.to_string() } else { tag.clone() };
+                session.push_manifest(name, &target, &media_type, &bytes).map_err(|error| failed(&error))?;
+            }
             Some(whole) => {
                 let target = digest.to_string();
                 session.push_manifest(name, &target, &media_type, &bytes).map_err(|error| failed(&error))?;

@@ -197,6 +197,12 @@ impl Build {
         let outputs = self.outputs()?;
         let mut asked = self.asked(folder)?;
         asked.add_tags(&outputs.names)?;
+        if outputs.form.by_digest {
+            let tagged = |text: &&String| text.parse::<Reference>().is_ok_and(|name| name.tag.is_some());
+            if let Some(name) = self.tag.iter().chain(&outputs.names).find(tagged) {
+                return Err(failed(format!("can't push tagged ref {name} by digest")));
+            }
+        }
         Ok(Prepared { outputs, asked })
     }
 
@@ -272,7 +278,7 @@ impl Build {
         progress.journal.made(&built);
         let mut digest = built.id;
         if outputs.push {
-            digest = engine.push_build(&asked.tags, outputs.form.compression, &users, progress, cancel).map_err(shown)?;
+            digest = engine.push_build(&built, &asked.tags, &outputs.form, &users, progress, cancel).map_err(shown)?;
         }
         hand_on(&solved)?;
         Ok(Said { built: Some((built, digest)), tags: asked.tags, ..Said::default() })

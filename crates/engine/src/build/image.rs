@@ -56,6 +56,8 @@ pub struct ImageForm {
     pub compression: Compression,
     /// It is attested where it comes from.
     pub provenance: Option<Provenance>,
+    /// It gets no tag, here or where it is pushed to: there it is known by its digest alone.
+    pub by_digest: bool,
 }
 
 /// A note for whoever reads an image's manifests.
@@ -158,8 +160,9 @@ impl Engine {
         let status = |name: String, done: bool| progress.tell(Event::Status { id, name, current: 0, total: 0, done });
         status("exporting layers".to_owned(), false);
         let own = solved.own();
-        // Without a name there is nothing that would hold several together.
-        let only = tags.is_empty().then_some(own);
+        let tags = if form.by_digest { &[] } else { tags };
+        // Without a name there is nothing that would hold several together but an index elsewhere.
+        let only = (tags.is_empty() && !form.by_digest).then_some(own);
         let mut documents = self.images_of(solved, form, only)?;
         status("exporting layers".to_owned(), true);
         let extras = solved.extras(form, &documents);
@@ -195,7 +198,7 @@ impl Engine {
         }
         let platforms = documents.iter().map(|document| solved.plan.results[document.result].platform.clone());
         let all = platforms.zip(images).collect();
-        Ok(Built { id: image, config: documents.swap_remove(own).bytes, all })
+        Ok(Built { id: image, config: documents.swap_remove(own).bytes, all, extras })
     }
 
     /// What the images of a build are made of, in the order of its platforms, or only one of them.

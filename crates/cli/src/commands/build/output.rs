@@ -178,6 +178,9 @@ fn output(text: &str, into: &mut Outputs) -> Result<()> {
                 let place = place.trim_start_matches("annotation").trim_start_matches('-');
                 form.annotations.push(Annotation::at(place, name, value).map_err(failed)?);
             }
+            "push-by-digest" => form.by_digest = is_true,
+            // What is pushed by its digest is known by it here, too.
+            "name-canonical" => {}
             "rewrite-timestamp" => form.rewrites_times = is_true,
             "force-compression" if !is_true => {}
             other => return Err(failed(format!("output {text}: {other}={value} is not supported yet"))),
