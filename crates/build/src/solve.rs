@@ -487,11 +487,15 @@ impl<'a> Solver<'a> {
 
     /// What a key is known for; its layers are held.
     fn recorded(&self, key: &Digest) -> Result<Option<Outcome>, BuildError> {
-        let mut record = self.store.build_record(key)?;
-        if record.is_none() && self.host.import(key)? {
-            record = self.store.build_record(key)?;
+        match self.recorded_here(key)? {
+            None if self.host.import(key)? => self.recorded_here(key),
+            found => Ok(found),
         }
-        let Some(record) = record else { return Ok(None) };
+    }
+
+    /// The same, of what this machine knows.
+    fn recorded_here(&self, key: &Digest) -> Result<Option<Outcome>, BuildError> {
+        let Some(record) = self.store.build_record(key)? else { return Ok(None) };
         let Some(rows) = self.store.chain_of(&record.chain_id)? else { return Ok(None) };
         if !self.hold(&rows)? {
             return Ok(None);
@@ -552,12 +556,13 @@ impl<'a> Solver<'a> {
         if !is_forced {
             let key = self.content_key(id, base).map_err(|error| self.failed_early(id, error))?;
             let mut found = self.recorded(&key)?;
+            let mut has_waited = false;
             if found.is_none() {
-                turn = Some(self.turn(id, &key)?);
-                // Whoever had it before has done it, or has failed.
-                if turn.as_ref().is_some_and(|turn| turn.is_second) {
-                    found = self.recorded(&key)?;
-                }
+                let own = self.turn(id, &key)?;
+                has_waited = own.is_second;
+                found = self.recorded_here(&key)?;
+                // Where whoever had it before has failed, all who wait try at once: each may have other luck.
+                turn = (!has_waited).then_some(own);
             }
             if let Some(outcome) = found {
                 let record = BuildRecord { content_key: key, chain_id: *outcome.chain.last().unwrap_or(&key) };
@@ -565,9 +570,9 @@ impl<'a> Solver<'a> {
                     self.store.record_step(&[first_key], &record, None, &step.name)?;
                 }
                 self.store.note_build_use(&[key])?;
-                match turn {
-                    Some(_) => self.progress.tell(Event::Ended { id: VertexId(id), cached: true, error: None }),
-                    None => self.tell_cached(id),
+                match has_waited {
+                    true => self.progress.tell(Event::Ended { id: VertexId(id), cached: true, error: None }),
+                    false => self.tell_cached(id),
                 }
                 return Ok(Arc::new(outcome));
             }
@@ -599,18 +604,20 @@ impl<'a> Solver<'a> {
 
     /// Waits while another build does the same step.
     fn turn(&self, id: StepId, key: &Digest) -> Result<Turn, BuildError> {
+        let told = |done| {
+            let name = "waiting for another build that does the same".to_owned();
+            self.progress.tell(Event::Status { id: VertexId(id), name, current: 0, total: 0, done });
+        };
         let waits = || {
             lock(&self.told).insert(id);
             self.progress.tell(Event::Started(VertexId(id)));
-            let name = "waiting for another build that does the same".to_owned();
-            self.progress.tell(Event::Status { id: VertexId(id), name, current: 0, total: 0, done: false });
+            told(false);
         };
         let turn = self.store.take_turn(key, &|| self.is_over(), &waits)?;
-        turn.ok_or_else(|| {
-            let error = BuildError::cancelled();
-            self.progress.tell(Event::Ended { id: VertexId(id), cached: false, error: Some(error.message.clone()) });
-            error
-        })
+        if lock(&self.told).contains(&id) {
+            told(true);
+        }
+        turn.ok_or_else(|| self.failed_early(id, BuildError::cancelled()))
     }
 
     /// Why a step that is to be done is not known, for whoever wonders.
@@ -627,12 +634,11 @@ impl<'a> Solver<'a> {
         })
     }
 
-    /// A step whose files cannot be looked at has failed as if it had been done.
+    /// A step that was not begun has failed as if it had been.
     fn failed_early(&self, id: StepId, error: BuildError) -> BuildError {
-        if !lock(&self.told).insert(id) {
-            return error.at(&self.step(id).lines);
+        if lock(&self.told).insert(id) {
+            self.progress.tell(Event::Started(VertexId(id)));
         }
-        self.progress.tell(Event::Started(VertexId(id)));
         self.progress.tell(Event::Ended { id: VertexId(id), cached: false, error: Some(error.message.clone()) });
         error.at(&self.step(id).lines)
     }

@@ -199,7 +199,8 @@ impl Client for Caller<'_> {
             true => "[internal] load build context".to_owned(),
             false => format!("[context {name}] load from client"),
         };
-        let exclude: &[String] = if is_main { &self.exclude } else { &[] };
+        let own = if is_main { Vec::new() } else { self.ignored_of(directory)? };
+        let exclude = if is_main { &self.exclude } else { &own };
         let received = self.receive(&title, true, &Wanted { directory, exclude, follow: &[] })?;
         let root = Root::open_path(&received.path).map_err(|error| BuildError::internal(format!("open a context: {error}")))?;
         let (path, is_lasting) = (received.path.clone(), received.is_lasting);
@@ -225,6 +226,16 @@ impl Client for Caller<'_> {
 }
 
 impl Caller<'_> {
+    /// What a named context says is no part of it.
+    fn ignored_of(&self, directory: &str) -> Result<Vec<String>, BuildError> {
+        const NAME: &str = ".dockerignore";
+        let wanted = Wanted { directory, exclude: &[], follow: &[NAME.to_owned()] };
+        let received = self.receive(&format!("[context {directory}] load .dockerignore"), false, &wanted)?;
+        let root = Root::open_path(&received.path).map_err(|error| BuildError::internal(format!("open a context: {error}")))?;
+        let read = root.read(std::path::Path::new(NAME), LARGEST_FILE);
+        Ok(read.map(|bytes| Ignore::lines(&bytes)).unwrap_or_default())
+    }
+
     /// Fetches a context by its address: one that the client has on its standard input comes by the session.
     fn fetch(&self, address: &str) -> Result<BuildContext, BuildError> {
         if let Some(path) = address.strip_prefix("http://buildkit-session/") {

@@ -13,7 +13,7 @@ use prost::Message as _;
 use serde_json::json;
 
 use crate::control::blocking;
-use crate::grpc::{Call, INVALID, NOT_FOUND, Replies, Status};
+use crate::grpc::{Call, INTERNAL, INVALID, NOT_FOUND, Replies, Status};
 use crate::messages::{
     Any, BuildHistoryEvent, BuildHistoryRecord, BuildHistoryRequest, BuildResultInfo, ContentInfo, ContentInfoRequest,
     ContentInfoResponse, Descriptor, Empty, Exporter, HistoryEventKind, ReadContentRequest, ReadContentResponse, RpcStatus,
@@ -33,20 +33,21 @@ pub async fn listen(engine: Arc<Engine>, mut call: Call) -> Result<(), Status> {
     let most = usize::try_from(request.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
     // Whether what was told of each was its end.
     let mut told: HashMap<String, bool> = HashMap::new();
+    let mut is_first = true;
     loop {
         let own = engine.clone();
         let mut records = blocking(move || own.build_records()).await?;
         records.retain(|record| request.reference.is_empty() || record.id == request.reference);
-        let is_first = told.is_empty();
-        for record in records.iter().take(if is_first { most } else { usize::MAX }) {
+        for (number, record) in records.iter().enumerate() {
             let is_over = record.completed.is_some();
-            if request.active_only && is_over && is_first {
-                continue;
-            }
             match told.entry(record.id.clone()) {
                 Entry::Occupied(entry) if *entry.get() == is_over => continue,
                 Entry::Occupied(mut entry) => drop(entry.insert(is_over)),
                 Entry::Vacant(entry) => drop(entry.insert(is_over)),
+            }
+            // Of what was there before, as much as is asked for; afterwards all that changes.
+            if is_first && (number >= most || (request.active_only && is_over)) {
+                continue;
             }
             let kind = if is_over { HistoryEventKind::Complete } else { HistoryEventKind::Started };
             if !call.replies.send(&BuildHistoryEvent { kind: kind.into(), record: Some(message(record)) }).await {
@@ -56,6 +57,7 @@ pub async fn listen(engine: Arc<Engine>, mut call: Call) -> Result<(), Status> {
         if request.early_exit {
             return Ok(());
         }
+        is_first = false;
         let gone: Vec<String> = told.keys().filter(|id| !records.iter().any(|record| record.id == **id)).cloned().collect();
         for id in gone {
             told.remove(&id);
@@ -84,27 +86,33 @@ pub async fn update(engine: Arc<Engine>, mut call: Call) -> Result<(), Status> {
 
 /// Tells what was told of a build, and what is, if it is one of another process; `false` when there is none.
 pub async fn tell(engine: Arc<Engine>, replies: &Replies, reference: &str) -> Result<bool, Status> {
-    let Ok(mut log) = engine.build_log(reference) else { return Ok(false) };
     let (sender, mut messages) = tokio::sync::mpsc::channel(WAITING);
     let reference = reference.to_owned();
     let work = tokio::task::spawn_blocking(move || {
+        let Ok(mut log) = engine.build_log(&reference) else { return Ok(false) };
         let mut told = Messages::new(reference);
-        while let Ok(Some((at, event))) = log.next(&|| !sender.is_closed()) {
+        while let Some((at, event)) = log.next(&|| !sender.is_closed())? {
             if let Some(message) = told.of(event, at)
                 && sender.blocking_send(message).is_err()
             {
-                return;
+                break;
             }
         }
+        Ok::<_, std::io::Error>(true)
     });
-    while let Some(message) = messages.recv().await {
-        if !replies.send(&message).await {
-            break;
+    loop {
+        let message = tokio::select! {
+            message = messages.recv() => message,
+            () = replies.closed() => None,
+        };
+        match message {
+            Some(message) if replies.send(&message).await => {}
+            _ => break,
         }
     }
     drop(messages);
-    let _ = work.await;
-    Ok(true)
+    let told = work.await.map_err(|error| Status::new(INTERNAL, format!("a worker of the engine failed: {error}")))?;
+    told.map_err(|error| Status::new(INTERNAL, format!("read what was told of a build: {error}")))
 }
 
 /// `Info` and `Read`.
@@ -297,6 +305,43 @@ mod tests {
         assert!(engine.build_records().unwrap().is_empty());
         assert!(runtime.block_on(channel.unary::<Empty>(&update, &delete)).is_err());
         assert!(read(0, 0).is_err());
+    }
+
+    #[test]
+    fn who_listens_on_is_told_what_changes_and_no_more() {
+        let root = tempfile::tempdir().unwrap();
+        let settings =
+            Settings { data_root: root.path().join("data"), exec_root: root.path().join("run"), ..Settings::default() };
+        let engine = Arc::new(Engine::open(settings).unwrap());
+        let begin = |id: &str| engine.begin_record(NewRecord { id: Some(id.to_owned()), ..NewRecord::default() });
+        let ended = |id: &str| begin(id).end(None);
+        ended("old1");
+        ended("old2");
+        let running = begin("running");
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        runtime.spawn(crate::serve(engine.clone(), theirs));
+        let (channel, carried) = runtime.block_on(Channel::begin(ours)).unwrap();
+        runtime.spawn(carried);
+        let mut stream = runtime.block_on(channel.stream("/moby.buildkit.v1.Control/ListenBuildHistory", &[])).unwrap();
+        let asked = BuildHistoryRequest { active_only: true, ..BuildHistoryRequest::default() };
+        assert!(runtime.block_on(stream.send(&asked)));
+        let mut next = || {
+            let next = async { tokio::time::timeout(Duration::from_secs(20), stream.messages.next::<BuildHistoryEvent>()).await };
+            let event = runtime.block_on(next).expect("within a moment").unwrap().unwrap();
+            (event.kind(), event.record.unwrap().reference)
+        };
+        assert_eq!(next(), (HistoryEventKind::Started, "running".to_owned()));
+        std::thread::sleep(3 * PATIENCE);
+        running.end(None);
+        assert_eq!(next(), (HistoryEventKind::Complete, "running".to_owned()));
+        ended("new");
+        assert_eq!(next(), (HistoryEventKind::Complete, "new".to_owned()));
+        engine.remove_build_record("old1").unwrap();
+        assert_eq!(next(), (HistoryEventKind::Deleted, "old1".to_owned()));
+        // Pinned, it is the same build.
+        engine.pin_build_record("old2", true).unwrap();
+        assert!(engine.build_record("old2").unwrap().is_pinned);
     }
 
     #[test]

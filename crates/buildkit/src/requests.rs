@@ -19,10 +19,18 @@ pub fn answer(engine: &Engine, wanted: &str, request: &BuildRequest<'_>, teller:
         return Err(Status { code: UNKNOWN, message: format!("unsupported request {wanted}"), details: vec![detail] });
     };
     let bytes = serde_json::to_vec_pretty(&answer.document).unwrap_or_default();
-    let metadata = HashMap::from([
+    let mut metadata = HashMap::from([
         ("result.json".to_owned(), bytes),
         ("result.txt".to_owned(), answer.text.into_bytes()),
         ("version".to_owned(), answer.version.as_bytes().to_vec()),
     ]);
+    if wanted == "frontend.lint" {
+        // What has been found makes the client fail (BuildKit, `frontend/subrequests/lint`).
+        let has_found = ["warnings", "buildError"].iter().any(|key| match &answer.document[*key] {
+            serde_json::Value::Array(all) => !all.is_empty(),
+            other => !other.is_null(),
+        });
+        metadata.insert("result.statuscode".to_owned(), if has_found { b"1" } else { b"0" }.to_vec());
+    }
     Ok(BridgeResult { metadata, ..BridgeResult::default() })
 }

@@ -155,7 +155,7 @@ fn ranges(lines: &Lines) -> Vec<Range> {
     (lines.first..=lines.last.max(lines.first)).map(Range::line).collect()
 }
 
-/// A failure with the places of the Dockerfile that it is about, of which clients show an excerpt.
+/// A failure with the places of the Dockerfile that it is about, of which clients show excerpts, the last one first.
 pub fn status(error: &BuildError, file_name: &str, file: &[u8]) -> Status {
     let code = if error.kind == ErrorKind::Cancelled { CANCELLED } else { UNKNOWN };
     let detail = |lines: &Lines| {
@@ -171,5 +171,5 @@ pub fn status(error: &BuildError, file_name: &str, file: &[u8]) -> Status {
             value: json!({ "info": info, "ranges": ranges }).to_string().into_bytes(),
         }
     };
-    Status { code, message: error.message.clone(), details: error.lines.iter().map(detail).collect() }
+    Status { code, message: error.message.clone(), details: error.lines.iter().rev().map(detail).collect() }
 }

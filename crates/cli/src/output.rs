@@ -142,6 +142,22 @@ pub fn tabulate_wide(lines: &[Vec<String>], narrowest: usize) -> String {
     out
 }
 
+/// Without what would move the cursor or change colors.
+pub fn harmless(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut characters = text.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            // An escape sequence ends with a letter.
+            '\x1b' => drop(characters.by_ref().find(char::is_ascii_alphabetic)),
+            '\t' => out.push(' '),
+            character if character.is_control() => {}
+            character => out.push(character),
+        }
+    }
+    out
+}
+
 /// Objects as `inspect` prints them: an indented list, or a template for each.
 pub fn inspect(objects: &[Value], format: Option<&str>) -> Result {
     match format.filter(|format| !format.is_empty()) {
@@ -216,5 +232,11 @@ mod tests {
     fn long_texts_end_in_an_ellipsis() {
         assert_eq!(ellipsis("\"sleep 1000000000000000\"", 20), "\"sleep 100000000000…");
         assert_eq!(ellipsis("short", 20), "short");
+    }
+
+    #[test]
+    fn nothing_of_the_output_moves_the_cursor() {
+        assert_eq!(harmless("a\x1b[31mred\x1b[0m\tb\r\x07"), "ared b");
+        assert_eq!(harmless("\x1b[2J\x1b"), "");
     }
 }

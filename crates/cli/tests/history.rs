@@ -101,7 +101,10 @@ fn a_build_that_goes_on_is_followed_and_a_killed_one_is_known() {
     let followed = follower.wait_with_output().unwrap();
     assert!(text(&followed.stderr).contains(" begun\n"), "{}", text(&followed.stderr));
     let told = inspected(&sandbox, &reference);
-    assert_eq!((&told["Status"], &told["Error"]["Message"]), (&Value::from("failed"), &Value::from("the builder was killed")));
+    assert_eq!(
+        (&told["Status"], &told["Error"]["Message"]),
+        (&Value::from("failed"), &Value::from("the builder was killed, or could not write down how it ended"))
+    );
     // Whoever builds next takes what it left.
     context(&sandbox, "FROM scratch\nLABEL a=b\n");
     sandbox.built(&[directory.to_str().unwrap()]);
@@ -113,15 +116,51 @@ fn a_build_that_goes_on_is_followed_and_a_killed_one_is_known() {
 fn the_oldest_are_forgotten() {
     let sandbox = sandboxed!();
     let directory = context(&sandbox, "FROM scratch\nLABEL a=b\n");
-    for _ in 0..62 {
-        sandbox.built(&["-q", directory.to_str().unwrap()]);
+    let out = sandbox.path("out.tar");
+    // However they end, and whatever becomes of them.
+    let ways = [&["-q"][..], &["-o", &format!("type=tar,dest={}", out.display())], &["-f", "missing"]];
+    for number in 0..63 {
+        let way = ways[number % ways.len()];
+        let output = sandbox.run(&[&["build"], way, &[directory.to_str().unwrap()]].concat());
+        assert_eq!(output.status.success(), number % ways.len() < 2, "{}", text(&output.stderr));
     }
-    let left = records(&sandbox, &[]).len();
-    assert!((50..=60).contains(&left), "{left}");
-    // A record that is damaged is none, and disturbs no other.
     let all = records(&sandbox, &[]);
-    fs::write(sandbox.data_root().join("history").join(id(&all[3])).join("record.json"), "{\"id\":").unwrap();
-    assert_eq!(records(&sandbox, &[]).len(), left - 1);
+    assert!((50..=61).contains(&all.len()), "{}", all.len());
+    // A record that is damaged is none, and disturbs no other; it goes with all.
+    let history = sandbox.data_root().join("history");
+    let damaged = history.join(id(&all[3]));
+    fs::write(damaged.join("record.json"), "{\"id\":").unwrap();
+    assert_eq!(records(&sandbox, &[]).len(), all.len() - 1);
+    assert!(std::process::Command::new("touch").args(["-d", "1 hour ago"]).arg(&damaged).status().unwrap().success());
+    sandbox.ok(&["buildx", "history", "rm", "--all"]);
+    assert_eq!(fs::read_dir(history).unwrap().count(), 0);
+    sandbox.finish();
+}
+
+#[test]
+fn what_is_written_down_has_bounds_and_no_passwords() {
+    let sandbox = sandboxed!();
+    let count = 400;
+    let file = format!("FROM scratch\nLABEL upper=1\nLABEL upper=2\n{}", "label lower=1\n".repeat(count));
+    let directory = context(&sandbox, &(file.clone() + &"label lower=1\n".repeat(count)));
+    let told = sandbox.built(&[directory.to_str().unwrap()]);
+    assert!(told.contains("warnings found"), "{told}");
+    let reference = id(&records(&sandbox, &[])[0]);
+    let log = fs::read(sandbox.data_root().join("history").join(&reference).join("log")).unwrap();
+    // A Dockerfile of 11 kB that each of hundreds of warnings is about.
+    assert!(log.len() < 300_000, "{}", log.len());
+    let raw = sandbox.run(&["buildx", "history", "logs", "--progress", "rawjson", &reference]);
+    let raw = text(&raw.stderr);
+    let warning: Value = serde_json::from_str(raw.lines().rfind(|line| line.contains("\"warnings\"")).unwrap()).unwrap();
+    assert!(warning["warnings"][0]["sourceInfo"]["data"].as_str().unwrap().len() > 10_000);
+
+    let address = "http://me:hush-hush@127.0.0.1:1/x.git#main";
+    let (_, error) = sandbox.fails(&["build", "--build-arg", "HTTP_PROXY=http://me:hush-hush@127.0.0.1:1", address]);
+    assert!(!error.contains("hush-hush"), "{error}");
+    let listed = sandbox.ok(&["buildx", "history", "ls", "--no-trunc"]) + &sandbox.ok(&["buildx", "history", "inspect"]);
+    assert!(listed.contains("127.0.0.1:1/x.git#main") && !listed.contains("hush-hush"), "{listed}");
+    let found = std::process::Command::new("grep").args(["-rl", "hush-hush"]).arg(sandbox.data_root().join("history")).output();
+    assert_eq!(text(&found.unwrap().stdout), "");
     sandbox.finish();
 }
 

@@ -305,9 +305,6 @@ impl Engine {
         let built = vertex(progress, "exporting to image", |id| self.export_image(solved, tags, form, progress, id))?;
         self.keep_budget(Some(built.id));
         self.trim_builds();
-        if let Err(error) = self.trim_history() {
-            tracing::warn!(error = error.message, "old records of builds are still there");
-        }
         Ok(built)
     }
 

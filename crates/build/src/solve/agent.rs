@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{self, Child, ChildStdin, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::lock;
 use super::mounts::Scratch;
@@ -19,8 +19,12 @@ use crate::progress::BuildError;
 const MOST: usize = 64;
 /// Bytes of a file with a key.
 const LARGEST_KEY: u64 = 100 << 10;
-/// Between two looks whether an agent listens.
+/// Between two looks whether an agent listens, and how long it is waited for.
 const WAIT: Duration = Duration::from_millis(5);
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Has an agent listen at a socket until nobody has the other end of this script's input, however that has come about. Ctrl-C,
+/// which reaches all of a terminal's processes, is for the builder to answer.
+const KEEPER: &str = "trap '' INT QUIT HUP; exec 3<&0; ssh-agent -D -a \"$0\" 3<&- </dev/null & read -r _ <&3; kill $!; wait";
 
 /// An agent of the client.
 pub trait Agent: Send + Sync {
@@ -114,8 +118,9 @@ impl Agent for LocalAgent {
 #[derive(Debug)]
 pub struct KeyAgent {
     agent: LocalAgent,
-    /// It runs while its command reads from this.
+    /// It runs while this is open.
     alive: Option<ChildStdin>,
+    /// A shell, which ends after the agent.
     process: Child,
     _scratch: Scratch,
 }
@@ -129,15 +134,15 @@ impl KeyAgent {
         let scratch = Scratch::new(exec)?;
         let socket = scratch.path.join("agent");
         let wrong = |error: io::Error| BuildError::invalid(format!("run ssh-agent, which comes with ssh: {error}"));
-        let mut command = process::Command::new("ssh-agent");
-        // It ends when its command does, and that when nobody has the other end of its input.
-        command.arg("-a").arg(&socket).arg("cat").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut command = process::Command::new("sh");
+        command.arg("-c").arg(KEEPER).arg(&socket).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut process = command.spawn().map_err(wrong)?;
         let alive = process.stdin.take();
         let mut own = KeyAgent { agent: LocalAgent { socket }, alive, process, _scratch: scratch };
-        while UnixStream::connect(&own.agent.socket).is_err() {
-            if let Some(status) = own.process.try_wait().map_err(wrong)? {
-                return Err(BuildError::invalid(format!("ssh-agent ended by itself: {status}")));
+        let begun = Instant::now();
+        while let Err(error) = UnixStream::connect(&own.agent.socket) {
+            if own.process.try_wait().map_err(wrong)?.is_some() || begun.elapsed() > PATIENCE {
+                return Err(wrong(error));
             }
             std::thread::sleep(WAIT);
         }
@@ -158,7 +163,9 @@ impl KeyAgent {
         let wrong = |why: String| BuildError::invalid(format!("failed to parse {shown}: {why}"));
         // From its input: who else may read the file is not asked, as with BuildKit.
         let mut command = process::Command::new("ssh-add");
-        command.arg("-q").arg("-").env("SSH_AUTH_SOCK", &self.agent.socket).env("SSH_ASKPASS_REQUIRE", "never");
+        command.arg("-q").arg("-").env("SSH_AUTH_SOCK", &self.agent.socket);
+        // Nobody is asked for a passphrase.
+        command.env("SSH_ASKPASS_REQUIRE", "force").env("SSH_ASKPASS", "/bin/false").env("DISPLAY", ":none");
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut adding = command.spawn().map_err(|error| wrong(error.to_string()))?;
         if let Some(mut input) = adding.stdin.take() {
@@ -228,6 +235,13 @@ mod tests {
         assert!(made.unwrap().success(), "ssh-keygen, which comes with ssh");
     }
 
+    /// How many processes were given a path.
+    fn processes_of(path: &Path) -> usize {
+        let entries = std::fs::read_dir("/proc").unwrap().flatten();
+        let lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+        lines.filter(|line| String::from_utf8_lossy(line).contains(path.to_str().unwrap())).count()
+    }
+
     /// How many keys an agent has (draft-ietf-sshm-ssh-agent, 3.5).
     fn keys(agent: &KeyAgent) -> u8 {
         let (mut own, theirs) = UnixStream::pair().unwrap();
@@ -254,9 +268,12 @@ mod tests {
         std::fs::set_permissions(&two, std::fs::Permissions::from_mode(0o644)).unwrap();
         let agent = KeyAgent::begin(&exec, &[one.clone(), two]).unwrap();
         assert_eq!(keys(&agent), 2);
-        let (socket, process) = (agent.agent.socket.clone(), agent.process.id());
+        let socket = agent.agent.socket.clone();
+        // The agent, and the shell that keeps it.
+        assert_eq!(processes_of(&socket), 2);
         drop(agent);
-        assert!(!socket.exists() && !path(&format!("/proc/{process}")).exists());
+        assert!(!socket.exists());
+        assert_eq!(processes_of(&socket), 0);
 
         std::fs::write(path("text"), "no key").unwrap();
         for (key, why) in

@@ -1,15 +1,16 @@
 //! What is kept of builds: what was asked for, how it ended, and all that was told of it.
 //!
-//! A build has a directory, `DATA/history/ID`. Whoever builds has a lock on its `log`, a line of JSON for each event, and
-//! writes `record.json` anew at the beginning and at the end: a record without an end whose log nobody has locked is of a
-//! builder that was killed. Nothing of it is synced, and a build does not fail for it.
+//! A build has a directory, `DATA/history/ID`. Whoever builds has a lock on its `log`, a line of JSON for each event, writes
+//! `record.json` anew at the beginning and at the end, and keeps its counts in `steps` meanwhile. A record without an end whose
+//! log nobody has locked is of a builder that was killed: whoever looks writes down that it was. Once a build has ended, whoever
+//! changes or removes its record has the lock. Nothing of it is synced, and a build does not fail for it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dhow_build::dockerfile::Lines;
@@ -27,9 +28,13 @@ use crate::{Engine, Error, Result};
 /// Records that are kept (BuildKit's default), and how many more there may be until some are removed.
 const KEPT: usize = 50;
 const SLACK: usize = 10;
-/// Bytes of one step's output that are written down (BuildKit's limit), and of all of them.
+/// Bytes of one step's output that are written down (BuildKit's limit), and of all lines but those that steps begin and end with.
 const MOST_OF_STEP: usize = 2 << 20;
-const MOST_OUTPUT: usize = 32 << 20;
+const MOST: usize = 32 << 20;
+/// What a build may have told since its record was saved the last time, in decimal digits of this width.
+const COUNT: usize = 10;
+/// How the names of directories begin that are being removed.
+const GONE: &str = "gone-";
 /// Between two looks at a log that goes on.
 const PATIENCE: Duration = Duration::from_millis(50);
 
@@ -122,9 +127,14 @@ pub struct Journal {
 struct Open {
     directory: PathBuf,
     log: File,
+    counts: File,
     record: HistoryRecord,
     vertices: HashMap<VertexId, Told>,
     written: usize,
+    /// The Dockerfile that the last warning was about, which is in the log once.
+    source: Arc<[u8]>,
+    /// It could not be written any further.
+    is_cut: bool,
 }
 
 /// What a vertex has been told to be.
@@ -149,14 +159,15 @@ struct Line {
     event: Event,
 }
 
-impl Open {
-    fn save(&self) -> io::Result<()> {
-        let new = self.directory.join("record.new");
-        fs::write(&new, serde_json::to_vec(&self.record)?)?;
-        fs::rename(new, self.directory.join("record.json"))
-    }
+/// Replaces a record in one step. Its caller has the lock.
+fn save(directory: &Path, record: &HistoryRecord) -> io::Result<()> {
+    let new = directory.join("record.new");
+    fs::write(&new, serde_json::to_vec(record)?)?;
+    fs::rename(new, directory.join("record.json"))
+}
 
-    /// Takes an event down; false when it is output there is no room for.
+impl Open {
+    /// Takes an event down; whether it is one that a step begins or ends with.
     fn count(&mut self, event: &Event) -> bool {
         match event {
             Event::Vertex { id, name, .. } => {
@@ -170,13 +181,39 @@ impl Open {
             Event::Log { id, bytes, .. } => {
                 let told = self.vertices.entry(*id).or_default();
                 told.written = told.written.saturating_add(bytes.len());
-                self.written = self.written.saturating_add(bytes.len());
-                return told.written <= MOST_OF_STEP && self.written <= MOST_OUTPUT;
             }
             Event::Warning { .. } => self.record.steps.warnings += 1,
             Event::Started(_) | Event::Step { .. } | Event::Missed { .. } | Event::Status { .. } => {}
         }
-        true
+        matches!(event, Event::Vertex { .. } | Event::Started(_) | Event::Ended { .. })
+    }
+
+    /// Writes an event into the log, as far as there is room for it.
+    fn write(&mut self, event: &Event) -> io::Result<()> {
+        let is_frame = self.count(event);
+        if is_frame && !matches!(event, Event::Started(_)) {
+            let StepCounts { total, completed, cached, warnings } = self.steps();
+            let text = [total, completed, cached, warnings].map(|count| format!("{count:COUNT$}")).concat();
+            self.counts.write_all_at(text.as_bytes(), 0)?;
+        }
+        let is_full = |id: &VertexId| self.vertices.get(id).is_some_and(|told| told.written > MOST_OF_STEP);
+        if self.is_cut || matches!(event, Event::Log { id, .. } if is_full(id)) || (!is_frame && self.written > MOST) {
+            return Ok(());
+        }
+        let at = time::now();
+        let mut line = match event {
+            Event::Warning { id, finding, file, source } if **source == *self.source => {
+                let (finding, file) = (finding.clone(), file.clone());
+                serde_json::to_vec(&NewLine { at, event: &Event::Warning { id: *id, finding, file, source: Arc::new([]) } })?
+            }
+            event => serde_json::to_vec(&NewLine { at, event })?,
+        };
+        if let Event::Warning { source, .. } = event {
+            self.source = source.clone();
+        }
+        line.push(b'\n');
+        self.written = self.written.saturating_add(line.len());
+        self.log.write_all(&line)
     }
 
     fn steps(&self) -> StepCounts {
@@ -194,22 +231,16 @@ impl Journal {
     fn with(&self, work: impl FnOnce(&mut Open) -> io::Result<()>) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(one) = &mut *open else { return };
-        if let Err(error) = work(one) {
+        if let Err(error) = work(one)
+            && !std::mem::replace(&mut one.is_cut, true)
+        {
             tracing::warn!(id = one.record.id, %error, "a build is not written down any further");
-            *open = None;
         }
     }
 
     /// Writes an event down.
     pub fn note(&self, event: &Event) {
-        self.with(|open| {
-            if !open.count(event) {
-                return Ok(());
-            }
-            let mut line = serde_json::to_vec(&NewLine { at: time::now(), event })?;
-            line.push(b'\n');
-            open.log.write_all(&line)
-        });
+        self.with(|open| open.write(event));
     }
 
     /// What has come about, before it became an image or files.
@@ -230,7 +261,7 @@ impl Journal {
     /// Options that were found out after the beginning.
     pub fn add(&self, attributes: BTreeMap<String, String>) {
         self.with(|open| {
-            open.record.attributes.extend(attributes);
+            open.record.attributes.extend(without_passwords(attributes));
             Ok(())
         });
     }
@@ -260,7 +291,7 @@ impl Journal {
                 file_name: file_name.to_owned(),
                 file: String::from_utf8_lossy(file).into_owned(),
             });
-            open.save()
+            save(&open.directory, &open.record)
         });
         *self.open.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -313,6 +344,19 @@ pub(super) fn attributes(options: &Options, file_name: &str) -> BTreeMap<String,
     attributes
 }
 
+/// Addresses of contexts and proxies may have a user's name and password in them.
+fn without_passwords(mut attributes: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    for (key, value) in &mut attributes {
+        let is_address = key == "context" || key.starts_with("context:") || key.to_lowercase().ends_with("_proxy");
+        let scheme = value.split_once("://").map(|(scheme, _)| scheme);
+        if is_address && matches!(scheme, Some("http" | "https" | "git" | "ssh" | "socks5" | "socks5h")) {
+            let fragment = value.split_once('#').map(|(_, fragment)| format!("#{fragment}")).unwrap_or_default();
+            *value = dhow_registry::shown(value.split('#').next().unwrap_or_default()) + &fragment;
+        }
+    }
+    attributes
+}
+
 /// A build's name for its files: none that leads elsewhere.
 fn is_id(id: &str) -> bool {
     (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
@@ -330,6 +374,24 @@ fn is_locked(log: &File) -> bool {
     rustix::fs::flock(log, FlockOperation::NonBlockingLockShared).is_err()
 }
 
+/// Takes the lock of a record whose build has ended, waiting for who has it for a moment.
+fn lock_ended(directory: &Path) -> io::Result<File> {
+    let log = File::open(directory.join("log"))?;
+    rustix::fs::flock(&log, FlockOperation::LockExclusive)?;
+    match directory.join("log").exists() {
+        true => Ok(log),
+        false => Err(io::ErrorKind::NotFound.into()),
+    }
+}
+
+/// What a builder has counted.
+fn counted(directory: &Path) -> StepCounts {
+    let text = fs::read_to_string(directory.join("steps")).unwrap_or_default();
+    let count =
+        |place: usize| text.get(place * COUNT..(place + 1) * COUNT).and_then(|count| count.trim().parse().ok()).unwrap_or(0);
+    StepCounts { total: count(0), completed: count(1), cached: count(2), warnings: count(3) }
+}
+
 impl Engine {
     fn history(&self) -> PathBuf {
         self.paths().history()
@@ -337,6 +399,7 @@ impl Engine {
 
     /// Begins to write a build down. Where that does not work nothing is written, and the build goes on.
     pub fn begin_record(&self, new: NewRecord) -> Journal {
+        self.trim_history();
         let begun = self.open_record(new);
         if let Err(error) = &begun {
             tracing::warn!(error = error.message, "a build is not written down");
@@ -365,17 +428,18 @@ impl Engine {
         let log = File::create_new(directory.join("log.new")).map_err(wrong)?;
         rustix::fs::flock(&log, FlockOperation::NonBlockingLockExclusive).map_err(|error| wrong(error.into()))?;
         fs::rename(directory.join("log.new"), directory.join("log")).map_err(wrong)?;
+        let counts = File::create_new(directory.join("steps")).map_err(wrong)?;
         let record = HistoryRecord {
             id: id.clone(),
-            attributes: new.attributes,
+            attributes: without_passwords(new.attributes),
             place: new.place,
             outputs: new.outputs,
             created: time::now(),
             ..HistoryRecord::default()
         };
-        let open = Open { directory, log, record, vertices: HashMap::new(), written: 0 };
-        open.save().map_err(wrong)?;
-        Ok(open)
+        save(&directory, &record).map_err(wrong)?;
+        let (vertices, source) = (HashMap::new(), Arc::new([]) as Arc<[u8]>);
+        Ok(Open { directory, log, counts, record, vertices, written: 0, source, is_cut: false })
     }
 
     /// All builds that are remembered, the latest first.
@@ -413,32 +477,30 @@ impl Engine {
             return Some(record);
         }
         let log = File::open(directory.join("log")).ok()?;
-        let is_going_on = is_locked(&log);
+        if rustix::fs::flock(&log, FlockOperation::NonBlockingLockExclusive).is_err() {
+            // Its builder's, or somebody's who settles it as below.
+            return read().map(|record| match record.completed {
+                None => HistoryRecord { steps: counted(&directory), ..record },
+                Some(_) => record,
+            });
+        }
         // It may have ended between the two looks.
-        let mut record = read().filter(|again| again.completed.is_some()).unwrap_or(record);
-        if record.completed.is_some() {
-            return Some(record);
-        }
-        let mut counter = Open { directory, log: log.try_clone().ok()?, record, vertices: HashMap::new(), written: 0 };
-        let mut last = counter.record.created;
-        for line in BufReader::new(log).lines().map_while(io::Result::ok) {
-            let Ok(Line { at, event }) = serde_json::from_str(&line) else { break };
-            counter.count(&event);
-            last = at;
-        }
-        let steps = counter.steps();
-        record = counter.record;
-        record.steps = steps;
-        if !is_going_on {
-            record.completed = Some(last);
+        let mut record = read()?;
+        if record.completed.is_none() {
+            let last = log.metadata().and_then(|meta| meta.modified()).ok();
+            let last = last.and_then(|last| last.duration_since(std::time::UNIX_EPOCH).ok());
+            record.completed = Some(last.and_then(|last| i64::try_from(last.as_nanos()).ok()).unwrap_or(record.created));
+            record.steps = counted(&directory);
             record.failure = Some(RecordedFailure {
-                message: "the builder was killed".to_owned(),
+                message: "the builder was killed, or could not write down how it ended".to_owned(),
                 is_cancelled: false,
                 vertex: None,
                 lines: Vec::new(),
                 file_name: String::new(),
                 file: String::new(),
             });
+            // Where there is no room the next one settles it.
+            let _ = save(&directory, &record);
         }
         Some(record)
     }
@@ -448,7 +510,7 @@ impl Engine {
         self.build_record(id)?;
         let path = self.history().join(id).join("log");
         let file = File::open(&path).map_err(|error| Error::internal(format!("open {}: {error}", path.display())))?;
-        Ok(BuildLog { reader: BufReader::new(file), line: Vec::new() })
+        Ok(BuildLog { reader: BufReader::new(file), line: Vec::new(), source: Arc::new([]) })
     }
 
     /// Forgets a build that has ended.
@@ -463,40 +525,80 @@ impl Engine {
         self.discard_record(id)
     }
 
+    /// Forgets all builds that have ended, and what is no record.
+    pub fn remove_build_records(&self) -> Result<()> {
+        let records = self.build_records()?;
+        self.discard_damaged(&records)?;
+        let ended = records.iter().filter(|record| record.completed.is_some());
+        ended.map(|record| &record.id).try_for_each(|id| self.discard_record(id))
+    }
+
+    /// Of a record that has gone there is nothing to remove.
     fn discard_record(&self, id: &str) -> Result<()> {
         let directory = self.history().join(id);
-        fs::remove_dir_all(&directory).map_err(|error| Error::internal(format!("remove {}: {error}", directory.display())))
+        let gone = self.history().join(format!("{GONE}{id}"));
+        let locked = match lock_ended(&directory) {
+            // What a builder was killed at the beginning of has no log.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map(drop),
+        };
+        let removed = locked.and_then(|()| fs::rename(&directory, &gone)).and_then(|()| fs::remove_dir_all(&gone));
+        match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::internal(format!("remove {}: {error}", directory.display())))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes directories that have no record that could be read, and that nobody is about to fill.
+    fn discard_damaged(&self, records: &[HistoryRecord]) -> Result<()> {
+        let known: BTreeSet<&str> = records.iter().map(|record| record.id.as_str()).collect();
+        let is_damaged = |id: &&String| {
+            let directory = self.history().join(id);
+            let is_held = File::open(directory.join("log")).is_ok_and(|log| is_locked(&log));
+            !known.contains(id.as_str()) && !is_held && is_old(&directory)
+        };
+        let ids = self.record_ids()?;
+        ids.iter().filter(is_damaged).try_for_each(|id| self.discard_record(id))?;
+        for entry in fs::read_dir(self.history()).into_iter().flatten().flatten() {
+            // What was being removed when its remover was killed.
+            if entry.file_name().to_string_lossy().starts_with(GONE) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        Ok(())
     }
 
     /// Keeps a record until it is removed by hand, or no longer.
     pub fn pin_build_record(&self, id: &str, is_pinned: bool) -> Result<()> {
-        let mut record = self.build_record(id)?;
-        if record.completed.is_none() {
+        if self.build_record(id)?.completed.is_none() {
             return Err(Error::conflict(format!("the build {id} goes on: its record is pinned when it has ended")));
         }
-        record.is_pinned = is_pinned;
         let directory = self.history().join(id);
         let wrong = |error: io::Error| Error::internal(format!("write {}: {error}", directory.display()));
-        let log = File::open(directory.join("log")).map_err(wrong)?;
-        Open { directory: directory.clone(), log, record, vertices: HashMap::new(), written: 0 }.save().map_err(wrong)
+        let _lock = lock_ended(&directory).map_err(wrong)?;
+        let text = fs::read(directory.join("record.json")).map_err(wrong)?;
+        let mut record: HistoryRecord = serde_json::from_slice(&text).map_err(|error| wrong(error.into()))?;
+        record.is_pinned = is_pinned;
+        save(&directory, &record).map_err(wrong)
     }
 
-    /// Forgets the oldest builds, and what is no record.
-    pub(super) fn trim_history(&self) -> Result<()> {
-        let ids = self.record_ids()?;
-        if ids.len() <= KEPT + SLACK {
-            return Ok(());
-        }
-        let records = self.build_records()?;
-        let known: BTreeSet<&str> = records.iter().map(|record| record.id.as_str()).collect();
-        for id in ids.iter().filter(|id| !known.contains(id.as_str())) {
-            // One that is about to begin has a directory before it has a record.
-            if is_old(&self.history().join(id)) {
-                self.discard_record(id)?;
+    /// Forgets the oldest builds, when there are some more than are kept.
+    fn trim_history(&self) {
+        let trim = || {
+            if self.record_ids()?.len() <= KEPT + SLACK {
+                return Ok(());
             }
+            let records = self.build_records()?;
+            self.discard_damaged(&records)?;
+            let ended = records.iter().filter(|record| record.completed.is_some() && !record.is_pinned);
+            ended.skip(KEPT).try_for_each(|record| self.discard_record(&record.id))
+        };
+        let trimmed: Result<()> = trim();
+        if let Err(error) = trimmed {
+            tracing::warn!(error = error.message, "old records of builds are still there");
         }
-        let ended = records.iter().filter(|record| record.completed.is_some() && !record.is_pinned);
-        ended.skip(KEPT).try_for_each(|record| self.discard_record(&record.id))
     }
 
     /// What a record refers to by its digest: provenance, and images' configurations.
@@ -518,10 +620,10 @@ impl Engine {
     }
 }
 
-/// Whether nobody has touched a directory for an hour.
+/// Whether nobody has touched a directory for a minute.
 fn is_old(directory: &Path) -> bool {
     let modified = fs::metadata(directory).and_then(|meta| meta.modified());
-    modified.is_ok_and(|then| then.elapsed().is_ok_and(|age| age > Duration::from_hours(1)))
+    modified.is_ok_and(|then| then.elapsed().is_ok_and(|age| age > Duration::from_mins(1)))
 }
 
 /// Reads what was told of a build.
@@ -529,6 +631,8 @@ fn is_old(directory: &Path) -> bool {
 pub struct BuildLog {
     reader: BufReader<File>,
     line: Vec<u8>,
+    /// The Dockerfile that the last warning was about.
+    source: Arc<[u8]>,
 }
 
 impl BuildLog {
@@ -544,7 +648,13 @@ impl BuildLog {
             self.reader.read_until(b'\n', &mut self.line)?;
             if self.line.ends_with(b"\n") {
                 let line = std::mem::take(&mut self.line);
-                let Line { at, event } = serde_json::from_slice(&line)?;
+                let Line { at, mut event } = serde_json::from_slice(&line)?;
+                if let Event::Warning { source, .. } = &mut event {
+                    match source.is_empty() {
+                        true => source.clone_from(&self.source),
+                        false => self.source = source.clone(),
+                    }
+                }
                 return Ok(Some((at, event)));
             }
             if is_over || !is_wanted() {

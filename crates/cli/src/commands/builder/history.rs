@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use crate::commands::build::{Display, Kind, excerpt};
 use crate::connect::Target;
 use crate::failure::{Failure, Result};
-use crate::output::{List, print, print_bytes};
+use crate::output::{List, harmless, print, print_bytes};
 use crate::template::Template;
 
 /// Characters of a name that a table shows.
@@ -196,7 +196,7 @@ fn state(record: &HistoryRecord) -> &'static str {
 /// Where a build's context is from, without a user's name and password.
 fn repository(record: &HistoryRecord) -> String {
     let attribute = |key: &str| record.attributes.get(key).cloned();
-    let of_context = || address::git_context(&attribute("context")?).ok()?.map(|git| git.remote);
+    let of_context = || address::git_context(&attribute("context")?).ok()?.map(|git| git.without_user().0);
     attribute("vcs:source").or_else(of_context).unwrap_or_default()
 }
 
@@ -301,7 +301,7 @@ fn status(record: &HistoryRecord) -> &'static str {
 
 fn row(record: &HistoryRecord, is_short: bool) -> Map<String, Value> {
     let now = time::now();
-    let mut name = name(record);
+    let mut name = harmless(&name(record));
     let length = name.chars().count();
     if is_short && length > NAME {
         name = format!("..{}", name.chars().skip(length - (NAME - 2)).collect::<String>());
@@ -345,13 +345,11 @@ impl Rm {
             (true, false) => return Err(failed("rm requires either --all or at least one argument")),
             _ => {}
         }
-        let mut ids = self.references;
         if self.all {
-            let records = engine.build_records().map_err(of_engine)?;
-            ids.extend(records.into_iter().filter(|record| record.completed.is_some()).map(|record| record.id));
+            return engine.remove_build_records().map_err(of_engine);
         }
         let remove = |id: &String| engine.remove_build_record(id).err().map(|error| error.message);
-        let errors: Vec<String> = ids.iter().filter_map(remove).collect();
+        let errors: Vec<String> = self.references.iter().filter_map(remove).collect();
         if errors.is_empty() { Ok(()) } else { Err(failed(errors.join("\n"))) }
     }
 }
@@ -569,7 +567,8 @@ impl Inspect {
 
 fn text(value: &Value) -> String {
     match value {
-        Value::String(text) => text.clone(),
+        // It is a client's, who may be another one than reads it.
+        Value::String(text) => harmless(text),
         Value::Array(all) => all.iter().map(text).collect::<Vec<_>>().join(", "),
         Value::Null => String::new(),
         other => other.to_string(),
@@ -636,7 +635,7 @@ fn pretty(record: &HistoryRecord, document: &Value, is_latest: bool) -> String {
     let (mut error, mut cancelled) = (String::new(), "");
     match &record.failure {
         Some(failure) if failure.is_cancelled => cancelled = "Canceled",
-        Some(failure) => error = format!("Unknown {}", failure.message),
+        Some(failure) => error = format!("Unknown {}", harmless(&failure.message)),
         None => {}
     }
     out += &listed([
@@ -669,7 +668,8 @@ fn pretty(record: &HistoryRecord, document: &Value, is_latest: bool) -> String {
     if let Some(failure) = &record.failure {
         let excerpt = excerpt::text(&failure.lines, &failure.file_name, failure.file.as_bytes());
         if !excerpt.is_empty() {
-            out += &format!("{excerpt}\n");
+            excerpt.lines().for_each(|line| out += &format!("{}\n", harmless(line)));
+            out.push('\n');
         }
         let lines = document["Error"]["Logs"].as_array().map(Vec::as_slice).unwrap_or_default();
         if !lines.is_empty() {

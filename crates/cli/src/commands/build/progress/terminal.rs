@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write;
 
 use super::{Trace, Vertex, amount, between};
+use crate::output::harmless;
 
 /// Lines of a running command's output.
 const TAIL: usize = 6;
@@ -82,50 +83,23 @@ fn of_vertex(vertex: &Vertex, now: i64, all: bool) -> Vec<Line> {
         (None, None) => ("", ""),
     };
     let time = format!("{:.1}s", vertex.elapsed(now).as_secs_f64());
-    let mut lines = vec![Line { text: format!(" => {mark}{}", shown(&vertex.name)), time, color }];
+    let mut lines = vec![Line { text: format!(" => {mark}{}", harmless(&vertex.name)), time, color }];
     for status in &vertex.statuses {
         let time = format!("{:.1}s", status.elapsed(now).as_secs_f64());
         let color = if status.took.is_some() { BLUE } else { "" };
         let amount = amount(status.current, status.total);
-        lines.push(Line { text: format!(" => => {} {amount}", shown(&status.name)), time, color });
+        lines.push(Line { text: format!(" => => {} {amount}", harmless(&status.name)), time, color });
     }
     if vertex.took.is_none() && !all {
         let skipped = vertex.lines.len().saturating_sub(TAIL);
         let tail = vertex.lines.iter().skip(skipped);
-        lines.extend(tail.map(|line| Line { text: format!(" => => # {}", shown(line)), time: String::new(), color: "" }));
+        lines.extend(tail.map(|line| Line { text: format!(" => => # {}", harmless(line)), time: String::new(), color: "" }));
     }
     lines
-}
-
-/// Without what would move the cursor or change colors.
-fn shown(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut characters = text.chars();
-    while let Some(character) = characters.next() {
-        match character {
-            // An escape sequence ends with a letter.
-            '\x1b' => drop(characters.by_ref().find(char::is_ascii_alphabetic)),
-            '\t' => out.push(' '),
-            character if character.is_control() => {}
-            character => out.push(character),
-        }
-    }
-    out
 }
 
 fn size() -> (usize, usize) {
     let size = rustix::termios::tcgetwinsize(std::io::stderr()).ok();
     let size = size.filter(|size| size.ws_row > 0 && size.ws_col > 0);
     size.map_or(SIZE, |size| (usize::from(size.ws_row), usize::from(size.ws_col)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nothing_of_the_output_moves_the_cursor() {
-        assert_eq!(shown("a\x1b[31mred\x1b[0m\tb\r\x07"), "ared b");
-        assert_eq!(shown("\x1b[2J\x1b"), "");
-    }
 }
