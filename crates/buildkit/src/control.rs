@@ -476,10 +476,8 @@ async fn tunnel(mut call: Call) -> Result<(), Status> {
 
 #[cfg(test)]
 mod tests {
-    use dhow_engine::Settings;
-
     use super::*;
-    use crate::grpc::Channel;
+    use crate::testing::{Served, served};
 
     /// Bytes that are sent as they are.
     #[derive(Clone, Default)]
@@ -513,15 +511,7 @@ mod tests {
     #[test]
     fn messages_of_any_bytes_break_nothing() {
         use prost::Message as _;
-        let root = tempfile::tempdir().unwrap();
-        let settings =
-            Settings { data_root: root.path().join("data"), exec_root: root.path().join("run"), ..Settings::default() };
-        let engine = Arc::new(Engine::open(settings).unwrap());
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let (ours, theirs) = tokio::io::duplex(1 << 16);
-        runtime.spawn(crate::serve(engine, theirs));
-        let (channel, carried) = runtime.block_on(Channel::begin(ours)).unwrap();
-        runtime.spawn(carried);
+        let Served { channel, runtime, .. } = &served();
         let graph = SolveRequest { reference: "r".to_owned(), definition: Some(vec![0xff; 40]), ..SolveRequest::default() };
         let mut seeds = vec![graph.encode_to_vec(), vec![], vec![0xff; 11], vec![0x0a, 0xff, 0xff, 0xff, 0xff, 0x7f]];
         // A small generator will do: what counts is that each run is the same.

@@ -242,20 +242,17 @@ fn result_info(result: &RecordedResult) -> BuildResultInfo {
 
 #[cfg(test)]
 mod tests {
+    use dhow_engine::NewRecord;
     use dhow_engine::dhow_build::dockerfile::Lines;
     use dhow_engine::dhow_build::progress::{Event, Stream, VertexId};
-    use dhow_engine::{NewRecord, Settings};
 
     use super::*;
-    use crate::grpc::Channel;
     use crate::messages::{StatusRequest, StatusResponse};
+    use crate::testing::{Served, served};
 
     #[test]
     fn a_failed_build_is_told_of_by_all_services() {
-        let root = tempfile::tempdir().unwrap();
-        let settings =
-            Settings { data_root: root.path().join("data"), exec_root: root.path().join("run"), ..Settings::default() };
-        let engine = Arc::new(Engine::open(settings).unwrap());
+        let Served { engine, channel, runtime, .. } = &served();
         let id = VertexId(7);
         let journal = engine.begin_record(NewRecord { id: Some("abc".to_owned()), ..NewRecord::default() });
         journal.note(&Event::Vertex { id, name: "RUN x".to_owned(), inputs: Vec::new() });
@@ -264,11 +261,6 @@ mod tests {
         journal.note(&Event::Ended { id, cached: false, error: Some("bad".to_owned()) });
         journal.end(Some((&BuildError::invalid("bad").at(&[Lines::one(1)]), "Dockerfile", b"RUN x\n")));
 
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let (ours, theirs) = tokio::io::duplex(1 << 16);
-        runtime.spawn(crate::serve(engine.clone(), theirs));
-        let (channel, carried) = runtime.block_on(Channel::begin(ours)).unwrap();
-        runtime.spawn(carried);
         let control = "/moby.buildkit.v1.Control/";
         let asked = BuildHistoryRequest { early_exit: true, ..BuildHistoryRequest::default() };
         let event = runtime.block_on(channel.unary::<BuildHistoryEvent>(&format!("{control}ListenBuildHistory"), &asked));
@@ -309,20 +301,12 @@ mod tests {
 
     #[test]
     fn who_listens_on_is_told_what_changes_and_no_more() {
-        let root = tempfile::tempdir().unwrap();
-        let settings =
-            Settings { data_root: root.path().join("data"), exec_root: root.path().join("run"), ..Settings::default() };
-        let engine = Arc::new(Engine::open(settings).unwrap());
+        let Served { engine, channel, runtime, .. } = &served();
         let begin = |id: &str| engine.begin_record(NewRecord { id: Some(id.to_owned()), ..NewRecord::default() });
         let ended = |id: &str| begin(id).end(None);
         ended("old1");
         ended("old2");
         let running = begin("running");
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let (ours, theirs) = tokio::io::duplex(1 << 16);
-        runtime.spawn(crate::serve(engine.clone(), theirs));
-        let (channel, carried) = runtime.block_on(Channel::begin(ours)).unwrap();
-        runtime.spawn(carried);
         let mut stream = runtime.block_on(channel.stream("/moby.buildkit.v1.Control/ListenBuildHistory", &[])).unwrap();
         let asked = BuildHistoryRequest { active_only: true, ..BuildHistoryRequest::default() };
         assert!(runtime.block_on(stream.send(&asked)));
@@ -346,10 +330,7 @@ mod tests {
 
     #[test]
     fn references_are_no_paths() {
-        let root = tempfile::tempdir().unwrap();
-        let settings =
-            Settings { data_root: root.path().join("data"), exec_root: root.path().join("run"), ..Settings::default() };
-        let engine = Engine::open(settings).unwrap();
+        let Served { engine, .. } = &served();
         for bad in ["../x", "a/b", "", ".", "A", "a\0b"] {
             let journal = engine.begin_record(NewRecord { id: Some(bad.to_owned()), ..NewRecord::default() });
             assert_eq!(journal.id(), None, "{bad}");
