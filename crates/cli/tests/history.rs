@@ -159,6 +159,11 @@ fn what_is_written_down_has_bounds_and_no_passwords() {
     assert!(!error.contains("hush-hush"), "{error}");
     let listed = sandbox.ok(&["buildx", "history", "ls", "--no-trunc"]) + &sandbox.ok(&["buildx", "history", "inspect"]);
     assert!(listed.contains("127.0.0.1:1/x.git#main") && !listed.contains("hush-hush"), "{listed}");
+    // A build that succeeds has its arguments in its provenance, too.
+    let proxy = ["--build-arg", "HTTP_PROXY=http://me:hush-hush@127.0.0.1:1", directory.to_str().unwrap()];
+    sandbox.built(&proxy);
+    let provenance = sandbox.ok(&["buildx", "history", "inspect", "attachment", "--type", "provenance"]);
+    assert!(provenance.contains("build-arg:HTTP_PROXY"), "{provenance}");
     let found = std::process::Command::new("grep").args(["-rl", "hush-hush"]).arg(sandbox.data_root().join("history")).output();
     assert_eq!(text(&found.unwrap().stdout), "");
     sandbox.finish();

@@ -262,7 +262,8 @@ impl Journal {
     pub fn add(&self, attributes: BTreeMap<String, String>) {
         self.with(|open| {
             open.record.attributes.extend(without_passwords(attributes));
-            Ok(())
+            // Who looks while it goes on sees them.
+            save(&open.directory, &open.record)
         });
     }
 
@@ -345,7 +346,7 @@ pub(super) fn attributes(options: &Options, file_name: &str) -> BTreeMap<String,
 }
 
 /// Addresses of contexts and proxies may have a user's name and password in them.
-fn without_passwords(mut attributes: BTreeMap<String, String>) -> BTreeMap<String, String> {
+pub(super) fn without_passwords(mut attributes: BTreeMap<String, String>) -> BTreeMap<String, String> {
     for (key, value) in &mut attributes {
         let is_address = key == "context" || key.starts_with("context:") || key.to_lowercase().ends_with("_proxy");
         let scheme = value.split_once("://").map(|(scheme, _)| scheme);
@@ -537,13 +538,16 @@ impl Engine {
     fn discard_record(&self, id: &str) -> Result<()> {
         let directory = self.history().join(id);
         let gone = self.history().join(format!("{GONE}{id}"));
-        let locked = match lock_ended(&directory) {
-            // What a builder was killed at the beginning of has no log.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other.map(drop),
+        let remove = || {
+            let _lock = match lock_ended(&directory) {
+                // What a builder was killed at the beginning of has no log.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                locked => Some(locked?),
+            };
+            fs::rename(&directory, &gone)?;
+            fs::remove_dir_all(&gone)
         };
-        let removed = locked.and_then(|()| fs::rename(&directory, &gone)).and_then(|()| fs::remove_dir_all(&gone));
-        match removed {
+        match remove() {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(Error::internal(format!("remove {}: {error}", directory.display())))
             }

@@ -11,6 +11,8 @@ use dhow_oci::{Platform, time};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
+use super::history::{attributes, without_passwords};
+
 /// How an attestation of provenance is to be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Provenance {
@@ -141,7 +143,7 @@ impl Circumstances {
 
     /// What the builder was asked for. Values that may be secret to somebody are there only if all is wanted.
     fn parameters(&self, how: &Provenance, platform: &Platform) -> Value {
-        let mut args = super::history::attributes(&self.options, &self.file_name);
+        let mut args = without_passwords(attributes(&self.options, &self.file_name));
         if let Some(platforms) = args.get_mut("platform") {
             *platforms = platform.to_string();
         }
