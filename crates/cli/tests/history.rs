@@ -129,7 +129,7 @@ fn the_oldest_are_forgotten() {
     // A record that is damaged is none, and disturbs no other; it goes with all.
     let history = sandbox.data_root().join("history");
     let damaged = history.join(id(&all[3]));
-    fs::write(damaged.join("record.json"), "{\"id\":").unwrap();
+    fs::write(damaged.join("record.jsonl"), "{\"id\":").unwrap();
     assert_eq!(records(&sandbox, &[]).len(), all.len() - 1);
     assert!(std::process::Command::new("touch").args(["-d", "1 hour ago"]).arg(&damaged).status().unwrap().success());
     sandbox.ok(&["buildx", "history", "rm", "--all"]);

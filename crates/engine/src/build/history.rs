@@ -1,9 +1,9 @@
 //! What is kept of builds: what was asked for, how it ended, and all that was told of it.
 //!
-//! A build has a directory, `DATA/history/ID`. Whoever builds has a lock on its `log`, a line of JSON for each event, writes
-//! `record.json` anew at the beginning and at the end, and keeps its counts in `steps` meanwhile. A record without an end whose
-//! log nobody has locked is of a builder that was killed: whoever looks writes down that it was. Once a build has ended, whoever
-//! changes or removes its record has the lock. Nothing of it is synced, and a build does not fail for it.
+//! A build has a directory, `DATA/history/ID`. Whoever builds has a lock on its `log`, a line of JSON for each event, writes what
+//! is known of it to `record.jsonl`, at the beginning and at the end, and keeps its counts in `steps` meanwhile. A record
+//! without an end whose log nobody has locked is of a builder that was killed: whoever looks writes down that it was. Once a build
+//! has ended, whoever changes or removes its record has the lock. Nothing of it is synced, and a build does not fail for it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
@@ -159,11 +159,25 @@ struct Line {
     event: Event,
 }
 
-/// Replaces a record in one step. Its caller has the lock.
+/// The file with what is known of a build: a line of JSON each time that changes, of which the last one counts. Replacing a file
+/// would have ext4 write it to the disk at once (`auto_da_alloc`).
+const RECORD: &str = "record.jsonl";
+
+/// Adds what is known by now. Its caller has the lock.
 fn save(directory: &Path, record: &HistoryRecord) -> io::Result<()> {
-    let new = directory.join("record.new");
-    fs::write(&new, serde_json::to_vec(record)?)?;
-    fs::rename(new, directory.join("record.json"))
+    let mut file = File::options().create(true).append(true).open(directory.join(RECORD))?;
+    // Whatever was cut off before is a line of its own.
+    let mut line = vec![b'\n'];
+    serde_json::to_writer(&mut line, record)?;
+    line.push(b'\n');
+    file.write_all(&line)
+}
+
+/// The last whole line that is a record.
+fn load(directory: &Path) -> Option<HistoryRecord> {
+    let bytes = fs::read(directory.join(RECORD)).ok()?;
+    let lines = bytes.split_inclusive(|byte| *byte == b'\n').rev();
+    lines.filter(|line| line.ends_with(b"}\n")).find_map(|line| serde_json::from_slice(line).ok())
 }
 
 impl Open {
@@ -472,7 +486,7 @@ impl Engine {
     /// What is damaged is none.
     fn read_record(&self, id: &str) -> Option<HistoryRecord> {
         let directory = self.history().join(id);
-        let read = || serde_json::from_slice::<HistoryRecord>(&fs::read(directory.join("record.json")).ok()?).ok();
+        let read = || load(&directory);
         let record = read()?;
         if record.completed.is_some() {
             return Some(record);
@@ -582,10 +596,8 @@ impl Engine {
         let directory = self.history().join(id);
         let wrong = |error: io::Error| Error::internal(format!("write {}: {error}", directory.display()));
         let _lock = lock_ended(&directory).map_err(wrong)?;
-        let text = fs::read(directory.join("record.json")).map_err(wrong)?;
-        let mut record: HistoryRecord = serde_json::from_slice(&text).map_err(|error| wrong(error.into()))?;
-        record.is_pinned = is_pinned;
-        save(&directory, &record).map_err(wrong)
+        let record = load(&directory).ok_or_else(|| wrong(io::ErrorKind::NotFound.into()))?;
+        save(&directory, &HistoryRecord { is_pinned, ..record }).map_err(wrong)
     }
 
     /// Forgets the oldest builds, when there are some more than are kept.
