@@ -89,7 +89,7 @@ impl Target {
     }
 
     /// The address of the engine that is meant, when that is not the one of this machine.
-    pub fn elsewhere(&self) -> Option<String> {
+    fn elsewhere(&self) -> Option<String> {
         let named = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         if self.roots.are_given() {
             return self.host.clone();
@@ -97,6 +97,17 @@ impl Target {
         let context = || self.context.as_ref().map(|(_, name)| format!("context {name}"));
         let host = self.host.clone().or_else(context).or_else(|| named("DHOW_HOST")).or_else(|| named("DOCKER_HOST"));
         host.filter(|host| host.strip_prefix("unix://") != Some(DEFAULT_SOCKET))
+    }
+
+    /// Opens the engine of this process, for what clients of another one are not told. `instead` says how to get it there.
+    ///
+    /// # Errors
+    /// Another engine is meant.
+    pub fn own_engine(&self, instead: &str) -> Result<Engine> {
+        match self.elsewhere() {
+            Some(elsewhere) => Err(Failure::new(format!("ERROR: the engine at {elsewhere} is another one: {instead}"))),
+            None => self.engine(),
+        }
     }
 
     /// Opens the engine of this process.

@@ -123,18 +123,31 @@ pub fn tabulate(lines: &[Vec<String>]) -> String {
 
 /// As [`tabulate`], with columns at least so wide.
 pub fn tabulate_wide(lines: &[Vec<String>], narrowest: usize) -> String {
+    let width = |longest: usize| (longest + 3).max(narrowest);
+    laid_out(lines, width, |gap| std::iter::repeat_n(' ', gap).collect())
+}
+
+/// Columns that are filled up with tabulators, as Go's tabwriter lays them out for buildx.
+pub fn tabbed(lines: &[Vec<String>]) -> String {
+    const TAB: usize = 8;
+    let width = |longest: usize| (longest + 1).div_ceil(TAB) * TAB;
+    laid_out(lines, width, |gap| std::iter::repeat_n('\t', gap.div_ceil(TAB)).collect())
+}
+
+/// Cells beneath one another: `width` is a column's for its longest cell, and `filled` stands between a cell and the next column.
+fn laid_out(lines: &[Vec<String>], width: impl Fn(usize) -> usize, filled: impl Fn(usize) -> String) -> String {
     let count = lines.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| {
+    let longest = |column: usize| {
         let cells = lines.iter().filter(|line| column + 1 < line.len()).filter_map(|line| line.get(column));
-        cells.map(|cell| cell.chars().count() + 3).max().unwrap_or(0).max(narrowest)
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
     };
-    let widths: Vec<usize> = (0..count).map(width).collect();
+    let widths: Vec<usize> = (0..count).map(|column| width(longest(column))).collect();
     let mut out = String::new();
     for line in lines {
         for (column, cell) in line.iter().enumerate() {
             out += cell;
             if column + 1 < line.len() {
-                out.extend(std::iter::repeat_n(' ', widths[column].saturating_sub(cell.chars().count())));
+                out += &filled(widths[column] - cell.chars().count());
             }
         }
         out.push('\n');
@@ -238,5 +251,12 @@ mod tests {
     fn nothing_of_the_output_moves_the_cursor() {
         assert_eq!(harmless("a\x1b[31mred\x1b[0m\tb\r\x07"), "ared b");
         assert_eq!(harmless("\x1b[2J\x1b"), "");
+    }
+
+    #[test]
+    fn columns_end_at_tabulators() {
+        let line = |cells: &[&str]| cells.iter().map(|cell| (*cell).to_owned()).collect::<Vec<_>>();
+        assert_eq!(tabbed(&[line(&["Name:", "h"]), line(&["Dockerfile:", "d"])]), "Name:\t\th\nDockerfile:\td\n");
+        assert_eq!(tabbed(&[line(&["1234567", "x"]), line(&["12345678", "y"])]), "1234567\t\tx\n12345678\ty\n");
     }
 }

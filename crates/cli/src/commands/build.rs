@@ -147,12 +147,8 @@ pub struct Build {
 impl Build {
     /// Builds in this process: there is no daemon that it would have to go through.
     pub async fn run(self, target: &Target, folder: &Path) -> Result {
-        if let Some(elsewhere) = target.elsewhere() {
-            return Err(failed(format!(
-                "the engine at {elsewhere} is another one: dhow builds on its own machine; docker buildx build takes that address"
-            )));
-        }
-        let engine = Arc::new(target.engine()?);
+        let instead = "dhow builds on its own machine; docker buildx build takes that address";
+        let engine = Arc::new(target.own_engine(instead)?);
         let cancel = Arc::new(Cancel::new().map_err(|error| Failure::new(format!("make a pipe: {error}")))?);
         let (own, folder) = (cancel.clone(), folder.to_owned());
         let mut work = tokio::task::spawn_blocking(move || self.build(&engine, &folder, &own));

@@ -1,7 +1,7 @@
 //! `builder ls`, `inspect` and `version`: who builds. There is one builder, which is always there.
 
 use clap::Args;
-use dhow_engine::{Engine, VERSION, supported_platforms};
+use dhow_engine::{VERSION, supported_platforms};
 use dhow_oci::time;
 use serde_json::{Value, json};
 
@@ -36,7 +36,8 @@ pub struct Inspect {
 pub struct Version {}
 
 /// The builder, as `docker buildx ls --format json` describes one.
-fn builder(engine: &Engine) -> Result<Value> {
+fn builder(target: &Target) -> Result<Value> {
+    let engine = target.own_engine("docker buildx tells of it")?;
     let records = engine.build_records().map_err(|error| Failure::new(format!("ERROR: {}", error.message)))?;
     let last = records.first().map(|record| time::format_seconds(record.created.div_euclid(1_000_000_000)));
     let platforms: Vec<String> = supported_platforms().iter().map(ToString::to_string).collect();
@@ -52,15 +53,6 @@ fn builder(engine: &Engine) -> Result<Value> {
         builder["LastActivity"] = last.into();
     }
     Ok(builder)
-}
-
-fn engine(target: &Target) -> Result<Engine> {
-    match target.elsewhere() {
-        Some(elsewhere) => {
-            Err(Failure::new(format!("ERROR: the engine at {elsewhere} is another one: docker buildx tells of it")))
-        }
-        None => target.engine(),
-    }
 }
 
 fn text(value: &Value) -> &str {
@@ -84,7 +76,7 @@ fn short(platforms: &[Value]) -> String {
 
 impl Ls {
     pub fn run(self, target: &Target) -> Result {
-        let builder = builder(&engine(target)?)?;
+        let builder = builder(target)?;
         match self.format.as_str() {
             "table" | "" => {
                 let node = &builder["Nodes"][0];
@@ -115,7 +107,7 @@ impl Inspect {
         if let Some(name) = self.name.filter(|name| name != NAME) {
             return Err(Failure::new(format!("ERROR: no builder \"{name}\" found")));
         }
-        let builder = builder(&engine(target)?)?;
+        let builder = builder(target)?;
         let node = &builder["Nodes"][0];
         let mut out = format!("Name:          {NAME}\nDriver:        {DRIVER}\n");
         if let Some(last) = builder["LastActivity"].as_str().and_then(time::parse) {
