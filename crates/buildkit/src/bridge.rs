@@ -27,6 +27,7 @@ use crate::status::Teller;
 const BUILD: &str = "buildkit-controlapi-buildid";
 /// Of a Dockerfile, and of the file that says what is left out.
 const LARGEST_FILE: u64 = 16 << 20;
+const IGNORE: &str = ".dockerignore";
 
 /// What clients may rely on (`frontend/gateway/pb/caps.go`, `solver/pb/caps.go`).
 const FRONTEND: [&str; 8] = [
@@ -199,7 +200,10 @@ impl Client for Caller<'_> {
             true => "[internal] load build context".to_owned(),
             false => format!("[context {name}] load from client"),
         };
-        let own = if is_main { Vec::new() } else { self.ignored_of(directory)? };
+        let own = match is_main {
+            true => Vec::new(),
+            false => self.ignored_of(directory, &format!("[context {name}] load .dockerignore"))?,
+        };
         let exclude = if is_main { &self.exclude } else { &own };
         let received = self.receive(&title, true, &Wanted { directory, exclude, follow: &[] })?;
         let root = Root::open_path(&received.path).map_err(|error| BuildError::internal(format!("open a context: {error}")))?;
@@ -226,13 +230,10 @@ impl Client for Caller<'_> {
 }
 
 impl Caller<'_> {
-    /// What a named context says is no part of it.
-    fn ignored_of(&self, directory: &str) -> Result<Vec<String>, BuildError> {
-        const NAME: &str = ".dockerignore";
-        let wanted = Wanted { directory, exclude: &[], follow: &[NAME.to_owned()] };
-        let received = self.receive(&format!("[context {directory}] load .dockerignore"), false, &wanted)?;
-        let root = Root::open_path(&received.path).map_err(|error| BuildError::internal(format!("open a context: {error}")))?;
-        let read = root.read(std::path::Path::new(NAME), LARGEST_FILE);
+    /// What a directory of the client says is no part of it. A file that cannot be read says nothing, as with BuildKit.
+    fn ignored_of(&self, directory: &str, title: &str) -> Result<Vec<String>, BuildError> {
+        let wanted = Wanted { directory, exclude: &[], follow: &[IGNORE.to_owned()] };
+        let read = read(&self.receive(title, false, &wanted)?, IGNORE);
         Ok(read.map(|bytes| Ignore::lines(&bytes)).unwrap_or_default())
     }
 
@@ -366,6 +367,11 @@ fn result(job: &Job, solved: Solved, is_multi_platform: bool) -> Result<BridgeRe
     Ok(BridgeResult { reference: None, references: Some(RefMap { refs }), metadata })
 }
 
+/// A file that the client has sent.
+fn read(from: &BuildDirectory, name: &str) -> std::io::Result<Vec<u8>> {
+    Root::open_path(&from.path)?.read(std::path::Path::new(name), LARGEST_FILE)
+}
+
 /// Fetches the Dockerfile, and what says which files are no part of the context.
 fn dockerfile(caller: &mut Caller<'_>) -> Result<(String, Vec<u8>), BuildError> {
     let name = caller.asked.file_name.clone();
@@ -383,9 +389,6 @@ fn dockerfile(caller: &mut Caller<'_>) -> Result<(String, Vec<u8>), BuildError> 
     let wanted = Wanted { directory: &caller.asked.dockerfile_name, exclude: &[], follow: &follow };
     let title = format!("[internal] load build definition from {name}");
     let received = caller.receive(&title, false, &wanted)?;
-    let read = |from: &BuildDirectory, name: &str| {
-        Root::open_path(&from.path).and_then(|root| root.read(std::path::Path::new(name), LARGEST_FILE))
-    };
     let file = match (read(&received, &name), &lower) {
         (Ok(file), _) => file,
         (Err(error), lower) => match lower.as_ref().and_then(|lower| read(&received, lower).ok()) {
@@ -404,10 +407,7 @@ fn dockerfile(caller: &mut Caller<'_>) -> Result<(String, Vec<u8>), BuildError> 
     } else if let Some(context) = &caller.remote {
         caller.exclude = context.read(".dockerignore").map(|bytes| Ignore::lines(&bytes)).unwrap_or_default();
     } else {
-        let follow = [".dockerignore".to_owned()];
-        let wanted = Wanted { directory: &caller.asked.context_name, exclude: &[], follow: &follow };
-        let received = caller.receive("[internal] load .dockerignore", false, &wanted)?;
-        caller.exclude = read(&received, ".dockerignore").map(|bytes| Ignore::lines(&bytes)).unwrap_or_default();
+        caller.exclude = caller.ignored_of(&caller.asked.context_name, "[internal] load .dockerignore")?;
     }
     Ok((base.to_owned(), file))
 }

@@ -60,6 +60,20 @@ fn a_build_is_remembered_with_all_that_was_told() {
     let logs = text(&logs.stderr);
     assert!(logs.contains("[a 2/2] RUN echo said $X") || logs.contains("RUN echo said 5"), "{logs}");
     assert!(logs.contains(" said 5\n") && logs.contains("exporting to image"), "{logs}");
+    let shown = text(&sandbox.run(&["buildx", "history", "logs", "--progress", "tty", &reference]).stderr);
+    assert!(shown.contains("FINISHED") && shown.contains("exporting to image"), "{shown}");
+    // Of this repository is what was built of its files.
+    let local = |place: &std::path::Path| {
+        sandbox.command(&["buildx", "history", "ls", "--local", "--format", "{{.Ref}}"]).current_dir(place).output().unwrap()
+    };
+    assert!(text(&local(&directory).stderr).contains("could not find git repository"));
+    for place in [&directory, &sandbox.path("other")] {
+        assert!(std::process::Command::new("git").args(["init", "-q"]).arg(place).status().unwrap().success());
+    }
+    assert_eq!(text(&local(&directory).stdout).trim(), reference);
+    assert_eq!(text(&local(&sandbox.path("other")).stdout), "");
+    let (_, error) = sandbox.fails(&["buildx", "history", "rm", "--what"]);
+    assert!(error.contains("Usage:  dhow builder history rm [OPTIONS] [REF...]"), "{error}");
 
     // A second time it is known, and a failure is told with its place.
     sandbox.built(&["--build-arg", "X=5", directory.to_str().unwrap()]);
@@ -149,6 +163,10 @@ fn what_is_written_down_has_bounds_and_no_passwords() {
     let log = fs::read(sandbox.data_root().join("history").join(&reference).join("log")).unwrap();
     // A Dockerfile of 11 kB that each of hundreds of warnings is about.
     assert!(log.len() < 300_000, "{}", log.len());
+    context(&sandbox, "FROM busybox\nRUN yes | head -c 3000000; echo end\n");
+    sandbox.built(&["--no-cache", directory.to_str().unwrap()]);
+    let logs = text(&sandbox.run(&["buildx", "history", "logs"]).stderr);
+    assert!(logs.contains("[output clipped, log limit 2MiB reached]\n") && logs.len() > 2 << 20, "{}", logs.len());
     let raw = sandbox.run(&["buildx", "history", "logs", "--progress", "rawjson", &reference]);
     let raw = text(&raw.stderr);
     let warning: Value = serde_json::from_str(raw.lines().rfind(|line| line.contains("\"warnings\"")).unwrap()).unwrap();

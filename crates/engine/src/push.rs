@@ -107,6 +107,13 @@ struct Way<'a> {
     told: PushTold<'a>,
 }
 
+impl Way<'_> {
+    /// What a manifest is known by at the registry: the tag, if there is one.
+    fn target(&self, digest: &Digest) -> String {
+        self.name.tag.clone().unwrap_or_else(|| digest.to_string())
+    }
+}
+
 /// A repository that is known to have the image.
 struct Origin {
     name: Reference,
@@ -214,12 +221,10 @@ impl Engine {
         index.annotations.clone_from(&extras.annotations);
         let bytes = document(&index)?;
         let digest = Digest::of(&bytes);
-        let tag = name.tag.clone().unwrap_or_default();
-        let target = if tag.is_empty() { digest.to_string() } else { tag.clone() };
-        session.push_manifest(name, &target, media_type, &bytes).map_err(|error| failed(&error))?;
+        session.push_manifest(name, &way.target(&digest), media_type, &bytes).map_err(|error| failed(&error))?;
         self.store.note_pushed(name, &digest, id, &known)?;
         self.image_event("push", id, &name.familiar());
-        told(PushEvent::Done { tag, digest, size: bytes.len() as u64 });
+        told(PushEvent::Done { tag: name.tag.clone().unwrap_or_default(), digest, size: bytes.len() as u64 });
         Ok(())
     }
 
@@ -234,10 +239,7 @@ impl Engine {
         };
         let tag = name.tag.clone().unwrap_or_default();
         match whole {
-            None => {
-                let target = if tag.is_empty() { digest.to_string() } else { tag.clone() };
-                session.push_manifest(name, &target, &media_type, &bytes).map_err(|error| failed(&error))?;
-            }
+            None => session.push_manifest(name, &way.target(&digest), &media_type, &bytes).map_err(|error| failed(&error))?,
             Some(whole) => {
                 let target = digest.to_string();
                 session.push_manifest(name, &target, &media_type, &bytes).map_err(|error| failed(&error))?;

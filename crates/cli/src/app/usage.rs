@@ -10,6 +10,12 @@ use super::App;
 /// What stands behind a command's name, as docker writes it; of one below a group with the group before it.
 pub fn arguments_of(command: &str) -> &'static str {
     match command {
+        "builder history" => return "COMMAND",
+        "builder history inspect attachment" => return "[OPTIONS] [REF [DIGEST]]",
+        "builder history inspect" | "builder history logs" => return "[OPTIONS] [REF]",
+        "builder history rm" => return "[OPTIONS] [REF...]",
+        "builder inspect" => return "[OPTIONS] [NAME]",
+        "builder version" => return "",
         "context create" | "context update" => return "[OPTIONS] CONTEXT",
         "context export" => return "CONTEXT [FILE|-]",
         "context import" => return "CONTEXT FILE|-",

@@ -30,6 +30,8 @@ const KEPT: usize = 50;
 const SLACK: usize = 10;
 /// Bytes of one step's output that are written down (BuildKit's limit), and of all lines but those that steps begin and end with.
 const MOST_OF_STEP: usize = 2 << 20;
+/// What stands for the rest of it.
+const CLIPPED: &[u8] = b"[output clipped, log limit 2MiB reached]\n";
 const MOST: usize = 32 << 20;
 /// What a build may have told since its record was saved the last time, in decimal digits of this width.
 const COUNT: usize = 10;
@@ -45,7 +47,6 @@ pub struct HistoryRecord {
     pub id: String,
     /// What was asked for, as the options of BuildKit's Dockerfile frontend: `target`, `build-arg:NAME`, …
     pub attributes: BTreeMap<String, String>,
-    #[serde(default)]
     pub place: Place,
     pub outputs: Vec<Output>,
     /// Unix nanoseconds.
@@ -57,7 +58,6 @@ pub struct HistoryRecord {
     pub results: Vec<RecordedResult>,
     pub materials: BTreeSet<Material>,
     /// It is kept until it is removed by hand.
-    #[serde(default)]
     pub is_pinned: bool,
 }
 
@@ -137,10 +137,17 @@ struct Open {
     is_cut: bool,
 }
 
-/// What a vertex has been told to be.
+/// For output of one step.
+enum Room {
+    There,
+    /// This is too much, and the first that is.
+    Ends,
+    Over,
+}
+
+/// What has been told of a vertex.
 #[derive(Clone, Debug, Default)]
 struct Told {
-    name: String,
     written: usize,
     is_cached: bool,
     is_over: bool,
@@ -184,20 +191,14 @@ impl Open {
     /// Takes an event down; whether it is one that a step begins or ends with.
     fn count(&mut self, event: &Event) -> bool {
         match event {
-            Event::Vertex { id, name, .. } => {
-                self.vertices.entry(*id).or_default().name.clone_from(name);
-            }
+            Event::Vertex { id, .. } => drop(self.vertices.entry(*id).or_default()),
             Event::Ended { id, cached, error } => {
                 let told = self.vertices.entry(*id).or_default();
                 let has_failed = error.as_ref().is_some_and(|error| !error.ends_with("context canceled"));
                 (told.is_over, told.is_cached, told.has_failed) = (true, *cached, has_failed);
             }
-            Event::Log { id, bytes, .. } => {
-                let told = self.vertices.entry(*id).or_default();
-                told.written = told.written.saturating_add(bytes.len());
-            }
             Event::Warning { .. } => self.record.steps.warnings += 1,
-            Event::Started(_) | Event::Step { .. } | Event::Missed { .. } | Event::Status { .. } => {}
+            Event::Started(_) | Event::Log { .. } | Event::Step { .. } | Event::Missed { .. } | Event::Status { .. } => {}
         }
         matches!(event, Event::Vertex { .. } | Event::Started(_) | Event::Ended { .. })
     }
@@ -210,10 +211,21 @@ impl Open {
             let text = [total, completed, cached, warnings].map(|count| format!("{count:COUNT$}")).concat();
             self.counts.write_all_at(text.as_bytes(), 0)?;
         }
-        let is_full = |id: &VertexId| self.vertices.get(id).is_some_and(|told| told.written > MOST_OF_STEP);
-        if self.is_cut || matches!(event, Event::Log { id, .. } if is_full(id)) || (!is_frame && self.written > MOST) {
+        if self.is_cut || (!is_frame && self.written > MOST) {
             return Ok(());
         }
+        let clipped;
+        let event = match event {
+            Event::Log { id, stream, bytes } => match self.room(*id, bytes.len()) {
+                Room::There => event,
+                Room::Over => return Ok(()),
+                Room::Ends => {
+                    clipped = Event::Log { id: *id, stream: *stream, bytes: CLIPPED.to_vec() };
+                    &clipped
+                }
+            },
+            event => event,
+        };
         let at = time::now();
         let mut line = match event {
             Event::Warning { id, finding, file, source } if **source == *self.source => {
@@ -228,6 +240,18 @@ impl Open {
         line.push(b'\n');
         self.written = self.written.saturating_add(line.len());
         self.log.write_all(&line)
+    }
+
+    /// Whether there is room for so many bytes more of what a step writes.
+    fn room(&mut self, id: VertexId, bytes: usize) -> Room {
+        let told = self.vertices.entry(id).or_default();
+        let before = told.written;
+        told.written = before.saturating_add(bytes);
+        match before > MOST_OF_STEP {
+            true => Room::Over,
+            false if told.written > MOST_OF_STEP => Room::Ends,
+            false => Room::There,
+        }
     }
 
     fn steps(&self) -> StepCounts {
@@ -414,7 +438,9 @@ impl Engine {
 
     /// Begins to write a build down. Where that does not work nothing is written, and the build goes on.
     pub fn begin_record(&self, new: NewRecord) -> Journal {
-        self.trim_history();
+        if let Err(error) = self.trim_history() {
+            tracing::warn!(error = error.message, "old records of builds are still there");
+        }
         let begun = self.open_record(new);
         if let Err(error) = &begun {
             tracing::warn!(error = error.message, "a build is not written down");
@@ -601,20 +627,14 @@ impl Engine {
     }
 
     /// Forgets the oldest builds, when there are some more than are kept.
-    fn trim_history(&self) {
-        let trim = || {
-            if self.record_ids()?.len() <= KEPT + SLACK {
-                return Ok(());
-            }
-            let records = self.build_records()?;
-            self.discard_damaged(&records)?;
-            let ended = records.iter().filter(|record| record.completed.is_some() && !record.is_pinned);
-            ended.skip(KEPT).try_for_each(|record| self.discard_record(&record.id))
-        };
-        let trimmed: Result<()> = trim();
-        if let Err(error) = trimmed {
-            tracing::warn!(error = error.message, "old records of builds are still there");
+    fn trim_history(&self) -> Result<()> {
+        if self.record_ids()?.len() <= KEPT + SLACK {
+            return Ok(());
         }
+        let records = self.build_records()?;
+        self.discard_damaged(&records)?;
+        let ended = records.iter().filter(|record| record.completed.is_some() && !record.is_pinned);
+        ended.skip(KEPT).try_for_each(|record| self.discard_record(&record.id))
     }
 
     /// What a record refers to by its digest: provenance, and images' configurations.

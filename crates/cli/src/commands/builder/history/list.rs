@@ -6,7 +6,7 @@ use dhow_engine::{Engine, HistoryRecord};
 use dhow_oci::time;
 use serde_json::{Map, Value, json};
 
-use super::filter::filter;
+use super::filter::{Filter, filter, repository};
 use super::{duration, failed, name, of_engine, state};
 use crate::failure::Result;
 use crate::output::{List, harmless, print};
@@ -33,7 +33,7 @@ impl Ls {
     pub fn run(self, engine: &Engine) -> Result {
         let mut filters = self.filter.iter().map(|text| filter(text)).collect::<Result<Vec<_>>>()?;
         if self.local {
-            filters.push(filter(&format!("repository={}", remote()?))?);
+            filters.push(of_this_repository()?);
         }
         let mut records = engine.build_records().map_err(of_engine)?;
         records.retain(|record| filters.iter().all(|filter| filter(record)));
@@ -52,12 +52,22 @@ impl Ls {
     }
 }
 
-/// Where the repository of this directory is from.
-fn remote() -> Result<String> {
-    let run = std::process::Command::new("git").args(["config", "--get", "remote.origin.url"]).output();
-    let output = run.map_err(|error| failed(format!("run git for the local filter: {error}")))?;
-    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    if text.is_empty() { Err(failed("could not find git repository for local filter")) } else { Ok(text) }
+/// Builds of files in this directory's repository, or of where that is from.
+fn of_this_repository() -> Result<Filter> {
+    let asked = |arguments: &[&str]| -> Result<String> {
+        let run = std::process::Command::new("git").args(arguments).output();
+        let output = run.map_err(|error| failed(format!("run git for the local filter: {error}")))?;
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let top = asked(&["rev-parse", "--show-toplevel"])?;
+    if top.is_empty() {
+        return Err(failed("could not find git repository for local filter"));
+    }
+    let remote = asked(&["config", "--get", "remote.origin.url"])?;
+    Ok(Box::new(move |record| {
+        let is_within = record.place.context.as_ref().is_some_and(|context| context.starts_with(&top));
+        is_within || (!remote.is_empty() && repository(record) == remote)
+    }))
 }
 
 fn document(record: &HistoryRecord) -> Value {
