@@ -26,6 +26,7 @@ mod stages;
 mod state;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use dhow_oci::image::ImageConfig;
 use dhow_oci::{Digest, Platform};
@@ -80,12 +81,31 @@ pub enum NoCache {
 }
 
 /// What a name stands for instead of an image or a stage.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum NamedContext {
     /// A directory, by the name under which the client gives it.
     Directory(String),
     /// Another image.
     Image(String),
+    /// What another build has come to. Who gives it sees to it that the layers stay.
+    Built(Arc<BuiltContext>),
+}
+
+/// The results of a build, of which no images are made.
+#[derive(Clone, Debug)]
+pub struct BuiltContext {
+    /// At least one.
+    pub images: Vec<(Platform, BaseImage)>,
+}
+
+impl BuiltContext {
+    /// The result for a platform; the only one is for all.
+    pub fn image(&self, platform: &Platform) -> Option<&BaseImage> {
+        match self.images.as_slice() {
+            [(_, only)] => Some(only),
+            all => all.iter().find(|(of, _)| of == platform).map(|(_, image)| image),
+        }
+    }
 }
 
 /// An image that a stage builds upon.

@@ -188,6 +188,7 @@ async fn dispatch(app: App) -> failure::Result {
         Command::OnImages(OnImages::Build(build))
         | Command::Image(Image::Same(OnImages::Build(build)))
         | Command::Builder(Builder::Build(build)) => return build.run(&target, &files).await,
+        Command::Builder(Builder::Bake(bake)) => return bake.run(&target, &files).await,
         Command::Builder(Builder::History(history)) => return history.run(&target),
         Command::Builder(Builder::Inspect(inspect)) => return inspect.run(&target),
         Command::Builder(Builder::Ls(ls)) => return ls.run(&target),
@@ -221,7 +222,12 @@ async fn dispatch(app: App) -> failure::Result {
         Command::Builder(Builder::Prune(prune)) => prune.run(&client).await,
         // Done above.
         Command::Builder(
-            Builder::Build(_) | Builder::History(_) | Builder::Inspect(_) | Builder::Ls(_) | Builder::Version(_),
+            Builder::Bake(_)
+            | Builder::Build(_)
+            | Builder::History(_)
+            | Builder::Inspect(_)
+            | Builder::Ls(_)
+            | Builder::Version(_),
         ) => Ok(()),
         Command::Volume(command) => command.run(&client).await,
         Command::Network(command) => command.run(&client).await,

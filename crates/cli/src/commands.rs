@@ -1,5 +1,6 @@
 //! The commands, one file for each or for a few that belong together. Each holds its options and what it asks the engine.
 
+pub mod bake;
 pub mod build;
 pub mod builder;
 pub mod commit;

@@ -39,7 +39,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dhow_build::dockerfile::{Finding, Lines};
-use dhow_build::plan::{self, Images, Options, OutlineSecret, Plan};
+use dhow_build::plan::{self, BaseImage, BuiltContext, Images, NamedContext, Options, OutlineSecret, Plan};
 use dhow_build::progress::{BuildError, Event, Progress, VertexId};
 use dhow_build::solve::{Client, Known, Material, Outcome, Solver};
 use dhow_monitor::Overlay;
@@ -292,6 +292,17 @@ impl Engine {
         let solved = Solved { plan, chains, known, unknown, caches, circumstances, scanned, has_inline_cache, _held: held };
         request.journal.solved(&solved);
         Ok(solved)
+    }
+
+    /// What was solved as something that other builds can take files from, as long as it is there.
+    pub fn built_context(&self, solved: &Solved, name: &str) -> Result<NamedContext, BuildError> {
+        let documents = self.images_of(solved, &ImageForm::default(), None)?;
+        let images = documents.iter().map(|document| {
+            let chain = document.layers.iter().map(|layer| layer.chain_id).collect();
+            let base = BaseImage { config: document.config.clone(), chain, reference: name.to_owned() };
+            (solved.plan.results[document.result].platform.clone(), base)
+        });
+        Ok(NamedContext::Built(Arc::new(BuiltContext { images: images.collect() })))
     }
 
     /// Makes an image of what was solved, and names it.

@@ -15,11 +15,12 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("registry", &["oci", "sys"]),
     ("registry-server", &["oci", "registry", "sys"]),
     ("monitor", &["network", "oci", "runtime", "sys"]),
+    ("bake", &[]),
     ("build", &["oci", "store", "sys"]),
     ("engine", &["api", "build", "monitor", "network", "oci", "registry", "runtime", "store", "sys"]),
     ("buildkit", &["api", "engine", "oci", "sys"]),
     ("server", &["api", "buildkit", "engine", "oci"]),
-    ("cli", &["api", "engine", "monitor", "oci", "registry", "registry-server", "runtime", "server", "sys", "testkit"]),
+    ("cli", &["api", "bake", "engine", "monitor", "oci", "registry", "registry-server", "runtime", "server", "sys", "testkit"]),
 ];
 
 pub fn check() -> ExitCode {

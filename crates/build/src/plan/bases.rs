@@ -69,6 +69,14 @@ impl Planner<'_> {
                 state.platform = Some(platform);
                 return Ok(());
             }
+            Some(NamedContext::Built(built)) => {
+                let image = built.image(&platform).cloned().ok_or_else(|| {
+                    let message = format!("the build that {} stands for was not done for {platform}", quote(&name));
+                    DockerfileError::new(message).at(lines)
+                })?;
+                self.take_image(index, &name, image, platform, lines);
+                return Ok(());
+            }
             Some(NamedContext::Image(reference)) => reference,
             None => {
                 name.parse::<Reference>().map_err(|error| {

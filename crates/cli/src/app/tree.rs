@@ -4,8 +4,8 @@ use clap::Subcommand;
 use dhow_api::client::Client;
 
 use crate::commands::{
-    build, builder, commit, context, copy, create, daemon, exec, image, inspect, lifecycle, list, logs, manifest, network, prune,
-    registry, registry_server, run, stats, system, update, volume,
+    bake, build, builder, commit, context, copy, create, daemon, exec, image, inspect, lifecycle, list, logs, manifest, network,
+    prune, registry, registry_server, run, stats, system, update, volume,
 };
 use crate::failure;
 
@@ -179,6 +179,9 @@ pub enum Image {
 
 #[derive(Subcommand, Debug)]
 pub enum Builder {
+    /// Build from a file
+    #[command(visible_alias = "f")]
+    Bake(Box<bake::Command>),
     /// Build an image from a Dockerfile
     #[command(visible_alias = "b")]
     Build(Box<build::Build>),

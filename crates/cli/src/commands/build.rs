@@ -6,6 +6,7 @@ mod input;
 mod options;
 mod output;
 mod progress;
+mod target;
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -13,17 +14,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use dhow_engine::dhow_build::plan::NoCache;
+use dhow_engine::dhow_build::plan::{NamedContext, NoCache};
 use dhow_engine::dhow_build::progress::{BuildError, ErrorKind, Progress, VertexId};
 use dhow_engine::{BuildPlace, BuildRequest, Built, Cancel, Engine, Journal, NewRecord, Noted, Solved, vertex};
-use dhow_oci::{Digest, Reference};
-use serde_json::json;
+use dhow_oci::Reference;
 
-use self::calls::Said;
+pub(super) use self::calls::Said;
 use self::input::Input;
 use self::options::Asked;
 use self::output::{Given, Outputs};
 pub(super) use self::progress::{Display, Kind};
+pub(super) use self::target::links;
 use crate::connect::Target;
 use crate::credentials;
 use crate::failure::{Failure, Result};
@@ -142,26 +143,23 @@ pub struct Build {
     compress: bool,
     /// PATH, or "-" for a Dockerfile or a tar on standard input
     context: String,
+    /// A Dockerfile that is in no file.
+    #[arg(skip)]
+    inline: Option<String>,
+    /// What other builds have come to, by the names of contexts.
+    #[arg(skip)]
+    linked: BTreeMap<String, NamedContext>,
+    /// Others build upon what it comes to.
+    #[arg(skip)]
+    is_base: bool,
 }
 
 impl Build {
     /// Builds in this process: there is no daemon that it would have to go through.
     pub async fn run(self, target: &Target, folder: &Path) -> Result {
         let instead = "dhow builds on its own machine; docker buildx build takes that address";
-        let engine = Arc::new(target.own_engine(instead)?);
-        let cancel = Arc::new(Cancel::new().map_err(|error| Failure::new(format!("make a pipe: {error}")))?);
-        let (own, folder) = (cancel.clone(), folder.to_owned());
-        let mut work = tokio::task::spawn_blocking(move || self.build(&engine, &folder, &own));
-        let done = tokio::select! {
-            done = &mut work => done,
-            () = interrupted() => {
-                // Its commands are ended, and what it had mounted is put away, before this process goes.
-                cancel.cancel();
-                let _ = work.await;
-                return Err(Failure { message: "ERROR: failed to build: failed to solve: Canceled: context canceled".to_owned(), code: INTERRUPTED });
-            }
-        };
-        done.map_err(|error| Failure::new(format!("the build ended by itself: {error}")))?
+        let (engine, folder) = (target.own_engine(instead)?, folder.to_owned());
+        cancellable(move |cancel| self.build(&engine, &folder, cancel)).await
     }
 
     fn build(self, engine: &Engine, folder: &Path, cancel: &Cancel) -> Result {
@@ -178,8 +176,8 @@ impl Build {
                 return Err(ended.show());
             }
         };
-        if let Some((built, digest)) = &said.built {
-            self.tell(built, digest, &said)?;
+        if let Some((built, _)) = &said.built {
+            self.tell(built, &said)?;
         }
         if self.call() == "build" {
             display.show_warnings(&warnings);
@@ -189,7 +187,7 @@ impl Build {
     }
 
     /// Reads the options.
-    fn prepare(&self, folder: &Path) -> Result<Prepared> {
+    pub(super) fn prepare(&self, folder: &Path) -> Result<Prepared> {
         let outputs = self.outputs()?;
         let mut asked = self.asked(folder)?;
         asked.add_tags(&outputs.names)?;
@@ -203,7 +201,7 @@ impl Build {
     }
 
     /// Builds, or says what is asked for instead, and writes down what happens.
-    fn carry_out(
+    pub(super) fn carry_out(
         &self,
         prepared: Prepared,
         engine: &Engine,
@@ -268,7 +266,8 @@ impl Build {
         }
         if !outputs.image {
             hand_on(&solved)?;
-            return Ok(Said::default());
+            let solved = self.is_base.then_some(solved);
+            return Ok(Said { solved, ..Said::default() });
         }
         let built = engine.export_build(&solved, &asked.tags, &outputs.form, progress).map_err(shown)?;
         progress.journal.made(&built);
@@ -277,7 +276,8 @@ impl Build {
             digest = engine.push_build(&built, &asked.tags, &outputs.form, &users, progress, cancel).map_err(shown)?;
         }
         hand_on(&solved)?;
-        Ok(Said { built: Some((built, digest)), tags: asked.tags, ..Said::default() })
+        let solved = self.is_base.then_some(solved);
+        Ok(Said { built: Some((built, digest)), tags: asked.tags, solved, ..Said::default() })
     }
 
     /// What is asked for: `build`, or what is said of a Dockerfile instead.
@@ -307,8 +307,8 @@ impl Build {
         NewRecord { id: None, attributes, place, outputs: outputs.recorded() }
     }
 
-    /// Writes down what has come about, where that is wanted: the digest is what the image has at a registry, or its id.
-    fn tell(&self, built: &Built, digest: &Digest, said: &Said) -> Result {
+    /// Writes down what has come about, where that is wanted.
+    fn tell(&self, built: &Built, said: &Said) -> Result {
         let write = |path: &Path, text: String| {
             std::fs::write(path, text).map_err(|error| failed(format!("write {}: {error}", path.display())))
         };
@@ -316,7 +316,7 @@ impl Build {
             write(path, built.id.to_string())?;
         }
         if let Some(path) = &self.metadata_file {
-            write(path, format!("{:#}", metadata(built, digest, said)))?;
+            write(path, format!("{:#}", said.metadata()))?;
         }
         if self.quiet { print(&format!("{}\n", built.id)) } else { Ok(()) }
     }
@@ -330,15 +330,32 @@ impl Build {
     }
 }
 
+/// Does what Ctrl-C, or somebody's wish that this process end, is to end in good order.
+pub(super) async fn cancellable(work: impl FnOnce(&Cancel) -> Result + Send + 'static) -> Result {
+    let cancel = Arc::new(Cancel::new().map_err(|error| Failure::new(format!("make a pipe: {error}")))?);
+    let own = cancel.clone();
+    let mut work = tokio::task::spawn_blocking(move || work(&own));
+    let done = tokio::select! {
+        done = &mut work => done,
+        () = interrupted() => {
+            // Its commands are ended, and what it had mounted is put away, before this process goes.
+            cancel.cancel();
+            let _ = work.await;
+            return Err(Failure { message: "ERROR: failed to build: failed to solve: Canceled: context canceled".to_owned(), code: INTERRUPTED });
+        }
+    };
+    done.map_err(|error| Failure::new(format!("the build ended by itself: {error}")))?
+}
+
 /// What the options come to.
-struct Prepared {
+pub(super) struct Prepared {
     outputs: Outputs,
     asked: Asked,
 }
 
 /// How a build failed, with the Dockerfile that it was of.
-struct Ended {
-    error: BuildError,
+pub(super) struct Ended {
+    pub error: BuildError,
     file: Vec<u8>,
     file_name: String,
     /// It was not begun yet.
@@ -354,12 +371,17 @@ impl From<BuildError> for Ended {
 impl Ended {
     /// Shows where in the Dockerfile it is: what is to be said of it in the end.
     fn show(&self) -> Failure {
+        failed(self.text())
+    }
+
+    /// The same without the words that all failures begin with.
+    pub(super) fn text(&self) -> String {
         if self.error.kind == ErrorKind::Cancelled {
-            return failed("failed to solve: Canceled: context canceled".to_owned());
+            return "failed to solve: Canceled: context canceled".to_owned();
         }
         excerpt::show(&self.error.lines, &self.file_name, &self.file);
         let what = if self.is_early { "" } else { "failed to solve: " };
-        failed(format!("{what}{}", self.error.message))
+        format!("{what}{}", self.error.message)
     }
 
     /// As if it had been begun.
@@ -369,7 +391,7 @@ impl Ended {
 }
 
 /// How a build is to be shown.
-fn kind_of(progress: Option<&str>, is_quiet: bool) -> Result<Kind> {
+pub(super) fn kind_of(progress: Option<&str>, is_quiet: bool) -> Result<Kind> {
     let wanted = progress.map(str::to_owned).or_else(|| std::env::var("BUILDKIT_PROGRESS").ok()).unwrap_or_default();
     match wanted.as_str() {
         _ if is_quiet => Ok(Kind::Quiet),
@@ -381,19 +403,6 @@ fn kind_of(progress: Option<&str>, is_quiet: bool) -> Result<Kind> {
         "rawjson" => Ok(Kind::Raw),
         other => Err(failed(format!("invalid progress mode {other}: use auto, none, plain, quiet, rawjson or tty"))),
     }
-}
-
-/// What has come about, as buildx writes it down.
-fn metadata(built: &Built, digest: &Digest, said: &Said) -> serde_json::Value {
-    let mut document =
-        json!({ "containerimage.config.digest": built.id.to_string(), "containerimage.digest": digest.to_string() });
-    if !said.tags.is_empty() {
-        document["image.name"] = said.tags.iter().map(Reference::to_string).collect::<Vec<_>>().join(",").into();
-    }
-    if let Some(reference) = &said.reference {
-        document["buildx.build.ref"] = format!("default/default/{reference}").into();
-    }
-    document
 }
 
 /// What is wrong with `NAME=VALUE`.
@@ -429,7 +438,7 @@ async fn interrupted() {
 }
 
 /// Tells of something that is done at once.
-fn told_at_once(progress: &dyn Progress, title: &str, status: impl FnOnce(VertexId)) {
+pub(super) fn told_at_once(progress: &dyn Progress, title: &str, status: impl FnOnce(VertexId)) {
     let _ = vertex(progress, title, |id| {
         status(id);
         Ok(())

@@ -19,7 +19,7 @@ use crate::pull::best;
 /// An image that is nowhere yet.
 pub(super) struct Document<'a> {
     /// Which of the build's results it is of.
-    result: usize,
+    pub result: usize,
     pub config: ImageConfig,
     /// Layers that are there for it alone, as long as no image has them.
     _made: MadeLayers<'a>,

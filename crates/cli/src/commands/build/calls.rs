@@ -4,25 +4,46 @@ use std::fmt::Write as _;
 
 use dhow_engine::dhow_build::dockerfile::Lines;
 use dhow_engine::dhow_build::progress::{BuildError, Progress};
-use dhow_engine::{BuildRequest, Built, Described, Engine};
+use dhow_engine::{BuildRequest, Built, Described, Engine, Solved};
 use dhow_oci::{Digest, Reference};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::excerpt;
 use crate::failure::{Failure, Result};
 
 /// What a call has come to.
 #[derive(Default)]
-pub(super) struct Said {
+pub(in crate::commands) struct Said {
     /// For standard output.
     pub text: String,
     /// Said after it.
     pub failure: Option<Failure>,
+    /// The image, and what it has at a registry, or its id.
     pub built: Option<(Built, Digest)>,
     /// What it is called.
     pub tags: Vec<Reference>,
     /// By which the build is remembered.
     pub reference: Option<String>,
+    /// For others who build upon it.
+    pub solved: Option<Solved>,
+}
+
+impl Said {
+    /// What has come about, as buildx writes it down.
+    pub fn metadata(&self) -> Value {
+        let mut document = json!({});
+        if let Some((built, digest)) = &self.built {
+            document["containerimage.config.digest"] = built.id.to_string().into();
+            document["containerimage.digest"] = digest.to_string().into();
+        }
+        if !self.tags.is_empty() {
+            document["image.name"] = self.tags.iter().map(Reference::to_string).collect::<Vec<_>>().join(",").into();
+        }
+        if let Some(reference) = &self.reference {
+            document["buildx.build.ref"] = format!("default/default/{reference}").into();
+        }
+        document
+    }
 }
 
 /// Answers `check`, `outline`, `targets` and the like, with `,format=json` behind or not.

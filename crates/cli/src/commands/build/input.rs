@@ -103,8 +103,8 @@ impl<'a> Input<'a> {
         for (name, path) in build.build_context.iter().filter_map(|text| text.split_once('=')) {
             input.named.insert(name.to_owned(), PathBuf::from(path));
         }
-        let mut own = None;
-        if build.file.as_deref() == Some("-") {
+        let mut own = build.inline.clone().map(String::into_bytes);
+        if build.file.as_deref() == Some("-") && own.is_none() {
             if build.context == "-" {
                 return Err(plain("invalid argument: can't use stdin for both build context and dockerfile").into());
             }

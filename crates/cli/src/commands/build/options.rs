@@ -167,7 +167,8 @@ impl Build {
             };
             Ok((name.to_owned(), context))
         };
-        self.build_context.iter().map(context).collect()
+        let linked = self.linked.iter().map(|(name, context)| Ok((name.clone(), context.clone())));
+        self.build_context.iter().map(context).chain(linked).collect()
     }
 }
 

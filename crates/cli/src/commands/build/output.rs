@@ -19,6 +19,8 @@ use crate::failure::Result;
 /// Where all of a build's results go.
 #[derive(Debug, Default)]
 pub(super) struct Outputs {
+    /// Nothing, but that the steps are known from then on.
+    pub is_cache_only: bool,
     /// An image of here.
     pub image: bool,
     /// And from here to the registries of its names.
@@ -123,7 +125,7 @@ impl Build {
         if outputs.files.iter().filter(|files| files.place == Place::Stream).count() > 1 {
             return Err(failed("only one output can go to standard output".to_owned()));
         }
-        outputs.image |= self.load || self.push || outputs.files.is_empty();
+        outputs.image |= self.load || self.push || (outputs.files.is_empty() && !outputs.is_cache_only);
         outputs.push |= self.push;
         let (annotations, provenance) = (self.annotations()?, self.provenance()?);
         for form in outputs.files.iter_mut().map(|files| &mut files.form).chain([&mut outputs.form]) {
@@ -155,7 +157,7 @@ fn output(text: &str, into: &mut Outputs) -> Result<()> {
     let mut form = ImageForm::default();
     match text {
         "-" => (kind, destination) = ("tar".to_owned(), Some("-".to_owned())),
-        "image" | "docker" | "registry" => kind = text.to_owned(),
+        "image" | "docker" | "registry" | "cacheonly" => kind = text.to_owned(),
         path if !is_pair => (kind, destination) = ("local".to_owned(), Some(path.to_owned())),
         _ => {}
     }
@@ -194,6 +196,10 @@ fn output(text: &str, into: &mut Outputs) -> Result<()> {
             into.image = true;
             into.push |= push || kind == "registry";
             into.form = form.clone();
+            return Ok(());
+        }
+        "cacheonly" if destination.is_none() => {
+            into.is_cache_only = true;
             return Ok(());
         }
         "local" | "tar" => Content::Files,

@@ -1,0 +1,85 @@
+//! A target of a definition as the options of a build.
+
+use std::collections::BTreeMap;
+
+use dhow_bake::Target;
+use dhow_engine::dhow_build::address;
+use dhow_engine::dhow_build::plan::NamedContext;
+
+use super::Build;
+
+/// What is between a context's name and another target's.
+const TARGET: &str = "target:";
+
+/// The targets that one takes files from, by the names of contexts.
+pub(in crate::commands) fn links(target: &Target) -> impl Iterator<Item = (&str, &str)> {
+    target.contexts.iter().filter_map(|(name, context)| Some((name.as_str(), context.strip_prefix(TARGET)?)))
+}
+
+impl Build {
+    /// What a target asks for. Of `linked` are the contexts that other targets have come to; `is_base` if others
+    /// build upon this one.
+    pub fn of_target(target: &Target, linked: BTreeMap<String, NamedContext>, is_base: bool) -> Build {
+        let list = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
+        fn texts<T: ToString>(list: &Option<Vec<T>>) -> Vec<String> {
+            list.iter().flatten().map(T::to_string).collect()
+        }
+        let pairs = |values: &BTreeMap<String, Option<String>>| {
+            let given = values.iter().filter_map(|(name, value)| Some(format!("{name}={}", value.as_ref()?)));
+            given.collect::<Vec<_>>()
+        };
+        let context = target.context.clone().unwrap_or_else(|| ".".to_owned());
+        let is_elsewhere = address::is_url(&context) || address::git_context(&context).is_ok_and(|git| git.is_some());
+        let dockerfile = target.dockerfile.clone().unwrap_or_else(|| "Dockerfile".to_owned());
+        let file = match dockerfile.strip_prefix("cwd://") {
+            Some(own) => own.to_owned(),
+            None if is_elsewhere || dockerfile.starts_with('/') => dockerfile,
+            None => format!("{context}/{dockerfile}"),
+        };
+        let named = target.contexts.iter().filter(|(_, context)| !context.starts_with(TARGET));
+        Build {
+            add_host: pairs(&target.extra_hosts),
+            allow: list(&target.entitlements),
+            annotation: list(&target.annotations),
+            attest: texts(&target.attest),
+            build_arg: pairs(&target.args),
+            build_context: named
+                .map(|(name, context)| format!("{name}={}", context.strip_prefix("cwd://").unwrap_or(context)))
+                .collect(),
+            call: target.call.clone().unwrap_or_default(),
+            check: false,
+            cache_from: texts(&target.cache_from),
+            cache_to: texts(&target.cache_to),
+            cgroup_parent: String::new(),
+            file: Some(file),
+            iidfile: None,
+            label: pairs(&target.labels),
+            load: false,
+            metadata_file: None,
+            network: target.network.clone().unwrap_or_default(),
+            no_cache: target.no_cache.unwrap_or_default(),
+            no_cache_filter: list(&target.no_cache_filter),
+            output: texts(&target.outputs),
+            platform: list(&target.platforms),
+            progress: None,
+            provenance: None,
+            pull: target.pull.unwrap_or_default(),
+            push: false,
+            quiet: false,
+            sbom: None,
+            secret: texts(&target.secrets),
+            shm_size: target.shm_size.clone(),
+            tag: list(&target.tags),
+            ssh: texts(&target.ssh),
+            target: target.target.clone().unwrap_or_default(),
+            ulimit: list(&target.ulimits),
+            rm: true,
+            force_rm: false,
+            compress: false,
+            context,
+            inline: target.dockerfile_inline.clone(),
+            linked,
+            is_base,
+        }
+    }
+}
