@@ -8,10 +8,10 @@ use hcl_edit::expr::{Expression, FuncCall};
 use hcl_edit::visit::{Visit, visit_func_call};
 
 use crate::entry::{Attestation, Cache, Entry, Output, Secret, Ssh, entries};
-use crate::evaluate::{Function, Names, Scope, evaluate, kind_of};
+use crate::evaluate::{Evaluated, Function, Names, Scope, evaluate, kind_of};
 use crate::fault::Fault;
 use crate::functions::{self, record};
-use crate::source::{Attribute, Block, Body, verbatim};
+use crate::source::{Attribute, Block, Body};
 use crate::target::{Group, Target};
 use crate::value::{Kind, Number, Value, set};
 
@@ -138,8 +138,11 @@ impl<'a> Definition<'a> {
         for block in blocks().filter(|block| BLOCKS.contains(&block.kind.as_str())) {
             let made = definition.instances_of(block)?;
             let names: Vec<String> = made.iter().map(|instance| instance.name.clone()).collect();
-            if names != block.labels {
-                renamed.push((block.labels[0].clone(), names));
+            if names != block.labels && !names.is_empty() {
+                match renamed.iter_mut().find(|(label, _)| *label == block.labels[0]) {
+                    Some((_, known)) => known.extend(names),
+                    None => renamed.push((block.labels[0].clone(), names)),
+                }
             }
             definition.instances.extend(made);
         }
@@ -166,9 +169,9 @@ impl<'a> Definition<'a> {
             definition.variable(name)?;
         }
         for (name, names) in renamed {
-            match groups.iter_mut().find(|known| known.name == name) {
-                Some(known) => known.targets.extend(names),
-                None => groups.push(Group { name, targets: names, ..Group::default() }),
+            // One that is declared stays.
+            if !groups.iter().any(|known| known.name == name) {
+                groups.push(Group { name, targets: names, ..Group::default() });
             }
         }
         Ok(Defined { groups, targets, variables })
@@ -176,6 +179,12 @@ impl<'a> Definition<'a> {
 
     fn scope<'s>(&'s self, file: usize, locals: &'s [(String, Value)]) -> Scope<'s> {
         Scope { names: self, file, locals }
+    }
+
+    /// What an attribute comes to, where these names count besides.
+    fn value_of(&self, attribute: &Attribute, locals: &[(String, Value)]) -> Evaluated {
+        let value = evaluate(&attribute.value, &self.scope(attribute.places, locals));
+        value.map_err(|fault| fault.at(attribute.file, attribute.span.clone()))
     }
 
     /// Functions call others that there are, and none calls itself.
@@ -218,7 +227,7 @@ impl<'a> Definition<'a> {
             let wrong = |fault: Fault| fault.at(block.file, block.span.clone());
             let value = self.variable(name).map_err(wrong)?.unwrap_or(Value::Null);
             let described = block.body.attribute("description");
-            let description = described.map(|attribute| evaluate(&attribute.value, &self.scope(block.file, &[]))).transpose()?;
+            let description = described.map(|attribute| self.value_of(attribute, &[])).transpose()?;
             let kind = self.kind_of_variable(block)?;
             let shown = match (&value, &kind) {
                 (Value::Null, _) => None,
@@ -239,12 +248,9 @@ impl<'a> Definition<'a> {
     /// The kind that a variable is declared to have.
     fn kind_of_variable(&self, block: &Block) -> Result<Option<Kind>, Fault> {
         let Some(attribute) = block.body.attribute("type") else { return Ok(None) };
-        // Only JSON has types in strings.
-        let is_json = attribute.span.is_none();
-        let written = if is_json { verbatim(&attribute.value) } else { Some(attribute.value.clone()) };
-        match written {
+        match attribute.verbatim(&attribute.value) {
             None | Some(Expression::Null(_)) => Ok(None),
-            Some(written) => kind_of(&written).map(Some).map_err(|fault| fault.at(attribute.file, attribute.value.span())),
+            Some(written) => kind_of(&written).map(Some).map_err(|fault| fault.at(attribute.file, attribute.span.clone())),
         }
     }
 
@@ -252,7 +258,6 @@ impl<'a> Definition<'a> {
     fn validate(&self) -> Result<(), Fault> {
         for block in self.variables.values() {
             for rule in block.body.blocks.iter().filter(|block| block.kind == "validation") {
-                let scope = self.scope(rule.file, &[]);
                 let attribute = |name: &str| {
                     let missing = || {
                         Fault::new(
@@ -262,9 +267,9 @@ impl<'a> Definition<'a> {
                     };
                     rule.body.attribute(name).ok_or_else(|| missing().at(rule.file, rule.span.clone()))
                 };
-                let (condition, message) = (attribute("condition")?, attribute("error_message")?);
-                let at = |fault: Fault| fault.at(rule.file, condition.value.span());
-                let value = evaluate(&condition.value, &scope)?;
+                let condition = attribute("condition")?;
+                let at = |fault: Fault| fault.at(rule.file, condition.span.clone());
+                let value = self.value_of(condition, &[])?;
                 const RESULT: &str = "Invalid condition result";
                 if value == Value::Null {
                     return Err(at(Fault::new(RESULT, "Condition expression must return either true or false, not null.")));
@@ -273,8 +278,9 @@ impl<'a> Definition<'a> {
                     .convert(&Kind::Bool)
                     .map_err(|why| at(Fault::new(RESULT, format!("Invalid condition result value: {why}"))))?;
                 if holds != Value::Bool(true) {
-                    let said = evaluate(&message.value, &scope)?;
-                    let said = said.text().unwrap_or_else(|| "This check failed, but has an invalid error message.".to_owned());
+                    let message = rule.body.attribute("error_message").map(|message| self.value_of(message, &[])).transpose()?;
+                    let said = message.and_then(|message| message.text());
+                    let said = said.unwrap_or_else(|| "This check failed, but has an invalid error message.".to_owned());
                     return Err(at(Fault::new("Validation failed", said)));
                 }
             }
@@ -302,7 +308,7 @@ impl<'a> Definition<'a> {
             }
             return Ok(vec![Instance { block, name: label.to_owned(), matrix: Vec::new() }]);
         };
-        let axes = evaluate(&matrix.value, &self.scope(block.file, &[]))?;
+        let axes = self.value_of(matrix, &[])?;
         let axes = axes.attributes().ok_or_else(|| wrong("matrix must be a map".to_owned()))?;
         let mut cells: Vec<Vec<(String, Value)>> = vec![Vec::new()];
         for (axis, values) in axes {
@@ -321,7 +327,7 @@ impl<'a> Definition<'a> {
             let name = match naming {
                 None => label.to_owned(),
                 Some(naming) => {
-                    let value = evaluate(&naming.value, &self.scope(block.file, &matrix))?;
+                    let value = self.value_of(naming, &matrix)?;
                     value.text().ok_or_else(|| wrong("string required".to_owned()))?
                 }
             };
@@ -341,7 +347,9 @@ impl<'a> Definition<'a> {
         if matches!(read, Read::Name) {
             return Ok(Some(Value::String(block_name.clone())));
         }
-        let Some(attribute) = block.body.attribute(name) else { return Ok(Some(Value::Null)) };
+        let Some(attribute) = block.body.attribute(name) else {
+            return Ok(Some(if name == "description" { "".into() } else { Value::Null }));
+        };
         let key = (index, name.to_owned());
         match self.parts.borrow().get(&key) {
             Some(Known::Value(value)) => return Ok(Some(value.clone())),
@@ -352,15 +360,27 @@ impl<'a> Definition<'a> {
             None => {}
         }
         self.parts.borrow_mut().insert(key.clone(), Known::Begun);
-        let value = evaluate(&attribute.value, &self.scope(block.file, matrix))?;
+        let value = self.value_of(attribute, matrix)?;
         let made = match read {
+            // These are never null; others are as if they were not there.
+            Read::With(_) if value == Value::Null => Err("null value is not allowed".to_owned()),
+            _ if value == Value::Null && name == "description" => Err("null value is not allowed".to_owned()),
             _ if value == Value::Null => Ok(value),
+            Read::As(Kind::List(_)) if value.elements().is_some_and(|values| values.contains(&Value::Null)) => {
+                Err("null value is not allowed".to_owned())
+            }
+            Read::As(_)
+                if name == "contexts"
+                    && value.attributes().is_some_and(|values| values.values().any(|value| *value == Value::Null)) =>
+            {
+                Err("null value is not allowed".to_owned())
+            }
             Read::As(kind) => value.convert(&kind),
             Read::With(read) => read(&value),
             Read::Name => Ok(value),
         };
         let unsuitable = |why: String| Fault::new("Unsuitable value type", format!("Unsuitable value: {why}"));
-        let value = made.map_err(|why| unsuitable(why).at(attribute.file, attribute.value.span()))?;
+        let value = made.map_err(|why| unsuitable(why).at(attribute.file, attribute.span.clone()))?;
         self.parts.borrow_mut().insert(key, Known::Value(value.clone()));
         Ok(Some(value))
     }
@@ -421,16 +441,14 @@ impl<'a> Definition<'a> {
 
     /// Evaluates a variable, or an attribute of a file that is as good as one.
     fn resolve(&self, name: &str) -> Result<Option<Value>, Fault> {
-        if let Some(attribute) = self.attributes.get(name) {
-            return evaluate(&attribute.value, &self.scope(attribute.file, &[])).map(Some);
-        }
-        let Some(block) = self.variables.get(name) else { return Ok(None) };
-        let kind = self.kind_of_variable(block)?;
+        let (attribute, block) = (self.attributes.get(name).copied(), self.variables.get(name).copied());
+        let Some(block) = block else { return attribute.map(|attribute| self.value_of(attribute, &[])).transpose() };
+        let kind = if attribute.is_some() { None } else { self.kind_of_variable(block)? };
         let invalid = |why: String| Fault::new("Invalid value", why).at(block.file, block.span.clone());
-        let default = match block.body.attribute("default") {
+        let default = match attribute.or_else(|| block.body.attribute("default")) {
             None => None,
             Some(attribute) => {
-                let value = evaluate(&attribute.value, &self.scope(block.file, &[]))?;
+                let value = self.value_of(attribute, &[])?;
                 let wanted = kind.clone().unwrap_or(Kind::Any);
                 let converted = value.convert(&wanted);
                 Some(
@@ -571,16 +589,16 @@ fn function(block: &Block) -> Result<Function, Fault> {
     let no_name = |place: &Expression| {
         Fault::new("Invalid param element", "Each parameter name must be an identifier.").at(block.file, place.span())
     };
-    let parameter = |written: &Expression| match verbatim(written) {
+    let parameter = |attribute: &Attribute, written: &Expression| match attribute.verbatim(written) {
         Some(Expression::Variable(name)) => Ok(name.as_str().to_owned()),
         _ => Err(no_name(written)),
     };
     let Expression::Array(names) = &parameters.value else { return Err(no_name(&parameters.value)) };
     Ok(Function {
-        parameters: names.iter().map(parameter).collect::<Result<_, _>>()?,
-        variadic: block.body.attribute("variadic_params").map(|attribute| parameter(&attribute.value)).transpose()?,
+        parameters: names.iter().map(|name| parameter(parameters, name)).collect::<Result<_, _>>()?,
+        variadic: block.body.attribute("variadic_params").map(|attribute| parameter(attribute, &attribute.value)).transpose()?,
         result: result.value.clone(),
-        file: block.file,
+        file: result.places,
     })
 }
 
@@ -602,7 +620,8 @@ fn primitive(name: &str, text: &str, kind: &Kind) -> Result<Value, String> {
 
 /// `a,b,c` as a list, and `a:1,b:2` as a map.
 fn of_record(name: &str, text: &str, kind: &Kind) -> Result<Value, String> {
-    let (fields, _) = record(text, ',').map_err(|why| format!("failed to parse {text} as CSV: {why}"))?;
+    let fields = if text.is_empty() { Err("EOF".to_owned()) } else { record(text, ',') };
+    let (fields, _) = fields.map_err(|why| format!("failed to parse {text} as CSV: {why}"))?;
     let unsupported = || format!("unsupported type {kind} for CSV specification");
     let values = |of: &Kind| {
         let made = fields.iter().map(|field| primitive(name, field, of));

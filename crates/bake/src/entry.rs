@@ -70,6 +70,18 @@ pub(crate) trait Entry: Clone + Sized {
 
     /// Whether the later of two takes the place of the earlier.
     fn replaces(&self, other: &Self) -> bool;
+
+    /// What is left of several that are there more than once.
+    fn unique(entries: Vec<Self>) -> Vec<Self> {
+        let mut left: Vec<Self> = Vec::with_capacity(entries.len());
+        for entry in entries {
+            match left.iter_mut().find(|known| entry.replaces(known)) {
+                Some(known) => *known = entry,
+                None => left.push(entry),
+            }
+        }
+        left
+    }
 }
 
 const MAPS: &str = "list of map of string required";
@@ -240,6 +252,10 @@ impl Entry for Output {
     fn replaces(&self, other: &Output) -> bool {
         self == other
     }
+
+    fn unique(entries: Vec<Output>) -> Vec<Output> {
+        without_doubles(entries)
+    }
 }
 
 impl Entry for Cache {
@@ -280,6 +296,10 @@ impl Entry for Cache {
 
     fn replaces(&self, other: &Cache) -> bool {
         self == other
+    }
+
+    fn unique(entries: Vec<Cache>) -> Vec<Cache> {
+        without_doubles(entries)
     }
 }
 
@@ -424,16 +444,14 @@ pub(crate) fn parsed<T: Entry>(texts: &[String]) -> Result<Vec<T>, String> {
     Ok(filled.map(|text| T::parse(text)).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
 }
 
-/// Each once: a later one takes the place of an earlier one that it replaces.
-pub(crate) fn unique<T: Entry>(entries: Vec<T>) -> Vec<T> {
-    let mut left: Vec<T> = Vec::with_capacity(entries.len());
-    for entry in entries {
-        match left.iter_mut().find(|known| entry.replaces(known)) {
-            Some(known) => *known = entry,
-            None => left.push(entry),
+/// Each once. The last one comes to where the later of two equal ones was (buildx, `removeDupes`).
+fn without_doubles<T: PartialEq>(mut entries: Vec<T>) -> Vec<T> {
+    for index in (0..entries.len().saturating_sub(1)).rev() {
+        if let Some(double) = (index + 1..entries.len()).find(|other| entries[index] == entries[*other]) {
+            entries.swap_remove(double);
         }
     }
-    left
+    entries
 }
 
 #[cfg(test)]

@@ -80,7 +80,7 @@ pub(crate) fn evaluate(expression: &Expression, scope: &Scope<'_>) -> Evaluated 
             object.iter().map(one).collect::<Result<_, _>>().map(Value::Object)
         }
         Expression::StringTemplate(text) => template::evaluate(text, scope),
-        Expression::HeredocTemplate(text) => template::evaluate(&text.template, scope),
+        Expression::HeredocTemplate(text) => template::heredoc(text, scope),
         Expression::Parenthesis(inner) => evaluate(inner.inner(), scope),
         Expression::Variable(name) => scope.variable(name.as_str(), name.span()),
         Expression::Conditional(conditional) => choose(conditional, scope),
@@ -234,6 +234,12 @@ fn called(call: &FuncCall, scope: &Scope<'_>) -> Evaluated {
         let detail = format!("Function {name:?} expects {count} argument(s). Missing value for {missing:?}.");
         return Err(Fault::new("Not enough function arguments", detail));
     }
+    if let Some(index) = values.iter().position(|value| *value == Value::Null) {
+        let parameter = function.parameters.get(index).or(function.variadic.as_ref()).map_or("", String::as_str);
+        let detail = format!("Invalid value for {parameter:?} parameter: argument must not be null.");
+        let place = call.args.get(index).and_then(Span::span);
+        return Err(Fault::new("Invalid function argument", detail).at(scope.file, place));
+    }
     let rest = values.split_off(count);
     if function.variadic.is_none() && !rest.is_empty() {
         return Err(Fault::new("Too many function arguments", format!("Function {name:?} expects only {count} argument(s).")));
@@ -290,7 +296,7 @@ pub(crate) fn kind_of(expression: &Expression) -> Result<Kind, Fault> {
                             return Err(invalid("Object constructor map keys must be attribute names."));
                         }
                     };
-                    Ok((name, kind_of(kind.expr())?))
+                    Ok((name, optional(kind.expr())?))
                 };
                 kinds.iter().map(one).collect::<Result<_, _>>().map(Kind::Object)
             }
@@ -299,6 +305,17 @@ pub(crate) fn kind_of(expression: &Expression) -> Result<Kind, Fault> {
         _ => Err(invalid(
             "A type specification is either a primitive type keyword (bool, number, string) or a complex type constructor call, like list(string).",
         )),
+    }
+}
+
+/// A kind in an object, which may be `optional(KIND)`.
+fn optional(expression: &Expression) -> Result<Kind, Fault> {
+    match expression {
+        Expression::FuncCall(call) if call.name.name.as_str() == "optional" && call.args.len() == 1 => match call.args.get(0) {
+            Some(kind) => kind_of(kind).map(|kind| Kind::Optional(Box::new(kind))),
+            None => kind_of(expression),
+        },
+        other => kind_of(other),
     }
 }
 

@@ -27,6 +27,9 @@ impl BakeError {
     }
 }
 
+/// No file: what an expression of JSON says of its own places means nothing in the file.
+pub(crate) const NOWHERE: usize = usize::MAX;
+
 /// Bytes of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
@@ -49,7 +52,7 @@ impl Fault {
 
     /// Unless it is known already where it is.
     pub fn at(mut self, file: usize, span: Option<Range<usize>>) -> Fault {
-        if self.place.is_none() {
+        if self.place.is_none() && file != NOWHERE {
             self.place = span.map(|span| Place { file, span });
         }
         self

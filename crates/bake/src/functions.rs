@@ -184,7 +184,7 @@ const BUILTINS: &[Builtin] = &[
     fixed("trimspace", STRING, |values| Ok(text::of(&values[0]).trim().into())),
     fixed("trimsuffix", &[("str", Takes::Text), ("suffix", Takes::Text)], text::trimsuffix),
     fixed("unixtimestampparse", &[("unix_timestamp", Takes::Number)], times::unixtimestampparse),
-    fixed("upper", STRING, |values| Ok(text::of(&values[0]).to_uppercase().into())),
+    fixed("upper", STRING, text::upper),
     fixed("urlencode", STRING, codecs::urlencode),
     fixed("uuidv4", &[], codecs::uuidv4),
     fixed("uuidv5", &[("namespace", Takes::Text), ("name", Takes::Text)], codecs::uuidv5),

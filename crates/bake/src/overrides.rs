@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::Bake;
 use crate::entitlements::Grants;
-use crate::entry::{Attestation, Cache, Entry, Output, Secret, Ssh, parsed, truth, unique};
+use crate::entry::{Attestation, Cache, Entry, Output, Secret, Ssh, parsed, truth};
 use crate::fault::BakeError;
 use crate::selection::matches;
 use crate::target::{Target, append};
@@ -110,7 +110,7 @@ fn put<T: Entry>(own: &mut Option<Vec<T>>, given: &Override, what: &str) -> Resu
     } else {
         *own = Some(entries)
     }
-    *own = own.take().map(unique);
+    *own = own.take().map(T::unique);
     Ok(())
 }
 

@@ -132,23 +132,22 @@ impl Bake {
 
     /// The targets that a name stands for, and the groups on the way to them.
     fn members(&self, name: &str) -> (Vec<String>, Vec<String>) {
-        fn walk(bake: &Bake, name: &str, targets: &mut Vec<String>, groups: &mut Vec<String>) {
+        fn walk<'a>(bake: &'a Bake, name: &'a str, path: &mut Vec<&'a str>, targets: &mut Vec<String>, groups: &mut Vec<String>) {
             match bake.group(name) {
                 // A group that holds its own name means the target.
-                Some(_) if groups.iter().any(|known| known == name) => {
-                    if bake.targets.iter().any(|target| target.name == name) {
-                        targets.push(name.to_owned());
-                    }
-                }
+                Some(_) if path.contains(&name) => targets.push(name.to_owned()),
+                Some(_) if groups.iter().any(|known| known == name) => {}
                 Some(group) => {
                     groups.push(name.to_owned());
-                    group.targets.iter().for_each(|name| walk(bake, name, targets, groups));
+                    path.push(name);
+                    group.targets.iter().for_each(|name| walk(bake, name, path, targets, groups));
+                    path.pop();
                 }
                 None => targets.push(name.to_owned()),
             }
         }
         let (mut targets, mut groups) = (Vec::new(), Vec::new());
-        walk(self, name, &mut targets, &mut groups);
+        walk(self, name, &mut Vec::new(), &mut targets, &mut groups);
         (unique(targets), groups)
     }
 
@@ -288,8 +287,9 @@ mod tests {
     }
 
     #[test]
-    fn groups_that_hold_themselves_end() {
+    fn groups_that_hold_themselves_mean_targets() {
         let text = "group \"a\" { targets = [\"b\", \"c\"] }\ngroup \"b\" { targets = [\"a\", \"c\"] }\ntarget \"c\" {}";
-        assert_eq!(select(text, &["a"]).unwrap().targets.len(), 1);
+        assert_eq!(select(text, &["a"]).unwrap_err(), "failed to find target a");
+        assert_eq!(select("group \"c\" { targets = [\"c\"] }\ntarget \"c\" {}", &["c"]).unwrap().targets.len(), 1);
     }
 }

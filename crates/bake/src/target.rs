@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::entry::{Attestation, Cache, Entry, Output, Secret, Ssh, unique};
+use crate::entry::{Attestation, Cache, Entry, Output, Secret, Ssh};
 
 /// Several targets under one name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -102,7 +102,7 @@ pub(crate) fn append<T>(own: &mut Option<Vec<T>>, other: Option<Vec<T>>) {
 
 fn merge_entries<T: Entry>(own: &mut Option<Vec<T>>, other: Option<Vec<T>>) {
     append(own, other);
-    *own = own.take().map(unique);
+    *own = own.take().map(T::unique);
 }
 
 fn present(values: BTreeMap<String, Option<String>>) -> impl Iterator<Item = (String, Option<String>)> {
@@ -157,14 +157,14 @@ impl Target {
     /// Leaves out what is there twice or says nothing.
     pub(crate) fn normalise(&mut self) {
         normalise(&mut self.annotations);
-        self.attest = self.attest.take().map(unique);
+        self.attest = self.attest.take().map(Entry::unique);
         normalise(&mut self.tags);
-        self.secrets = self.secrets.take().map(unique);
-        self.ssh = self.ssh.take().map(unique);
+        self.secrets = self.secrets.take().map(Entry::unique);
+        self.ssh = self.ssh.take().map(Entry::unique);
         normalise(&mut self.platforms);
-        self.cache_from = self.cache_from.take().map(unique);
-        self.cache_to = self.cache_to.take().map(unique);
-        self.outputs = self.outputs.take().map(unique);
+        self.cache_from = self.cache_from.take().map(Entry::unique);
+        self.cache_to = self.cache_to.take().map(Entry::unique);
+        self.outputs = self.outputs.take().map(Entry::unique);
         normalise(&mut self.no_cache_filter);
         normalise(&mut self.ulimits);
         if self.network.as_deref() == Some("host") {

@@ -6,7 +6,7 @@ use std::fmt;
 
 /// A number. Whole ones are exact.
 ///
-/// go-cty's numbers have 512 bits; here fractions have a double's 53.
+/// go-cty's numbers have 512 bits; here fractions have a double's 53, of which 15 digits are shown of what was calculated.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Number {
     Whole(i128),
@@ -22,6 +22,11 @@ impl Number {
             _ if value.fract() == 0.0 && value.abs() <= EXACT => Some(Number::Whole(value as i128)),
             _ => Some(Number::Fraction(value)),
         }
+    }
+
+    /// A result of calculating: what the last digits of a double have wrong is rounded away, so that 0.1 + 0.2 is 0.3.
+    pub fn calculated(value: f64) -> Option<Number> {
+        Number::of(format!("{value:.14e}").parse().ok()?)
     }
 
     /// Decimal, with an exponent or without.
@@ -68,7 +73,7 @@ impl Number {
         {
             return Some(Number::Whole(whole));
         }
-        Number::of(rough(self.float(), other.float()))
+        Number::calculated(rough(self.float(), other.float()))
     }
 }
 
@@ -93,6 +98,8 @@ pub(crate) enum Kind {
     Map(Box<Kind>),
     Tuple(Vec<Kind>),
     Object(BTreeMap<String, Kind>),
+    /// Within an object: it may be missing, and is null then.
+    Optional(Box<Kind>),
 }
 
 impl Kind {
@@ -157,9 +164,18 @@ impl fmt::Display for Kind {
             Kind::Bool => formatter.write_str("bool"),
             Kind::Number => formatter.write_str("number"),
             Kind::String => formatter.write_str("string"),
-            Kind::List(of) => write!(formatter, "list of {of}"),
-            Kind::Set(of) => write!(formatter, "set of {of}"),
-            Kind::Map(of) => write!(formatter, "map of {of}"),
+            Kind::List(of) | Kind::Set(of) | Kind::Map(of) => {
+                let what = match self {
+                    Kind::List(_) => "list",
+                    Kind::Set(_) => "set",
+                    _ => "map",
+                };
+                match **of {
+                    Kind::Any => write!(formatter, "{what} of any single type"),
+                    ref of => write!(formatter, "{what} of {of}"),
+                }
+            }
+            Kind::Optional(of) => of.fmt(formatter),
             Kind::Tuple(_) => formatter.write_str("tuple"),
             Kind::Object(_) => formatter.write_str("object"),
         }
@@ -276,6 +292,7 @@ impl Value {
         let required = || Err(format!("{kind} required"));
         match (kind, self) {
             (Kind::Any, _) | (_, Value::Null) => Ok(self.clone()),
+            (Kind::Optional(kind), value) => value.convert(kind),
             (Kind::String, value) => value.text().map_or_else(required, |text| Ok(Value::String(text))),
             (Kind::Bool, Value::Bool(_)) | (Kind::Number, Value::Number(_)) => Ok(self.clone()),
             (Kind::Bool, Value::String(text)) => match text.as_str() {
@@ -319,7 +336,14 @@ impl Value {
             (Kind::Object(kinds), value) => {
                 let Some(values) = value.attributes() else { return required() };
                 let one = |(name, kind): (&String, &Kind)| {
-                    let value = values.get(name).ok_or_else(|| format!("attribute {name:?} is required"))?;
+                    let missing = || {
+                        if matches!(kind, Kind::Optional(_)) {
+                            Ok(&Value::Null)
+                        } else {
+                            Err(format!("attribute {name:?} is required"))
+                        }
+                    };
+                    let value = values.get(name).map_or_else(missing, Ok)?;
                     let wrong = |why| format!("attribute {name:?}: {why}");
                     Ok((name.clone(), value.convert(kind).map_err(wrong)?))
                 };

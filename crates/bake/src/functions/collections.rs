@@ -126,7 +126,7 @@ pub(super) fn flatten(values: &[Value]) -> Result<Value, String> {
 
 pub(super) fn hasindex(values: &[Value]) -> Result<Value, String> {
     match &values[0] {
-        Value::List(..) | Value::Tuple(_) | Value::Map(..) | Value::Object(_) => {
+        Value::List(..) | Value::Tuple(_) | Value::Map(..) => {
             Ok(Value::Bool(is_key(&values[0], &values[1]) && indexed(&values[0], &values[1]).is_ok()))
         }
         _ => Err("collection must be a list, a map or a tuple".to_owned()),
@@ -135,14 +135,18 @@ pub(super) fn hasindex(values: &[Value]) -> Result<Value, String> {
 
 /// Numbers are keys of lists, and strings of maps.
 fn is_key(collection: &Value, key: &Value) -> bool {
-    matches!((collection.elements().is_some(), key), (true, Value::Number(_)) | (false, Value::String(_)))
+    match collection {
+        Value::List(..) | Value::Tuple(_) => matches!(key, Value::Number(_)),
+        Value::Map(..) => matches!(key, Value::String(_)),
+        _ => false,
+    }
 }
 
 pub(super) fn index(values: &[Value]) -> Result<Value, String> {
     match is_key(&values[0], &values[1]) {
         true => indexed(&values[0], &values[1]).map_err(|_| "invalid index".to_owned()),
         false if values[0].elements().is_some() => Err("key for list must be number".to_owned()),
-        false if values[0].attributes().is_some() => Err("key for map must be string".to_owned()),
+        false if matches!(values[0], Value::Map(..)) => Err("key for map must be string".to_owned()),
         false => Err("collection must be a list, a map or a tuple".to_owned()),
     }
 }
@@ -173,7 +177,10 @@ pub(super) fn values(values: &[Value]) -> Result<Value, String> {
 }
 
 pub(super) fn length(values: &[Value]) -> Result<Value, String> {
-    let count = values[0].elements().map(<[Value]>::len).or(values[0].attributes().map(BTreeMap::len));
+    let count = match &values[0] {
+        Value::Map(_, map) => Some(map.len()),
+        other => other.elements().map(<[Value]>::len),
+    };
     count.map(Value::from).ok_or_else(|| "collection must be a list, a map or a tuple".to_owned())
 }
 
@@ -317,6 +324,9 @@ pub(super) fn setproduct(values: &[Value]) -> Result<Value, String> {
 
 pub(super) fn zipmap(values: &[Value]) -> Result<Value, String> {
     let (names, all) = (elements(&values[0])?, elements(&values[1]).map_err(|_| "values must be a list or tuple value")?);
+    if names.contains(&Value::Null) {
+        return Err("keys must not be null".to_owned());
+    }
     if names.len() != all.len() {
         return Err(format!("number of keys ({}) does not match number of values ({})", names.len(), all.len()));
     }

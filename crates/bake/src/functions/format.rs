@@ -173,7 +173,7 @@ impl Verb {
                 }
                 let whole = match number()? {
                     Number::Whole(whole) => whole,
-                    Number::Fraction(value) => value as i128,
+                    Number::Fraction(_) => return Err("an integer is required".to_owned()),
                 };
                 let (digits, mark) = match self.letter {
                     'b' => (format!("{:b}", whole.unsigned_abs()), "0b"),

@@ -93,7 +93,7 @@ pub(super) fn signum(values: &[Value]) -> Result<Value, String> {
 
 pub(super) fn log(values: &[Value]) -> Result<Value, String> {
     // As Go: the quotient of two natural ones.
-    made(Number::of(of(&values[0]).float().ln() / of(&values[1]).float().ln()))
+    made(Number::calculated(of(&values[0]).float().ln() / of(&values[1]).float().ln()))
 }
 
 pub(super) fn pow(values: &[Value]) -> Result<Value, String> {

@@ -86,6 +86,19 @@ pub(super) fn substr(values: &[Value]) -> Result<Value, String> {
     Ok(characters[bound(start)..bound(end)].iter().collect::<String>().into())
 }
 
+/// Letter by letter: what has no capital of one letter stays.
+fn capital(character: char) -> char {
+    let mut upper = character.to_uppercase();
+    match (upper.next(), upper.next()) {
+        (Some(upper), None) => upper,
+        _ => character,
+    }
+}
+
+pub(super) fn upper(values: &[Value]) -> Result<Value, String> {
+    Ok(of(&values[0]).chars().map(capital).collect::<String>().into())
+}
+
 /// The first letter of each word.
 pub(super) fn title(values: &[Value]) -> Result<Value, String> {
     let mut made = String::new();
@@ -93,11 +106,7 @@ pub(super) fn title(values: &[Value]) -> Result<Value, String> {
     for character in of(&values[0]).chars() {
         // As Go's `strings.Title` tells words from what is between.
         let is_word = before.is_alphanumeric() || before == '_';
-        if is_word {
-            made.push(character)
-        } else {
-            made.extend(character.to_uppercase())
-        }
+        made.push(if is_word { character } else { capital(character) });
         before = character;
     }
     Ok(made.into())

@@ -16,7 +16,7 @@ use dhow_oci::Platform;
 
 use self::files::Definitions;
 use super::build::{cancellable, excerpt, kind_of};
-use crate::commands::build::Display;
+use crate::commands::build::{Build, Display};
 use crate::connect::Target;
 use crate::failure::{Failure, Result};
 use crate::output::print;
@@ -111,6 +111,8 @@ impl Command {
         if self.print && self.list.is_some() {
             return Err(failed("--print and --list are mutually exclusive"));
         }
+        let mut allowed = Grants::parse(&self.allow).map_err(failed)?;
+        self.check_call()?;
         let display = Display::new(kind_of(self.progress.as_deref(), false)?);
         let read = Definitions::read(&self.file, &display).and_then(|definitions| self.define(definitions));
         let (definitions, bake) = match read {
@@ -136,7 +138,6 @@ impl Command {
             display.finish();
             return print(&format!("{}\n", chosen?.json()));
         }
-        let mut allowed = Grants::parse(&self.allow).map_err(failed)?;
         let selection = chosen.inspect_err(|_| drop(display.finish()))?;
         allowed.extend(&selection.granted);
         allowed.read.push(".".to_owned());
@@ -184,7 +185,13 @@ impl Command {
         }
         match self.call() {
             "build" => {}
-            call => all(format!("call={}", call.split(',').next().unwrap_or_default())),
+            call => all(format!(
+                "call={}",
+                match call.split(',').next().unwrap_or_default() {
+                    "check" => "lint",
+                    other => other,
+                }
+            )),
         }
         if let Some(no_cache) = self.no_cache {
             all(format!("no-cache={no_cache}"));
@@ -201,6 +208,19 @@ impl Command {
             }
         }
         overrides
+    }
+
+    /// What stands behind the call is known.
+    fn check_call(&self) -> Result {
+        for field in self.call().split(',').skip(1) {
+            match field.split_once('=') {
+                Some(("format", "json" | "text" | "")) | Some(("ignorestatus", _)) => {}
+                _ if field == "ignorestatus" => {}
+                Some(("format", other)) => return Err(failed(format!("invalid format {other:?}: use text or json"))),
+                _ => return Err(failed(format!("invalid print field: {field}"))),
+            }
+        }
+        Ok(())
     }
 
     fn call(&self) -> &str {
@@ -225,6 +245,17 @@ fn finished(mut selection: Selection) -> Result<Selection> {
         if target.dockerfile.as_deref() == Some("-") {
             return Err(failed("dockerfile from stdin not allowed in bake"));
         }
+        for output in target.outputs.iter_mut().flatten().filter(|output| output.destination.is_empty()) {
+            match output.kind.as_str() {
+                "local" => return Err(failed("dest is required for local exporter")),
+                "oci" | "tar" => "-".clone_into(&mut output.destination),
+                _ => {}
+            }
+        }
+        if target.outputs.iter().flatten().filter(|output| output.destination == "-").count() > 1 {
+            return Err(failed("multiple outputs configured to write to stdout"));
+        }
+        Build::check_target(target).map_err(failed)?;
         if let Some(context) = &mut target.context {
             let is_elsewhere = address::is_url(context) || address::git_context(context).is_ok_and(|git| git.is_some());
             if !is_elsewhere || Path::new(context.as_str()).exists() {

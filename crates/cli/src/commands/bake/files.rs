@@ -43,6 +43,8 @@ impl Definitions {
         let mut sources = Vec::new();
         for name in names {
             match open(&name) {
+                // As if it was not there.
+                Ok(text) if text.is_empty() => {}
                 Ok(text) => sources.push(Source { name, text }),
                 Err(error) if usual && error.kind() == ErrorKind::NotFound => {}
                 Err(error) if error.kind() == ErrorKind::NotFound => {

@@ -75,7 +75,9 @@ fn targets(bake: &Bake, is_json: bool) -> Result {
             entry
         };
         let entries: Vec<_> = all.iter().map(entry).collect();
-        return print(&format!("{}\n", serde_json::to_string_pretty(&entries)?));
+        // As Go has it.
+        let entries = if entries.is_empty() { serde_json::Value::Null } else { entries.into() };
+        return print(&format!("{entries:#}\n"));
     }
     let mut lines = vec![["TARGET", "DESCRIPTION"].map(str::to_owned).to_vec()];
     lines.extend(all.into_iter().map(|(name, description, _)| vec![name.clone(), description]));

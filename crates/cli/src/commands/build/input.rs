@@ -31,7 +31,7 @@ enum Context {
 }
 
 /// Where a secret comes from.
-enum Secret {
+pub(super) enum Secret {
     File(PathBuf),
     Variable(String),
 }
@@ -209,7 +209,7 @@ impl<'a> Input<'a> {
 }
 
 /// `id=NAME[,src=PATH][,env=VARIABLE][,type=file|env]`: without a source, the variable or the file of that name.
-fn secret(text: &str) -> Result<(String, Secret), BuildError> {
+pub(super) fn secret(text: &str) -> Result<(String, Secret), BuildError> {
     let (mut id, mut source, mut variable, mut kind) = (None, None, None, None);
     for field in text.split(',') {
         let (key, value) =
@@ -247,8 +247,8 @@ fn secret(text: &str) -> Result<(String, Secret), BuildError> {
     Ok((id, secret))
 }
 
-/// `default` or `ID`; after it `=SOCKET`, or `=KEY,KEY` for files with keys. Without, the agent of this shell.
-fn agent(text: &str, exec: &Path) -> Result<(String, Arc<dyn Agent>), BuildError> {
+/// The sockets or keys of an agent, which are there, and what it is called; see [`agent`].
+pub(super) fn agent_paths(text: &str) -> Result<(&str, Vec<(PathBuf, bool)>), BuildError> {
     let (id, given) = text.split_once('=').unwrap_or((text, ""));
     let mut paths: Vec<PathBuf> = given.split(',').filter(|path| !path.is_empty()).map(PathBuf::from).collect();
     if paths.is_empty() {
@@ -257,12 +257,20 @@ fn agent(text: &str, exec: &Path) -> Result<(String, Arc<dyn Agent>), BuildError
             plain(format!("invalid empty ssh agent socket: make sure SSH_AUTH_SOCK is set, or name a socket: --ssh {id}=SOCKET"))
         })?);
     }
-    let is_socket = |path: &PathBuf| {
-        let stat = std::fs::metadata(path).map_err(|error| plain(format!("ssh agent {}: {error}", path.display())))?;
-        Ok(std::os::unix::fs::FileTypeExt::is_socket(&stat.file_type()))
+    let is_socket = |path: PathBuf| {
+        let stat = std::fs::metadata(&path).map_err(|error| plain(format!("ssh agent {}: {error}", path.display())))?;
+        let is_socket = std::os::unix::fs::FileTypeExt::is_socket(&stat.file_type());
+        Ok((path, is_socket))
     };
-    let sockets: Vec<bool> = paths.iter().map(is_socket).collect::<Result<_, BuildError>>()?;
-    let agent: Arc<dyn Agent> = match (sockets.contains(&true), paths.len()) {
+    Ok((id, paths.into_iter().map(is_socket).collect::<Result<_, BuildError>>()?))
+}
+
+/// `default` or `ID`; after it `=SOCKET`, or `=KEY,KEY` for files with keys. Without, the agent of this shell.
+fn agent(text: &str, exec: &Path) -> Result<(String, Arc<dyn Agent>), BuildError> {
+    let (id, paths) = agent_paths(text)?;
+    let has_sockets = paths.iter().any(|(_, is_socket)| *is_socket);
+    let mut paths: Vec<PathBuf> = paths.into_iter().map(|(path, _)| path).collect();
+    let agent: Arc<dyn Agent> = match (has_sockets, paths.len()) {
         (true, 1) => Arc::new(LocalAgent { socket: paths.remove(0) }),
         (true, _) => return Err(plain(format!("--ssh {text}: invalid combination of keys and sockets"))),
         (false, _) => Arc::new(KeyAgent::begin(exec, &paths)?),

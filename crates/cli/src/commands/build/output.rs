@@ -59,7 +59,7 @@ enum Place {
 
 impl Build {
     /// `[TYPE[,TYPE][PLATFORM]:]KEY=VALUE` (buildx, `ParseAnnotations`).
-    fn annotations(&self) -> Result<Vec<Annotation>> {
+    pub(super) fn annotations(&self) -> Result<Vec<Annotation>> {
         let mut annotations = Vec::new();
         for text in &self.annotation {
             let (name, value) =

@@ -6,7 +6,12 @@ use dhow_bake::Target;
 use dhow_engine::dhow_build::address;
 use dhow_engine::dhow_build::plan::NamedContext;
 
-use super::Build;
+use dhow_engine::units::parse_bytes;
+use dhow_oci::Platform;
+
+use super::{Build, input};
+use crate::commands::create::ulimit;
+use crate::failure::Failure;
 
 /// What is between a context's name and another target's.
 const TARGET: &str = "target:";
@@ -17,6 +22,32 @@ pub(in crate::commands) fn links(target: &Target) -> impl Iterator<Item = (&str,
 }
 
 impl Build {
+    /// What of a target can be known to be wrong before anything is built.
+    ///
+    /// # Errors
+    /// What it is.
+    pub fn check_target(target: &Target) -> Result<(), String> {
+        let of_failure =
+            |failure: Failure| failure.message.trim_start_matches("ERROR: ").trim_start_matches("failed to build: ").to_owned();
+        let build = Build::of_target(target, BTreeMap::new(), false);
+        for platform in &build.platform {
+            platform.parse::<Platform>().map_err(|error| error.to_string())?;
+        }
+        for text in &build.secret {
+            input::secret(text).map_err(|error| error.message)?;
+        }
+        for text in &build.ssh {
+            input::agent_paths(text).map_err(|error| error.message)?;
+        }
+        if let Some(size) = &build.shm_size {
+            parse_bytes(size).ok_or_else(|| format!("invalid value {size} for membytes key shm-size"))?;
+        }
+        for text in &build.ulimit {
+            ulimit(text).map_err(of_failure)?;
+        }
+        build.annotations().map(drop).map_err(of_failure)
+    }
+
     /// What a target asks for. Of `linked` are the contexts that other targets have come to; `is_base` if others
     /// build upon this one.
     pub fn of_target(target: &Target, linked: BTreeMap<String, NamedContext>, is_base: bool) -> Build {
@@ -36,6 +67,8 @@ impl Build {
             None if is_elsewhere || dockerfile.starts_with('/') => dockerfile,
             None => format!("{context}/{dockerfile}"),
         };
+        let platforms = target.platforms.iter().flatten();
+        let platform = |text: &str| if text == "local" { Platform::host().to_string() } else { text.to_owned() };
         let named = target.contexts.iter().filter(|(_, context)| !context.starts_with(TARGET));
         Build {
             add_host: pairs(&target.extra_hosts),
@@ -60,7 +93,7 @@ impl Build {
             no_cache: target.no_cache.unwrap_or_default(),
             no_cache_filter: list(&target.no_cache_filter),
             output: texts(&target.outputs),
-            platform: list(&target.platforms),
+            platform: platforms.flat_map(|text| text.split(',').map(platform)).collect(),
             progress: None,
             provenance: None,
             pull: target.pull.unwrap_or_default(),
