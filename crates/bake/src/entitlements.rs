@@ -152,16 +152,21 @@ impl Needs {
     }
 }
 
-/// The paths that none of the allowed ones holds, without those below others.
+/// The paths that none of the allowed ones holds, as far as they are there, without those below others.
 fn outside(paths: &BTreeSet<PathBuf>, allowed: &[String]) -> io::Result<BTreeSet<PathBuf>> {
     if allowed.iter().any(|path| path == "*") {
         return Ok(BTreeSet::new());
     }
     let allowed = allowed.iter().map(|path| whole(Path::new(path))).collect::<io::Result<Vec<_>>>()?;
-    let paths = paths.iter().map(|path| existing(path)).collect::<io::Result<BTreeSet<_>>>()?;
-    let is_below = |path: &PathBuf| paths.iter().any(|other| path != other && path.starts_with(other));
-    let left = paths.iter().filter(|path| !is_below(path) && !allowed.iter().any(|allowed| path.starts_with(allowed)));
-    Ok(left.cloned().collect())
+    let mut left = BTreeSet::new();
+    for path in paths {
+        let whole = whole(path)?;
+        if !allowed.iter().any(|allowed| whole.starts_with(allowed)) {
+            left.insert(existing(path)?);
+        }
+    }
+    let is_below = |path: &PathBuf| left.iter().any(|other| path != other && path.starts_with(other));
+    Ok(left.iter().filter(|path| !is_below(path)).cloned().collect())
 }
 
 /// As much of a path as there is, without links, and the rest of it.

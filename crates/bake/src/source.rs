@@ -285,7 +285,9 @@ impl<'a> Json<'a> {
             Node::Null => Expression::null(),
             Node::Bool(value) => Expression::Bool(Decorated::new(value)),
             // One that is too large for the parser is as good as a string.
-            Node::Number(number) => parser::parse_expr(number).unwrap_or_else(|_| Expression::String(Decorated::new(number.to_owned()))),
+            Node::Number(number) => {
+                parser::parse_expr(number).unwrap_or_else(|_| Expression::String(Decorated::new(number.to_owned())))
+            }
             Node::String(text) => self.template(&text, value)?,
             Node::Array(values) => {
                 let mut array = Array::new();

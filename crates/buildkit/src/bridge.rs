@@ -17,7 +17,7 @@ use crate::grpc::{Call, INTERNAL, NOT_FOUND, Status, Stream, UNIMPLEMENTED, UNKN
 use crate::job::{Job, Returned};
 use crate::messages::{
     BridgeResult, BridgeSolveRequest, BridgeSolveResponse, BytesMessage, Capability, CredentialsRequest, CredentialsResponse,
-    Empty, GetSecretRequest, GetSecretResponse, PongResponse, Ref, RefMap, ReturnRequest,
+    Empty, GetSecretRequest, GetSecretResponse, PongResponse, RefMap, ReturnRequest,
 };
 use crate::options::{self, Asked};
 use crate::session::{self, Session};
@@ -30,7 +30,8 @@ const LARGEST_FILE: u64 = 16 << 20;
 const IGNORE: &str = ".dockerignore";
 
 /// What clients may rely on (`frontend/gateway/pb/caps.go`, `solver/pb/caps.go`).
-const FRONTEND: [&str; 8] = [
+const FRONTEND: [&str; 9] = [
+    "reference.output",
     "solve.base",
     "solve.inlinereturn",
     "return",
@@ -125,7 +126,8 @@ async fn solve(engine: Arc<Engine>, job: Arc<Job>, request: BridgeSolveRequest) 
             format!("frontend {source} is not supported by this engine: only Dockerfiles are"),
         ));
     }
-    let asked = options::read(&request.options)?;
+    let inputs = crate::inputs::read(&engine, &request.inputs).await?;
+    let asked = options::read(&request.options, &inputs)?;
     let handle = Handle::current();
     let work = tokio::task::spawn_blocking(move || build(&engine, &job, &asked, &handle));
     work.await.map_err(|error| Status::new(INTERNAL, format!("a worker of the engine failed: {error}")))?
@@ -357,10 +359,10 @@ fn result(job: &Job, solved: Solved, is_multi_platform: bool) -> Result<BridgeRe
     metadata.insert("refs.platforms".to_owned(), json!({ "Platforms": known }).to_string().into_bytes());
     let id = job.keep(solved);
     if !is_multi_platform {
-        return Ok(BridgeResult { reference: Some(Ref { id }), references: None, metadata });
+        return Ok(BridgeResult { reference: Some(crate::inputs::reference(id)), references: None, metadata });
     }
     let of_platform = |(platform, _): (String, Platform)| {
-        let reference = Ref { id: format!("{id}/{platform}") };
+        let reference = crate::inputs::reference(format!("{id}/{platform}"));
         (platform, reference)
     };
     let refs = platforms.into_iter().map(of_platform).collect();

@@ -9,6 +9,7 @@ mod control;
 mod files;
 mod grpc;
 mod history;
+mod inputs;
 mod job;
 mod messages;
 mod options;

@@ -283,8 +283,45 @@ pub struct BridgeSolveRequest {
     pub frontend: String,
     #[prost(map = "string, string", tag = "3")]
     pub options: HashMap<String, String>,
+    #[prost(map = "string, message", tag = "13")]
+    pub inputs: HashMap<String, Definition>,
     #[prost(bool, tag = "14")]
     pub evaluate: bool,
+}
+
+/// `pb.Definition`: operations, each after those that it needs. The last one only says which of them is meant.
+#[derive(Clone, PartialEq, Message)]
+pub struct Definition {
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub operations: Vec<Vec<u8>>,
+    /// By the operations' digests. Clients take a definition without any for none.
+    #[prost(map = "string, message", tag = "2")]
+    pub metadata: HashMap<String, Empty>,
+}
+
+/// `pb.Op`, of which only sources are known here.
+#[derive(Clone, PartialEq, Message)]
+pub struct Operation {
+    #[prost(message, repeated, tag = "1")]
+    pub inputs: Vec<OperationInput>,
+    #[prost(message, optional, tag = "3")]
+    pub source: Option<SourceOperation>,
+}
+
+/// `pb.Input`: an output of another operation, by the digest of that.
+#[derive(Clone, PartialEq, Message)]
+pub struct OperationInput {
+    #[prost(string, tag = "1")]
+    pub digest: String,
+    #[prost(int64, tag = "2")]
+    pub index: i64,
+}
+
+/// `pb.SourceOp`.
+#[derive(Clone, PartialEq, Message)]
+pub struct SourceOperation {
+    #[prost(string, tag = "1")]
+    pub identifier: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -308,6 +345,9 @@ pub struct BridgeResult {
 pub struct Ref {
     #[prost(string, tag = "1")]
     pub id: String,
+    /// What it is made of, for clients that hand it on as an input of other builds.
+    #[prost(message, optional, tag = "2")]
+    pub definition: Option<Definition>,
 }
 
 #[derive(Clone, PartialEq, Message)]

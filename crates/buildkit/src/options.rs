@@ -104,7 +104,8 @@ fn here(kind: &str) -> Result<(), Status> {
     }
 }
 
-pub fn read(options: &HashMap<String, String>) -> Result<Asked, Status> {
+/// Reads the options. `inputs` are what other builds have come to, by the keys that options have for them.
+pub fn read(options: &HashMap<String, String>, inputs: &HashMap<String, NamedContext>) -> Result<Asked, Status> {
     let text = |key: &str| options.get(key).cloned().unwrap_or_default();
     let or = |key: &str, default: &str| options.get(key).cloned().unwrap_or_else(|| default.to_owned());
     let build_args = prefixed(options, "build-arg:");
@@ -136,6 +137,9 @@ pub fn read(options: &HashMap<String, String>) -> Result<Asked, Status> {
     for (name, value) in prefixed(options, "context:") {
         let context = match value.split_once(':') {
             Some(("local", directory)) => NamedContext::Directory(directory.to_owned()),
+            Some(("input", key)) => {
+                inputs.get(key).cloned().ok_or_else(|| refuse(format!("invalid input {key} for context {name}")))?
+            }
             Some(("docker-image", image)) => NamedContext::Image(image.trim_start_matches('/').to_owned()),
             // Fetched when it is needed, and a directory from then on.
             _ if is_address(&value)? => {

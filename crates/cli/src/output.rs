@@ -12,6 +12,11 @@ pub fn print(text: &str) -> Result {
     print_bytes(text.as_bytes())
 }
 
+/// Writes to standard error what need not be read: who has closed it does not want it.
+pub fn tell(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
 /// Writes bytes to standard output. A closed pipe ends the program quietly.
 pub fn print_bytes(bytes: &[u8]) -> Result {
     match std::io::stdout().write_all(bytes) {

@@ -19,7 +19,7 @@ use super::build::{cancellable, excerpt, kind_of};
 use crate::commands::build::{Build, Display};
 use crate::connect::Target;
 use crate::failure::{Failure, Result};
-use crate::output::print;
+use crate::output::{print, tell};
 
 /// Whatever it is set to, variables are not looked for in the environment if that is true.
 const NO_ENVIRONMENT: &str = "BUILDX_BAKE_DISABLE_VARS_ENV_LOOKUP";
@@ -272,7 +272,7 @@ fn shown(error: &BakeError, sources: &[Source]) -> Failure {
         && let Some(source) = sources.get(place.file)
     {
         let lines = Lines { first: place.first, last: place.last };
-        eprint!("{}", excerpt::text(&[lines], &source.name, source.text.as_bytes()));
+        tell(&excerpt::text(&[lines], &source.name, source.text.as_bytes()));
     }
     failed(&error.message)
 }

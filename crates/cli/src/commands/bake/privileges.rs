@@ -1,12 +1,13 @@
 //! Whether the user lets builds reach what they want to reach.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 
 use dhow_bake::{Grants, Needs, Selection};
 
 use super::{failed, is_set};
 use crate::commands::build::Display;
 use crate::failure::Result;
+use crate::output::tell;
 
 /// Whether files have to be allowed, too.
 const FILES: &str = "BUILDX_BAKE_ENTITLEMENTS_FS";
@@ -42,10 +43,9 @@ pub(super) fn ask(selection: &Selection, allowed: &Grants, display: &Display) ->
     if files_count.is_none() && !files.is_empty() {
         text += &format!("To disable filesystem entitlements checks, you can set {FILES}=0 .\n\n");
     }
-    eprint!("{text}");
+    tell(&text);
     if is_terminal {
-        eprint!("Do you want to grant requested privileges and continue? [y/N] ");
-        let _ = std::io::stderr().flush();
+        tell("Do you want to grant requested privileges and continue? [y/N] ");
         let mut answer = String::new();
         std::io::stdin().lock().read_line(&mut answer)?;
         if answer.trim().eq_ignore_ascii_case("y") {

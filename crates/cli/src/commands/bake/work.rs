@@ -8,6 +8,7 @@ use dhow_bake::{Selection, Target};
 use dhow_engine::dhow_build::plan::NamedContext;
 use dhow_engine::dhow_build::progress::{BuildError, ErrorKind, Event, Progress, VertexId};
 use dhow_engine::{Cancel, Engine};
+use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Map, Value, json};
 
 use super::{Command, failed};
@@ -74,24 +75,41 @@ impl Command {
     pub(super) fn work(self, selection: &Selection, engine: &Engine, folder: &Path, display: Display, cancel: &Cancel) -> Result {
         let (done, failure) = (Done::default(), Mutex::new(None::<(String, Ended)>));
         let several = selection.targets.len() > 1;
+        // Each has its own: a build that fails cancels what is left of it.
+        let cancels = selection.targets.iter().map(|_| Cancel::new()).collect::<std::io::Result<Vec<_>>>();
+        let cancels = cancels.map_err(|error| failed(format!("make a pipe: {error}")))?;
+        let over = Cancel::new().map_err(|error| failed(format!("make a pipe: {error}")))?;
+        let form = self.call().split_once(',').map_or("", |(_, form)| form);
+        let cancel_all = || cancels.iter().for_each(Cancel::cancel);
         std::thread::scope(|scope| {
+            scope.spawn(|| {
+                wait_for(&[cancel, &over]);
+                if cancel.is_cancelled() {
+                    cancel_all();
+                }
+            });
+            let (cancels, cancel_all) = (&cancels, &cancel_all);
+            let mut builds = Vec::new();
             for (number, (name, target)) in selection.targets.iter().enumerate() {
                 let (done, failure, display) = (&done, &failure, &display);
                 let is_base = selection.targets.values().any(|other| links(other).any(|(_, base)| base == name));
-                scope.spawn(move || {
+                builds.push(scope.spawn(move || {
                     let shown = Among { display, prefix: if several { name } else { "" }, number };
-                    let ready = build(name, target, is_base, engine, folder, &shown, done, cancel);
-                    let ready = ready.map_err(|ended| {
+                    let work =
+                        Work { name, target, form, is_base, engine, folder, shown: &shown, done, cancel: &cancels[number] };
+                    let ready = work.carry_out().map_err(|ended| {
                         let mut first = failure.lock().unwrap_or_else(PoisonError::into_inner);
                         // What is cancelled because of another is nobody's failure.
-                        if first.is_none() && (ended.error.kind != ErrorKind::Cancelled || cancel.is_cancelled()) {
+                        if first.as_ref().is_none_or(|(_, first)| first.error.kind == ErrorKind::Cancelled) {
                             *first = Some((name.clone(), ended));
                         }
-                        cancel.cancel();
+                        cancel_all();
                     });
                     done.put(name, ready.ok());
-                });
+                }));
             }
+            builds.into_iter().for_each(|build| drop(build.join()));
+            over.cancel();
         });
         let warnings = display.finish();
         if let Some((name, ended)) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
@@ -147,28 +165,46 @@ impl Command {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "one target, and what all have in common")]
-fn build(
-    name: &str,
-    target: &Target,
-    is_base: bool,
-    engine: &Engine,
-    folder: &Path,
-    shown: &Among<'_>,
-    done: &Done,
-    cancel: &Cancel,
-) -> Result<Ready, Ended> {
-    let mut linked = BTreeMap::new();
-    for (context, base) in links(target) {
-        let built = done.context(base).ok_or_else(BuildError::cancelled)?;
-        linked.insert(context.to_owned(), built);
+/// Waits until one of them is cancelled.
+fn wait_for(cancels: &[&Cancel]) {
+    loop {
+        let mut waiting: Vec<PollFd<'_>> = cancels.iter().map(|cancel| PollFd::new(*cancel, PollFlags::IN)).collect();
+        match poll(&mut waiting, None) {
+            Err(rustix::io::Errno::INTR) => {}
+            _ => return,
+        }
     }
-    let build = Build::of_target(target, linked, is_base);
-    let prepared = build.prepare(folder).map_err(|failure| {
-        let message = failure.message.trim_start_matches("ERROR: ").trim_start_matches("failed to build: ");
-        BuildError::invalid(message)
-    })?;
-    let said = build.carry_out(prepared, engine, folder, shown, cancel)?;
-    let context = said.solved.as_ref().map(|solved| engine.built_context(solved, &format!("target:{name}"))).transpose()?;
-    Ok(Ready { said, context })
+}
+
+/// One target's build, and what all have in common.
+struct Work<'a> {
+    name: &'a str,
+    target: &'a Target,
+    /// How what is said of it instead of building it is to be written.
+    form: &'a str,
+    is_base: bool,
+    engine: &'a Engine,
+    folder: &'a Path,
+    shown: &'a Among<'a>,
+    done: &'a Done,
+    cancel: &'a Cancel,
+}
+
+impl Work<'_> {
+    fn carry_out(&self) -> Result<Ready, Ended> {
+        let Work { name, target, engine, .. } = *self;
+        let mut linked = BTreeMap::new();
+        for (context, base) in links(target) {
+            let built = self.done.context(base).ok_or_else(BuildError::cancelled)?;
+            linked.insert(context.to_owned(), built);
+        }
+        let build = Build::of_target(target, linked, self.is_base).in_form(self.form);
+        let prepared = build.prepare(self.folder).map_err(|failure| {
+            let message = failure.message.trim_start_matches("ERROR: ").trim_start_matches("failed to build: ");
+            BuildError::invalid(message)
+        })?;
+        let said = build.carry_out(prepared, engine, self.folder, self.shown, self.cancel)?;
+        let context = said.solved.as_ref().map(|solved| engine.built_context(solved, &format!("target:{name}"))).transpose()?;
+        Ok(Ready { said, context })
+    }
 }

@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use dhow_engine::dhow_build::dockerfile::Lines;
 
+use crate::output::tell;
+
 /// Lines that are shown besides those that it is about.
 const AROUND_ONE: usize = 4;
 const AROUND_SEVERAL: usize = 2;
@@ -42,7 +44,7 @@ pub(in crate::commands) fn text(ranges: &[Lines], name: &str, file: &[u8]) -> St
 }
 
 pub(super) fn show(ranges: &[Lines], name: &str, file: &[u8]) {
-    ranges.iter().for_each(|range| eprint!("{}", text(std::slice::from_ref(range), name, file)));
+    ranges.iter().for_each(|range| tell(&text(std::slice::from_ref(range), name, file)));
 }
 
 #[cfg(test)]

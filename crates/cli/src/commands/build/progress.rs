@@ -13,6 +13,8 @@ use dhow_engine::dhow_build::dockerfile::{Finding, Lines};
 use dhow_engine::dhow_build::progress::{Event, Progress, VertexId};
 use dhow_oci::time;
 
+use crate::output::tell;
+
 /// Lines of a vertex's output that are shown again when it fails.
 const KEPT_LINES: usize = 10;
 /// Between two looks of a terminal.
@@ -138,7 +140,7 @@ impl Display {
         if let Some(thread) = self.redraw.lock().unwrap_or_else(PoisonError::into_inner).take() {
             let _ = thread.join();
         }
-        eprint!("{text}");
+        tell(&text);
         warnings
     }
 
@@ -153,7 +155,7 @@ impl Display {
             let line = if first > 0 { format!(" (line {first})") } else { String::new() };
             let _ = writeln!(text, " - {}: {}{line}", finding.rule.name(), finding.message);
         }
-        eprint!("{text}");
+        tell(&text);
     }
 }
 
@@ -165,7 +167,7 @@ impl Display {
         if self.kind == Kind::Raw
             && let Some(line) = raw.line(event, at)
         {
-            eprintln!("{line}");
+            tell(&format!("{line}\n"));
         }
         let about = trace.take(event, at);
         if let (Kind::Plain, Some(id)) = (self.kind, about) {

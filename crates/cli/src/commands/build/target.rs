@@ -48,6 +48,14 @@ impl Build {
         build.annotations().map(drop).map_err(of_failure)
     }
 
+    /// With what is said of it instead of building it in a form, as `--call` has it behind the call.
+    pub fn in_form(mut self, form: &str) -> Build {
+        if !form.is_empty() && self.call() != "build" {
+            self.call = format!("{},{form}", self.call);
+        }
+        self
+    }
+
     /// What a target asks for. Of `linked` are the contexts that other targets have come to; `is_base` if others
     /// build upon this one.
     pub fn of_target(target: &Target, linked: BTreeMap<String, NamedContext>, is_base: bool) -> Build {
