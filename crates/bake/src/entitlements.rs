@@ -78,12 +78,23 @@ impl Grants {
     }
 }
 
-/// Whether a context is of this machine.
+/// Before a path of the current directory, whatever the definition's own is.
+const OWN: &str = "cwd://";
+
+/// The path of a context that is of this machine.
 fn local(path: &str) -> Option<PathBuf> {
-    let is_elsewhere =
-        ["target:", "docker-image:", "oci-layout:", "http://", "https://", "git://", "ssh://", "git@", "github.com/"];
-    (!is_elsewhere.iter().any(|prefix| path.starts_with(prefix)))
-        .then(|| PathBuf::from(path.strip_prefix("cwd://").unwrap_or(path)))
+    /// Of what is never looked for among files.
+    const NAMES: [&str; 2] = ["target:", "docker-image:"];
+    /// Of addresses, unless there is a file with such a name.
+    const ADDRESSES: [&str; 6] = ["http://", "https://", "git://", "ssh://", "git@", "github.com/"];
+    if let Some(layout) = path.strip_prefix("oci-layout://") {
+        return layout.split(['@', ':']).next().map(PathBuf::from);
+    }
+    let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| path.starts_with(prefix));
+    match begins(&NAMES) || (begins(&ADDRESSES) && !Path::new(path).exists()) {
+        true => None,
+        false => Some(PathBuf::from(path.strip_prefix(OWN).unwrap_or(path))),
+    }
 }
 
 impl Needs {
@@ -94,12 +105,13 @@ impl Needs {
             self.insecure |= entitlement == "security.insecure";
         }
         let context = target.context.as_deref().and_then(local);
-        if let Some(context) = &context {
-            if let Some(file) = target.dockerfile.as_deref().and_then(local).filter(|_| target.dockerfile_inline.is_none()) {
-                self.read.insert(context.join(file));
-            }
-            self.read.insert(context.clone());
+        let file = target.dockerfile.as_deref().filter(|_| target.dockerfile_inline.is_none());
+        match (file.and_then(|file| file.strip_prefix(OWN)), file, &context) {
+            (Some(own), ..) => drop(self.read.insert(own.into())),
+            (None, Some(file), Some(context)) => drop(self.read.insert(context.join(file))),
+            _ => {}
         }
+        self.read.extend(context);
         self.read.extend(target.contexts.values().filter_map(|path| local(path)));
         let places = target.outputs.iter().flatten().map(|output| &output.destination);
         self.write.extend(places.filter(|path| !path.is_empty() && *path != "-").map(PathBuf::from));
@@ -108,8 +120,14 @@ impl Needs {
         };
         self.read.extend(target.cache_from.iter().flatten().filter_map(|cache| folder(cache, "src")));
         self.write.extend(target.cache_to.iter().flatten().filter_map(|cache| folder(cache, "dest")));
-        let secrets = target.secrets.iter().flatten().map(|secret| &secret.source);
-        self.read.extend(secrets.filter(|path| !path.is_empty()).map(PathBuf::from));
+        for secret in target.secrets.iter().flatten() {
+            match (secret.source.as_str(), secret.variable.as_str()) {
+                // Without a source it is the variable, or else the file of that name.
+                ("", "") if std::env::var_os(&secret.id).is_none() => drop(self.read.insert(PathBuf::from(&secret.id))),
+                ("", _) => {}
+                (path, _) => drop(self.read.insert(PathBuf::from(path))),
+            }
+        }
         for ssh in target.ssh.iter().flatten() {
             self.read.extend(ssh.paths.iter().map(PathBuf::from));
             self.ssh |= ssh.paths.is_empty();

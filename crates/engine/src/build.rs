@@ -11,6 +11,7 @@ mod context;
 mod git;
 mod history;
 mod image;
+mod layout;
 mod output;
 mod provenance;
 mod requests;
@@ -25,6 +26,7 @@ pub use history::{
     BuildLog, HistoryRecord, Journal, NewRecord, Noted, Output, Place, RecordedFailure, RecordedResult, StepCounts,
 };
 pub use image::{Annotation, ImageForm};
+pub use layout::{LayoutImages, LayoutSource};
 use provenance::Circumstances;
 pub use provenance::Provenance;
 pub use requests::Described;

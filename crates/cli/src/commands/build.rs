@@ -232,6 +232,16 @@ impl Build {
         let input = Input::open(self, engine, progress, cancel)?;
         let mut options = asked.options;
         options.ignore = input.ignore()?;
+        // As long as the build goes on.
+        let mut layouts = Vec::new();
+        for (name, source) in &asked.layouts {
+            let title = format!("[context {name}] OCI load from client");
+            let platforms = &options.platforms;
+            let loaded = vertex(progress, &title, |_| engine.layout_context(source, platforms, name));
+            let (context, layout) = loaded.map_err(|error| Ended::from(error).late())?;
+            options.contexts.insert(name.clone(), context);
+            layouts.push(layout);
+        }
         let users = |domain: &str| registry_credentials(folder, domain);
         let request = BuildRequest {
             file: &input.file,

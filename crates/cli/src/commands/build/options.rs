@@ -8,13 +8,16 @@ use dhow_engine::dhow_build::address;
 use dhow_engine::dhow_build::dockerfile::instruction::Network;
 use dhow_engine::dhow_build::plan::{NamedContext, Options};
 use dhow_engine::units::parse_bytes;
-use dhow_engine::{Allowed, BuildLimits, CacheSource, CacheTarget};
+use dhow_engine::{Allowed, BuildLimits, CacheSource, CacheTarget, LayoutSource};
 use dhow_oci::{Platform, Reference};
 
 use super::{Build, checked_pair, failed};
 use crate::commands::create::{proxy_variables, ulimit};
 use crate::connect::contexts::Folder;
 use crate::failure::Result;
+
+/// Before the path of an OCI layout that is a context.
+const LAYOUT: &str = "oci-layout://";
 
 /// What is asked of the engine.
 pub(super) struct Asked {
@@ -25,6 +28,8 @@ pub(super) struct Asked {
     pub scanner: Option<Reference>,
     pub cache_from: Vec<CacheSource>,
     pub cache_to: Vec<CacheTarget>,
+    /// Images of layouts that are contexts, by their names.
+    pub layouts: Vec<(String, LayoutSource)>,
 }
 
 impl Asked {
@@ -102,7 +107,16 @@ impl Build {
             CacheTarget::parse(&kind, &attributes).map_err(failed)
         });
         let cache_to = cache_to.collect::<Result<_>>()?;
-        let mut asked = Asked { options, tags: Vec::new(), limits, allowed, scanner: self.scanner()?, cache_from, cache_to };
+        let mut asked = Asked {
+            options,
+            tags: Vec::new(),
+            limits,
+            allowed,
+            scanner: self.scanner()?,
+            cache_from,
+            cache_to,
+            layouts: self.layouts()?,
+        };
         asked.add_tags(&self.tag)?;
         Ok(asked)
     }
@@ -132,6 +146,17 @@ impl Build {
         Ok(arguments)
     }
 
+    /// Images of layouts that are contexts, by their names.
+    pub(super) fn layouts(&self) -> Result<Vec<(String, LayoutSource)>> {
+        let pairs = self.build_context.iter().filter_map(|text| text.split_once('='));
+        let layouts = pairs.filter_map(|(name, value)| Some((name, value.strip_prefix(LAYOUT)?)));
+        let layout = |(name, value): (&str, &str)| {
+            let source = LayoutSource::parse(value).map_err(|why| failed(format!("failed to get build context {name}: {why}")));
+            Ok((name.to_owned(), source?))
+        };
+        layouts.map(layout).collect()
+    }
+
     fn contexts(&self) -> Result<BTreeMap<String, NamedContext>> {
         let context = |text: &String| {
             let (name, value) = text
@@ -145,7 +170,7 @@ impl Build {
                 Some(("docker-image", image)) => NamedContext::Image(image.to_owned()),
                 Some((scheme, _)) => {
                     return Err(failed(format!(
-                        "context {name}: {scheme} contexts are not supported yet: use a directory, an address or docker-image://"
+                        "context {name}: {scheme} contexts are not supported yet: use a directory, an address, docker-image:// or oci-layout://"
                     )));
                 }
                 None if value.starts_with("target:") => {
@@ -167,8 +192,9 @@ impl Build {
             };
             Ok((name.to_owned(), context))
         };
+        let is_directory = |text: &&String| !text.split_once('=').is_some_and(|(_, value)| value.starts_with(LAYOUT));
         let linked = self.linked.iter().map(|(name, context)| Ok((name.clone(), context.clone())));
-        self.build_context.iter().map(context).chain(linked).collect()
+        self.build_context.iter().filter(is_directory).map(context).chain(linked).collect()
     }
 }
 
