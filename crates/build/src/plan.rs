@@ -309,6 +309,6 @@ pub enum FileMode {
 }
 
 /// Where programs are looked for when nobody says so.
-pub(crate) fn default_path() -> &'static str {
+pub fn default_path() -> &'static str {
     "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 }

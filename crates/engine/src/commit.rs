@@ -25,10 +25,6 @@ pub struct CommitOptions {
     pub config: Option<Config>,
 }
 
-/// Instructions that a change may be (moby, `dockerfile.validCommitCommands`).
-const INSTRUCTIONS: [&str; 11] =
-    ["CMD", "ENTRYPOINT", "HEALTHCHECK", "ENV", "EXPOSE", "LABEL", "ONBUILD", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR"];
-
 impl Engine {
     /// Makes an image of a container's files and configuration. Volumes are not part of it.
     pub fn commit(&self, reference: &str, options: &CommitOptions) -> Result<Digest> {
@@ -42,28 +38,10 @@ impl Engine {
         let name = options.name.as_deref().filter(|name| !name.is_empty());
         let name = name.map(|name| name.parse::<Reference>().map_err(|error| Error::invalid(error.to_string()))).transpose()?;
         let name = name.map(Reference::or_latest);
-        let mut execution = execution(options.config.as_ref(), &container.record.config)?;
-        let mut instructions = Vec::new();
-        for change in &options.changes {
-            let mut lines =
-                change.lines().filter(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#')).peekable();
-            if lines.peek().is_none() {
-                return Err(Error::invalid("file with no instructions"));
-            }
-            for line in lines {
-                let instruction = line.split_whitespace().next().unwrap_or_default().to_ascii_uppercase();
-                if !INSTRUCTIONS.contains(&instruction.as_str()) {
-                    return Err(Error::invalid(format!("{instruction} is not a valid change command")));
-                }
-                crate::image::apply_change(&mut execution, line)?;
-                instructions.push(instruction);
-            }
-        }
-        let says = |name: &str| instructions.iter().any(|instruction| instruction == name);
-        if says("ENTRYPOINT") && !says("CMD") {
-            // The arguments were the former one's.
-            execution.cmd = None;
-        }
+        // Changes are of what is given, or else of the container's.
+        let given = options.config.as_ref().unwrap_or(&container.record.config);
+        let given = changed(given.clone(), &options.changes)?;
+        let execution = execution(&given, &container.record.config)?;
         let parent = self.store.image(&container.image_id)?;
         let now = time::now();
         let created = time::format(now);
@@ -142,41 +120,67 @@ impl Engine {
     }
 }
 
-/// The configuration of the new image: what is given, and the container's where that says nothing.
-fn execution(given: Option<&Config>, container: &Config) -> Result<Execution> {
+/// The configuration of the new image: what is given, and the container's where that says nothing (moby, `daemon.merge`).
+fn execution(given: &Config, container: &Config) -> Result<Execution> {
     let mut config = container.clone();
-    if let Some(given) = given {
-        let pick = |given: &String, own: &mut String| {
-            if !given.is_empty() {
-                own.clone_from(given);
-            }
-        };
-        pick(&given.user, &mut config.user);
-        pick(&given.working_dir, &mut config.working_dir);
-        pick(&given.stop_signal, &mut config.stop_signal);
-        if given.entrypoint.is_some() {
-            (config.entrypoint, config.cmd) = (given.entrypoint.clone(), given.cmd.clone());
-        } else if given.cmd.as_ref().is_some_and(|cmd| !cmd.is_empty()) {
-            config.cmd.clone_from(&given.cmd);
+    let pick = |given: &String, own: &mut String| {
+        if !given.is_empty() {
+            own.clone_from(given);
         }
-        let name = |variable: &String| variable.split('=').next().unwrap_or_default().to_owned();
-        for variable in given.env.iter().flatten() {
-            let env = config.env.get_or_insert_default();
-            env.retain(|old| name(old) != name(variable));
-            env.push(variable.clone());
-        }
-        for (own, given) in [(&mut config.exposed_ports, &given.exposed_ports), (&mut config.volumes, &given.volumes)] {
-            if let Some(given) = given {
-                own.get_or_insert_default().extend(given.clone());
-            }
-        }
-        if let Some(labels) = &given.labels {
-            config.labels.get_or_insert_default().extend(labels.clone());
-        }
-        if given.healthcheck.is_some() {
-            config.healthcheck.clone_from(&given.healthcheck);
+    };
+    pick(&given.user, &mut config.user);
+    pick(&given.working_dir, &mut config.working_dir);
+    pick(&given.stop_signal, &mut config.stop_signal);
+    let is_empty = |words: &Option<Vec<String>>| words.as_ref().is_none_or(Vec::is_empty);
+    match (is_empty(&given.entrypoint), is_empty(&given.cmd)) {
+        (false, _) => (config.entrypoint, config.cmd) = (given.entrypoint.clone(), given.cmd.clone()),
+        (true, false) => config.cmd.clone_from(&given.cmd),
+        (true, true) => {}
+    }
+    let name = |variable: &String| variable.split('=').next().unwrap_or_default().to_owned();
+    for variable in given.env.iter().flatten() {
+        let env = config.env.get_or_insert_default();
+        match env.iter_mut().find(|old| name(old) == name(variable)) {
+            Some(old) => old.clone_from(variable),
+            None => env.push(variable.clone()),
         }
     }
+    for (own, given) in [(&mut config.exposed_ports, &given.exposed_ports), (&mut config.volumes, &given.volumes)] {
+        if let Some(given) = given {
+            own.get_or_insert_default().extend(given.clone());
+        }
+    }
+    if let Some(labels) = &given.labels {
+        config.labels.get_or_insert_default().extend(labels.clone());
+    }
+    config.on_build.clone_from(&given.on_build);
+    config.healthcheck = crate::health::merge(given.healthcheck.clone(), config.healthcheck);
+    as_execution(config)
+}
+
+/// A configuration after the instructions of `--change`.
+fn changed(mut config: Config, changes: &[String]) -> Result<Config> {
+    if changes.is_empty() {
+        return Ok(config);
+    }
+    let changed = crate::instructions::changed(as_execution(config.clone())?, changes)?;
+    let healthcheck = changed.healthcheck.map(serde_json::from_value).transpose();
+    config.user = changed.user;
+    config.exposed_ports = changed.exposed_ports;
+    config.env = changed.env;
+    config.entrypoint = changed.entrypoint;
+    config.cmd = changed.cmd;
+    config.volumes = changed.volumes;
+    config.working_dir = changed.working_dir;
+    config.labels = changed.labels;
+    config.stop_signal = changed.stop_signal.unwrap_or_default();
+    config.healthcheck = healthcheck.context(|| "decode the health check".to_owned())?;
+    config.on_build = changed.on_build;
+    config.shell = changed.shell;
+    Ok(config)
+}
+
+fn as_execution(config: Config) -> Result<Execution> {
     let healthcheck = config.healthcheck.as_ref().map(serde_json::to_value).transpose();
     Ok(Execution {
         user: config.user,

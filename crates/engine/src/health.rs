@@ -59,50 +59,6 @@ fn on_failure(host: &HostConfig) -> Result<OnFailure> {
     }
 }
 
-/// The instruction `HEALTHCHECK` of a change; what it does not say stays.
-pub(crate) fn parse(text: &str, before: Option<serde_json::Value>) -> Result<serde_json::Value> {
-    let mut check: HealthConfig = before.and_then(|check| serde_json::from_value(check).ok()).unwrap_or_default();
-    let mut rest = text.trim();
-    while let Some(option) = rest.strip_prefix("--") {
-        let (option, after) = option.split_once(char::is_whitespace).unwrap_or((option, ""));
-        rest = after.trim_start();
-        let (name, value) = option.split_once('=').unwrap_or((option, ""));
-        let time = || {
-            let time = crate::units::parse_duration(value);
-            let time = time.ok_or_else(|| Error::invalid(format!("time: invalid duration \"{value}\"")))?;
-            const SHORTEST: i64 = 1_000_000;
-            match time {
-                1..SHORTEST => Err(Error::invalid(format!("Interval \"{name}\" cannot be less than 1ms"))),
-                time => Ok(time),
-            }
-        };
-        match name {
-            "interval" => check.interval = time()?,
-            "timeout" => check.timeout = time()?,
-            "start-period" => check.start_period = time()?,
-            "start-interval" => check.start_interval = time()?,
-            "retries" => {
-                let number: i64 = value.parse().map_err(|_| Error::invalid(format!("--retries: invalid number \"{value}\"")))?;
-                if number < 0 {
-                    return Err(Error::invalid(format!("--retries cannot be negative ({number})")));
-                }
-                check.retries = number;
-            }
-            other => return Err(Error::invalid(format!("unknown flag: --{other}"))),
-        }
-    }
-    let (kind, command) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
-    check.test = Some(match kind.to_ascii_uppercase().as_str() {
-        "NONE" => vec!["NONE".to_owned()],
-        "CMD" => match serde_json::from_str::<Vec<String>>(command) {
-            Ok(args) => std::iter::once("CMD".to_owned()).chain(args).collect(),
-            Err(_) => vec!["CMD-SHELL".to_owned(), command.trim().to_owned()],
-        },
-        other => return Err(Error::invalid(format!("Unknown type \"{other}\" in HEALTHCHECK (try CMD)"))),
-    });
-    serde_json::to_value(check).map_err(|error| Error::internal(format!("encode the health check: {error}")))
-}
-
 /// A container's check; `None` when there is nothing to run.
 pub(crate) fn of(container: &Container) -> Option<HealthCheck> {
     let config = &container.record.config;

@@ -460,10 +460,7 @@ impl Engine {
             .map(|name| name.parse::<Reference>().map_err(|error| Error::invalid(error.to_string())))
             .transpose()?;
         let name = name.map(Reference::or_latest);
-        let mut execution = Execution::default();
-        for change in changes.iter().flat_map(|change| change.lines()).filter(|line| !line.trim().is_empty()) {
-            apply_change(&mut execution, change)?;
-        }
+        let execution = crate::instructions::changed(Execution::default(), changes)?;
         let platform = platform.unwrap_or_else(Platform::host);
         let now = time::now();
         let message = if message.is_empty() { "Imported from -" } else { message };
@@ -563,107 +560,9 @@ fn execution(config: Option<&Execution>) -> Value {
     value
 }
 
-/// One Dockerfile instruction of `import --change`.
-pub(crate) fn apply_change(execution: &mut Execution, line: &str) -> Result<()> {
-    let line = line.trim();
-    let (instruction, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-    let rest = rest.trim();
-    let words = || -> Vec<String> {
-        match serde_json::from_str::<Vec<String>>(rest) {
-            Ok(words) => words,
-            Err(_) if rest.is_empty() => Vec::new(),
-            Err(_) => vec!["/bin/sh".to_owned(), "-c".to_owned(), rest.to_owned()],
-        }
-    };
-    let unquote = |text: &str| text.trim_matches(['"', '\'']).to_owned();
-    let instruction = instruction.to_ascii_uppercase();
-    match instruction.as_str() {
-        "CMD" => execution.cmd = Some(words()),
-        "ENTRYPOINT" => execution.entrypoint = Some(words()),
-        "HEALTHCHECK" => execution.healthcheck = Some(crate::health::parse(rest, execution.healthcheck.take())?),
-        "ENV" => {
-            let env = execution.env.get_or_insert_default();
-            let mut set = |name: &str, value: String| match env.iter_mut().find(|old| old.split('=').next() == Some(name)) {
-                Some(old) => *old = format!("{name}={value}"),
-                None => env.push(format!("{name}={value}")),
-            };
-            match rest.split_once(char::is_whitespace) {
-                // The old form, one variable and its value.
-                Some((name, value)) if !name.contains('=') => set(name, value.trim().to_owned()),
-                _ => {
-                    for word in rest.split_whitespace() {
-                        let (name, value) = word.split_once('=').ok_or_else(|| {
-                            Error::invalid(format!("Syntax error - can't find = in \"{word}\". Must be of the form: name=value"))
-                        })?;
-                        set(name, unquote(value));
-                    }
-                }
-            }
-        }
-        "LABEL" => {
-            for word in rest.split_whitespace() {
-                let (name, value) = word.split_once('=').unwrap_or((word, ""));
-                execution.labels.get_or_insert_default().insert(unquote(name), unquote(value));
-            }
-        }
-        "EXPOSE" => {
-            for word in rest.split_whitespace() {
-                let (number, protocol) = crate::ports::parse_port(word)?;
-                execution.exposed_ports.get_or_insert_default().insert(format!("{number}/{}", protocol.as_str()), json!({}));
-            }
-        }
-        "VOLUME" => {
-            let paths = serde_json::from_str::<Vec<String>>(rest)
-                .unwrap_or_else(|_| rest.split_whitespace().map(str::to_owned).collect());
-            execution.volumes.get_or_insert_default().extend(paths.into_iter().map(|path| (path, json!({}))));
-        }
-        "USER" => execution.user = rest.to_owned(),
-        "WORKDIR" => {
-            execution.working_dir = if rest.starts_with('/') {
-                rest.to_owned()
-            } else {
-                format!("{}/{rest}", execution.working_dir.trim_end_matches('/'))
-            };
-        }
-        "STOPSIGNAL" => {
-            crate::parse_signal(rest)?;
-            execution.stop_signal = Some(rest.to_owned());
-        }
-        "ONBUILD" => execution.on_build.get_or_insert_default().push(rest.to_owned()),
-        "SHELL" => execution.shell = Some(words()),
-        other => return Err(Error::invalid(format!("{other} is not a valid change command"))),
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn changes_are_dockerfile_lines() {
-        let mut execution = Execution::default();
-        for line in [
-            "CMD [\"sh\"]",
-            "ENTRYPOINT echo hi",
-            "ENV A=1 B=\"2\"",
-            "ENV C 3 4",
-            "EXPOSE 80",
-            "LABEL a=b",
-            "WORKDIR /x",
-            "WORKDIR y",
-            "USER me",
-            "VOLUME /v",
-        ] {
-            apply_change(&mut execution, line).unwrap();
-        }
-        assert_eq!(execution.cmd.unwrap(), ["sh"]);
-        assert_eq!(execution.entrypoint.unwrap(), ["/bin/sh", "-c", "echo hi"]);
-        assert_eq!(execution.env.unwrap(), ["A=1", "B=2", "C=3 4"]);
-        assert!(execution.exposed_ports.unwrap().contains_key("80/tcp"));
-        assert_eq!((execution.working_dir.as_str(), execution.user.as_str()), ("/x/y", "me"));
-        assert!(apply_change(&mut Execution::default(), "RUN true").is_err());
-    }
 
     #[test]
     fn reference_patterns() {

@@ -27,6 +27,7 @@ mod health;
 mod host;
 mod image;
 mod inspect;
+mod instructions;
 mod lifecycle;
 mod link;
 mod links;

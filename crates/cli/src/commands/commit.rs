@@ -3,7 +3,6 @@
 use clap::Args;
 use dhow_api::client::{Client, query, segment};
 use dhow_api::container::{Change, IdResponse};
-use serde_json::json;
 
 use crate::failure::{Failure, Result};
 use crate::output::print;
@@ -46,7 +45,7 @@ impl Commit {
         let changes: Vec<String> =
             self.change.iter().map(|change| if change.is_empty() { " ".to_owned() } else { change.clone() }).collect();
         parameters.extend(changes.iter().map(|change| ("changes", change.as_str())));
-        let committed: IdResponse = client.post_json(&format!("/commit{}", query(&parameters)), &json!({})).await?;
+        let committed: IdResponse = client.post_json(&format!("/commit{}", query(&parameters)), &serde_json::Value::Null).await?;
         print(&format!("{}\n", committed.id))
     }
 }
