@@ -7,7 +7,7 @@ use dhow_api::system::BuildCache;
 use dhow_engine::dhow_build::progress::BuildError;
 use dhow_engine::{
     Annotation, ArchiveLayout, BuildOutput, Compression, Engine, Filters, ImageForm, Journal, NewRecord, PruneBuilds, Solved,
-    VERSION, supported_platforms, vertex,
+    Squash, VERSION, supported_platforms, vertex,
 };
 use dhow_oci::{Digest, Platform, Reference, time};
 
@@ -344,6 +344,7 @@ fn form(job: &Job, exporter: &Exporter) -> Result<ImageForm, Status> {
         provenance: job.provenance(),
         by_digest: false,
         compression: Compression::Gzip,
+        squash: Squash::None,
     };
     // What would come to something else than is asked for is not done.
     for (key, value) in &exporter.attrs {

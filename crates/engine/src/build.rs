@@ -25,7 +25,7 @@ pub use context::{BuildDirectory, Context};
 pub use history::{
     BuildLog, HistoryRecord, Journal, NewRecord, Noted, Output, Place, RecordedFailure, RecordedResult, StepCounts,
 };
-pub use image::{Annotation, ImageForm};
+pub use image::{Annotation, ImageForm, Squash};
 pub use layout::{LayoutImages, LayoutSource};
 use provenance::Circumstances;
 pub use provenance::Provenance;
@@ -199,13 +199,14 @@ fn internal(error: Error) -> BuildError {
 }
 
 impl Engine {
-    /// Builds an image and names it.
+    /// Builds an image in a form, and names it.
     ///
     /// # Errors
     /// In BuildKit's words, with the lines of the Dockerfile.
     pub fn build(
         &self,
         request: &BuildRequest<'_>,
+        form: &ImageForm,
         client: &dyn Client,
         progress: &dyn Progress,
         cancel: &Cancel,
@@ -214,7 +215,7 @@ impl Engine {
         if cancel.is_cancelled() {
             return Err(BuildError::cancelled());
         }
-        let built = self.export_build(&solved, &request.tags, &ImageForm::default(), progress)?;
+        let built = self.export_build(&solved, &request.tags, form, progress)?;
         request.journal.made(&built);
         Ok(built)
     }

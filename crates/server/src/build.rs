@@ -14,8 +14,8 @@ use dhow_engine::dhow_build::plan::{NoCache, Options};
 use dhow_engine::dhow_build::progress::{BuildError, ErrorKind, Event, Progress, VertexId};
 use dhow_engine::dhow_build::solve::{Client, Directory};
 use dhow_engine::{
-    Allowed, BuildContext, BuildLimits, BuildOutput, BuildRequest, CacheSource, Cancel, Credentials, Engine, Error, NewRecord,
-    Noted, Result,
+    Allowed, BuildContext, BuildLimits, BuildOutput, BuildRequest, CacheSource, Cancel, Credentials, Engine, Error, ImageForm,
+    NewRecord, Noted, Result, Squash,
 };
 use dhow_oci::{Platform, Reference};
 use tokio::sync::mpsc;
@@ -32,6 +32,7 @@ struct Asked {
     tags: Vec<Reference>,
     pull: bool,
     quiet: bool,
+    squash: Squash,
     cache_from: Vec<CacheSource>,
     limits: BuildLimits,
     registries: HashMap<String, Credentials>,
@@ -108,6 +109,7 @@ fn asked(call: &Call) -> Result<Asked> {
         pull: parameters.is("pull"),
         cache_from,
         quiet: parameters.is("q"),
+        squash: if parameters.is("squash") { Squash::New } else { Squash::None },
         limits,
         registries: registries(call),
     })
@@ -134,9 +136,6 @@ fn credentials_for(all: &HashMap<String, Credentials>, domain: &str) -> Credenti
 pub(crate) async fn build(engine: Arc<Engine>, call: Call) -> Result<Answer> {
     if call.parameters.get("version") == "2" {
         return Err(Error::invalid("builds by BuildKit go by the session and grpc endpoints, as docker buildx uses them"));
-    }
-    if call.parameters.is("squash") {
-        return Err(Error::invalid("squash is not supported yet"));
     }
     let asked = asked(&call)?;
     let remote = call.parameters.optional("remote").map(str::to_owned);
@@ -223,6 +222,7 @@ fn run(engine: &Engine, asked: Asked, mut context: BuildContext, cancel: &Cancel
     let outputs = vec![BuildOutput { kind: "image".to_owned(), ..BuildOutput::default() }];
     let journal = engine.begin_record(NewRecord { outputs, ..NewRecord::default() });
     let options = Options { ignore: context.ignore().clone(), ..asked.options };
+    let form = ImageForm { squash: asked.squash, ..ImageForm::default() };
     let given: Vec<String> = options.build_args.keys().cloned().collect();
     let request = BuildRequest {
         cache_from: asked.cache_from.clone(),
@@ -239,7 +239,7 @@ fn run(engine: &Engine, asked: Asked, mut context: BuildContext, cancel: &Cancel
         allowed: Allowed { host_network: true, insecure: false },
         credentials: &|domain| credentials_for(&asked.registries, domain),
     };
-    let done = engine.build(&request, &context, &Noted { journal: &journal, progress: &teller }, cancel);
+    let done = engine.build(&request, &form, &context, &Noted { journal: &journal, progress: &teller }, cancel);
     journal.end(done.as_ref().err().map(|error| (error, name.as_str(), file.as_slice())));
     match done {
         Ok(built) => {

@@ -6,8 +6,9 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use dhow_oci::time::now;
@@ -67,6 +68,11 @@ pub struct ImportedLayer {
     pub created: i64,
 }
 
+fn open_layer(directory: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(directory, flags, Mode::empty()).context(|| format!("open {}", directory.display()))
+}
+
 /// Hashes and takes down what a packer writes.
 struct Sealing {
     hasher: Hasher,
@@ -113,12 +119,22 @@ impl Store {
         Ok(workspace)
     }
 
+    /// The writable layer of a workspace that is not mounted, and has nothing below.
+    pub fn open_workspace(&self, workspace: &Workspace) -> Result<OwnedFd> {
+        open_layer(&self.paths.layers().join(&workspace.root.upper))
+    }
+
+    /// Puts a layer's files over those of a tree, which has what is below that layer: what it hides is removed there.
+    pub fn merge_layer(&self, chain_id: &Digest, tree: &OwnedFd) -> Result<()> {
+        let layer = open_layer(&self.paths.layers().join(directory_name(chain_id)).join("fs"))?;
+        crate::driver::merge(&layer, tree).context(|| format!("put layer {chain_id} over others"))
+    }
+
     /// Makes a layer of what was changed in a workspace that is not mounted any more, above a layer.
     pub fn seal(&self, workspace: Workspace, parent: Option<Digest>) -> Result<LayerRow> {
         let what = || "take down the step's layer".to_owned();
         let directory = self.paths.layers().join(&workspace.root.upper);
-        let files = rustix::fs::open(&directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .context(|| format!("open {}", directory.display()))?;
+        let files = open_layer(&directory)?;
         let lock = workspace.lock.try_clone().context(what)?;
         let recording = Rc::new(Recording::begin(lock.into()).context(what)?);
         // Without a buffer in between: the recording is told what is content right before that is written.
@@ -142,9 +158,7 @@ impl Store {
 
     /// Makes a layer of one of a build, above a layer, in which nothing is younger than a time, in seconds since the epoch.
     pub fn retime(&self, layer: &LayerRow, parent: Option<Digest>, latest: i64) -> Result<LayerRow> {
-        let directory = self.paths.layers().join(directory_name(&layer.chain_id)).join("fs");
-        let files = rustix::fs::open(&directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .context(|| format!("open {}", directory.display()))?;
+        let files = open_layer(&self.paths.layers().join(directory_name(&layer.chain_id)).join("fs"))?;
         let what = || format!("pack layer {}", layer.chain_id);
         let (reader, writer) = io::pipe().context(what)?;
         std::thread::scope(|scope| {

@@ -11,14 +11,23 @@ mod trees;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::PoisonError;
 
 use dhow_oci::Digest;
+use dhow_sys::tree::{Content, Copier, open_directory};
 use serde::{Deserialize, Serialize};
 
 pub use layered::disk_usage;
+
+/// Puts a layer, in overlayfs's form, over a tree; its files are copied, or shared where the file system can.
+pub(crate) fn merge(layer: &OwnedFd, tree: &OwnedFd) -> io::Result<()> {
+    // What was mounted may be nothing but a path.
+    let tree = open_directory(tree, c".")?;
+    merge::merge(&mut Copier::new(tree.as_fd(), Content::Own), layer, &tree)
+}
 
 use crate::{Context, Packer, Result, Store, StoreError};
 

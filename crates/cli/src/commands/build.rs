@@ -125,6 +125,9 @@ pub struct Build {
     /// Image identifier (format: "[registry/]repository[:tag]")
     #[arg(short, long)]
     tag: Vec<String>,
+    /// Make one layer of all those that the build has made ("new"), or of those of the base image, too ("all")
+    #[arg(long, default_missing_value = "new", num_args = 0..=1, require_equals = true, default_value = "", hide_default_value = true)]
+    squash: String,
     /// SSH agent socket to expose to the build (format: "default|<id>[=<socket>]")
     #[arg(long)]
     ssh: Vec<String>,

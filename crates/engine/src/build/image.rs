@@ -6,9 +6,9 @@ use std::fs::File;
 use dhow_build::plan::PlannedImage;
 use dhow_build::progress::{BuildError, Event, Progress, VertexId};
 use dhow_oci::attestation::{Extras, ImageExtras};
-use dhow_oci::image::{ImageConfig, RootFs};
+use dhow_oci::image::{History, ImageConfig, RootFs};
 use dhow_oci::{Digest, Platform, Reference, time};
-use dhow_store::{Compression, LayerRow, NewImage, Store};
+use dhow_store::{Compression, LayerRow, NewImage, Store, StoreError};
 
 use super::provenance::Provenance;
 use super::shared::INLINE;
@@ -58,6 +58,34 @@ pub struct ImageForm {
     pub provenance: Option<Provenance>,
     /// It gets no tag, here or where it is pushed to: there it is known by its digest alone.
     pub by_digest: bool,
+    /// Layers that become one.
+    pub squash: Squash,
+}
+
+/// Which layers of an image become one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Squash {
+    #[default]
+    None,
+    /// Those that the build has made.
+    New,
+    /// With those of the base image.
+    All,
+}
+
+impl Squash {
+    /// As options have it: `new` or `all`, or only whether.
+    ///
+    /// # Errors
+    /// It is neither.
+    pub fn parse(text: &str) -> Result<Squash, String> {
+        match text {
+            "" | "0" | "false" => Ok(Squash::None),
+            "1" | "true" | "new" => Ok(Squash::New),
+            "all" => Ok(Squash::All),
+            other => Err(format!("invalid squash {other:?}: use new or all")),
+        }
+    }
 }
 
 /// A note for whoever reads an image's manifests.
@@ -232,6 +260,10 @@ impl Engine {
         config.rootfs = RootFs { kind: "layers".to_owned(), diff_ids: layers.iter().map(|layer| layer.diff_id).collect() };
         self.date(&mut config, &layers, solved.plan.epoch)?;
         let mut made = MadeLayers { store: &self.store, layers: Vec::new(), held: Vec::new() };
+        if form.squash != Squash::None {
+            layers = self.squashed(solved, layers, form.squash, &mut config, &mut made)?;
+            config.rootfs.diff_ids = layers.iter().map(|layer| layer.diff_id).collect();
+        }
         if let Some(epoch) = solved.plan.epoch.filter(|_| form.rewrites_times) {
             layers = self.retimed(solved, layers, epoch, &mut made)?;
             config.rootfs.diff_ids = layers.iter().map(|layer| layer.diff_id).collect();
@@ -248,6 +280,56 @@ impl Engine {
             serde_json::to_vec(&config).map_err(encoded)?
         };
         Ok(Document { result: 0, config, _made: made, bytes, layers })
+    }
+
+    /// The same files in fewer layers: those of the build, or all, become one, and the history's entries are of no layers.
+    fn squashed(
+        &self,
+        solved: &Solved,
+        layers: Vec<LayerRow>,
+        squash: Squash,
+        config: &mut ImageConfig,
+        made: &mut MadeLayers<'_>,
+    ) -> Result<Vec<LayerRow>, BuildError> {
+        let of_images: HashSet<Digest> = solved.plan.image_layers().collect();
+        let kept = match squash {
+            Squash::All => 0,
+            _ => layers.iter().take_while(|layer| of_images.contains(&layer.chain_id)).count(),
+        };
+        let (below, merged) = layers.split_at(kept);
+        if merged.len() < 2 {
+            return Ok(layers);
+        }
+        let chain: Vec<Digest> = below.iter().map(|layer| layer.chain_id).collect();
+        let wrong = |error: StoreError| BuildError::internal(format!("squash the image's layers: {error}"));
+        let workspace = self.store.begin_step(&chain).map_err(wrong)?;
+        let root = if chain.is_empty() {
+            // Nothing is below that would have to be hidden.
+            self.store.open_workspace(&workspace).map_err(wrong)?
+        } else {
+            self.mount_detached(&workspace.root)?
+        };
+        for layer in merged {
+            self.store.merge_layer(&layer.chain_id, &root).map_err(wrong)?;
+        }
+        drop(root);
+        let layer = self.store.seal(workspace, chain.last().copied()).map_err(wrong)?;
+        made.layers.push(layer.chain_id);
+        let gone = || BuildError::internal("a layer of the image was removed meanwhile: build it again");
+        made.held.push(self.store.hold_layer(&layer.chain_id)?.ok_or_else(gone)?);
+        // What is below is told of as before.
+        let mut left = kept;
+        let mut last = None;
+        for entry in config.history.iter_mut().filter(|entry| !entry.empty_layer) {
+            last.clone_from(&entry.created);
+            entry.empty_layer = left == 0;
+            left = left.saturating_sub(1);
+        }
+        let comment = Some(format!("{} layers squashed", merged.len()));
+        config.history.push(History { created: last, comment, ..History::default() });
+        let mut squashed = below.to_vec();
+        squashed.push(layer);
+        Ok(squashed)
     }
 
     /// The same layers with no file younger than a time; those of base images stay as they are.

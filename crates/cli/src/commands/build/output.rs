@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use dhow_engine::dhow_build::progress::BuildError;
 use dhow_engine::{
-    Annotation, ArchiveLayout, BuildOutput, Compression, CopyOptions, Engine, ImageForm, Provenance, Solved, copy_into,
+    Annotation, ArchiveLayout, BuildOutput, Compression, CopyOptions, Engine, ImageForm, Provenance, Solved, Squash, copy_into,
     scanner_of,
 };
 use dhow_oci::Reference;
@@ -128,9 +128,11 @@ impl Build {
         outputs.image |= self.load || self.push || (outputs.files.is_empty() && !outputs.is_cache_only);
         outputs.push |= self.push;
         let (annotations, provenance) = (self.annotations()?, self.provenance()?);
+        let squash = Squash::parse(&self.squash).map_err(failed)?;
         for form in outputs.files.iter_mut().map(|files| &mut files.form).chain([&mut outputs.form]) {
             form.annotations.extend(annotations.iter().cloned());
             form.provenance.clone_from(&provenance);
+            form.squash = squash;
         }
         Ok(outputs)
     }

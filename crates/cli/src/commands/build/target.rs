@@ -111,6 +111,7 @@ impl Build {
             secret: texts(&target.secrets),
             shm_size: target.shm_size.clone(),
             tag: list(&target.tags),
+            squash: String::new(),
             ssh: texts(&target.ssh),
             target: target.target.clone().unwrap_or_default(),
             ulimit: list(&target.ulimits),
