@@ -318,6 +318,65 @@ fn what_is_not_here_has_to_be_allowed() {
     sandbox.finish();
 }
 
+/// Serves files by their paths, one after the other, as long as the test runs.
+fn serve(files: Vec<(&'static str, Vec<u8>)>) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let mut line = String::new();
+            let mut lines = std::io::BufReader::new(stream.try_clone().unwrap());
+            std::io::BufRead::read_line(&mut lines, &mut line).unwrap();
+            let mut header = String::new();
+            while std::io::BufRead::read_line(&mut lines, &mut header).is_ok_and(|length| length > 2) {
+                header.clear();
+            }
+            let path = line.split(' ').nth(1).unwrap_or_default();
+            let (status, body) = match files.iter().find(|(name, _)| *name == path) {
+                Some((_, body)) => ("200 OK", body.as_slice()),
+                None => ("404 Not Found", &b""[..]),
+            };
+            let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+            let body = if line.starts_with("HEAD") { &b""[..] } else { body };
+            let _ = std::io::Write::write_all(&mut stream, &[head.as_bytes(), body].concat());
+        }
+    });
+    format!("http://{address}")
+}
+
+#[test]
+fn definitions_come_from_addresses() {
+    let sandbox = sandboxed!();
+    let inside = sandbox.path("inside");
+    fs::create_dir_all(&inside).unwrap();
+    let definition = "target \"default\" {\n  tags = [\"there\"]\n}\n\
+        target \"own\" {\n  context = \"${BAKE_CMD_CONTEXT}\"\n  dockerfile-inline = \"FROM busybox\\nCOPY f /f\\n\"\n  tags = [\"own\"]\n}\n\
+        target \"below\" {\n  context = \"below\"\n}\n";
+    for (name, content) in [("docker-bake.hcl", definition), ("Dockerfile", "FROM busybox\nCOPY f /f\n"), ("f", "there")] {
+        fs::write(inside.join(name), content).unwrap();
+    }
+    let archive = Command::new("tar").args(["cz", "."]).current_dir(&inside).output().unwrap().stdout;
+    let alone = b"target \"default\" {\n  tags = [\"alone\"]\n}\n".to_vec();
+    let server = serve(vec![("/all.tar.gz", archive), ("/alone.hcl", alone)]);
+    let here = sandbox.path("here");
+    fs::create_dir_all(&here).unwrap();
+    fs::write(here.join("f"), "here").unwrap();
+    fs::write(here.join("Dockerfile"), "FROM busybox\nCOPY f /f\n").unwrap();
+    let (status, _, error) = bake(&sandbox, &here, &[&format!("{server}/all.tar.gz"), "default", "own"]);
+    assert_eq!(status, 0, "{error}");
+    assert_eq!(sandbox.ok(&["run", "--rm", "there", "cat", "/f"]), "there");
+    assert_eq!(sandbox.ok(&["run", "--rm", "own", "cat", "/f"]), "here");
+    // Beside a file by itself there is nothing: its paths are of here.
+    let (status, _, error) = bake(&sandbox, &here, &[&format!("{server}/alone.hcl")]);
+    assert_eq!(status, 0, "{error}");
+    assert_eq!(sandbox.ok(&["run", "--rm", "alone", "cat", "/f"]), "here");
+    let (status, _, error) = bake(&sandbox, &here, &[&format!("{server}/all.tar.gz"), "below"]);
+    assert!(status == 1 && error.contains("only directories of a repository can be contexts"), "{error}");
+    let (status, _, error) = bake(&sandbox, &here, &[&format!("{server}/nothing.hcl")]);
+    assert!(status == 1 && error.contains("404"), "{error}");
+    sandbox.finish();
+}
+
 #[test]
 fn checks_and_calls_tell_of_each_target() {
     let sandbox = sandboxed!();

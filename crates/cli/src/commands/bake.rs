@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use dhow_bake::{Bake, BakeError, Grants, Selection, Source};
+use dhow_engine::Cancel;
 use dhow_engine::dhow_build::address;
 use dhow_engine::dhow_build::dockerfile::Lines;
 use dhow_oci::Platform;
@@ -99,12 +100,11 @@ fn is_set(name: &str) -> Option<bool> {
 impl Command {
     /// Reads definitions, and builds what is asked for of them in this process.
     pub async fn run(mut self, target: &Target, folder: &Path) -> Result {
-        let elsewhere = |text: &&String| address::is_url(text) || address::git_context(text).is_ok_and(|git| git.is_some());
-        if let Some(address) = self.target.first().filter(elsewhere) {
-            return Err(failed(format!(
-                "definitions of other places are not read yet: fetch {address} and name its files with --file"
-            )));
-        }
+        // Where the definition is, and where its own files are to be taken from instead.
+        let addresses = self.target.iter().take(2).take_while(|text| is_elsewhere(text)).count();
+        let mut addresses = self.target.drain(..addresses);
+        let (address, own) = (addresses.next(), addresses.next());
+        drop(addresses);
         if self.target.is_empty() {
             self.target.push("default".to_owned());
         }
@@ -114,7 +114,22 @@ impl Command {
         let mut allowed = Grants::parse(&self.allow).map_err(failed)?;
         self.check_call()?;
         let display = Display::new(kind_of(self.progress.as_deref(), false)?);
-        let read = Definitions::read(&self.file, &display).and_then(|definitions| self.define(definitions));
+        let open = || target.own_engine("dhow builds on its own machine; docker buildx bake takes that address");
+        let (display, read) = match address.clone() {
+            None => {
+                let read = Definitions::read(&self.file, &display);
+                (display, read)
+            }
+            Some(address) => {
+                let (engine, named) = (open()?, self.file.clone());
+                let fetch = move |cancel: &Cancel| {
+                    let read = Definitions::fetch(&engine, &address, &named, &display, cancel);
+                    Ok((display, read))
+                };
+                cancellable(fetch).await?
+            }
+        };
+        let read = read.and_then(|definitions| self.define(definitions, own.as_deref()));
         let (definitions, bake) = match read {
             Ok(read) => read,
             Err(failure) => {
@@ -133,7 +148,8 @@ impl Command {
             return lists::show(&list, &bake);
         }
         let chosen = bake.select(&self.target, &self.overrides(), !is_set(NO_ENVIRONMENT).unwrap_or_default());
-        let chosen = chosen.map_err(|error| shown(&error, &definitions.sources)).and_then(finished);
+        let chosen = chosen.map_err(|error| shown(&error, &definitions.sources));
+        let chosen = chosen.and_then(|selection| finished(selection, definitions.place.as_deref()));
         if self.print {
             display.finish();
             return print(&format!("{}\n", chosen?.json()));
@@ -143,14 +159,14 @@ impl Command {
         allowed.read.push(".".to_owned());
         allowed.write.push(".".to_owned());
         privileges::ask(&selection, &allowed, &display).inspect_err(|_| drop(display.finish()))?;
-        let engine = target.own_engine("dhow builds on its own machine; docker buildx bake takes that address")?;
+        let engine = open()?;
         let folder = folder.to_owned();
         cancellable(move |cancel| self.work(&selection, &engine, &folder, display, cancel)).await
     }
 
-    fn define(&self, definitions: Definitions) -> Result<(Definitions, Bake)> {
+    fn define(&self, definitions: Definitions, own: Option<&str>) -> Result<(Definitions, Bake)> {
         let builtins = BTreeMap::from([
-            ("BAKE_CMD_CONTEXT".to_owned(), "cwd://".to_owned()),
+            ("BAKE_CMD_CONTEXT".to_owned(), own.unwrap_or("cwd://").to_owned()),
             ("BAKE_LOCAL_PLATFORM".to_owned(), Platform::host().to_string()),
         ]);
         let mut variables = BTreeMap::new();
@@ -232,8 +248,23 @@ impl Command {
     }
 }
 
+/// Whether something is at an address, not in a file of here.
+fn is_elsewhere(text: &str) -> bool {
+    let is_address = address::is_url(text) || address::git_context(text).is_ok_and(|git| git.is_some());
+    is_address && !Path::new(text).exists()
+}
+
+/// A path of a definition that is at an address: of here if it says so, else of there.
+fn placed(path: &str, definition: Option<&str>) -> Result<String> {
+    match (path.strip_prefix("cwd://"), definition) {
+        (Some(own), _) => Ok(files::clean(own)),
+        (None, None) => Ok(files::clean(path)),
+        (None, Some(address)) => files::below(address, &files::clean(path)),
+    }
+}
+
 /// Contexts as they are used, and what is said of all builds by the environment.
-fn finished(mut selection: Selection) -> Result<Selection> {
+fn finished(mut selection: Selection, definition: Option<&str>) -> Result<Selection> {
     let epoch = std::env::var("SOURCE_DATE_EPOCH").ok().filter(|epoch| !epoch.is_empty());
     for target in selection.targets.values_mut() {
         if let Some(epoch) = &epoch {
@@ -256,10 +287,15 @@ fn finished(mut selection: Selection) -> Result<Selection> {
             return Err(failed("multiple outputs configured to write to stdout"));
         }
         Build::check_target(target).map_err(failed)?;
-        if let Some(context) = &mut target.context {
-            let is_elsewhere = address::is_url(context) || address::git_context(context).is_ok_and(|git| git.is_some());
-            if !is_elsewhere || Path::new(context.as_str()).exists() {
-                *context = files::clean(context.strip_prefix("cwd://").unwrap_or(context));
+        if let Some(context) = &mut target.context
+            && !is_elsewhere(context)
+        {
+            *context = placed(context, definition)?;
+        }
+        for context in target.contexts.values_mut().filter(|_| definition.is_some()) {
+            let is_name = ["target:", "docker-image:", "cwd://"].iter().any(|prefix| context.starts_with(prefix));
+            if !is_name && !is_elsewhere(context) {
+                *context = placed(context, definition)?;
             }
         }
     }

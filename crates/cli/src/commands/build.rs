@@ -344,7 +344,7 @@ impl Build {
 }
 
 /// Does what Ctrl-C, or somebody's wish that this process end, is to end in good order.
-pub(super) async fn cancellable(work: impl FnOnce(&Cancel) -> Result + Send + 'static) -> Result {
+pub(super) async fn cancellable<T: Send + 'static>(work: impl FnOnce(&Cancel) -> Result<T> + Send + 'static) -> Result<T> {
     let cancel = Arc::new(Cancel::new().map_err(|error| Failure::new(format!("make a pipe: {error}")))?);
     let own = cancel.clone();
     let mut work = tokio::task::spawn_blocking(move || work(&own));

@@ -123,6 +123,11 @@ impl Engine {
 }
 
 impl Context {
+    /// The only file, where an address led to one that is no archive.
+    pub fn only(&self) -> Option<&str> {
+        self.only.as_deref()
+    }
+
     /// Reads a file of the context; links are followed inside it.
     pub fn read(&self, name: &str) -> std::io::Result<Vec<u8>> {
         Root::open_path(&self.directory.path)?.read(Path::new(name), LARGEST_FILE)

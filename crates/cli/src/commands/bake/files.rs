@@ -1,9 +1,13 @@
 //! The files that define builds.
 
 use std::io::{ErrorKind, Read};
+use std::sync::Arc;
 
 use dhow_bake::Source;
-use dhow_engine::dhow_build::progress::{Event, Progress};
+use dhow_engine::dhow_build::address;
+use dhow_engine::dhow_build::progress::{BuildError, Event, Progress};
+use dhow_engine::dhow_build::solve::{Agent, Client, Directory, LocalAgent};
+use dhow_engine::{Cancel, Engine};
 
 use super::failed;
 use crate::commands::build::{Display, told_at_once};
@@ -20,6 +24,8 @@ const USUAL: [&str; 8] = [
     "docker-bake.override.json",
     "docker-bake.override.hcl",
 ];
+/// Before the names of files and directories of here.
+const OWN: &str = "cwd://";
 /// More than anybody writes.
 const LARGEST: u64 = 16 << 20;
 /// Names of files, where none is named on the command line; and what separates them.
@@ -29,16 +35,48 @@ const SEPARATOR: &str = "BUILDX_BAKE_PATH_SEPARATOR";
 /// All files of a definition.
 pub(super) struct Definitions {
     pub sources: Vec<Source>,
+    /// The address of what its own paths are of, if they are not of here.
+    pub place: Option<String>,
 }
 
 impl Definitions {
+    /// Reads the files of a definition that is at an address: a repository, an archive, or one file. Names after `cwd://` are of here.
+    pub fn fetch(engine: &Engine, address: &str, named: &[String], display: &Display, cancel: &Cancel) -> Result<Definitions> {
+        let fetched = engine.fetch_context(address, &User, display, cancel).map_err(|error| failed(error.message))?;
+        let context = fetched.ok_or_else(|| failed(format!("{address}: this is neither a repository nor a file of the web")))?;
+        let text =
+            |bytes: Vec<u8>, name: &str| String::from_utf8(bytes).map_err(|_| failed(format!("read {name}: it is not UTF-8")));
+        let (mut sources, mut place) = (Vec::new(), Some(address.to_owned()));
+        let there: Vec<&str> = named.iter().map(String::as_str).filter(|name| !name.starts_with(OWN)).collect();
+        if let Some(only) = context.only() {
+            let bytes = context.read(only).map_err(|error| failed(format!("read {address}: {error}")))?;
+            sources.push(Source { name: address.to_owned(), text: text(bytes, address)? });
+            // There are no other files beside it.
+            place = None;
+        } else {
+            let usual = there.is_empty();
+            for name in if usual { &USUAL[..] } else { &there } {
+                match context.read(name) {
+                    Ok(bytes) => sources.push(Source { name: (*name).to_owned(), text: text(bytes, name)? }),
+                    Err(error) if usual && error.kind() == ErrorKind::NotFound => {}
+                    Err(error) => return Err(failed(format!("read {name} of {address}: {error}"))),
+                }
+            }
+        }
+        let here: Vec<String> = named.iter().filter(|name| name.starts_with(OWN)).cloned().collect();
+        if !here.is_empty() {
+            sources.extend(Definitions::read(&here, display)?.sources);
+        }
+        Definitions { sources, place }.checked()
+    }
+
     /// Reads those that are named, or those that are there by their usual names.
     pub fn read(named: &[String], display: &Display) -> Result<Definitions> {
         let environment = if named.is_empty() { of_environment()? } else { Vec::new() };
         let of = if environment.is_empty() { String::new() } else { format!(" from {NAMED} env") };
         let named = if named.is_empty() { &environment } else { named };
         let usual = named.is_empty();
-        let bare = |name: &'_ String| name.strip_prefix("cwd://").unwrap_or(name).to_owned();
+        let bare = |name: &'_ String| name.strip_prefix(OWN).unwrap_or(name).to_owned();
         let names: Vec<String> = if usual { USUAL.map(str::to_owned).to_vec() } else { named.iter().map(bare).collect() };
         let mut sources = Vec::new();
         for name in names {
@@ -66,21 +104,67 @@ impl Definitions {
                 });
             }
         });
-        if sources.is_empty() {
+        Definitions { sources, place: None }.checked()
+    }
+
+    fn checked(self) -> Result<Definitions> {
+        if self.sources.is_empty() {
             return Err(failed("couldn't find a bake definition"));
         }
         let is_compose = |source: &&Source| {
             let name = source.name.to_lowercase();
             name.ends_with(".yml") || name.ends_with(".yaml")
         };
-        if let Some(source) = sources.iter().find(is_compose) {
+        if let Some(source) = self.sources.iter().find(is_compose) {
             return Err(failed(format!(
                 "{}: Compose files are not read as definitions yet: name files in HCL or JSON with --file",
                 source.name
             )));
         }
-        Ok(Definitions { sources })
+        Ok(self)
     }
+}
+
+/// What the user gives for fetching a definition: who he is to the host of a repository.
+struct User;
+
+impl Client for User {
+    fn directory(&self, name: &str) -> Result<Directory, BuildError> {
+        Err(BuildError::invalid(format!("no local sources enabled for {name}")))
+    }
+
+    fn secret(&self, id: &str) -> Result<Option<Vec<u8>>, BuildError> {
+        let variable = match id {
+            "GIT_AUTH_TOKEN" => "BUILDX_BAKE_GIT_AUTH_TOKEN",
+            "GIT_AUTH_HEADER" => "BUILDX_BAKE_GIT_AUTH_HEADER",
+            _ => return Ok(None),
+        };
+        Ok(std::env::var(variable).ok().map(String::into_bytes))
+    }
+
+    fn agent(&self, _: &str) -> Result<Option<Arc<dyn Agent>>, BuildError> {
+        let socket = ["BUILDX_BAKE_GIT_SSH", "SSH_AUTH_SOCK"].iter().find_map(std::env::var_os).filter(|path| !path.is_empty());
+        Ok(socket.map(|socket| Arc::new(LocalAgent { socket: socket.into() }) as Arc<dyn Agent>))
+    }
+}
+
+/// A directory of what is at an address (buildx, `remoteURLWithSubdir`).
+///
+/// # Errors
+/// What is there has no address of its own.
+pub(super) fn below(address: &str, path: &str) -> Result<String> {
+    if path == "." {
+        return Ok(address.to_owned());
+    }
+    let is_repository = address::git_context(address).is_ok_and(|git| git.is_some());
+    if !is_repository || path.starts_with('/') || path.starts_with("..") {
+        return Err(failed(format!(
+            "context {path}: only directories of a repository can be contexts of a definition at an address"
+        )));
+    }
+    let (base, place) = address.split_once('#').unwrap_or((address, ""));
+    let (version, folder) = place.split_once(':').unwrap_or((place, ""));
+    Ok(format!("{base}#{version}:{}", clean(&format!("{folder}/{path}")).trim_start_matches('/')))
 }
 
 fn open(name: &str) -> std::io::Result<String> {
@@ -130,6 +214,16 @@ pub(super) fn clean(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn directories_of_repositories_have_addresses() {
+        let at = |address: &str, path: &str| below(address, path).ok();
+        let git = "https://example.org/x.git";
+        assert_eq!(at(git, "."), Some(git.to_owned()));
+        assert_eq!(at(git, "a/b"), Some(format!("{git}#:a/b")));
+        assert_eq!(at(&format!("{git}#v1:in"), "a"), Some(format!("{git}#v1:in/a")));
+        assert_eq!((at(git, "../x"), at("https://example.org/x.tar", "a")), (None, None));
+    }
 
     #[test]
     fn paths_are_cleaned() {
