@@ -66,6 +66,7 @@ fn layers_of_a_build_become_one_with_the_same_files() {
     );
     // It comes out the same again, and nothing is left when it is gone.
     let id = sandbox.ok(&["inspect", "-f", "{{.Id}}", "new"]);
+    std::thread::sleep(std::time::Duration::from_millis(1100));
     built(&sandbox, UPON, &["-t", "new", "--squash=new"]);
     assert_eq!(sandbox.ok(&["inspect", "-f", "{{.Id}}", "new"]), id);
     sandbox.ok(&["rmi", "new", "all", "plain", "base"]);

@@ -131,6 +131,10 @@ impl<W: Write> Packer<W> {
                 tree::Entry::Mark => return Ok(()),
                 tree::Entry::Whiteout(hidden) => {
                     let place = shown.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+                    // Overlayfs has one inode for many of them: only the directory's time tells of this one.
+                    let directory = rustix::fs::fstat(parent)?;
+                    let mut stat = stat;
+                    (stat.st_mtime, stat.st_mtime_nsec) = (directory.st_mtime, directory.st_mtime_nsec);
                     return self.whiteout_of(&[&shown[..place], hidden].concat(), &stat);
                 }
             }
