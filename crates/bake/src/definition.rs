@@ -7,6 +7,7 @@ use hcl_edit::Span;
 use hcl_edit::expr::{Expression, FuncCall};
 use hcl_edit::visit::{Visit, visit_func_call};
 
+use crate::Lookup;
 use crate::entry::{Attestation, Cache, Entry, Output, Secret, Ssh, entries};
 use crate::evaluate::{Evaluated, Function, Names, Scope, evaluate, kind_of};
 use crate::fault::Fault;
@@ -26,9 +27,6 @@ pub struct Variable {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
 }
-
-/// What variables are given from outside: the command line, the environment.
-pub(crate) type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// Something that is evaluated once.
 enum Known {
@@ -64,6 +62,8 @@ pub(crate) struct Defined {
 }
 
 const BLOCKS: [&str; 2] = ["group", "target"];
+/// As many targets as one may stand for.
+const MOST_CELLS: usize = 4096;
 
 /// How an attribute of a block is read; `None` of what is passed over.
 fn kind_of_attribute(block: &str, name: &str) -> Option<Read> {
@@ -249,8 +249,9 @@ impl<'a> Definition<'a> {
     fn kind_of_variable(&self, block: &Block) -> Result<Option<Kind>, Fault> {
         let Some(attribute) = block.body.attribute("type") else { return Ok(None) };
         match attribute.verbatim(&attribute.value) {
-            None | Some(Expression::Null(_)) => Ok(None),
-            Some(written) => kind_of(&written).map(Some).map_err(|fault| fault.at(attribute.file, attribute.span.clone())),
+            Ok(Expression::Null(_)) => Ok(None),
+            Err(why) => Err(Fault::new("Invalid type specification", why).at(attribute.file, attribute.span.clone())),
+            Ok(written) => kind_of(&written).map(Some).map_err(|fault| fault.at(attribute.file, attribute.span.clone())),
         }
     }
 
@@ -317,6 +318,9 @@ impl<'a> Definition<'a> {
                 (None, Some(values)) => values.values().cloned().collect(),
                 (None, None) => return Err(wrong("matrix values must be a list".to_owned())),
             };
+            if cells.len().saturating_mul(values.len()) > MOST_CELLS {
+                return Err(wrong(format!("the matrix has more than {MOST_CELLS} cells")));
+            }
             let cell = |value: &Value| {
                 cells.iter().map(|cell| [cell.as_slice(), &[(axis.clone(), value.clone())]].concat()).collect::<Vec<_>>()
             };
@@ -360,7 +364,7 @@ impl<'a> Definition<'a> {
             None => {}
         }
         self.parts.borrow_mut().insert(key.clone(), Known::Begun);
-        let value = self.value_of(attribute, matrix)?;
+        let value = self.value_of(attribute, matrix).inspect_err(|_| drop(self.parts.borrow_mut().remove(&key)))?;
         let made = match read {
             // These are never null; others are as if they were not there.
             Read::With(_) if value == Value::Null => Err("null value is not allowed".to_owned()),
@@ -496,12 +500,6 @@ impl<'a> Definition<'a> {
     }
 }
 
-impl Default for Value {
-    fn default() -> Value {
-        Value::Null
-    }
-}
-
 impl Names for Definition<'_> {
     fn variable(&self, name: &str) -> Result<Option<Value>, Fault> {
         if let Some(text) = self.builtins.get(name) {
@@ -513,7 +511,7 @@ impl Names for Definition<'_> {
             None => {}
         }
         self.values.borrow_mut().insert(name.to_owned(), Known::Begun);
-        let value = self.resolve(name)?;
+        let value = self.resolve(name).inspect_err(|_| drop(self.values.borrow_mut().remove(name)))?;
         match &value {
             Some(value) => self.values.borrow_mut().insert(name.to_owned(), Known::Value(value.clone())),
             None => self.values.borrow_mut().remove(name),
@@ -590,7 +588,7 @@ fn function(block: &Block) -> Result<Function, Fault> {
         Fault::new("Invalid param element", "Each parameter name must be an identifier.").at(block.file, place.span())
     };
     let parameter = |attribute: &Attribute, written: &Expression| match attribute.verbatim(written) {
-        Some(Expression::Variable(name)) => Ok(name.as_str().to_owned()),
+        Ok(Expression::Variable(name)) => Ok(name.as_str().to_owned()),
         _ => Err(no_name(written)),
     };
     let Expression::Array(names) = &parameters.value else { return Err(no_name(&parameters.value)) };

@@ -2,6 +2,7 @@
 //! need not be who runs it (buildx, `bake/entitlements.go`).
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
@@ -80,39 +81,38 @@ impl Grants {
 
 /// Before a path of the current directory, whatever the definition's own is.
 const OWN: &str = "cwd://";
+/// As many links as are followed on the way to a file (Linux has as many).
+const MOST_LINKS: usize = 40;
 
-/// The path of a context that is of this machine.
-fn local(path: &str) -> Option<PathBuf> {
-    /// Of what is never looked for among files.
-    const NAMES: [&str; 2] = ["target:", "docker-image:"];
-    /// Of addresses, unless there is a file with such a name.
-    const ADDRESSES: [&str; 6] = ["http://", "https://", "git://", "ssh://", "git@", "github.com/"];
+/// The path of a named context that is of this machine.
+fn local(path: &str, is_elsewhere: &dyn Fn(&str) -> bool) -> Option<PathBuf> {
     if let Some(layout) = path.strip_prefix("oci-layout://") {
         return layout.split(['@', ':']).next().map(PathBuf::from);
     }
-    let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| path.starts_with(prefix));
-    match begins(&NAMES) || (begins(&ADDRESSES) && !Path::new(path).exists()) {
-        true => None,
-        false => Some(PathBuf::from(path.strip_prefix(OWN).unwrap_or(path))),
-    }
+    // These are never looked for among files.
+    let is_name = path.starts_with("target:") || path.starts_with("docker-image://");
+    (!is_name && !is_elsewhere(path)).then(|| PathBuf::from(path.strip_prefix(OWN).unwrap_or(path)))
 }
 
 impl Needs {
-    /// Adds what one target wants.
-    pub fn add(&mut self, target: &Target) {
+    /// Adds what one target wants. `is_elsewhere` says what is an address, as it is when the target is built.
+    pub fn add(&mut self, target: &Target, is_elsewhere: &dyn Fn(&str) -> bool) {
         for entitlement in target.entitlements.iter().flatten() {
             self.host_network |= entitlement == "network.host";
             self.insecure |= entitlement == "security.insecure";
         }
-        let context = target.context.as_deref().and_then(local);
+        let context = target.context.as_deref().filter(|context| !is_elsewhere(context));
+        let context = context.map(|context| PathBuf::from(context.strip_prefix(OWN).unwrap_or(context)));
         let file = target.dockerfile.as_deref().filter(|_| target.dockerfile_inline.is_none());
-        match (file.and_then(|file| file.strip_prefix(OWN)), file, &context) {
-            (Some(own), ..) => drop(self.read.insert(own.into())),
-            (None, Some(file), Some(context)) => drop(self.read.insert(context.join(file))),
-            _ => {}
-        }
-        self.read.extend(context);
-        self.read.extend(target.contexts.values().filter_map(|path| local(path)));
+        let file = match (file.and_then(|file| file.strip_prefix(OWN)), file, &context) {
+            (Some(own), ..) => Some(PathBuf::from(own)),
+            (None, Some(file), Some(context)) => Some(context.join(file)),
+            _ => None,
+        };
+        // Where there is none, the other way to write it is tried.
+        let other = file.as_ref().filter(|file| file.ends_with("Dockerfile")).map(|file| file.with_file_name("dockerfile"));
+        self.read.extend(context.into_iter().chain(file).chain(other));
+        self.read.extend(target.contexts.values().filter_map(|path| local(path, is_elsewhere)));
         let places = target.outputs.iter().flatten().map(|output| &output.destination);
         self.write.extend(places.filter(|path| !path.is_empty() && *path != "-").map(PathBuf::from));
         let folder = |cache: &crate::entry::Cache, key: &str| {
@@ -187,22 +187,53 @@ fn outside(paths: &BTreeSet<PathBuf>, allowed: &[String]) -> io::Result<BTreeSet
     Ok(left.iter().filter(|path| !is_below(path)).cloned().collect())
 }
 
-/// As much of a path as there is, without links, and the rest of it.
+/// As much of a path as there is, without links, and the rest of it. What a link leads to counts, whether it is there or not.
 fn follow(path: &Path) -> io::Result<(PathBuf, PathBuf)> {
-    let path = std::path::absolute(path)?;
-    let mut rest = PathBuf::new();
-    let mut head = path.as_path();
-    loop {
-        match head.canonicalize() {
-            Ok(found) => return Ok((found, rest)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let (Some(parent), Some(name)) = (head.parent(), head.file_name()) else { return Err(error) };
-                rest = if rest.as_os_str().is_empty() { PathBuf::from(name) } else { Path::new(name).join(rest) };
-                head = parent;
+    let wrong =
+        |why: String| io::Error::new(io::ErrorKind::InvalidInput, format!("path {:?}: {why}", path.display().to_string()));
+    let whole = std::path::absolute(path).map_err(|error| wrong(error.to_string()))?;
+    let mut left: Vec<OsString> = parts(&whole).rev().collect();
+    let (mut found, mut rest, mut links) = (PathBuf::from("/"), PathBuf::new(), 0);
+    while let Some(part) = left.pop() {
+        if part == ".." {
+            if !rest.pop() {
+                found.pop();
             }
-            Err(error) => return Err(io::Error::new(error.kind(), format!("follow {}: {error}", path.display()))),
+            continue;
+        }
+        if !rest.as_os_str().is_empty() {
+            rest.push(part);
+            continue;
+        }
+        let next = found.join(&part);
+        match std::fs::symlink_metadata(&next) {
+            Ok(stat) if stat.is_symlink() => {
+                links += 1;
+                if links > MOST_LINKS {
+                    return Err(wrong("too many levels of symbolic links".to_owned()));
+                }
+                let target = std::fs::read_link(&next).map_err(|error| wrong(error.to_string()))?;
+                if target.is_absolute() {
+                    found = PathBuf::from("/");
+                }
+                let parts: Vec<OsString> = parts(&target).collect();
+                left.extend(parts.into_iter().rev());
+            }
+            Ok(_) => found = next,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => rest.push(part),
+            Err(error) => return Err(wrong(error.to_string())),
         }
     }
+    Ok((found, rest))
+}
+
+/// What is between the slashes.
+fn parts(path: &Path) -> impl DoubleEndedIterator<Item = OsString> {
+    path.components().filter_map(|part| match part {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some(OsString::from("..")),
+        _ => None,
+    })
 }
 
 fn existing(path: &Path) -> io::Result<PathBuf> {
@@ -239,7 +270,7 @@ mod tests {
             ..Target::default()
         };
         let mut needs = Needs::default();
-        needs.add(&target);
+        needs.add(&target, &|_| false);
         let flags = |texts: &[&str]| {
             let grants = Grants::parse(&texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>()).unwrap();
             let (machine, files) = needs.missing(&grants).unwrap();
@@ -250,5 +281,19 @@ mod tests {
         assert_eq!(flags(&["network.host", "ssh", "fs=/usr/share"]), ["fs.read=/usr"]);
         assert_eq!(flags(&["network.host", "ssh", "fs=*"]), Vec::<String>::new());
         assert!(Grants::parse(&["what".to_owned()]).is_err() && Grants::parse(&["ssh=x".to_owned()]).is_err());
+    }
+    #[test]
+    fn links_are_followed_though_they_lead_to_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let own = directory.path().canonicalize().unwrap();
+        std::os::unix::fs::symlink("../outside/new", own.join("link")).unwrap();
+        std::os::unix::fs::symlink("loop", own.join("loop")).unwrap();
+        std::fs::create_dir(own.join("d")).unwrap();
+        let outside = own.parent().unwrap().join("outside/new");
+        assert_eq!(whole(&own.join("link")).unwrap(), outside);
+        assert_eq!(whole(&own.join("d/../new/../link/x")).unwrap(), outside.join("x"));
+        assert_eq!(whole(&own.join("d/new")).unwrap(), own.join("d/new"));
+        assert_eq!(existing(&own.join("d/new/more")).unwrap(), own.join("d"));
+        assert!(whole(&own.join("loop")).unwrap_err().to_string().contains("too many levels of symbolic links"));
     }
 }

@@ -98,14 +98,24 @@ fn pairs(text: &str) -> Result<Vec<(String, String)>, String> {
     fields(text)?.into_iter().map(pair).collect()
 }
 
-/// An object's fields as strings.
+/// An object's fields as strings. Whoever reads their names reads them like this, and no other way to write one is left.
 fn strings(value: &Value) -> Result<Fields, String> {
-    match value.convert(&Kind::map(Kind::String))? {
-        Value::Map(_, fields) => {
-            Ok(fields.iter().filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect())
+    let Value::Map(_, fields) = value.convert(&Kind::map(Kind::String))? else {
+        return Err("map of string required".to_owned());
+    };
+    let mut read = Fields::new();
+    for (name, value) in &fields {
+        let Some(value) = value.as_str() else { continue };
+        if read.insert(plain(name), value.to_owned()).is_some() {
+            return Err(format!("{} is there twice", plain(name)));
         }
-        _ => Err("map of string required".to_owned()),
     }
+    Ok(read)
+}
+
+/// A field's name without what makes no difference.
+fn plain(name: &str) -> String {
+    name.trim().to_lowercase()
 }
 
 fn map(fields: impl IntoIterator<Item = (String, String)>) -> Value {
@@ -214,6 +224,20 @@ impl Output {
     }
 }
 
+impl Ssh {
+    /// As it is written, it is read again.
+    fn checked(mut self) -> Result<Ssh, String> {
+        self.paths.retain(|path| !path.is_empty());
+        if self.id.contains(['=', ',']) {
+            return Err(format!("invalid ssh id {:?}: it has no '=' and no ','", self.id));
+        }
+        match self.paths.iter().find(|path| path.contains(',')) {
+            Some(path) => Err(format!("invalid ssh path {path:?}: it has no ','")),
+            None => Ok(self),
+        }
+    }
+}
+
 impl Entry for Output {
     fn list() -> &'static str {
         MAPS
@@ -227,7 +251,7 @@ impl Entry for Output {
             [one] if one == text && !text.starts_with("type=") => (output.kind, output.destination) = named("local", text),
             _ => {
                 for (key, value) in pairs(text)? {
-                    match key.trim().to_lowercase().as_str() {
+                    match plain(&key).as_str() {
                         "type" => output.kind = value,
                         "dest" => output.destination = value,
                         key => drop(output.attributes.insert(key.to_owned(), value)),
@@ -273,7 +297,7 @@ impl Entry for Cache {
         }
         let mut cache = Cache::default();
         for (key, value) in pairs(text)? {
-            match key.to_lowercase().as_str() {
+            match plain(&key).as_str() {
                 "type" => cache.kind = value,
                 key => drop(cache.attributes.insert(key.to_owned(), value)),
             }
@@ -311,13 +335,13 @@ impl Entry for Attestation {
     fn parse(text: &str) -> Result<Vec<Attestation>, String> {
         let mut attestation = Attestation::default();
         for (key, value) in pairs(text)? {
-            match key.trim().to_lowercase().as_str() {
+            match plain(&key).as_str() {
                 "type" => attestation.kind = value,
                 "disabled" => {
                     attestation.disabled =
                         truth(&value).ok_or_else(|| format!("invalid value {key}={value}: {}", wrong_truth(&value)))?;
                 }
-                _ => drop(attestation.attributes.insert(key, value)),
+                key => drop(attestation.attributes.insert(key.to_owned(), value)),
             }
         }
         if attestation.kind.is_empty() { Err("attestation type not specified".to_owned()) } else { Ok(vec![attestation]) }
@@ -350,7 +374,7 @@ impl Entry for Secret {
         for field in fields(text)? {
             let (key, value) =
                 field.split_once('=').ok_or_else(|| format!("invalid field '{field}' must be a key=value pair"))?;
-            match key.to_lowercase().as_str() {
+            match plain(key).as_str() {
                 "type" if matches!(value, "file" | "env") => value.clone_into(&mut kind),
                 "type" => return Err(format!("unsupported secret type {value:?}")),
                 "id" => value.clone_into(&mut secret.id),
@@ -392,7 +416,7 @@ impl Entry for Ssh {
     fn parse(text: &str) -> Result<Vec<Ssh>, String> {
         let (id, paths) = text.split_once('=').map_or((text, None), |(id, paths)| (id, Some(paths)));
         let paths = paths.map(|paths| paths.split(',').map(str::to_owned).collect()).unwrap_or_default();
-        Ok(vec![Ssh { id: id.to_owned(), paths }])
+        Ok(vec![Ssh { id: id.to_owned(), paths }.checked()?])
     }
 
     fn read(value: &Value) -> Result<Ssh, String> {
@@ -408,7 +432,7 @@ impl Entry for Ssh {
                 converted.elements().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
             }
         };
-        Ok(Ssh { id, paths })
+        Ssh { id, paths }.checked()
     }
 
     fn value(&self) -> Value {
@@ -456,7 +480,37 @@ fn without_doubles<T: PartialEq>(mut entries: Vec<T>) -> Vec<T> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_again(kind in "[a-z]{1,8}", destination in ".{0,12}", key in "[a-z]{5,9}", value in ".{1,12}") {
+            let output = Output { kind, destination, attributes: BTreeMap::from([(key, value)]) };
+            // A line's end is that of a record.
+            let text = output.to_string();
+            prop_assume!(!text.contains(['\n', '\r']));
+            prop_assert_eq!(one::<Output>(&text).unwrap(), output);
+        }
+    }
+
+    #[test]
+    fn names_of_fields_have_one_form() {
+        let object = |pairs: &[(&str, &str)]| {
+            Value::Object(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect())
+        };
+        let read = Output::read(&object(&[("Type", "local"), (" DEST", "x")])).unwrap();
+        assert_eq!((read.kind.as_str(), read.destination.as_str(), read.attributes.len()), ("local", "x", 0));
+        assert_eq!(
+            Output::read(&object(&[("type", "local"), ("dest", "a"), ("DEST", "b")])),
+            Err("dest is there twice".to_owned())
+        );
+        assert_eq!(one::<Cache>("type=local, Dest=x").unwrap().attributes["dest"], "x");
+        assert!(
+            one::<Ssh>("a,b=x").is_err() && Ssh::read(&Value::Object(BTreeMap::from([("id".to_owned(), "a=b".into())]))).is_err()
+        );
+    }
 
     fn one<T: Entry>(text: &str) -> Result<T, String> {
         T::parse(text).map(|mut read| read.remove(0))

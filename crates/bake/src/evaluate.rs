@@ -1,6 +1,8 @@
 //! What expressions come to.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Range;
 
 use hcl_edit::Span;
@@ -66,7 +68,67 @@ impl Scope<'_> {
     }
 }
 
+/// How deep values may depend on each other, expression by expression.
+const DEEPEST: usize = 4096;
+/// Of a value, in bytes of strings and elements of lists.
+const LARGEST: usize = 16 << 20;
+
+thread_local! {
+    static DEPTH: Cell<usize> = const { Cell::new(0) };
+}
+
+/// One expression within others, as long as it is evaluated.
+struct Within;
+
+impl Within {
+    fn enter() -> Result<Within, Fault> {
+        DEPTH.with(|depth| match depth.get() {
+            DEEPEST.. => {
+                Err(Fault::new("Too deep", format!("Values depend on each other more than {DEEPEST} expressions deep.")))
+            }
+            own => {
+                depth.set(own + 1);
+                Ok(Within)
+            }
+        })
+    }
+}
+
+impl Drop for Within {
+    fn drop(&mut self) {
+        DEPTH.with(|depth| depth.set(depth.get() - 1));
+    }
+}
+
+/// Whether there is room for a value; otherwise nothing is left of it.
+fn weigh(value: &Value, room: usize) -> Option<usize> {
+    let room = room.checked_sub(1)?;
+    match value {
+        Value::String(text) => room.checked_sub(text.len()),
+        Value::List(_, values) | Value::Set(_, values) | Value::Tuple(values) => {
+            values.iter().try_fold(room, |room, value| weigh(value, room))
+        }
+        Value::Map(_, values) | Value::Object(values) => {
+            values.iter().try_fold(room, |room, (name, value)| weigh(value, room.checked_sub(name.len())?))
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => Some(room),
+    }
+}
+
 pub(crate) fn evaluate(expression: &Expression, scope: &Scope<'_>) -> Evaluated {
+    let _within = Within::enter().map_err(|fault| fault.at(scope.file, expression.span()))?;
+    let value = evaluated(expression, scope)?;
+    // What is only handed on has been weighed.
+    let is_made = !matches!(expression, Expression::Variable(_) | Expression::Parenthesis(_));
+    match is_made && weigh(&value, LARGEST).is_none() {
+        true => {
+            Err(Fault::new("Too large", format!("The value is larger than {LARGEST} bytes.")).at(scope.file, expression.span()))
+        }
+        false => Ok(value),
+    }
+}
+
+fn evaluated(expression: &Expression, scope: &Scope<'_>) -> Evaluated {
     let done = match expression {
         Expression::Null(_) => Ok(Value::Null),
         Expression::Bool(value) => Ok(Value::Bool(**value)),
@@ -541,13 +603,19 @@ fn for_each(each: &ForExpr, scope: &Scope<'_>) -> Evaluated {
             let key = key.text().ok_or_else(|| at(Fault::new("Invalid object key", "The key expression produced an invalid result: string required.")))?;
             if each.grouping {
                 groups.entry(key).or_default().push(value);
-            } else if object.contains_key(&key) {
-                let detail = format!(
-                    "Two different items produced the key {key:?} in this 'for' expression. If duplicates are expected, use the ellipsis (...) after the value expression to enable grouping by key."
-                );
-                return Err(at(Fault::new("Duplicate object key", detail)));
-            } else {
-                object.insert(key, value);
+                return Ok(());
+            }
+            match object.entry(key) {
+                Entry::Vacant(free) => {
+ free.insert(value);
+ }
+                Entry::Occupied(taken) => {
+                    let detail = format!(
+                        "Two different items produced the key {:?} in this 'for' expression. If duplicates are expected, use the ellipsis (...) after the value expression to enable grouping by key.",
+                        taken.key()
+                    );
+                    return Err(at(Fault::new("Duplicate object key", detail)));
+                }
             }
             Ok(())
         })?;

@@ -9,7 +9,7 @@ mod text;
 mod times;
 mod versions;
 
-pub(crate) use codecs::record;
+pub use codecs::record;
 
 use crate::value::{Kind, Value};
 

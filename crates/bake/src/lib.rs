@@ -23,9 +23,16 @@ pub use definition::Variable;
 pub use entitlements::{Asked, Grants, Needs};
 pub use entry::{Attestation, Cache, Output, Secret, Ssh};
 pub use fault::{BakeError, ErrorPlace};
+pub use functions::record;
 pub use selection::Selection;
 pub use source::Source;
 pub use target::{Group, Target};
+
+/// What values that depend on each other may take of the stack.
+const STACK: usize = 256 << 20;
+
+/// What variables are given from outside: the command line, the environment.
+pub type Lookup<'a> = &'a (dyn Fn(&str) -> Option<String> + Sync);
 
 /// What files define.
 #[derive(Debug, Default)]
@@ -42,11 +49,17 @@ impl Bake {
     /// # Errors
     ///
     /// A file that cannot be read, or an expression that comes to nothing, with its place.
-    pub fn read(
-        sources: &[Source],
-        builtins: &BTreeMap<String, String>,
-        lookup: &dyn Fn(&str) -> Option<String>,
-    ) -> Result<Bake, BakeError> {
+    pub fn read(sources: &[Source], builtins: &BTreeMap<String, String>, lookup: Lookup<'_>) -> Result<Bake, BakeError> {
+        // Definitions may ask for much before they are found to ask for too much.
+        let read = || Bake::of(sources, builtins, lookup);
+        std::thread::scope(|scope| {
+            let reader = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, read);
+            let reader = reader.map_err(|error| BakeError::new(format!("begin to read the definition: {error}")))?;
+            reader.join().unwrap_or_else(|_| Err(BakeError::new("reading the definition ended by itself")))
+        })
+    }
+
+    fn of(sources: &[Source], builtins: &BTreeMap<String, String>, lookup: Lookup<'_>) -> Result<Bake, BakeError> {
         let place = |file: usize| sources.get(file).map(|source| (source.name.as_str(), source.text.as_str()));
         let bodies = sources.iter().enumerate().map(|(file, source)| source::parse(source, file));
         let bodies = bodies.collect::<Result<Vec<_>, _>>().map_err(|fault| fault.told(place))?;

@@ -1,6 +1,6 @@
 //! What is built of a definition: the targets that are asked for, those that they need, and what each is in the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -10,6 +10,9 @@ use crate::fault::BakeError;
 use crate::overrides::Overrides;
 use crate::target::{Group, Target};
 use crate::{Bake, json};
+
+/// How deep targets may inherit from each other, or need each other.
+const DEEPEST: usize = 256;
 
 /// Targets by their names, merged with what they inherit, and with what the command line says of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -108,8 +111,9 @@ impl Bake {
             default.targets.sort();
         }
         let roots: Vec<String> = selection.targets.keys().cloned().collect();
+        let mut linked = BTreeSet::new();
         for root in roots {
-            self.link(&root, &mut selection, &overrides, &mut Vec::new())?;
+            self.link(&root, &mut selection, &overrides, &mut Vec::new(), &mut linked)?;
         }
         Ok(selection)
     }
@@ -153,7 +157,7 @@ impl Bake {
 
     /// What a target is, with what it inherits.
     fn resolve(&self, name: &str, overrides: &Overrides, granted: &mut Grants) -> Result<Target, BakeError> {
-        let mut target = self.inherit(name, &mut Vec::new(), overrides, granted)?.unwrap_or_default();
+        let mut target = self.inherit(name, &mut BTreeMap::new(), overrides, granted, 0)?.unwrap_or_default();
         target.inherits.clear();
         target.context.get_or_insert_with(|| ".".to_owned());
         if target.dockerfile.as_deref().unwrap_or_default().is_empty() {
@@ -166,26 +170,30 @@ impl Bake {
     fn inherit(
         &self,
         name: &str,
-        path: &mut Vec<String>,
+        known: &mut BTreeMap<String, Option<Target>>,
         overrides: &Overrides,
         granted: &mut Grants,
+        depth: usize,
     ) -> Result<Option<Target>, BakeError> {
-        if path.iter().any(|known| known == name) {
-            return Ok(None);
+        if let Some(known) = known.get(name) {
+            return Ok(known.clone());
+        }
+        if depth > DEEPEST {
+            return Err(BakeError::new(format!("targets inherit from each other more than {DEEPEST} deep")));
         }
         let found = self.targets.iter().find(|target| target.name == name);
         let own = found.ok_or_else(|| BakeError::new(format!("failed to find target {name}")))?;
-        path.push(name.to_owned());
+        known.insert(name.to_owned(), None);
         let mut merged = Target { name: name.to_owned(), ..Target::default() };
         for base in &own.inherits {
-            if let Some(base) = self.inherit(base, path, overrides, granted)? {
+            if let Some(base) = self.inherit(base, known, overrides, granted, depth + 1)? {
                 merged.merge(base);
             }
         }
-        path.pop();
         merged.merge(own.clone());
         overrides.apply(&mut merged, granted).map_err(BakeError::new)?;
         merged.normalise();
+        known.insert(name.to_owned(), Some(merged.clone()));
         Ok(Some(merged))
     }
 
@@ -196,7 +204,14 @@ impl Bake {
         selection: &mut Selection,
         overrides: &Overrides,
         path: &mut Vec<String>,
+        done: &mut BTreeSet<String>,
     ) -> Result<(), BakeError> {
+        if done.contains(name) {
+            return Ok(());
+        }
+        if path.len() > DEEPEST {
+            return Err(BakeError::new(format!("targets need each other more than {DEEPEST} deep")));
+        }
         path.push(name.to_owned());
         let target = selection.targets.get(name).cloned().unwrap_or_default();
         for base in target.contexts.values().filter_map(|context| context.strip_prefix("target:")) {
@@ -212,7 +227,7 @@ impl Bake {
                 linked.is_linked = true;
                 selection.targets.insert(base.to_owned(), linked);
             }
-            self.link(base, selection, overrides, path)?;
+            self.link(base, selection, overrides, path, done)?;
             let linked = selection.targets.get(base).cloned().unwrap_or_default();
             let own = selection.targets.entry(name.to_owned()).or_default();
             for entitlement in linked.entitlements.into_iter().flatten() {
@@ -230,6 +245,7 @@ impl Bake {
             }
         }
         path.pop();
+        done.insert(name.to_owned());
         Ok(())
     }
 }

@@ -62,10 +62,12 @@ impl Body {
 
 impl Attribute {
     /// What is written as it is, not for its value: a type, a parameter. In JSON it is in a string.
-    pub fn verbatim(&self, value: &Expression) -> Option<Expression> {
+    pub fn verbatim(&self, value: &Expression) -> Result<Expression, String> {
         match value {
-            Expression::String(text) if self.places == NOWHERE => parser::parse_expr(text).ok(),
-            other => Some(other.clone()),
+            Expression::String(text) if self.places == NOWHERE => {
+                parser::parse_expr(text).map_err(|error| format!("{:?}: {}", text.as_str(), error.message()))
+            }
+            other => Ok(other.clone()),
         }
     }
 }

@@ -8,6 +8,9 @@ use crate::evaluate::{Evaluated, Scope, evaluate as expression, pairs};
 use crate::fault::Fault;
 use crate::value::Value;
 
+/// More than any template has to come to.
+const LARGEST: usize = 16 << 20;
+
 /// A template of one `${…}` alone is that value, whatever it is; all others are strings.
 pub(crate) fn evaluate(template: &Template, scope: &Scope<'_>) -> Evaluated {
     if template.len() == 1
@@ -146,6 +149,9 @@ fn each_line(parts: &mut [Part<'_>], at_start: &mut bool, see: &mut impl FnMut(&
 fn write(parts: &[Part<'_>], scope: &Scope<'_>, text: &mut String) -> Result<(), Fault> {
     for part in parts {
         match part {
+            _ if text.len() > LARGEST => {
+                return Err(Fault::new("Too large", format!("The template comes to more than {LARGEST} bytes.")));
+            }
             Part::Text(literal) => *text += literal,
             Part::Value(value) => {
                 let shown = shown(&expression(value, scope)?);

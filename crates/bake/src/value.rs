@@ -152,7 +152,12 @@ impl Kind {
     }
 }
 
-fn united<'a>(kinds: impl IntoIterator<Item = &'a Kind>) -> Option<Kind> {
+/// What all can be made to be, in whatever order they come.
+pub(crate) fn united<'a>(kinds: impl IntoIterator<Item = &'a Kind>) -> Option<Kind> {
+    let kinds: Vec<&Kind> = kinds.into_iter().filter(|kind| **kind != Kind::Any).collect();
+    if kinds.iter().all(|kind| kind.is_primitive()) && kinds.contains(&&Kind::String) {
+        return Some(Kind::String);
+    }
     kinds.into_iter().try_fold(Kind::Any, |all, kind| all.unite(kind))
 }
 
@@ -183,8 +188,9 @@ impl fmt::Display for Kind {
 }
 
 /// A value. Elements of lists, sets and maps are of the kind that stands beside them.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) enum Value {
+    #[default]
     Null,
     Bool(bool),
     Number(Number),

@@ -318,6 +318,33 @@ fn what_is_not_here_has_to_be_allowed() {
     sandbox.finish();
 }
 
+/// Nothing is written past what was allowed, however the way there is put, and whoever makes it.
+#[test]
+fn there_is_no_way_around_what_is_allowed() {
+    let sandbox = sandboxed!();
+    let outside = sandbox.path("outside");
+    fs::create_dir_all(&outside).unwrap();
+    let definition = format!(
+        "target \"shout\" {{\n  dockerfile-inline = \"FROM busybox\\n\"\n  output = [\"type=local,DEST={0}/shout\"]\n}}\n\
+         target \"dangling\" {{\n  dockerfile-inline = \"FROM busybox\\n\"\n  output = [\"type=tar,dest=dangling\"]\n}}\n\
+         target \"opener\" {{\n  dockerfile-inline = \"FROM busybox AS b\\nRUN mkdir /o && ln -s {0} /o/way\\nFROM scratch\\nCOPY --from=b /o /\\n\"\n  output = [\"made\"]\n}}\n\
+         target \"goer\" {{\n  contexts = {{ o = \"target:opener\" }}\n  dockerfile-inline = \"FROM busybox\\nCOPY --from=o / /o\\n\"\n  output = [\"made/way/goer\"]\n}}\n",
+        outside.display()
+    );
+    let directory = define(&sandbox, &definition, &[]);
+    std::os::unix::fs::symlink(outside.join("dangling"), directory.join("dangling")).unwrap();
+    for name in ["shout", "dangling"] {
+        let (status, _, error) = bake(&sandbox, &directory, &[name]);
+        assert!(status == 1 && error.contains("Write access"), "{name}: {error}");
+    }
+    // When the user is asked, there is no link yet: the first target makes it.
+    let (status, _, error) = bake(&sandbox, &directory, &["opener", "goer"]);
+    assert!(status == 1 && error.contains("additional privileges requested"), "{error}");
+    assert!(directory.join("made/way").is_symlink(), "{error}");
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    sandbox.finish();
+}
+
 /// Serves files by their paths, one after the other, as long as the test runs.
 fn serve(files: Vec<(&'static str, Vec<u8>)>) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -396,5 +423,19 @@ target "bad" {
     assert_eq!(status, 0, "{error}");
     let said: Value = serde_json::from_str(&said).unwrap();
     assert_eq!(said["target"]["good"]["outline"]["args"][0]["name"], "A", "{said}");
+    let linked = r#"
+target "base" { dockerfile-inline = "FROM busybox\nRUN echo 7 >/n\n" }
+target "upon" {
+  contexts          = { b = "target:base" }
+  dockerfile-inline = "FROM b\nRUN cat /n\n"
+}
+"#;
+    let directory = define(&sandbox, linked, &[]);
+    let (status, said, error) = bake(&sandbox, &directory, &["upon", "--check"]);
+    assert_eq!(
+        (status, said.as_str()),
+        (0, "base\n\nCheck complete, no warnings found.\n\nupon\n\nCheck complete, no warnings found.\n"),
+        "{error}"
+    );
     sandbox.finish();
 }

@@ -38,10 +38,16 @@ pub(super) fn md5(values: &[Value]) -> Result<Value, String> {
     Ok(hex(&md5::Md5::digest(of(&values[0]).as_bytes())).into())
 }
 
+/// Beyond it takes minutes.
+const MOST_COST: u32 = 16;
+
 pub(super) fn bcrypt(values: &[Value]) -> Result<Value, String> {
     let cost = match values {
         [_] => bcrypt::DEFAULT_COST.min(10),
-        [_, cost] => super::numbers::whole(cost, "cost")?,
+        [_, cost] => super::numbers::whole(cost, "cost")
+            .ok()
+            .filter(|cost| *cost <= MOST_COST)
+            .ok_or_else(|| format!("cost must be a whole number up to {MOST_COST}"))?,
         _ => return Err("bcrypt() takes no more than two arguments".to_owned()),
     };
     bcrypt::hash(of(&values[0]), cost).map(Value::from).map_err(|error| format!("error occurred generating password: {error}"))
@@ -73,7 +79,10 @@ pub(super) fn urlencode(values: &[Value]) -> Result<Value, String> {
 }
 
 /// The fields of one record (RFC 4180), and how much of the text it took.
-pub(crate) fn record(text: &str, separator: char) -> Result<(Vec<String>, usize), String> {
+///
+/// # Errors
+/// Quotes that do not go together.
+pub fn record(text: &str, separator: char) -> Result<(Vec<String>, usize), String> {
     let (mut fields, mut field, mut quoted, mut after) = (Vec::new(), String::new(), false, false);
     let mut characters = text.char_indices().peekable();
     while let Some((at, character)) = characters.next() {

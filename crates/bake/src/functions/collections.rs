@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{numbers, text};
 use crate::evaluate::indexed;
-use crate::value::{Kind, Value, set};
+use crate::value::{Kind, Value, set, united};
 
 /// As many as `setproduct` makes at most.
 const LARGEST_PRODUCT: usize = 1 << 16;
@@ -34,7 +34,8 @@ pub(super) fn chunklist(values: &[Value]) -> Result<Value, String> {
 pub(super) fn coalesce(values: &[Value]) -> Result<Value, String> {
     let found = values.iter().find(|value| **value != Value::Null);
     let value = found.ok_or("no non-null arguments")?;
-    let kind = values.iter().try_fold(Kind::Any, |kind, value| kind.unite(&value.kind()));
+    let kinds: Vec<Kind> = values.iter().map(Value::kind).collect();
+    let kind = united(&kinds);
     value.convert(&kind.ok_or("all arguments must have the same type")?)
 }
 
@@ -256,10 +257,7 @@ fn sets(values: &[Value]) -> Result<(Kind, Vec<Vec<Value>>), String> {
         _ => Err("set required".to_owned()),
     });
     let made = made.collect::<Result<Vec<_>, String>>()?;
-    let kind = made
-        .iter()
-        .try_fold(Kind::Any, |kind, (of, _)| kind.unite(of))
-        .ok_or("given sets must all have compatible element types")?;
+    let kind = united(made.iter().map(|(of, _)| of)).ok_or("given sets must all have compatible element types")?;
     let convert = |values: Vec<Value>| values.iter().map(|value| value.convert(&kind)).collect::<Result<_, _>>();
     let all = made.into_iter().map(|(_, values)| convert(values)).collect::<Result<_, String>>()?;
     Ok((kind, all))
@@ -316,7 +314,7 @@ pub(super) fn setproduct(values: &[Value]) -> Result<Value, String> {
     }
     let rows: Vec<Value> = product.into_iter().map(Value::Tuple).collect();
     let of = rows.first().map_or(Kind::Any, Value::kind);
-    Ok(match values.iter().all(|value| matches!(value, Value::Set(..))) {
+    Ok(match values.iter().any(|value| matches!(value, Value::Set(..))) {
         true => set(of, rows),
         false => Value::List(of, rows),
     })

@@ -6,7 +6,7 @@ use super::text::of;
 use crate::value::{Kind, Number, Value};
 
 /// As wide as anything may be made.
-const WIDEST: usize = 1 << 16;
+const WIDEST: usize = 1 << 12;
 
 /// `%` to the letter.
 #[derive(Debug, Default)]
@@ -252,8 +252,9 @@ fn general(value: f64, precision: Option<usize>) -> String {
     match precision {
         None => value.to_string(),
         Some(precision) => {
-            let behind =
-                usize::try_from(i64::try_from(precision.max(1)).unwrap_or(i64::MAX) - 1 - i64::from(power)).unwrap_or_default();
+            let behind = usize::try_from(i64::try_from(precision.max(1)).unwrap_or(i64::MAX) - 1 - i64::from(power))
+                .unwrap_or_default()
+                .min(WIDEST);
             let made = format!("{value:.behind$}");
             if made.contains('.') { made.trim_end_matches('0').trim_end_matches('.').to_owned() } else { made }
         }
@@ -274,10 +275,10 @@ mod tests {
         assert_eq!(
             made(
                 "%s-%d %5.2f|%-4s|%04d|%+d",
-                &["a".into(), 3_i128.into(), number(3.14159), "x".into(), 7_i128.into(), 7_i128.into()]
+                &["a".into(), 3_i128.into(), number(2.71459), "x".into(), 7_i128.into(), 7_i128.into()]
             )
             .unwrap(),
-            "a-3  3.14|x   |0007|+7"
+            "a-3  2.71|x   |0007|+7"
         );
         assert_eq!(
             made("%x %X %b %o %#x", &[255_i128.into(), 255_i128.into(), 5_i128.into(), 8_i128.into(), 16_i128.into()]).unwrap(),

@@ -89,7 +89,9 @@ pub(super) fn subnets(values: &[Value]) -> Result<Value, String> {
             return Err("must extend prefix by at least one bit".to_owned());
         }
         let length = prefix.length.checked_add(bits).filter(|length| *length <= prefix.width);
-        let length = length.ok_or_else(|| format!("would extend prefix to {} bits, which is too long", prefix.length + bits))?;
+        let length = length.ok_or_else(|| {
+            format!("would extend prefix to {} bits, which is too long", u64::from(prefix.length) + u64::from(bits))
+        })?;
         let subnet = Prefix { base: 0, length, ..prefix };
         let hosts = subnet.hosts();
         let full = || format!("not enough remaining address space for a subnet with a prefix of {length} bits");

@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use dhow_bake::{Bake, BakeError, Grants, Selection, Source};
 use dhow_engine::Cancel;
-use dhow_engine::dhow_build::address;
 use dhow_engine::dhow_build::dockerfile::Lines;
+use dhow_engine::dhow_build::pattern::clean;
 use dhow_oci::Platform;
 
 use self::files::Definitions;
-use super::build::{cancellable, excerpt, kind_of};
+use super::build::{cancellable, excerpt, is_elsewhere, kind_of};
 use crate::commands::build::{Build, Display};
 use crate::connect::Target;
 use crate::failure::{Failure, Result};
@@ -158,10 +158,14 @@ impl Command {
         allowed.extend(&selection.granted);
         allowed.read.push(".".to_owned());
         allowed.write.push(".".to_owned());
-        privileges::ask(&selection, &allowed, &display).inspect_err(|_| drop(display.finish()))?;
-        let engine = open()?;
+        let display = match privileges::ask(&selection, &mut allowed, &display)? {
+            // What was shown is above the question.
+            true => Display::new(kind_of(self.progress.as_deref(), false)?),
+            false => display,
+        };
+        let engine = open().inspect_err(|_| drop(display.finish()))?;
         let folder = folder.to_owned();
-        cancellable(move |cancel| self.work(&selection, &engine, &folder, display, cancel)).await
+        cancellable(move |cancel| self.work(&selection, &allowed, &engine, &folder, display, cancel)).await
     }
 
     fn define(&self, definitions: Definitions, own: Option<&str>) -> Result<(Definitions, Bake)> {
@@ -248,18 +252,12 @@ impl Command {
     }
 }
 
-/// Whether something is at an address, not in a file of here.
-fn is_elsewhere(text: &str) -> bool {
-    let is_address = address::is_url(text) || address::git_context(text).is_ok_and(|git| git.is_some());
-    is_address && !Path::new(text).exists()
-}
-
 /// A path of a definition that is at an address: of here if it says so, else of there.
 fn placed(path: &str, definition: Option<&str>) -> Result<String> {
     match (path.strip_prefix("cwd://"), definition) {
-        (Some(own), _) => Ok(files::clean(own)),
-        (None, None) => Ok(files::clean(path)),
-        (None, Some(address)) => files::below(address, &files::clean(path)),
+        (Some(own), _) => Ok(clean(own)),
+        (None, None) => Ok(clean(path)),
+        (None, Some(address)) => files::below(address, &clean(path)),
     }
 }
 

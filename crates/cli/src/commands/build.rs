@@ -24,7 +24,7 @@ use self::input::Input;
 use self::options::Asked;
 use self::output::{Given, Outputs};
 pub(super) use self::progress::{Display, Kind};
-pub(super) use self::target::links;
+pub(super) use self::target::{is_elsewhere, links};
 use crate::connect::Target;
 use crate::credentials;
 use crate::failure::{Failure, Result};
@@ -155,6 +155,19 @@ pub struct Build {
     /// Others build upon what it comes to.
     #[arg(skip)]
     is_base: bool,
+    /// Whether it may still be written where it is to be written.
+    #[arg(skip)]
+    guard: Option<Guard>,
+}
+
+/// Looks once more whether something may be done, right before it is: otherwise why not.
+#[derive(Clone)]
+pub(super) struct Guard(pub Arc<dyn Fn() -> Result<(), String> + Send + Sync>);
+
+impl std::fmt::Debug for Guard {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Guard")
+    }
 }
 
 impl Build {
@@ -273,6 +286,9 @@ impl Build {
             let mut targets = request.cache_to.iter();
             targets.try_for_each(|target| engine.export_cache(solved, target, &users, progress, cancel)).map_err(shown)
         };
+        if let Some(Guard(may_be_written)) = &self.guard {
+            may_be_written().map_err(|why| shown(BuildError::invalid(why)))?;
+        }
         let given = Given { engine, solved: &solved, names: &asked.tags };
         for files in &outputs.files {
             vertex(progress, files.title(), |_| files.write(&given)).map_err(shown)?;
@@ -416,6 +432,11 @@ pub(super) fn kind_of(progress: Option<&str>, is_quiet: bool) -> Result<Kind> {
         "rawjson" => Ok(Kind::Raw),
         other => Err(failed(format!("invalid progress mode {other}: use auto, none, plain, quiet, rawjson or tty"))),
     }
+}
+
+/// The fields of an option that has several, separated by commas, which may be quoted.
+fn fields(text: &str) -> Result<Vec<String>, String> {
+    dhow_bake::record(text, ',').map(|(fields, _)| fields).map_err(|why| format!("{text}: {why}"))
 }
 
 /// What is wrong with `NAME=VALUE`.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use dhow_bake::Source;
 use dhow_engine::dhow_build::address;
+use dhow_engine::dhow_build::pattern::clean;
 use dhow_engine::dhow_build::progress::{BuildError, Event, Progress};
 use dhow_engine::dhow_build::solve::{Agent, Client, Directory, LocalAgent};
 use dhow_engine::{Cancel, Engine};
@@ -107,7 +108,12 @@ impl Definitions {
         Definitions { sources, place: None }.checked()
     }
 
-    fn checked(self) -> Result<Definitions> {
+    fn checked(mut self) -> Result<Definitions> {
+        for source in &mut self.sources {
+            if let Some(text) = source.text.strip_prefix('\u{feff}') {
+                source.text = text.to_owned();
+            }
+        }
         if self.sources.is_empty() {
             return Err(failed("couldn't find a bake definition"));
         }
@@ -193,24 +199,6 @@ fn of_environment() -> Result<Vec<String>, Failure> {
     Ok(names)
 }
 
-/// A path without what says nothing (Go, `path.Clean`).
-pub(super) fn clean(path: &str) -> String {
-    let mut parts: Vec<&str> = Vec::new();
-    for part in path.split('/').filter(|part| !part.is_empty() && *part != ".") {
-        match part {
-            ".." if parts.last().is_some_and(|last| *last != "..") => drop(parts.pop()),
-            ".." if path.starts_with('/') => {}
-            part => parts.push(part),
-        }
-    }
-    let joined = parts.join("/");
-    match (path.starts_with('/'), joined.is_empty()) {
-        (true, _) => format!("/{joined}"),
-        (false, true) => ".".to_owned(),
-        (false, false) => joined,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -223,14 +211,5 @@ mod tests {
         assert_eq!(at(git, "a/b"), Some(format!("{git}#:a/b")));
         assert_eq!(at(&format!("{git}#v1:in"), "a"), Some(format!("{git}#v1:in/a")));
         assert_eq!((at(git, "../x"), at("https://example.org/x.tar", "a")), (None, None));
-    }
-
-    #[test]
-    fn paths_are_cleaned() {
-        for (path, cleaned) in
-            [("", "."), ("./a//b/", "a/b"), ("a/../..", ".."), ("/../x", "/x"), ("a/..", "."), ("../a/./b", "../a/b")]
-        {
-            assert_eq!(clean(path), cleaned);
-        }
     }
 }

@@ -1,18 +1,19 @@
 //! Builds of several targets side by side, each after those that it takes files from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use dhow_bake::{Selection, Target};
+use dhow_bake::{Grants, Output, Selection, Target};
 use dhow_engine::dhow_build::plan::NamedContext;
 use dhow_engine::dhow_build::progress::{BuildError, ErrorKind, Event, Progress, VertexId};
 use dhow_engine::{Cancel, Engine};
 use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Map, Value, json};
 
-use super::{Command, failed};
-use crate::commands::build::{Build, Display, Ended, Said, links};
+use super::{Command, failed, privileges};
+use crate::commands::build::{Build, Display, Ended, Guard, Said, links};
 use crate::failure::{Failure, Result};
 use crate::output::print;
 
@@ -42,12 +43,27 @@ impl Progress for Among<'_> {
     }
 }
 
-/// What targets have come to, for those who wait for them.
-#[derive(Default)]
-struct Done {
-    /// `None` of those that have failed.
-    of: Mutex<BTreeMap<String, Option<Ready>>>,
+/// As many targets as are built at the same time, at least; more where there are processors for them.
+const AT_ONCE: usize = 8;
+
+/// Which targets are to be built next, and what has come of others.
+struct Queue<'a> {
+    targets: Vec<(&'a str, &'a Target)>,
+    state: Mutex<State>,
     changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Those that have not begun, by their numbers.
+    waiting: BTreeSet<usize>,
+    /// Those that are being built.
+    running: BTreeMap<usize, Arc<Cancel>>,
+    done: BTreeMap<String, Ready>,
+    /// The first one, and of which target.
+    failure: Option<(String, Ended)>,
+    /// Nothing more is begun.
+    is_over: bool,
 }
 
 struct Ready {
@@ -56,71 +72,146 @@ struct Ready {
     context: Option<NamedContext>,
 }
 
-impl Done {
-    fn put(&self, name: &str, ready: Option<Ready>) {
-        self.of.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), ready);
+impl<'a> Queue<'a> {
+    fn of(selection: &'a Selection) -> Queue<'a> {
+        let targets: Vec<_> = selection.targets.iter().map(|(name, target)| (name.as_str(), target)).collect();
+        let state = State { waiting: (0..targets.len()).collect(), ..State::default() };
+        Queue { targets, state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a target of which all is there that it takes files from, and begins it.
+    fn next(&self) -> Option<(usize, Arc<Cancel>)> {
+        let mut state = self.lock();
+        loop {
+            if state.is_over || state.waiting.is_empty() {
+                return None;
+            }
+            let is_ready = |number: &&usize| links(self.targets[**number].1).all(|(_, base)| state.done.contains_key(base));
+            if let Some(number) = state.waiting.iter().find(is_ready).copied() {
+                state.waiting.remove(&number);
+                return match Cancel::new() {
+                    Ok(cancel) => {
+                        let cancel = Arc::new(cancel);
+                        state.running.insert(number, cancel.clone());
+                        Some((number, cancel))
+                    }
+                    Err(error) => {
+                        drop(state);
+                        self.put(number, Err(BuildError::internal(format!("make a pipe: {error}")).into()));
+                        None
+                    }
+                };
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// What has come of a target. Its failure ends all others.
+    fn put(&self, number: usize, ready: Result<Ready, Ended>) {
+        let mut state = self.lock();
+        state.running.remove(&number);
+        let name = self.targets[number].0.to_owned();
+        match ready {
+            Ok(ready) => drop(state.done.insert(name, ready)),
+            Err(ended) => {
+                // What is cancelled because of another is nobody's failure.
+                let is_first = state.failure.as_ref().is_none_or(|(_, first)| first.error.kind == ErrorKind::Cancelled);
+                if is_first {
+                    state.failure = Some((name, ended));
+                }
+                state.end();
+            }
+        }
         self.changed.notify_all();
     }
 
-    /// Waits for a target: none if it has failed.
-    fn context(&self, name: &str) -> Option<NamedContext> {
-        let of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
-        let of = self.changed.wait_while(of, |of| !of.contains_key(name)).unwrap_or_else(PoisonError::into_inner);
-        of.get(name)?.as_ref()?.context.clone()
+    /// Ends all that is going on.
+    fn cancel(&self) {
+        let mut state = self.lock();
+        if state.failure.is_none()
+            && let Some(number) = state.running.keys().chain(&state.waiting).next()
+        {
+            let name = self.targets[*number].0.to_owned();
+            state.failure = Some((name, BuildError::cancelled().into()));
+        }
+        state.end();
+        self.changed.notify_all();
+    }
+
+    fn contexts(&self, target: &Target) -> BTreeMap<String, NamedContext> {
+        let state = self.lock();
+        let context = |(name, base): (&str, &str)| Some((name.to_owned(), state.done.get(base)?.context.clone()?));
+        links(target).filter_map(context).collect()
+    }
+}
+
+impl State {
+    fn end(&mut self) {
+        self.is_over = true;
+        self.running.values().for_each(|cancel| cancel.cancel());
     }
 }
 
 impl Command {
     /// Builds all targets, and tells what has come of them.
-    pub(super) fn work(self, selection: &Selection, engine: &Engine, folder: &Path, display: Display, cancel: &Cancel) -> Result {
-        let (done, failure) = (Done::default(), Mutex::new(None::<(String, Ended)>));
+    pub(super) fn work(
+        self,
+        selection: &Selection,
+        allowed: &Grants,
+        engine: &Engine,
+        folder: &Path,
+        display: Display,
+        cancel: &Cancel,
+    ) -> Result {
         let several = selection.targets.len() > 1;
-        // Each has its own: a build that fails cancels what is left of it.
-        let cancels = selection.targets.iter().map(|_| Cancel::new()).collect::<std::io::Result<Vec<_>>>();
-        let cancels = cancels.map_err(|error| failed(format!("make a pipe: {error}")))?;
-        let over = Cancel::new().map_err(|error| failed(format!("make a pipe: {error}")))?;
+        let queue = Queue::of(selection);
         let form = self.call().split_once(',').map_or("", |(_, form)| form);
-        let cancel_all = || cancels.iter().for_each(Cancel::cancel);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
+        let work = Work { queue: &queue, form, allowed, engine, folder, display: &display, several };
+        let over = Cancel::new().map_err(|error| failed(format!("make a pipe: {error}")))?;
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let count = AT_ONCE.max(2 * processors).min(selection.targets.len());
+        let begun = std::thread::scope(|scope| {
+            let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
+            let watch = || {
                 wait_for(&[cancel, &over]);
                 if cancel.is_cancelled() {
-                    cancel_all();
+                    queue.cancel();
                 }
-            });
-            let (cancels, cancel_all) = (&cancels, &cancel_all);
-            let mut builds = Vec::new();
-            for (number, (name, target)) in selection.targets.iter().enumerate() {
-                let (done, failure, display) = (&done, &failure, &display);
-                let is_base = selection.targets.values().any(|other| links(other).any(|(_, base)| base == name));
-                builds.push(scope.spawn(move || {
-                    let shown = Among { display, prefix: if several { name } else { "" }, number };
-                    let work =
-                        Work { name, target, form, is_base, engine, folder, shown: &shown, done, cancel: &cancels[number] };
-                    let ready = work.carry_out().map_err(|ended| {
-                        let mut first = failure.lock().unwrap_or_else(PoisonError::into_inner);
-                        // What is cancelled because of another is nobody's failure.
-                        if first.as_ref().is_none_or(|(_, first)| first.error.kind == ErrorKind::Cancelled) {
-                            *first = Some((name.clone(), ended));
-                        }
-                        cancel_all();
-                    });
-                    done.put(name, ready.ok());
-                }));
-            }
-            builds.into_iter().for_each(|build| drop(build.join()));
+            };
+            let watcher = thread("bake").spawn_scoped(scope, watch);
+            let builders = (0..count).map(|_| thread("target").spawn_scoped(scope, || work.carry_out_all()));
+            // Fewer will do, but for none.
+            let (builders, errors): (Vec<_>, Vec<_>) = builders.partition(std::result::Result::is_ok);
+            let has_some = !builders.is_empty() || count == 0;
+            let ended = builders
+                .into_iter()
+                .flatten()
+                .map(std::thread::ScopedJoinHandle::join)
+                .filter(std::result::Result::is_err)
+                .count();
             over.cancel();
+            match (watcher, errors.into_iter().find_map(std::result::Result::err)) {
+                (Err(error), _) => Err(format!("begin a thread: {error}")),
+                (_, Some(error)) if !has_some => Err(format!("begin a thread: {error}")),
+                _ if ended > 0 => Err("a build ended by itself".to_owned()),
+                _ => Ok(()),
+            }
         });
         let warnings = display.finish();
-        if let Some((name, ended)) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        begun.map_err(failed)?;
+        let State { done, failure, .. } = queue.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Some((name, ended)) = failure {
             if ended.error.kind != ErrorKind::Cancelled {
                 display.show_warnings(&warnings);
             }
             let said = ended.text();
             return Err(failed(if several { format!("target {name}: {said}") } else { said }));
         }
-        let done = done.of.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let said: BTreeMap<String, Said> = done.into_iter().filter_map(|(name, ready)| Some((name, ready?.said))).collect();
+        let said: BTreeMap<String, Said> = done.into_iter().map(|(name, ready)| (name, ready.said)).collect();
         if self.call() == "build" {
             display.show_warnings(&warnings);
         }
@@ -176,35 +267,59 @@ fn wait_for(cancels: &[&Cancel]) {
     }
 }
 
-/// One target's build, and what all have in common.
+/// What all builds have in common.
 struct Work<'a> {
-    name: &'a str,
-    target: &'a Target,
-    /// How what is said of it instead of building it is to be written.
+    queue: &'a Queue<'a>,
+    /// How what is said of targets instead of building them is to be written.
     form: &'a str,
-    is_base: bool,
+    allowed: &'a Grants,
     engine: &'a Engine,
     folder: &'a Path,
-    shown: &'a Among<'a>,
-    done: &'a Done,
-    cancel: &'a Cancel,
+    display: &'a Display,
+    several: bool,
 }
 
 impl Work<'_> {
-    fn carry_out(&self) -> Result<Ready, Ended> {
-        let Work { name, target, engine, .. } = *self;
-        let mut linked = BTreeMap::new();
-        for (context, base) in links(target) {
-            let built = self.done.context(base).ok_or_else(BuildError::cancelled)?;
-            linked.insert(context.to_owned(), built);
+    /// Builds one target after the other, as long as there are any.
+    fn carry_out_all(&self) {
+        while let Some((number, cancel)) = self.queue.next() {
+            let unwound = std::panic::catch_unwind(AssertUnwindSafe(|| self.carry_out(number, &cancel)));
+            let failed = |_| Err(BuildError::internal("the build ended by itself").into());
+            self.queue.put(number, unwound.unwrap_or_else(failed));
         }
-        let build = Build::of_target(target, linked, self.is_base).in_form(self.form);
+    }
+
+    fn carry_out(&self, number: usize, cancel: &Cancel) -> Result<Ready, Ended> {
+        let (name, target) = self.queue.targets[number];
+        let shown = Among { display: self.display, prefix: if self.several { name } else { "" }, number };
+        let is_base = self.queue.targets.iter().any(|(_, other)| links(other).any(|(_, base)| base == name));
+        let is_call = target.call.as_deref().is_some_and(|call| !matches!(call, "" | "build"));
+        if !(is_base && is_call) {
+            return self.build(name, target, is_base, &shown, cancel);
+        }
+        // What is said of others needs what it comes to.
+        let nothing = Output { kind: "cacheonly".to_owned(), ..Output::default() };
+        let base = Target { call: None, outputs: Some(vec![nothing]), ..target.clone() };
+        let ready = self.build(name, &base, true, &shown, cancel)?;
+        let said = self.build(name, target, false, &shown, cancel)?.said;
+        Ok(Ready { said, ..ready })
+    }
+
+    fn build(&self, name: &str, target: &Target, is_base: bool, shown: &Among<'_>, cancel: &Cancel) -> Result<Ready, Ended> {
+        // Others may have written since it was looked at.
+        privileges::check(target, self.allowed).map_err(BuildError::invalid)?;
+        let guard = {
+            let (target, allowed) = (target.clone(), self.allowed.clone());
+            Guard(Arc::new(move || privileges::check(&target, &allowed)))
+        };
+        let build = Build::of_target(target, self.queue.contexts(target), is_base).in_form(self.form).guarded(guard);
         let prepared = build.prepare(self.folder).map_err(|failure| {
             let message = failure.message.trim_start_matches("ERROR: ").trim_start_matches("failed to build: ");
             BuildError::invalid(message)
         })?;
-        let said = build.carry_out(prepared, engine, self.folder, self.shown, self.cancel)?;
-        let context = said.solved.as_ref().map(|solved| engine.built_context(solved, &format!("target:{name}"))).transpose()?;
+        let said = build.carry_out(prepared, self.engine, self.folder, shown, cancel)?;
+        let context = |solved| self.engine.built_context(solved, &format!("target:{name}"));
+        let context = said.solved.as_ref().map(context).transpose()?;
         Ok(Ready { said, context })
     }
 }

@@ -211,7 +211,7 @@ impl<'a> Input<'a> {
 /// `id=NAME[,src=PATH][,env=VARIABLE][,type=file|env]`: without a source, the variable or the file of that name.
 pub(super) fn secret(text: &str) -> Result<(String, Secret), BuildError> {
     let (mut id, mut source, mut variable, mut kind) = (None, None, None, None);
-    for field in text.split(',') {
+    for field in &super::fields(text).map_err(plain)? {
         let (key, value) =
             field.split_once('=').ok_or_else(|| plain(format!("invalid field '{field}' must be a key=value pair")))?;
         let place = match key.to_ascii_lowercase().as_str() {
@@ -247,8 +247,15 @@ pub(super) fn secret(text: &str) -> Result<(String, Secret), BuildError> {
     Ok((id, secret))
 }
 
-/// The sockets or keys of an agent, which are there, and what it is called; see [`agent`].
-pub(super) fn agent_paths(text: &str) -> Result<(&str, Vec<(PathBuf, bool)>), BuildError> {
+/// What an agent is to be made of: what is named is there.
+pub(super) struct AgentPaths<'a> {
+    id: &'a str,
+    sockets: Vec<PathBuf>,
+    keys: Vec<PathBuf>,
+}
+
+/// `default` or `ID`; after it `=SOCKET`, or `=KEY,KEY` for files with keys. Without, the agent of this shell.
+pub(super) fn agent_paths(text: &str) -> Result<AgentPaths<'_>, BuildError> {
     let (id, given) = text.split_once('=').unwrap_or((text, ""));
     let mut paths: Vec<PathBuf> = given.split(',').filter(|path| !path.is_empty()).map(PathBuf::from).collect();
     if paths.is_empty() {
@@ -257,23 +264,21 @@ pub(super) fn agent_paths(text: &str) -> Result<(&str, Vec<(PathBuf, bool)>), Bu
             plain(format!("invalid empty ssh agent socket: make sure SSH_AUTH_SOCK is set, or name a socket: --ssh {id}=SOCKET"))
         })?);
     }
-    let is_socket = |path: PathBuf| {
+    let (mut sockets, mut keys) = (Vec::new(), Vec::new());
+    for path in paths {
         let stat = std::fs::metadata(&path).map_err(|error| plain(format!("ssh agent {}: {error}", path.display())))?;
         let is_socket = std::os::unix::fs::FileTypeExt::is_socket(&stat.file_type());
-        Ok((path, is_socket))
-    };
-    Ok((id, paths.into_iter().map(is_socket).collect::<Result<_, BuildError>>()?))
+        if is_socket { &mut sockets } else { &mut keys }.push(path);
+    }
+    Ok(AgentPaths { id, sockets, keys })
 }
 
-/// `default` or `ID`; after it `=SOCKET`, or `=KEY,KEY` for files with keys. Without, the agent of this shell.
 fn agent(text: &str, exec: &Path) -> Result<(String, Arc<dyn Agent>), BuildError> {
-    let (id, paths) = agent_paths(text)?;
-    let has_sockets = paths.iter().any(|(_, is_socket)| *is_socket);
-    let mut paths: Vec<PathBuf> = paths.into_iter().map(|(path, _)| path).collect();
-    let agent: Arc<dyn Agent> = match (has_sockets, paths.len()) {
-        (true, 1) => Arc::new(LocalAgent { socket: paths.remove(0) }),
-        (true, _) => return Err(plain(format!("--ssh {text}: invalid combination of keys and sockets"))),
-        (false, _) => Arc::new(KeyAgent::begin(exec, &paths)?),
+    let AgentPaths { id, mut sockets, keys } = agent_paths(text)?;
+    let agent: Arc<dyn Agent> = match (sockets.pop(), sockets.is_empty() && keys.is_empty()) {
+        (Some(socket), true) => Arc::new(LocalAgent { socket }),
+        (Some(_), false) => return Err(plain(format!("--ssh {text}: invalid combination of keys and sockets"))),
+        (None, _) => Arc::new(KeyAgent::begin(exec, &keys)?),
     };
     Ok((id.to_owned(), agent))
 }

@@ -204,7 +204,7 @@ fn cache_entry(text: &str) -> Result<(String, BTreeMap<String, String>), String>
         return Ok(("registry".to_owned(), BTreeMap::from([("ref".to_owned(), text.to_owned())])));
     }
     let mut attributes = BTreeMap::new();
-    for field in text.split(',') {
+    for field in super::fields(text)? {
         let (key, value) = field.split_once('=').ok_or_else(|| format!("invalid value {field}"))?;
         attributes.insert(key.trim().to_lowercase(), value.to_owned());
     }

@@ -13,7 +13,7 @@ use dhow_engine::{
 use dhow_oci::Reference;
 use dhow_sys::root::Root;
 
-use super::{Build, failed};
+use super::{Build, failed, fields};
 use crate::failure::Result;
 
 /// Where all of a build's results go.
@@ -102,8 +102,9 @@ impl Build {
     /// Each `--attest`: its type, and the rest.
     fn attested(&self) -> Result<Vec<(String, String)>> {
         let one = |text: &String| {
+            let all = fields(text).map_err(failed)?;
             let (kinds, rest): (Vec<&str>, Vec<&str>) =
-                text.split(',').partition(|field| field.starts_with("type=") || !field.contains('='));
+                all.iter().map(String::as_str).partition(|field| field.starts_with("type=") || !field.contains('='));
             match kinds[..] {
                 [kind] if matches!(kind.trim_start_matches("type="), "provenance" | "sbom") => {
                     Ok((kind.trim_start_matches("type=").to_owned(), rest.join(",")))
@@ -163,7 +164,7 @@ fn output(text: &str, into: &mut Outputs) -> Result<()> {
         path if !is_pair => (kind, destination) = ("local".to_owned(), Some(path.to_owned())),
         _ => {}
     }
-    for field in text.split(',').filter(|_| is_pair) {
+    for field in fields(text).map_err(failed)?.iter().filter(|_| is_pair) {
         let (key, value) = field.split_once('=').ok_or_else(|| failed(format!("invalid value {field}: expected key=value")))?;
         let is_true = matches!(value, "true" | "1");
         match key.trim().to_ascii_lowercase().as_str() {

@@ -1,6 +1,7 @@
 //! A target of a definition as the options of a build.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use dhow_bake::Target;
 use dhow_engine::dhow_build::address;
@@ -9,12 +10,18 @@ use dhow_engine::dhow_build::plan::NamedContext;
 use dhow_engine::units::parse_bytes;
 use dhow_oci::Platform;
 
-use super::{Build, input};
+use super::{Build, Guard, input};
 use crate::commands::create::ulimit;
 use crate::failure::Failure;
 
 /// What is between a context's name and another target's.
 const TARGET: &str = "target:";
+
+/// Whether a context is at an address: a path that is there is none of another place.
+pub(in crate::commands) fn is_elsewhere(context: &str) -> bool {
+    let is_address = address::is_url(context) || address::git_context(context).is_ok_and(|git| git.is_some());
+    is_address && !Path::new(context).exists()
+}
 
 /// The targets that one takes files from, by the names of contexts.
 pub(in crate::commands) fn links(target: &Target) -> impl Iterator<Item = (&str, &str)> {
@@ -48,6 +55,11 @@ impl Build {
         build.annotations().map(drop).map_err(of_failure)
     }
 
+    /// With a look, before anything is written.
+    pub(in crate::commands) fn guarded(self, guard: Guard) -> Build {
+        Build { guard: Some(guard), ..self }
+    }
+
     /// With what is said of it instead of building it in a form, as `--call` has it behind the call.
     pub fn in_form(mut self, form: &str) -> Build {
         if !form.is_empty() && self.call() != "build" {
@@ -68,7 +80,7 @@ impl Build {
             given.collect::<Vec<_>>()
         };
         let context = target.context.clone().unwrap_or_else(|| ".".to_owned());
-        let is_elsewhere = address::is_url(&context) || address::git_context(&context).is_ok_and(|git| git.is_some());
+        let is_elsewhere = is_elsewhere(&context);
         let dockerfile = target.dockerfile.clone().unwrap_or_else(|| "Dockerfile".to_owned());
         let file = match dockerfile.strip_prefix("cwd://") {
             Some(own) => own.to_owned(),
@@ -122,6 +134,7 @@ impl Build {
             inline: target.dockerfile_inline.clone(),
             linked,
             is_base,
+            guard: None,
         }
     }
 }
