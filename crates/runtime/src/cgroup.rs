@@ -10,6 +10,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::io::Errno;
+
 use crate::spec::Resources;
 use crate::{Context, Result, RuntimeError};
 
@@ -164,10 +166,15 @@ fn made<T>(create: impl Fn() -> Result<T>) -> Result<T> {
     loop {
         attempt += 1;
         match create() {
-            Err(RuntimeError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound && attempt < ATTEMPTS => {}
+            Err(RuntimeError::Io { source, .. }) if is_gone(&source) && attempt < ATTEMPTS => {}
             other => return other,
         }
     }
+}
+
+/// Whether a cgroup was removed: before one of its files was opened, or (kernfs, `kernfs_get_active`) after that.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::NODEV.raw_os_error())
 }
 
 /// Whether there is a cgroup `path`, absolute below the hierarchies' roots, in any of them.
@@ -332,4 +339,25 @@ fn write(path: &Path, value: &str) -> Result<()> {
     file.and_then(|file| rustix::io::write(&file, value.as_bytes()))
         .map(drop)
         .context(|| format!("failed to write \"{value}\": write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn a_cgroup_whose_parent_is_taken_along_is_made_again() {
+        let tries = |errors: &[Errno]| {
+            let tried = Cell::new(0);
+            let made = made(|| {
+                let error = errors.get(tried.replace(tried.get() + 1));
+                error.map_or(Ok(()), |error| Err(io::Error::from(*error))).context(|| "write".to_owned())
+            });
+            (tried.get(), made.is_ok())
+        };
+        assert_eq!(tries(&[Errno::NOENT, Errno::NODEV]), (3, true));
+        assert_eq!(tries(&[Errno::INVAL]), (1, false));
+    }
 }
