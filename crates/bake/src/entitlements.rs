@@ -282,6 +282,7 @@ mod tests {
         assert_eq!(flags(&["network.host", "ssh", "fs=*"]), Vec::<String>::new());
         assert!(Grants::parse(&["what".to_owned()]).is_err() && Grants::parse(&["ssh=x".to_owned()]).is_err());
     }
+
     #[test]
     fn links_are_followed_though_they_lead_to_nothing() {
         let directory = tempfile::tempdir().unwrap();
