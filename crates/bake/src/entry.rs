@@ -486,12 +486,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_again(kind in "[a-z]{1,8}", destination in ".{0,12}", key in "[a-z]{5,9}", value in ".{1,12}") {
+        fn what_is_written_is_read_again(kind in "[a-z]{1,8}", destination in "[^\r\n]{0,12}", key in "[a-z]{5,9}", value in "[^\r\n]{1,12}") {
             let output = Output { kind, destination, attributes: BTreeMap::from([(key, value)]) };
-            // A line's end is that of a record.
-            let text = output.to_string();
-            prop_assume!(!text.contains(['\n', '\r']));
-            prop_assert_eq!(one::<Output>(&text).unwrap(), output);
+            // Without lines' ends: they are those of a record.
+            prop_assert_eq!(one::<Output>(&output.to_string()).unwrap(), output);
         }
     }
 
