@@ -22,14 +22,14 @@ use serde::{Deserialize, Serialize};
 
 pub use layered::disk_usage;
 
+use crate::{Context, Packer, Result, Store, StoreError};
+
 /// Puts a layer, in overlayfs's form, over a tree; its files are copied, or shared where the file system can.
 pub(crate) fn merge(layer: &OwnedFd, tree: &OwnedFd) -> io::Result<()> {
     // What was mounted may be nothing but a path.
     let tree = open_directory(tree, c".")?;
     merge::merge(&mut Copier::new(tree.as_fd(), Content::Own), layer, &tree)
 }
-
-use crate::{Context, Packer, Result, Store, StoreError};
 
 /// The storage drivers, by docker's names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
