@@ -2,6 +2,8 @@
 
 use percent_encoding::percent_decode_str;
 
+use crate::dockerfile::boolean;
+
 /// A commit of a repository, as somebody asks for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GitSource {
@@ -146,9 +148,8 @@ fn options(git: &mut GitSource, query: &str) -> Result<(), String> {
             return Err(format!("query {key:?} has multiple values"));
         }
         let flag = || match value.as_str() {
-            "" | "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-            "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-            _ => Err(format!("invalid {key} value: {value:?}")),
+            "" => Ok(true),
+            text => boolean(text).ok_or_else(|| format!("invalid {key} value: {value:?}")),
         };
         let is_flag = matches!(key.as_str(), "keep-git-dir" | "submodules" | "fetch-by-commit");
         if value.is_empty() && !is_flag {

@@ -14,7 +14,7 @@ mod words;
 pub use check::{Checks, Finding, Rule};
 pub use expand::{Lexer, Variables};
 pub use instruction::{Instruction, Kind, Stage};
-pub use mount::{Mount, MountKind, Sharing};
+pub use mount::{Mount, MountKind, Sharing, boolean};
 
 use std::fmt;
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use dhow_bake::{Bake, BakeError, Grants, Selection, Source};
 use dhow_engine::Cancel;
-use dhow_engine::dhow_build::dockerfile::Lines;
+use dhow_engine::dhow_build::dockerfile::{Lines, boolean};
 use dhow_engine::dhow_build::pattern::clean;
 use dhow_oci::Platform;
 
@@ -90,11 +90,7 @@ fn failed(message: impl std::fmt::Display) -> Failure {
 
 /// Whether a variable of this process is set to something true.
 fn is_set(name: &str) -> Option<bool> {
-    match std::env::var(name).ok()?.as_str() {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
-        _ => None,
-    }
+    boolean(&std::env::var(name).ok()?)
 }
 
 impl Command {
@@ -221,10 +217,9 @@ impl Command {
         }
         for (kind, text) in [("sbom", &self.sbom), ("provenance", &self.provenance)] {
             let Some(text) = text.as_deref().filter(|text| !text.is_empty()) else { continue };
-            match text {
-                "1" | "t" | "T" | "true" | "TRUE" | "True" => all(format!("attest=type={kind},disabled=false")),
-                "0" | "f" | "F" | "false" | "FALSE" | "False" => all(format!("attest=type={kind},disabled=true")),
-                text => all(format!("attest=type={kind},{text}")),
+            match boolean(text) {
+                Some(is_wanted) => all(format!("attest=type={kind},disabled={}", !is_wanted)),
+                None => all(format!("attest=type={kind},{text}")),
             }
         }
         overrides

@@ -427,13 +427,9 @@ fn ipvlan(options: &BTreeMap<String, String>) -> Result<Driver> {
 }
 
 fn boolean(key: &str, text: &str) -> Result<bool> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err(Error::invalid(format!(
-            "failed to parse {key} value: {text} (strconv.ParseBool: parsing \"{text}\": invalid syntax)"
-        ))),
-    }
+    dhow_build::dockerfile::boolean(text).ok_or_else(|| {
+        Error::invalid(format!("failed to parse {key} value: {text} (strconv.ParseBool: parsing \"{text}\": invalid syntax)"))
+    })
 }
 
 fn number(key: &str, text: &str) -> Result<u32> {
