@@ -11,6 +11,7 @@ use dhow_oci::{Digest, Platform};
 use serde_json::json;
 use tokio::runtime::Handle;
 
+use crate::content::ClientContent;
 use crate::control::worker;
 use crate::files::{self, Wanted};
 use crate::grpc::{Call, INTERNAL, NOT_FOUND, Status, Stream, UNIMPLEMENTED, UNKNOWN};
@@ -19,7 +20,7 @@ use crate::messages::{
     BridgeResult, BridgeSolveRequest, BridgeSolveResponse, BytesMessage, Capability, CredentialsRequest, CredentialsResponse,
     Empty, GetSecretRequest, GetSecretResponse, PongResponse, RefMap, ReturnRequest,
 };
-use crate::options::{self, Asked};
+use crate::options::{self, Asked, Places};
 use crate::session::{self, Session};
 use crate::status::Teller;
 
@@ -41,8 +42,9 @@ const FRONTEND: [&str; 9] = [
     "gateway.warnings",
     "frontend.caps",
 ];
-const GRAPH: [&str; 17] = [
+const GRAPH: [&str; 18] = [
     "source.image",
+    "source.ocilayout",
     "source.local",
     "source.local.unique",
     "source.local.sessionid",
@@ -300,7 +302,7 @@ pub fn credentials(handle: &Handle, session: &Session, domain: &str) -> Credenti
     }
 }
 
-fn build(engine: &Engine, job: &Arc<Job>, asked: &Asked, handle: &Handle) -> Result<BridgeResult, Status> {
+fn build(engine: &Arc<Engine>, job: &Arc<Job>, asked: &Asked, handle: &Handle) -> Result<BridgeResult, Status> {
     let teller = Teller::new(job.clone());
     let session = handle.block_on(session::find(&job.session))?;
     let mut caller = Caller {
@@ -320,7 +322,17 @@ fn build(engine: &Engine, job: &Arc<Job>, asked: &Asked, handle: &Handle) -> Res
     let (file_name, file) = dockerfile(&mut caller).map_err(plain)?;
     let mut options = asked.options.clone();
     options.ignore = Ignore::of(&caller.exclude).map_err(|error| Status::new(UNKNOWN, error))?;
+    for layout in &asked.layouts {
+        let title = format!("[context {}] OCI load from client", layout.name);
+        let image = ClientContent::image(handle, &session, layout);
+        let platforms = &options.platforms;
+        let loaded = vertex(&teller, &title, |_| Engine::layout_context(engine.clone(), &image, platforms, &layout.name));
+        let (context, images) = loaded.map_err(plain)?;
+        options.contexts.insert(layout.name.clone(), context);
+        job.keep_images(images);
+    }
     let has = |entitlement: &str| job.entitlements.iter().any(|given| given.split('=').next() == Some(entitlement));
+    let places: Places<'_> = &|path| ClientContent::cache(handle, &session, path);
     let request = BuildRequest {
         file: &file,
         file_name: &file_name,
@@ -328,8 +340,8 @@ fn build(engine: &Engine, job: &Arc<Job>, asked: &Asked, handle: &Handle) -> Res
         tags: Vec::new(),
         pull: asked.pull,
         limits: asked.limits.clone(),
-        cache_from: options::sources(&job.caches, &asked.cache_imports)?,
-        cache_to: options::targets(&job.caches)?,
+        cache_from: options::sources(&job.caches, &asked.cache_imports, places)?,
+        cache_to: options::targets(&job.caches, places)?,
         scanner: asked.scanner.clone(),
         journal: &job.journal,
         allowed: Allowed { host_network: has("network.host"), insecure: has("security.insecure") },

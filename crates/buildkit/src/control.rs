@@ -6,11 +6,12 @@ use std::sync::Arc;
 use dhow_api::system::BuildCache;
 use dhow_engine::dhow_build::progress::BuildError;
 use dhow_engine::{
-    Annotation, ArchiveLayout, BuildOutput, Compression, Engine, Filters, ImageForm, Journal, NewRecord, PruneBuilds, Solved,
-    Squash, VERSION, supported_platforms, vertex,
+    Annotation, ArchiveLayout, BuildOutput, CachePlace, Compression, Engine, Filters, ImageForm, Journal, NewRecord, PruneBuilds,
+    Solved, Squash, VERSION, supported_platforms, vertex,
 };
 use dhow_oci::{Digest, Platform, Reference, time};
 
+use crate::content::ClientContent;
 use crate::grpc::{CANCELLED, Call, INTERNAL, INVALID, Replies, Status, UNIMPLEMENTED, UNKNOWN};
 use crate::job::{self, Job, Returned};
 use crate::messages::{
@@ -267,8 +268,7 @@ async fn export(
             response.exporter_response.insert("image.name".to_owned(), names.join(","));
         }
     }
-    let targets = options::targets(&job.caches)?;
-    if targets.is_empty() {
+    if job.caches.exports.is_empty() {
         return Ok(response);
     }
     let (job, session) = (job.clone(), request.session.clone());
@@ -277,12 +277,22 @@ async fn export(
         let teller = Teller::new(job.clone());
         let session = handle.block_on(session::find(&session))?;
         let users = |domain: &str| bridge::credentials(&handle, &session, domain);
-        targets.iter().try_for_each(|target| {
+        let mut of_client = None;
+        for target in &options::targets(&job.caches, &|path| ClientContent::cache(&handle, &session, path))? {
             let exported = engine.export_cache(&solved, target, &users, &teller, &job.cancel);
-            exported.map_err(|error| status::status(&error, "", b""))
-        })
+            let manifest = exported.map_err(|error| status::status(&error, "", b""))?;
+            if matches!(target.place, CachePlace::Client(_)) {
+                of_client = manifest.or(of_client);
+            }
+        }
+        Ok::<_, Status>(of_client)
     });
-    work.await.map_err(|error| Status::new(INTERNAL, format!("a worker of the engine failed: {error}")))??;
+    let of_client = work.await.map_err(|error| Status::new(INTERNAL, format!("a worker of the engine failed: {error}")))??;
+    // The client writes it into the directory's index (BuildKit, `client/solve.go`).
+    if let Some(manifest) = of_client {
+        let text = serde_json::to_string(&manifest).map_err(|error| Status::new(INTERNAL, error.to_string()))?;
+        response.exporter_response.insert("cache.manifest".to_owned(), text);
+    }
     Ok(response)
 }
 

@@ -30,6 +30,7 @@ pub const CANCELLED: i32 = 1;
 pub const UNKNOWN: i32 = 2;
 pub const INVALID: i32 = 3;
 pub const NOT_FOUND: i32 = 5;
+pub const EXISTS: i32 = 6;
 pub const UNIMPLEMENTED: i32 = 12;
 pub const INTERNAL: i32 = 13;
 pub const UNAVAILABLE: i32 = 14;
@@ -352,23 +353,20 @@ impl Channel {
 
     /// A call with one message each way.
     pub async fn unary<M: Message + Default>(&self, method: &str, message: &impl Message) -> Result<M, Status> {
-        let failed = |error: &dyn std::fmt::Display| Status::new(UNAVAILABLE, format!("call {method}: {error}"));
-        let (sender, sent) = body();
-        let _ = sender.send(Ok(Frame::data(framed(message)))).await;
-        drop(sender);
-        let uri: Uri = format!("http://localhost{method}").parse().map_err(|error| failed(&error))?;
-        let mut request = Request::new(sent);
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() = uri;
-        request.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
-        request.headers_mut().insert("te", HeaderValue::from_static("trailers"));
-        let mut channel = self.sender.clone();
-        channel.ready().await.map_err(|error| failed(&error))?;
-        let response = channel.send_request(request).await.map_err(|error| failed(&error))?;
-        if let Some(status) = Status::of_trailers(response.headers()).filter(|status| status.code != OK) {
-            return Err(status);
+        self.unary_with(method, &[], message).await
+    }
+
+    /// The same, with metadata.
+    pub async fn unary_with<M: Message + Default>(
+        &self,
+        method: &str,
+        metadata: &[(&str, String)],
+        message: &impl Message,
+    ) -> Result<M, Status> {
+        let Stream { sender, mut messages } = self.stream(method, metadata).await?;
+        if let Some(sender) = sender {
+            let _ = sender.send(Ok(Frame::data(framed(message)))).await;
         }
-        let mut messages = Messages::new(response.into_body());
         let reply = messages.next().await?.ok_or_else(|| Status::new(INTERNAL, format!("call {method}: no answer")))?;
         // How it went comes last.
         while messages.next::<M>().await?.is_some() {}

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dhow_engine::dhow_build::progress::BuildError;
-use dhow_engine::{Cancel, Journal, Provenance, Solved};
+use dhow_engine::{Cancel, Engine, Journal, LayoutImages, Provenance, Solved};
 use tokio::sync::watch;
 
 use crate::grpc::{CANCELLED, NOT_FOUND, Status};
@@ -38,6 +38,8 @@ pub struct Job {
     count: Mutex<Option<watch::Sender<usize>>>,
     /// What was solved, by the id that the client was told.
     solved: Mutex<HashMap<String, Arc<Solved>>>,
+    /// Of the client's layouts; some of them go with the build.
+    images: Mutex<Vec<LayoutImages<Arc<Engine>>>>,
     /// How it failed, with the Dockerfile's name and the Dockerfile.
     failure: Mutex<Option<(BuildError, String, Vec<u8>)>>,
     /// What the client's frontend wants attested.
@@ -95,6 +97,14 @@ impl Job {
         let id = format!("{}-{}", self.reference, all.len());
         all.insert(id.clone(), Arc::new(solved));
         id
+    }
+
+    /// Has images of layouts until the build is over.
+    pub fn keep_images(&self, images: LayoutImages<Arc<Engine>>) {
+        let mut all = lock(&self.images);
+        if lock(&self.count).is_some() {
+            all.push(images);
+        }
     }
 
     /// By the id of a build, or of one platform of it: `ID/PLATFORM`.
@@ -181,6 +191,10 @@ impl Drop for Registered {
         self.0.journal.end(Some((&BuildError::cancelled(), "", b"")));
         // What it was about to export is of no use any more.
         lock(&self.0.solved).clear();
+        let images = std::mem::take(&mut *lock(&self.0.images));
+        if !images.is_empty() {
+            tokio::task::spawn_blocking(move || drop(images));
+        }
         let mut ended = lock(&jobs().ended);
         ended.push_back(self.0.clone());
         let written = |ended: &VecDeque<Arc<Job>>| ended.iter().map(|job| job.written.load(Ordering::Relaxed)).sum::<usize>();
@@ -207,6 +221,7 @@ pub fn register(request: &SolveRequest, journal: Journal) -> std::io::Result<Reg
         tellers: AtomicUsize::new(0),
         count: Mutex::new(Some(watch::channel(0).0)),
         solved: Mutex::default(),
+        images: Mutex::default(),
         failure: Mutex::default(),
         provenance: Mutex::default(),
         returned: watch::channel(None).0,

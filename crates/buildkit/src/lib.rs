@@ -5,6 +5,7 @@
 //! Protocol facts are BuildKit's `.proto` files and its clients' behaviour.
 
 mod bridge;
+mod content;
 mod control;
 mod files;
 mod grpc;

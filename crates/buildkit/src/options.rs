@@ -6,11 +6,11 @@ use dhow_api::config::Ulimit;
 use dhow_engine::dhow_build::address;
 use dhow_engine::dhow_build::dockerfile::instruction::Network;
 use dhow_engine::dhow_build::plan::{NamedContext, NoCache, Options};
-use dhow_engine::{BuildLimits, CacheSource, CacheTarget, Provenance, dhow_build, scanner_of};
-use dhow_oci::{Platform, Reference};
+use dhow_engine::{BuildLimits, CachePlace, CacheSource, CacheTarget, ClientPlace, Provenance, dhow_build, scanner_of};
+use dhow_oci::{Digest, Platform, Reference};
 use serde::Deserialize;
 
-use crate::grpc::{INVALID, Status, UNIMPLEMENTED};
+use crate::grpc::{INVALID, Status};
 use crate::messages::{CacheEntry, CacheOptions};
 
 /// What the options say.
@@ -23,6 +23,8 @@ pub struct Asked {
     pub context: Option<String>,
     /// Where named contexts are that are no directories of the client, by their names.
     pub addresses: BTreeMap<String, String>,
+    /// Named contexts that are images of the client's OCI layouts.
+    pub layouts: Vec<ClientLayout>,
     /// The Dockerfile is the client's, wherever the context is.
     pub is_own_dockerfile: bool,
     /// Names of the client's directories.
@@ -36,6 +38,26 @@ pub struct Asked {
     pub scanner: Option<Reference>,
     /// What is wanted instead of a build: `frontend.lint` and the like.
     pub request: Option<String>,
+}
+
+/// An image of an OCI layout that the client has.
+pub struct ClientLayout {
+    /// Of the context.
+    pub name: String,
+    /// The client's store.
+    pub store: String,
+    pub digest: Digest,
+}
+
+impl ClientLayout {
+    /// `STORE[:TAG]@DIGEST`, as it is behind `oci-layout://`.
+    fn parse(name: &str, text: &str) -> Result<ClientLayout, Status> {
+        let wrong = |why: &str| refuse(format!("context {name}: oci-layout reference {text:?} {why}"));
+        let (store, digest) = text.split_once('@').ok_or_else(|| wrong("does not have digest"))?;
+        let store = store.split(':').next().unwrap_or_default();
+        let digest = digest.parse().map_err(|_| wrong("has an invalid digest"))?;
+        Ok(ClientLayout { name: name.to_owned(), store: format!("oci:{store}"), digest })
+    }
 }
 
 fn refuse(message: impl Into<String>) -> Status {
@@ -59,8 +81,11 @@ fn prefixed(options: &HashMap<String, String>, prefix: &str) -> BTreeMap<String,
     options.iter().filter_map(|(key, value)| Some((key.strip_prefix(prefix)?.to_owned(), value.clone()))).collect()
 }
 
+/// The client's directories that have caches, by their names.
+pub type Places<'a> = &'a dyn Fn(&str) -> ClientPlace;
+
 /// Where a build looks for what was done elsewhere: what the client's frontend says, or what came with the build.
-pub fn sources(of_build: &CacheOptions, of_frontend: &str) -> Result<Vec<CacheSource>, Status> {
+pub fn sources(of_build: &CacheOptions, of_frontend: &str, places: Places<'_>) -> Result<Vec<CacheSource>, Status> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Entry {
@@ -77,31 +102,34 @@ pub fn sources(of_build: &CacheOptions, of_frontend: &str) -> Result<Vec<CacheSo
             entries.into_iter().map(|entry| (entry.kind, entry.attrs)).collect()
         }
     };
-    entries
-        .iter()
-        .map(|(kind, attributes)| here(kind).and_then(|()| CacheSource::parse(kind, attributes).map_err(refuse)))
-        .collect()
+    let source = |(kind, attributes): &(String, BTreeMap<String, String>)| match CacheSource::parse(kind, attributes) {
+        // A directory of the client's is none of the engine's. Of one without such a cache there is no digest.
+        Ok(CacheSource::Directory { .. }) => {
+            let digest = attributes.get("digest").filter(|text| !text.is_empty())?;
+            let digest = digest.parse::<Digest>().map_err(|_| refuse(format!("invalid digest {digest} of a local cache")));
+            let place = attributes.get("src").map(|path| places(path))?;
+            Some(digest.map(|digest| CacheSource::Client { place, digest }))
+        }
+        other => Some(other.map_err(refuse)),
+    };
+    entries.iter().filter_map(source).collect()
 }
 
 /// Where a build's steps are handed on to.
-pub fn targets(of_build: &CacheOptions) -> Result<Vec<CacheTarget>, Status> {
+pub fn targets(of_build: &CacheOptions, places: Places<'_>) -> Result<Vec<CacheTarget>, Status> {
     let entries = of_build.exports.iter().map(of_entry);
-    entries.map(|(kind, attributes)| here(&kind).and_then(|()| CacheTarget::parse(&kind, &attributes).map_err(refuse))).collect()
+    let target = |(kind, attributes): (String, BTreeMap<String, String>)| {
+        let mut target = CacheTarget::parse(&kind, &attributes).map_err(refuse)?;
+        if let (CachePlace::Directory { .. }, Some(path)) = (&target.place, attributes.get("dest")) {
+            target.place = CachePlace::Client(places(path));
+        }
+        Ok(target)
+    };
+    entries.map(target).collect()
 }
 
 fn of_entry(entry: &CacheEntry) -> (String, BTreeMap<String, String>) {
     (entry.kind.clone(), entry.attributes.clone().into_iter().collect())
-}
-
-/// A directory of the client's is none of the engine's.
-fn here(kind: &str) -> Result<(), Status> {
-    match kind {
-        "local" => Err(Status::new(
-            UNIMPLEMENTED,
-            "caches of type local are the client's, and not carried to it yet: use type=registry, or dhow build",
-        )),
-        _ => Ok(()),
-    }
 }
 
 /// Reads the options. `inputs` are what other builds have come to, by the keys that options have for them.
@@ -134,11 +162,17 @@ pub fn read(options: &HashMap<String, String>, inputs: &HashMap<String, NamedCon
     let provenance = provenance.map(|text| Provenance::parse(text)).transpose().map_err(refuse)?.flatten();
     let mut contexts = BTreeMap::new();
     let mut addresses = BTreeMap::new();
+    let mut layouts = Vec::new();
     for (name, value) in prefixed(options, "context:") {
         let context = match value.split_once(':') {
             Some(("local", directory)) => NamedContext::Directory(directory.to_owned()),
             Some(("input", key)) => {
                 inputs.get(key).cloned().ok_or_else(|| refuse(format!("invalid input {key} for context {name}")))?
+            }
+            // Loaded when the build begins.
+            Some(("oci-layout", layout)) => {
+                layouts.push(ClientLayout::parse(&name, layout.trim_start_matches('/'))?);
+                continue;
             }
             Some(("docker-image", image)) => NamedContext::Image(image.trim_start_matches('/').to_owned()),
             // Fetched when it is needed, and a directory from then on.
@@ -204,6 +238,7 @@ pub fn read(options: &HashMap<String, String>, inputs: &HashMap<String, NamedCon
         pull: text("image-resolve-mode") == "pull",
         context: options.get("context").cloned(),
         addresses,
+        layouts,
         is_own_dockerfile: options.contains_key("dockerfilekey"),
         context_name: or("contextkey", "context"),
         dockerfile_name: or("dockerfilekey", "dockerfile"),
@@ -213,4 +248,73 @@ pub fn read(options: &HashMap<String, String>, inputs: &HashMap<String, NamedCon
         scanner,
         request: options.get("requestid").cloned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use dhow_engine::{Content, NewBlob, Take};
+
+    use super::*;
+
+    #[test]
+    fn layouts_have_a_store_and_a_digest() {
+        let digest = Digest::of(b"x");
+        let read = |context: String| {
+            let options = HashMap::from([("context:base".to_owned(), context)]);
+            super::read(&options, &HashMap::new()).map_err(|status| status.message)
+        };
+        let asked = read(format!("oci-layout://abc:latest@{digest}")).unwrap();
+        let [ClientLayout { name, store, digest: found }] = asked.layouts.as_slice() else { panic!("one layout") };
+        assert_eq!((name.as_str(), store.as_str(), *found), ("base", "oci:abc", digest));
+        assert!(asked.options.contexts.is_empty());
+        let wrong = |context: &str| read(context.to_owned()).err().unwrap();
+        assert_eq!(wrong("oci-layout://abc:latest"), "context base: oci-layout reference \"abc:latest\" does not have digest");
+        assert_eq!(
+            wrong("oci-layout://abc@sha256:1"),
+            "context base: oci-layout reference \"abc@sha256:1\" has an invalid digest"
+        );
+    }
+
+    #[derive(Debug)]
+    struct Nothing;
+
+    impl Content for Nothing {
+        fn size(&self, _: &Digest) -> std::io::Result<u64> {
+            Err(std::io::ErrorKind::NotFound.into())
+        }
+
+        fn read(&self, _: &Digest, _: u64, _: Take<'_>) -> std::io::Result<()> {
+            Err(std::io::ErrorKind::NotFound.into())
+        }
+
+        fn create(&self) -> std::io::Result<Box<dyn NewBlob + '_>> {
+            Err(std::io::ErrorKind::Unsupported.into())
+        }
+    }
+
+    /// Directories that a client names are never the engine's own.
+    #[test]
+    fn directories_of_caches_are_the_clients() {
+        let places: Places<'_> = &|path| ClientPlace { path: path.to_owned(), content: Arc::new(Nothing) };
+        let entry = |attributes: &[(&str, &str)]| CacheEntry {
+            kind: "local".to_owned(),
+            attributes: attributes.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+        };
+        let digest = Digest::of(b"x");
+        let known = entry(&[("src", "/cache"), ("digest", &digest.to_string())]);
+        let caches = CacheOptions {
+            exports: vec![entry(&[("dest", "/cache"), ("mode", "max")])],
+            imports: vec![known, entry(&[("src", "/none")])],
+        };
+        let sources = sources(&caches, "", places).unwrap();
+        let [CacheSource::Client { place, digest: found }] = sources.as_slice() else { panic!("{sources:?}") };
+        assert_eq!((place.path.as_str(), *found), ("/cache", digest));
+        let targets = targets(&caches, places).unwrap();
+        let [CacheTarget { place: CachePlace::Client(place), all: true, .. }] = targets.as_slice() else { panic!("{targets:?}") };
+        assert_eq!(place.path, "/cache");
+        let wrong = CacheOptions { imports: vec![entry(&[("src", "/cache"), ("digest", "x")])], ..CacheOptions::default() };
+        assert!(super::sources(&wrong, "", places).is_err());
+    }
 }

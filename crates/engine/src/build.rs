@@ -7,6 +7,7 @@
 mod bases;
 mod cache;
 mod command;
+mod content;
 mod context;
 mod git;
 mod history;
@@ -21,18 +22,19 @@ mod web;
 
 use bases::BaseImages;
 pub use cache::PruneBuilds;
+pub use content::{Content, NewBlob, Take};
 pub use context::{BuildDirectory, Context};
 pub use history::{
     BuildLog, HistoryRecord, Journal, NewRecord, Noted, Output, Place, RecordedFailure, RecordedResult, StepCounts,
 };
 pub use image::{Annotation, ImageForm, Squash};
-pub use layout::{LayoutImages, LayoutSource};
+pub use layout::{LayoutImage, LayoutImages, LayoutSource};
 use provenance::Circumstances;
 pub use provenance::Provenance;
 pub use requests::Described;
 pub use scan::scanner_of;
 use shared::SharedCaches;
-pub use shared::{CachePlace, CacheSource, CacheTarget};
+pub use shared::{CachePlace, CacheSource, CacheTarget, ClientPlace};
 
 use std::collections::BTreeSet;
 use std::io;
@@ -263,7 +265,7 @@ impl Engine {
         let scanned = scanned.collect::<Result<_, BuildError>>()?;
         // As dockerd's builder takes it from a build argument.
         let argument = request.options.build_args.get("BUILDKIT_INLINE_CACHE").map(String::as_str);
-        let is_inline = |target: &CacheTarget| target.place == CachePlace::Inline;
+        let is_inline = |target: &CacheTarget| matches!(target.place, CachePlace::Inline);
         let has_inline_cache = request.cache_to.iter().any(is_inline) || matches!(argument, Some("1" | "true"));
         let (known, unknown) = match has_inline_cache || !request.cache_to.is_empty() {
             true => (solver.known_steps()?, solver.unknown_keys()?),

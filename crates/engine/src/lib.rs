@@ -60,9 +60,9 @@ pub use archive::{PathStat, PutOptions};
 pub use budget::Budget;
 pub use build::{
     Allowed, Annotation, BuildDirectory, BuildLimits, BuildLog, BuildRequest, Built, CachePlace, CacheSource, CacheTarget,
-    Cancel, Context as BuildContext, Described, HistoryRecord, ImageForm, Journal, LayoutImages, LayoutSource, NewRecord, Noted,
-    Output as BuildOutput, Place as BuildPlace, Provenance, PruneBuilds, RecordedFailure, RecordedResult, Solved, Squash,
-    StepCounts, is_own_frontend, scanner_of, vertex,
+    Cancel, ClientPlace, Content, Context as BuildContext, Described, HistoryRecord, ImageForm, Journal, LayoutImage,
+    LayoutImages, LayoutSource, NewBlob, NewRecord, Noted, Output as BuildOutput, Place as BuildPlace, Provenance, PruneBuilds,
+    RecordedFailure, RecordedResult, Solved, Squash, StepCounts, Take, is_own_frontend, scanner_of, vertex,
 };
 pub use bundled::BUNDLED;
 pub use commit::CommitOptions;

@@ -253,7 +253,7 @@ impl Build {
         for (name, source) in &asked.layouts {
             let title = format!("[context {name}] OCI load from client");
             let platforms = &options.platforms;
-            let loaded = vertex(progress, &title, |_| engine.layout_context(source, platforms, name));
+            let loaded = vertex(progress, &title, |_| Engine::layout_context(engine, &source.image()?, platforms, name));
             let (context, layout) = loaded.map_err(|error| Ended::from(error).late())?;
             options.contexts.insert(name.clone(), context);
             layouts.push(layout);
@@ -284,7 +284,8 @@ impl Build {
         }
         let hand_on = |solved: &Solved| {
             let mut targets = request.cache_to.iter();
-            targets.try_for_each(|target| engine.export_cache(solved, target, &users, progress, cancel)).map_err(shown)
+            let mut hand_on = |target| engine.export_cache(solved, target, &users, progress, cancel).map(drop);
+            targets.try_for_each(&mut hand_on).map_err(shown)
         };
         if let Some(Guard(may_be_written)) = &self.guard {
             may_be_written().map_err(|why| shown(BuildError::invalid(why)))?;

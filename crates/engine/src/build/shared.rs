@@ -13,6 +13,7 @@ mod layout;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use dhow_build::solve::Known;
 use dhow_oci::image::{Descriptor, Manifest};
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 pub(super) use import::SharedCaches;
 
 use super::Solved;
+use super::content::Content;
 use crate::pull::MAX_BLOB;
 use crate::{Error, Result};
 
@@ -37,16 +39,26 @@ const LONGEST: usize = 4096;
 const LARGEST: u64 = 64 << 20;
 
 /// Where a build looks for steps that were done elsewhere.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum CacheSource {
     /// A cache, or an image that has one inline.
     Registry(Reference),
     /// An OCI layout, and a name or a digest in it.
     Directory { path: PathBuf, tag: String },
+    /// Blobs of an OCI layout that somebody else reads: which of them is meant he has found out already.
+    Client { place: ClientPlace, digest: Digest },
+}
+
+/// An OCI layout that a client has.
+#[derive(Clone, Debug)]
+pub struct ClientPlace {
+    /// As the client calls it.
+    pub path: String,
+    pub content: Arc<dyn Content>,
 }
 
 /// Where a build hands on what its steps have come to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct CacheTarget {
     pub place: CachePlace,
     /// All steps, and not only those whose layers the result has (`mode=max`).
@@ -56,7 +68,7 @@ pub struct CacheTarget {
     pub ignore_errors: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum CachePlace {
     Registry(Reference),
     /// An OCI layout.
@@ -64,6 +76,8 @@ pub enum CachePlace {
         path: PathBuf,
         tag: String,
     },
+    /// An OCI layout whose index somebody else writes.
+    Client(ClientPlace),
     /// In the image's config.
     Inline,
 }
@@ -185,6 +199,7 @@ impl std::fmt::Display for CacheSource {
         match self {
             CacheSource::Registry(name) => write!(f, "{name}"),
             CacheSource::Directory { path, .. } => write!(f, "{}", path.display()),
+            CacheSource::Client { place, .. } => f.write_str(&place.path),
         }
     }
 }

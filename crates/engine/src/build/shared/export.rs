@@ -4,18 +4,19 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
 
 use dhow_build::progress::{BuildError, Event, Progress};
 use dhow_oci::image::{Descriptor, Index, Manifest, OCI_INDEX, OCI_LAYER, OCI_MANIFEST};
-use dhow_oci::{Digest, Hasher, Reference};
+use dhow_oci::{Digest, Reference};
 use dhow_store::{Compression, LayerRow};
 use rustix::fs::FlockOperation;
 
-use super::layout::{INDEX, REF_NAME, blob_in, blobs_of, is_named, read_directory, whole_index, write_whole};
+use super::layout::{INDEX, REF_NAME, blobs_of, is_named, read_directory, whole_index, write_whole};
 use super::{
-    CACHE_CONFIG, CacheDocument, CacheLayer, CachePlace, CacheRecord, CacheSource, CacheTarget, Shared, Users, both, records_of,
+    CACHE_CONFIG, CacheDocument, CacheLayer, CachePlace, CacheRecord, CacheSource, CacheTarget, ClientPlace, Shared, Users, both,
+    records_of,
 };
+use crate::build::content::{Content, OciLayout, write_blob};
 use crate::build::{Cancel, Solved, internal, vertex};
 use crate::error::Context;
 use crate::push::push_small;
@@ -50,7 +51,7 @@ fn rows(layers: &[Shareable]) -> Vec<LayerRow> {
 }
 
 impl Engine {
-    /// Hands on what a build's steps have come to.
+    /// Hands on what a build's steps have come to: the manifest of the cache, if it is one of its own.
     ///
     /// # Errors
     /// The registry does not take it, or the directory cannot be written.
@@ -61,26 +62,28 @@ impl Engine {
         users: Users<'_>,
         progress: &dyn Progress,
         cancel: &Cancel,
-    ) -> std::result::Result<(), BuildError> {
+    ) -> std::result::Result<Option<Descriptor>, BuildError> {
         let title = match &target.place {
             CachePlace::Registry(_) => "exporting cache to registry",
-            CachePlace::Directory { .. } => "exporting cache to client directory",
+            CachePlace::Directory { .. } | CachePlace::Client(_) => "exporting cache to client directory",
             // It is part of the image.
-            CachePlace::Inline => return Ok(()),
+            CachePlace::Inline => return Ok(None),
         };
         let going = Going { solved, target, users, progress, cancel };
         let exported = vertex(progress, title, |id| {
             let status = |name: String| progress.tell(Event::Status { id, name, current: 0, total: 0, done: true });
-            let digest = match &target.place {
-                CachePlace::Registry(name) => self.export_to_registry(&going, name).map_err(internal)?,
-                CachePlace::Directory { path, tag } => self.export_to_directory(&going, path, tag).map_err(internal)?,
-                CachePlace::Inline => return Ok(()),
+            let manifest = match &target.place {
+                CachePlace::Registry(name) => self.export_to_registry(&going, name),
+                CachePlace::Directory { path, tag } => self.export_to_directory(&going, OciLayout(path.clone()), tag),
+                CachePlace::Client(place) => self.export_to_client(&going, place),
+                CachePlace::Inline => return Ok(None),
             };
-            status(format!("writing cache manifest {digest}"));
-            Ok(())
+            let manifest = manifest.map_err(internal)?;
+            status(format!("writing cache manifest {}", manifest.digest));
+            Ok(Some(manifest))
         });
         let is_ignored = target.ignore_errors && !cancel.is_cancelled();
-        if is_ignored { Ok(()) } else { exported }
+        if is_ignored { Ok(exported.unwrap_or_default()) } else { exported }
     }
 
     /// What is handed on. Layers that only another cache has are fetched, unless the one that this goes to has their blobs.
@@ -210,7 +213,7 @@ impl Engine {
         Ok((config, serde_json::to_vec(&manifest).map_err(wrong)?))
     }
 
-    fn export_to_registry(&self, going: &Going<'_>, name: &Reference) -> Result<Digest> {
+    fn export_to_registry(&self, going: &Going<'_>, name: &Reference) -> Result<Descriptor> {
         let client = self.registries(&(going.users)(&name.domain));
         let failed = |error: dhow_registry::Error| crate::push::failed(&error);
         let mut session = client.session().map_err(failed)?;
@@ -233,13 +236,65 @@ impl Engine {
         session.push_manifest(name, &tag, OCI_MANIFEST, &manifest).map_err(failed)?;
         let known: Vec<_> = blobs.into_iter().zip(layers.iter().map(|row| row.diff_id)).collect();
         self.store.note_remote_blobs(&name.repository(), &known)?;
-        Ok(Digest::of(&manifest))
+        Ok(described(&manifest))
     }
 
-    fn export_to_directory(&self, going: &Going<'_>, path: &Path, tag: &str) -> Result<Digest> {
+    /// Writes a cache's layers and documents. A layer whose blob is `kept` there is not written again.
+    fn write_cache(
+        &self,
+        content: &dyn Content,
+        (shared, records): (Vec<Shareable>, Vec<CacheRecord>),
+        kept: HashMap<Digest, Descriptor>,
+        compression: Compression,
+    ) -> Result<Descriptor> {
+        let suffix = compression.suffix();
+        let is_there = |blob: &&Descriptor| {
+            blob.media_type.ends_with(suffix) && content.size(&blob.digest).is_ok_and(|size| size == blob.size)
+        };
+        let mut written: HashMap<Digest, Descriptor> = HashMap::new();
+        let mut layers = Vec::new();
+        for row in &rows(&shared) {
+            let blob = match (written.get(&row.diff_id), kept.get(&row.diff_id).filter(is_there)) {
+                (Some(blob), _) | (None, Some(blob)) => blob.clone(),
+                (None, None) => {
+                    let fill = |out: &mut dyn Write| {
+                        let written = self.store.write_compressed(row, compression, out);
+                        written.map_err(io::Error::other)
+                    };
+                    let (digest, size) = write_blob(content, fill).context(|| "write a layer of the cache".to_owned())?;
+                    Descriptor::new(&format!("{OCI_LAYER}{suffix}"), digest, size)
+                }
+            };
+            written.insert(row.diff_id, blob.clone());
+            layers.push(blob);
+        }
+        let (config, manifest) = self.document(shared, &layers, records)?;
+        for document in [&config, &manifest] {
+            let written = write_blob(content, |out| out.write_all(document));
+            written.context(|| "write a document of the cache".to_owned())?;
+        }
+        Ok(described(&manifest))
+    }
+
+    fn export_to_client(&self, going: &Going<'_>, place: &ClientPlace) -> Result<Descriptor> {
+        let is_there = |shared: &Shared| match &shared.source {
+            CacheSource::Client { place: from, .. } => from.path == place.path,
+            _ => false,
+        };
+        let has = |shared: &Shared, blob: &Descriptor| {
+            is_there(shared) && place.content.size(&blob.digest).is_ok_and(|size| size == blob.size)
+        };
+        let sharing = self.to_share(going, &has)?;
+        let before = going.solved.caches.all().filter(|shared| is_there(shared)).flat_map(|shared| shared.layers.values());
+        let kept = before.map(|layer| (layer.diff_id, layer.blob.clone())).collect();
+        self.write_cache(&*place.content, sharing, kept, going.target.compression)
+    }
+
+    fn export_to_directory(&self, going: &Going<'_>, layout: OciLayout, tag: &str) -> Result<Descriptor> {
+        let path = &layout.0;
         let has = |shared: &Shared, blob: &Descriptor| match &shared.source {
-            CacheSource::Directory { path: from, .. } => from == path && blob_in(path, &blob.digest).exists(),
-            CacheSource::Registry(_) => false,
+            CacheSource::Directory { path: from, .. } => from == path && layout.size(&blob.digest).is_ok(),
+            _ => false,
         };
         fs::create_dir_all(path).context(|| format!("create {}", path.display()))?;
         // Another build may write into it.
@@ -250,32 +305,12 @@ impl Engine {
             }
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
-        let (shared, records) = self.to_share(going, &has)?;
-        let compression = going.target.compression;
-        let blobs = path.join("blobs/sha256");
-        fs::create_dir_all(&blobs).context(|| format!("create {}", blobs.display()))?;
-        let before = read_directory(path, tag).ok();
-        let kept = before.iter().flat_map(|document| &document.layers);
-        let kept: HashMap<Digest, &Descriptor> = kept.map(|layer| (layer.diff_id, &layer.blob)).collect();
-        let suffix = compression.suffix();
-        let mut written: HashMap<Digest, Descriptor> = HashMap::new();
-        let mut layers = Vec::new();
-        for row in &rows(&shared) {
-            let is_there = |blob: &&Descriptor| blob.media_type.ends_with(suffix) && blob_in(path, &blob.digest).exists();
-            let blob = match (written.get(&row.diff_id), kept.get(&row.diff_id).copied().filter(is_there)) {
-                (Some(blob), _) | (None, Some(blob)) => blob.clone(),
-                (None, None) => self.write_blob(&blobs, row, compression)?,
-            };
-            written.insert(row.diff_id, blob.clone());
-            layers.push(blob);
-        }
-        let (config, manifest) = self.document(shared, &layers, records)?;
-        for document in [&config, &manifest] {
-            write_whole(&blobs.join(Digest::of(document).hex()), document)?;
-        }
+        let sharing = self.to_share(going, &has)?;
+        let before = read_directory(&layout, tag).map(|document| document.layers).unwrap_or_default();
+        let kept = before.into_iter().map(|layer| (layer.diff_id, layer.blob)).collect();
+        let manifest = self.write_cache(&layout, sharing, kept, going.target.compression)?;
         write_whole(&path.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-        let digest = Digest::of(&manifest);
-        let mut entry = Descriptor::new(OCI_MANIFEST, digest, manifest.len() as u64);
+        let mut entry = manifest.clone();
         entry.annotations.insert(REF_NAME.to_owned(), tag.to_owned());
         let wrong = |error: serde_json::Error| Error::internal(format!("write the index: {error}"));
         // What others have written into it stays as it is.
@@ -293,7 +328,7 @@ impl Engine {
             match serde_json::from_value::<Descriptor>(entry.clone()) {
                 Ok(known) if is_named(&known, tag) => former.push(known.digest),
                 known => {
-                    others.push(known.ok().and_then(|known| blobs_of(path, &known.digest)));
+                    others.push(known.ok().and_then(|known| blobs_of(&layout, &known.digest)));
                     entries.push(entry);
                 }
             }
@@ -301,48 +336,18 @@ impl Engine {
         entries.push(serde_json::to_value(entry).map_err(wrong)?);
         write_whole(&path.join(INDEX), &serde_json::to_vec(&index).map_err(wrong)?)?;
         // What the name stood for before, and nothing else has, would be there for ever.
-        others.push(blobs_of(path, &digest));
+        others.push(blobs_of(&layout, &manifest.digest));
         if let Some(others) = others.into_iter().collect::<Option<Vec<_>>>() {
             let still: HashSet<Digest> = others.into_iter().flatten().collect();
-            let gone = former.iter().filter_map(|digest| blobs_of(path, digest)).flatten();
+            let gone = former.iter().filter_map(|digest| blobs_of(&layout, digest)).flatten();
             for gone in gone.filter(|digest| !still.contains(digest)) {
-                let _ = fs::remove_file(blob_in(path, &gone));
+                let _ = fs::remove_file(layout.blob(&gone));
             }
         }
-        Ok(digest)
-    }
-
-    /// Writes a layer's blob into a directory of blobs.
-    fn write_blob(&self, blobs: &Path, row: &LayerRow, compression: Compression) -> Result<Descriptor> {
-        let what = || format!("write a layer to {}", blobs.display());
-        let file = tempfile::NamedTempFile::new_in(blobs).context(what)?;
-        let mut out = Counted { out: io::BufWriter::new(file), hasher: Hasher::new(), size: 0 };
-        self.store.write_compressed(row, compression, &mut out)?;
-        let Counted { out, hasher, size } = out;
-        let file = out.into_inner().map_err(|error| error.into_error()).context(what)?;
-        let digest = hasher.finish();
-        fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644)).context(what)?;
-        file.persist(blobs.join(digest.hex())).map_err(|error| error.error).context(what)?;
-        Ok(Descriptor::new(&format!("{OCI_LAYER}{}", compression.suffix()), digest, size))
+        Ok(manifest)
     }
 }
 
-/// Hashes and counts what is written.
-struct Counted<W> {
-    out: W,
-    hasher: Hasher,
-    size: u64,
-}
-
-impl<W: Write> Write for Counted<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let length = self.out.write(bytes)?;
-        self.hasher.update(&bytes[..length]);
-        self.size += length as u64;
-        Ok(length)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
+fn described(manifest: &[u8]) -> Descriptor {
+    Descriptor::new(OCI_MANIFEST, Digest::of(manifest), manifest.len() as u64)
 }

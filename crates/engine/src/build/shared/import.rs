@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -11,8 +12,9 @@ use dhow_oci::{Digest, Platform, Reference};
 use dhow_registry::{Document, Session};
 use dhow_store::{BuildRecord, FetchError, FetchedLayer, ImportedLayer, LayerRow, WantedLayer};
 
-use super::layout::{blob_in, copy, read_directory};
+use super::layout::{read_content, read_directory};
 use super::{CacheDocument, CacheLayer, CacheRecord, CacheSource, LARGEST, Shared, Users, document_of, inline};
+use crate::build::content::{Content, OciLayout, Take};
 use crate::build::{Cancel, internal, vertex};
 use crate::pull::{bring, choose, not_fetched};
 use crate::registries::several;
@@ -27,6 +29,10 @@ pub(in crate::build) struct SharedCaches {
 }
 
 impl SharedCaches {
+    pub(super) fn all(&self) -> impl Iterator<Item = &Shared> {
+        self.all.iter()
+    }
+
     /// What they know by a key.
     pub(super) fn find(&self, key: &Digest) -> impl Iterator<Item = (&Shared, &CacheRecord)> {
         self.all.iter().filter_map(|shared| Some((shared, shared.records.get(key)?)))
@@ -48,7 +54,12 @@ impl Engine {
             let read = vertex(progress, &title, |_| {
                 let documents = match source {
                     CacheSource::Registry(name) => self.read_registry(name, platforms, users),
-                    CacheSource::Directory { path, tag } => read_directory(path, tag).map(|document| vec![document]),
+                    CacheSource::Directory { path, tag } => {
+                        read_directory(&OciLayout(path.clone()), tag).map(|document| vec![document])
+                    }
+                    CacheSource::Client { place, digest } => {
+                        read_content(&*place.content, digest, &place.path).map(|document| vec![document])
+                    }
                 };
                 documents.map_err(|error| BuildError::invalid(error.message))
             });
@@ -195,7 +206,7 @@ impl Engine {
         let blobs: Vec<(Descriptor, Digest)> = missing.iter().map(|layer| (layer.blob.clone(), layer.diff_id)).collect();
         match &shared.source {
             CacheSource::Registry(name) => self.store.note_fetched(Some(&name.repository()), &blobs)?,
-            CacheSource::Directory { .. } => self.store.note_fetched(None, &blobs)?,
+            CacheSource::Directory { .. } | CacheSource::Client { .. } => self.store.note_fetched(None, &blobs)?,
         }
         // What is below has come along: whoever changes the step above need not do it.
         let below: HashSet<Digest> = missing.iter().filter_map(|layer| layer.parent).collect();
@@ -240,20 +251,21 @@ impl Engine {
             tell(now, total, now == total);
             (fetched.row, fetched.blob)
         };
+        let of_content = |content: &dyn Content| {
+            let fetch = |layer: &&CacheLayer| {
+                let bring = |have: u64, take: Take<'_>| bring_blob(content, &layer.blob, have, take);
+                let fetched = self.store.fetch_layer(&wanted(layer), &is_wanted, bring);
+                fetched.map(|fetched| done(fetched, layer)).map_err(|error| match error {
+                    FetchError::Source(error) => Error::internal(format!("{source}: {error}")),
+                    FetchError::Store(error) => error.into(),
+                })
+            };
+            layers.iter().map(fetch).collect()
+        };
         let name = match source {
             CacheSource::Registry(name) => name,
-            CacheSource::Directory { path, .. } => {
-                let fetch = |layer: &&CacheLayer| {
-                    let path = blob_in(path, &layer.blob.digest);
-                    let fetched =
-                        self.store.fetch_layer(&wanted(layer), &is_wanted, |have, take| copy(&path, layer.blob.size, have, take));
-                    fetched.map(|fetched| done(fetched, layer)).map_err(|error| match error {
-                        FetchError::Source(error) => Error::internal(format!("read {}: {error}", path.display())),
-                        FetchError::Store(error) => error.into(),
-                    })
-                };
-                return layers.iter().map(fetch).collect();
-            }
+            CacheSource::Directory { path, .. } => return of_content(&OciLayout(path.clone())),
+            CacheSource::Client { place, .. } => return of_content(&*place.content),
         };
         let failed = |error: &dhow_registry::Error| crate::pull::failed(name, error);
         let client = self.registries(&users(&name.domain));
@@ -271,4 +283,13 @@ impl Engine {
         let fetched = fetched.into_iter().map(|(_, fetched)| fetched).collect();
         Ok(fetched)
     }
+}
+
+/// Hands over what a blob has after its first bytes, if it is as large as it should be.
+fn bring_blob(content: &dyn Content, blob: &Descriptor, have: u64, take: Take<'_>) -> io::Result<()> {
+    let found = content.size(&blob.digest)?;
+    if found != blob.size {
+        return Err(io::Error::other(format!("blob {} has {found} bytes instead of {}", blob.digest, blob.size)));
+    }
+    content.read(&blob.digest, have, take)
 }

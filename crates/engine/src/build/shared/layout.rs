@@ -1,9 +1,8 @@
 //! Shared caches in a directory: an OCI layout (image-spec, image-layout.md).
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use dhow_oci::Digest;
 use dhow_oci::image::{Descriptor, Index, Manifest, OCI_MANIFEST};
@@ -11,6 +10,7 @@ use dhow_registry::{Document, Fetched};
 use serde_json::Value;
 
 use super::{CacheDocument, LARGEST, document_of};
+use crate::build::content::{Content, OciLayout, document, open};
 use crate::error::Context;
 use crate::{Error, Kind, Result};
 
@@ -19,23 +19,17 @@ pub(super) const INDEX: &str = "index.json";
 /// The annotation by which a layout names a manifest (image-spec, annotations.md).
 pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
-pub(super) fn blob_in(layout: &Path, digest: &Digest) -> PathBuf {
-    layout.join("blobs/sha256").join(digest.hex())
-}
-
 pub(super) fn is_named(entry: &Descriptor, tag: &str) -> bool {
     entry.annotations.get(REF_NAME).is_some_and(|name| name == tag) || entry.digest.to_string() == tag
 }
 
-/// A file of a layout, as a whole.
-fn read_whole(path: &Path) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let read = open(path).and_then(|file| file.take(LARGEST).read_to_end(&mut bytes));
-    let read = read.map_err(|error| {
-        let kind = if error.kind() == io::ErrorKind::NotFound { Kind::NotFound } else { Kind::Internal };
-        Error::new(kind, format!("read {}: {error}", path.display()))
-    });
-    read.map(|_| bytes)
+fn failed(error: &io::Error) -> Error {
+    let kind = match error.kind() {
+        io::ErrorKind::NotFound => Kind::NotFound,
+        io::ErrorKind::InvalidData => Kind::Invalid,
+        _ => Kind::Internal,
+    };
+    Error::new(kind, error.to_string())
 }
 
 pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -54,18 +48,14 @@ pub(super) fn read_index(layout: &Path) -> Result<Index> {
 /// The index with all that others have written into it.
 pub(super) fn whole_index(layout: &Path) -> Result<Value> {
     let path = layout.join(INDEX);
-    serde_json::from_slice(&read_whole(&path)?).map_err(|error| Error::invalid(format!("{}: {error}", path.display())))
+    let mut bytes = Vec::new();
+    open(&path).and_then(|file| file.take(LARGEST).read_to_end(&mut bytes)).map_err(|error| failed(&error))?;
+    serde_json::from_slice(&bytes).map_err(|error| Error::invalid(format!("{}: {error}", path.display())))
 }
 
-/// A manifest of a layout, which is what its digest says, and the blob of its config.
-fn manifest_in(layout: &Path, digest: &Digest) -> Result<(Manifest, Vec<u8>)> {
-    let checked = |digest: &Digest| -> Result<Vec<u8>> {
-        let bytes = read_whole(&blob_in(layout, digest))?;
-        match Digest::of(&bytes) == *digest {
-            true => Ok(bytes),
-            false => Err(Error::invalid(format!("{} is not what its name says", blob_in(layout, digest).display()))),
-        }
-    };
+/// A manifest among blobs, and the blob of its config.
+fn manifest_in(content: &dyn Content, digest: &Digest) -> Result<(Manifest, Vec<u8>)> {
+    let checked = |digest: &Digest| document(content, digest).map_err(|error| failed(&error));
     let bytes = checked(digest)?;
     let fetched = Fetched { digest: *digest, media_type: OCI_MANIFEST.to_owned(), bytes };
     match dhow_registry::parse(&fetched) {
@@ -78,44 +68,22 @@ fn manifest_in(layout: &Path, digest: &Digest) -> Result<(Manifest, Vec<u8>)> {
     }
 }
 
-pub(super) fn read_directory(layout: &Path, tag: &str) -> Result<CacheDocument> {
-    let index = read_index(layout)?;
-    let none = || Error::not_found(format!("{} has no cache {tag}", layout.display()));
+/// The cache that a directory names so.
+pub(super) fn read_directory(layout: &OciLayout, tag: &str) -> Result<CacheDocument> {
+    let index = read_index(&layout.0)?;
+    let none = || Error::not_found(format!("{} has no cache {tag}", layout.0.display()));
     let entry = index.manifests.iter().rfind(|entry| is_named(entry, tag)).ok_or_else(none)?;
-    let (manifest, config) = manifest_in(layout, &entry.digest)?;
-    let foreign = || Error::invalid(format!("{} {tag} is no cache of this engine", layout.display()));
-    document_of(&manifest, &config)?.ok_or_else(foreign)
+    read_content(layout, &entry.digest, &format!("{} {tag}", layout.0.display()))
 }
 
-/// All blobs of a manifest in a layout, itself among them; `None` if that cannot be told.
-pub(super) fn blobs_of(layout: &Path, digest: &Digest) -> Option<Vec<Digest>> {
-    let (manifest, _) = manifest_in(layout, digest).ok()?;
+/// The cache that a manifest is, which is called by a name.
+pub(super) fn read_content(content: &dyn Content, digest: &Digest, name: &str) -> Result<CacheDocument> {
+    let (manifest, config) = manifest_in(content, digest)?;
+    document_of(&manifest, &config)?.ok_or_else(|| Error::invalid(format!("{name} is no cache of this engine")))
+}
+
+/// All blobs of a manifest, itself among them; `None` if that cannot be told.
+pub(super) fn blobs_of(content: &dyn Content, digest: &Digest) -> Option<Vec<Digest>> {
+    let (manifest, _) = manifest_in(content, digest).ok()?;
     Some([*digest, manifest.config.digest].into_iter().chain(manifest.layers.iter().map(|layer| layer.digest)).collect())
-}
-
-/// Opens a file of a layout: somebody else has made it, and it may be anything.
-fn open(path: &Path) -> io::Result<File> {
-    let file = File::options().read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32).open(path)?;
-    match file.metadata()?.is_file() {
-        true => Ok(file),
-        false => Err(io::Error::other("it is no regular file")),
-    }
-}
-
-/// Hands on what a file of a known size has after its first bytes.
-pub(super) fn copy(path: &Path, size: u64, have: u64, take: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
-    let mut file = open(path)?;
-    let found = file.metadata()?.len();
-    if found != size {
-        return Err(io::Error::other(format!("it has {found} bytes instead of {size}")));
-    }
-    io::Seek::seek(&mut file, io::SeekFrom::Start(have))?;
-    let mut file = file.take(size.saturating_sub(have));
-    let mut buffer = vec![0; 128 * 1024];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(()),
-            length => take(&buffer[..length])?,
-        }
-    }
 }
