@@ -358,15 +358,15 @@ fn form(job: &Job, exporter: &Exporter) -> Result<ImageForm, Status> {
     };
     // What would come to something else than is asked for is not done.
     for (key, value) in &exporter.attrs {
-        let is_archive = matches!(exporter.kind.as_str(), "oci" | "docker");
         match (key.as_str(), value.as_str()) {
             ("push-by-digest", "true" | "1") => form.by_digest = true,
             ("platform-split", "false" | "0") => {
                 return Err(refuse("platform-split=false is not supported: each platform has its directory".to_owned()));
             }
-            ("compression", "zstd") if !is_archive => form.compression = Compression::Zstd,
-            ("compression", "gzip" | "uncompressed" | "") => {}
-            ("compression", other) => return Err(refuse(format!("compression {other} is not supported for this output"))),
+            ("compression", kind) => {
+                let wrong = || refuse(format!("unsupported layer compression type {kind}"));
+                form.compression = Compression::parse(kind).ok_or_else(wrong)?;
+            }
             _ => {}
         }
     }

@@ -11,7 +11,7 @@ use dhow_oci::attestation::Extras;
 use dhow_oci::image::{Execution, History, ImageConfig};
 use dhow_oci::reference::familiar_repository;
 use dhow_oci::{Digest, Platform, Reference, time};
-use dhow_store::{ArchiveLayout, Driver, Image, ImageRow, LoadTold, LoadedImage, SavedImage, Untagged};
+use dhow_store::{ArchiveLayout, Compression, Driver, Image, ImageRow, LoadTold, LoadedImage, SavedImage, Untagged};
 use serde_json::{Value, json};
 
 use crate::pull::best;
@@ -410,7 +410,7 @@ impl Engine {
                 }
             }
         }
-        let saving = self.store.prepare_save(&images, ArchiveLayout::Docker)?;
+        let saving = self.store.prepare_save(&images, ArchiveLayout::Docker, Compression::Uncompressed)?;
         let engine = self.clone();
         Ok(move |out: &mut dyn Write| {
             engine.store.save(&saving, out)?;

@@ -540,7 +540,7 @@ impl Engine {
         let (digest, size) = session.push_blob(name, begun, None, source)?;
         let media_type = match layer.compression {
             Compression::Gzip => DOCKER_LAYER.to_owned(),
-            Compression::Zstd => format!("{OCI_LAYER}+zstd"),
+            other => format!("{OCI_LAYER}{}", other.suffix()),
         };
         Ok(Descriptor::new(&media_type, digest, size))
     }

@@ -1,6 +1,7 @@
 //! Content digests: the algorithm, a colon and lower-case hex digits (image-spec, descriptor.md).
 
 use std::fmt;
+use std::io;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -208,6 +209,34 @@ fn sized<const LENGTH: usize>(bytes: &[u8]) -> [u8; LENGTH] {
 impl Default for Hasher {
     fn default() -> Hasher {
         Hasher::new()
+    }
+}
+
+/// Hands on what is written, hashed and counted.
+pub struct Hashing<W> {
+    pub out: W,
+    pub hasher: Hasher,
+    /// Bytes that were written.
+    pub size: u64,
+}
+
+impl<W> Hashing<W> {
+    /// By SHA-256.
+    pub fn new(out: W) -> Hashing<W> {
+        Hashing { out, hasher: Hasher::new(), size: 0 }
+    }
+}
+
+impl<W: io::Write> io::Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = self.out.write(bytes)?;
+        self.hasher.update(&bytes[..length]);
+        self.size += length as u64;
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 

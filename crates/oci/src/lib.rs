@@ -10,6 +10,6 @@ pub mod spec;
 pub mod time;
 pub mod units;
 
-pub use digest::{Algorithm, Digest, Hasher};
+pub use digest::{Algorithm, Digest, Hasher, Hashing};
 pub use platform::Platform;
 pub use reference::Reference;

@@ -14,7 +14,7 @@ use crate::request::Call;
 use crate::route::quick;
 
 /// The parameter `tag` names one image; without it, and without a tag of the name's own, all of the repository are pushed.
-/// `compression`, which is our own, is `gzip` or `zstd`.
+/// `compression`, which is our own, is `gzip`, `zstd` or `uncompressed`.
 pub(crate) async fn push(engine: Arc<Engine>, name: String, call: &Call) -> Result<Answer> {
     let text = match call.parameters.get("tag") {
         "" => name,
@@ -25,11 +25,9 @@ pub(crate) async fn push(engine: Arc<Engine>, name: String, call: &Call) -> Resu
         return Err(Error::invalid("cannot push a digest reference"));
     }
     let platform = platform(call.parameters.get("platform"))?;
-    let compression = match call.parameters.get("compression") {
-        "" | "gzip" => Compression::Gzip,
-        "zstd" => Compression::Zstd,
-        other => return Err(Error::invalid(format!("compression {other:?} is not supported: gzip and zstd are"))),
-    };
+    let compression = call.parameters.get("compression");
+    let wrong = || Error::invalid(format!("compression {compression:?} is not supported: gzip, zstd and uncompressed are"));
+    let compression = Compression::parse(compression).ok_or_else(wrong)?;
     let request = PushRequest { name, credentials: credentials(call), compression, platform: platform.clone() };
     let (checking, checked) = (engine.clone(), request.name.familiar());
     let check = move || match platform {

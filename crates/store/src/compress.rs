@@ -16,6 +16,8 @@ pub enum Compression {
     Gzip,
     /// Docker since version 23, podman and containerd read it.
     Zstd,
+    /// As they are.
+    Uncompressed,
 }
 
 impl Compression {
@@ -24,13 +26,17 @@ impl Compression {
         match self {
             Compression::Gzip => "+gzip",
             Compression::Zstd => "+zstd",
+            Compression::Uncompressed => "",
         }
     }
 
-    fn block(self) -> usize {
-        match self {
-            Compression::Gzip => BLOCK,
-            Compression::Zstd => FRAME,
+    /// What `--output` and `POST /images/NAME/push` call it.
+    pub fn parse(text: &str) -> Option<Compression> {
+        match text {
+            "" | "gzip" => Some(Compression::Gzip),
+            "zstd" => Some(Compression::Zstd),
+            "uncompressed" => Some(Compression::Uncompressed),
+            _ => None,
         }
     }
 }
@@ -53,13 +59,18 @@ pub(crate) fn compressed(
     out: &mut dyn Write,
     content: impl FnOnce(&mut dyn Write) -> Result<()> + Send,
 ) -> Result<()> {
+    let most = match format {
+        Compression::Gzip => BLOCK,
+        Compression::Zstd => FRAME,
+        Compression::Uncompressed => return content(out),
+    };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let (blocks, waiting) = sync_channel(threads * AHEAD);
     let (done, members) = sync_channel(threads * AHEAD);
     let waiting = Mutex::new(Some(waiting));
     std::thread::scope(|scope| {
         let writing = scope.spawn(move || {
-            let mut blocks = Blocks { sender: blocks, block: Vec::new(), most: format.block(), number: 0 };
+            let mut blocks = Blocks { sender: blocks, block: Vec::new(), most, number: 0 };
             content(&mut blocks).and_then(|()| blocks.finish().map_err(StoreError::Out))
         });
         for _ in 0..threads {
@@ -82,6 +93,7 @@ type Numbered = (u64, Vec<u8>);
 fn compress(format: Compression, waiting: &Mutex<Option<Receiver<Numbered>>>, done: SyncSender<Numbered>) {
     let mut one = match format {
         Compression::Gzip => gzip(),
+        Compression::Uncompressed => Box::new(|block: &[u8]| Some(block.to_vec())),
         Compression::Zstd => {
             let Ok(mut compressor) = zstd::bulk::Compressor::new(ZSTD_LEVEL) else { return };
             Box::new(move |block: &[u8]| compressor.compress(block).ok())
@@ -189,7 +201,7 @@ mod tests {
 
     #[test]
     fn what_is_compressed_comes_out_again() {
-        for format in [Compression::Gzip, Compression::Zstd] {
+        for format in [Compression::Gzip, Compression::Zstd, Compression::Uncompressed] {
             for length in [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 17] {
                 let content: Vec<u8> = (0..length).map(|place| (place / 100 + place % 7) as u8).collect();
                 let pack = || {

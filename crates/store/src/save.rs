@@ -1,13 +1,15 @@
 //! `save`: images as an archive that is docker's and an OCI layout at once.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::io::Write;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::sync::{Mutex, PoisonError};
 
 use dhow_oci::attestation::Extras;
 use dhow_oci::image::{ArchiveEntry, Descriptor, ImageConfig, Index, Manifest, OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST};
-use dhow_oci::{Digest, Platform, Reference};
+use dhow_oci::{Digest, Hashing, Platform, Reference};
 
-use crate::{Image, LayerRow, Result, Store, StoreError};
+use crate::{Compression, Context, Image, LayerRow, Result, Store, StoreError};
 
 /// An image that is to be saved, and the names it has in the archive.
 #[derive(Clone, Debug)]
@@ -38,12 +40,22 @@ pub enum ArchiveLayout {
 
 /// An archive about to be written: everything of it is known but the layers' content.
 pub struct Saving {
-    /// By their diff ID, with the bytes of their tars.
-    layers: BTreeMap<String, (LayerRow, u64)>,
+    compression: Compression,
+    /// By their digest, with the bytes of each.
+    layers: BTreeMap<String, (Layer, u64)>,
+    /// Their blobs, by their diff IDs.
+    blobs: HashMap<Digest, Descriptor>,
     /// Other blobs, by their digest.
     documents: BTreeMap<String, Vec<u8>>,
     /// What is not named by a digest.
     rest: Vec<(&'static str, Vec<u8>)>,
+}
+
+enum Layer {
+    /// A tar, which is made as it is written.
+    Plain(LayerRow),
+    /// What was made of it, in a file without a name.
+    Compressed(Mutex<File>),
 }
 
 impl Store {
@@ -62,13 +74,14 @@ impl Store {
         })
     }
 
-    /// Prepares an archive of images.
+    /// Prepares an archive of images. Layers are compressed now: their digests are to be known.
     ///
     /// # Errors
-    /// A layer's archive cannot be made again.
-    pub fn prepare_save(&self, images: &[SavedImage], layout: ArchiveLayout) -> Result<Saving> {
+    /// A layer's archive cannot be made again; there is no room for it.
+    pub fn prepare_save(&self, images: &[SavedImage], layout: ArchiveLayout, compression: Compression) -> Result<Saving> {
         let json = |source| StoreError::Json { path: "archive".to_owned(), source };
-        let mut saving = Saving { layers: BTreeMap::new(), documents: BTreeMap::new(), rest: Vec::new() };
+        let mut saving =
+            Saving { compression, layers: BTreeMap::new(), blobs: HashMap::new(), documents: BTreeMap::new(), rest: Vec::new() };
         let ids: HashSet<Digest> = images.iter().map(|saved| saved.id).collect();
         let mut entries = Vec::new();
         let mut index = Index::new(OCI_INDEX, Vec::new());
@@ -133,17 +146,35 @@ impl Store {
 
     /// An image's manifest, which is among the archive's documents with all that it names.
     fn prepare_image(&self, saving: &mut Saving, image: &SavedImage, extras: &Extras) -> Result<(Descriptor, Manifest)> {
-        let mut layers = Vec::new();
-        for row in &image.layers {
-            let size = self.tar_size(&row.chain_id)?;
-            layers.push(Descriptor::new(OCI_LAYER, row.diff_id, size));
-            saving.layers.insert(row.diff_id.hex().to_owned(), (row.clone(), size));
-        }
+        let layers = image.layers.iter().map(|row| self.prepare_layer(saving, row)).collect::<Result<_>>()?;
         let config = saving.document(OCI_CONFIG, image.config.clone());
         let mut manifest = Manifest::new(OCI_MANIFEST, config, layers);
         manifest.annotations = extras.annotations_of(&image.id);
         let document = serde_json::to_vec(&manifest).map_err(|source| StoreError::Json { path: "archive".to_owned(), source })?;
         Ok((saving.document(OCI_MANIFEST, document), manifest))
+    }
+
+    /// A layer's blob, which is among the archive's layers.
+    fn prepare_layer(&self, saving: &mut Saving, row: &LayerRow) -> Result<Descriptor> {
+        if let Some(blob) = saving.blobs.get(&row.diff_id) {
+            return Ok(blob.clone());
+        }
+        let (digest, size, layer) = match saving.compression {
+            Compression::Uncompressed => (row.diff_id, self.tar_size(&row.chain_id)?, Layer::Plain(row.clone())),
+            compression => {
+                let what = || "compress a layer".to_owned();
+                let file = tempfile::tempfile_in(self.paths.temporary()).context(what)?;
+                let mut out = Hashing::new(io::BufWriter::new(file));
+                self.write_compressed(row, compression, &mut out)?;
+                let Hashing { out, hasher, size } = out;
+                let file = out.into_inner().map_err(io::IntoInnerError::into_error).context(what)?;
+                (hasher.finish(), size, Layer::Compressed(Mutex::new(file)))
+            }
+        };
+        let blob = Descriptor::new(&format!("{OCI_LAYER}{}", saving.compression.suffix()), digest, size);
+        saving.layers.insert(digest.hex().to_owned(), (layer, size));
+        saving.blobs.insert(row.diff_id, blob.clone());
+        Ok(blob)
     }
 
     /// Writes an archive. Two of the same images are the same, byte for byte.
@@ -159,7 +190,10 @@ impl Store {
             let path = format!("blobs/sha256/{hex}");
             if let Some((layer, size)) = saving.layers.get(hex) {
                 out.write_all(header(&path, tar::EntryType::Regular, *size)?.as_bytes()).map_err(StoreError::Out)?;
-                self.write_tar(layer, out)?;
+                match layer {
+                    Layer::Plain(row) => self.write_tar(row, out)?,
+                    Layer::Compressed(file) => copy(file, out)?,
+                }
                 pad(*size, out)?;
             } else if let Some(document) = saving.documents.get(hex) {
                 file(&path, document, out)?;
@@ -178,6 +212,13 @@ impl Saving {
         self.documents.insert(of.digest.hex().to_owned(), bytes);
         of
     }
+}
+
+/// Writes what is in a file.
+fn copy(file: &Mutex<File>, out: &mut dyn Write) -> Result<()> {
+    let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+    file.rewind().context(|| "read a compressed layer".to_owned())?;
+    io::copy(&mut *file, out).map(drop).map_err(StoreError::Out)
 }
 
 /// An image's manifest as one of several platforms.
@@ -245,7 +286,7 @@ mod tests {
         ];
         let archive = |store: &Store, images: &[SavedImage]| {
             let mut out = Vec::new();
-            store.save(&store.prepare_save(images, ArchiveLayout::Docker).unwrap(), &mut out).unwrap();
+            store.save(&store.prepare_save(images, ArchiveLayout::Docker, Compression::Uncompressed).unwrap(), &mut out).unwrap();
             out
         };
         let saved = archive(&store, &images);
@@ -268,13 +309,42 @@ mod tests {
     }
 
     #[test]
+    fn compressed_layers_come_to_the_same_image() {
+        let (_from, store) = store();
+        let config = ImageConfig { os: "linux".into(), architecture: "amd64".into(), ..ImageConfig::default() };
+        let id = store.import(&tar_of("a", &[b'x'; 100_000])[..], config, None, 5).unwrap();
+        let images = [store.to_be_saved(&store.image(&id).unwrap().unwrap(), vec![]).unwrap()];
+        let mut lengths = Vec::new();
+        for (compression, layout) in [
+            (Compression::Uncompressed, ArchiveLayout::Oci),
+            (Compression::Gzip, ArchiveLayout::Docker),
+            (Compression::Zstd, ArchiveLayout::Oci),
+        ] {
+            let archive = || {
+                let mut out = Vec::new();
+                store.save(&store.prepare_save(&images, layout, compression).unwrap(), &mut out).unwrap();
+                out
+            };
+            let saved = archive();
+            assert!(saved == archive(), "{compression:?} is reproducible");
+            let media_type = format!("{OCI_LAYER}{}\"", compression.suffix());
+            assert!(String::from_utf8_lossy(&saved).contains(&media_type), "{compression:?}");
+            lengths.push(saved.len());
+            let (_to, other) = crate::tests::store();
+            assert_eq!(other.load(&saved[..], &Platform::host(), &|_| true).unwrap()[0].id, id, "{compression:?}");
+        }
+        assert!(lengths[0] > 100_000 && lengths[1] < 20_000 && lengths[2] < 20_000, "{lengths:?}");
+        assert_eq!(std::fs::read_dir(store.paths.temporary()).unwrap().count(), 0);
+    }
+
+    #[test]
     fn a_changed_archive_is_refused_and_leaves_nothing() {
         let (_from, store) = store();
         let config = ImageConfig { os: "linux".into(), architecture: "amd64".into(), ..ImageConfig::default() };
         let id = store.import(&tar_of("a", b"one")[..], config, None, 5).unwrap();
         let images = [store.to_be_saved(&store.image(&id).unwrap().unwrap(), vec![]).unwrap()];
         let mut saved = Vec::new();
-        store.save(&store.prepare_save(&images, ArchiveLayout::Docker).unwrap(), &mut saved).unwrap();
+        store.save(&store.prepare_save(&images, ArchiveLayout::Docker, Compression::Uncompressed).unwrap(), &mut saved).unwrap();
         let place = saved.windows(3).position(|bytes| bytes == b"one").unwrap();
         saved[place] = b'O';
         let (_to, other) = crate::tests::store();

@@ -415,7 +415,7 @@ pub struct Push {
     /// Push all tags of an image to the repository
     #[arg(short, long)]
     all_tags: bool,
-    /// How layers are compressed that no registry has: gzip (default) or zstd, which takes half the time
+    /// How layers are compressed that no registry has: gzip (default), zstd, which takes half the time, or uncompressed
     #[arg(long, default_value = "", hide_default_value = true)]
     compression_format: String,
     /// Skip image signing

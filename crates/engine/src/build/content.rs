@@ -5,7 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use dhow_oci::{Digest, Hasher};
+use dhow_oci::{Digest, Hashing};
 
 /// Of a document, in bytes.
 const LARGEST_DOCUMENT: u64 = 64 << 20;
@@ -60,32 +60,12 @@ pub(super) fn write_blob(
     content: &dyn Content,
     fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> io::Result<(Digest, u64)> {
-    let mut out = Counted { out: content.create()?, hasher: Hasher::new(), size: 0 };
+    let mut out = Hashing::new(content.create()?);
     fill(&mut out)?;
-    let Counted { out, hasher, size } = out;
+    let Hashing { out, hasher, size } = out;
     let digest = hasher.finish();
     out.finish(&digest, size)?;
     Ok((digest, size))
-}
-
-/// Hashes and counts what is written.
-struct Counted<'a> {
-    out: Box<dyn NewBlob + 'a>,
-    hasher: Hasher,
-    size: u64,
-}
-
-impl Write for Counted<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let length = self.out.write(bytes)?;
-        self.hasher.update(&bytes[..length]);
-        self.size += length as u64;
-        Ok(length)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
 }
 
 /// The blobs of an OCI layout (image-spec, image-layout.md).

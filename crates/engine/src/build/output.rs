@@ -61,7 +61,7 @@ impl Engine {
         let mut image = images.remove(solved.own());
         (image.names, image.others, image.extras) = (names.to_vec(), images, extras);
         let id = image.id;
-        self.store.save(&self.store.prepare_save(&[image], layout)?, out)?;
+        self.store.save(&self.store.prepare_save(&[image], layout, form.compression)?, out)?;
         Ok(id)
     }
 

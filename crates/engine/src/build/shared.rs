@@ -158,11 +158,9 @@ impl CacheTarget {
             "max" => true,
             other => return Err(format!("unsupported cache mode {other}: use min or max")),
         };
-        let compression = match text("compression") {
-            "" | "gzip" => Compression::Gzip,
-            "zstd" => Compression::Zstd,
-            other => return Err(format!("unsupported cache compression {other}: use gzip or zstd")),
-        };
+        let compression = text("compression");
+        let unsupported = || format!("unsupported cache compression {compression}: use gzip, zstd or uncompressed");
+        let compression = Compression::parse(compression).ok_or_else(unsupported)?;
         let ignore_errors = matches!(text("ignore-error"), "true" | "1");
         Ok(CacheTarget { place, all, compression, ignore_errors })
     }

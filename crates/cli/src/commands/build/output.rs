@@ -176,8 +176,10 @@ fn output(text: &str, into: &mut Outputs) -> Result<()> {
             // How images are stored and sent is settled here: layers are compressed when they are pushed, in OCI's types.
             "load" | "unpack" | "store" | "oci-mediatypes" | "compression-level" => {}
             "platform-split" if is_true => {}
-            "compression" if matches!(value, "uncompressed" | "gzip") => form.compression = Compression::Gzip,
-            "compression" if value == "zstd" => form.compression = Compression::Zstd,
+            "compression" => {
+                let wrong = || failed(format!("output {text}: unsupported layer compression type {value}"));
+                form.compression = Compression::parse(value).ok_or_else(wrong)?;
+            }
             key if key.starts_with("annotation") => {
                 let (place, name) = key.split_once('.').unwrap_or((key, ""));
                 let place = place.trim_start_matches("annotation").trim_start_matches('-');
@@ -190,9 +192,6 @@ fn output(text: &str, into: &mut Outputs) -> Result<()> {
             "force-compression" if !is_true => {}
             other => return Err(failed(format!("output {text}: {other}={value} is not supported yet"))),
         }
-    }
-    if destination.is_some() && form.compression == Compression::Zstd {
-        return Err(failed(format!("output {text}: layers of archives are not compressed yet")));
     }
     let content = match kind.as_str() {
         "registry" | "image" | "docker" if destination.is_none() => {

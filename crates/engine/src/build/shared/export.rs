@@ -247,10 +247,9 @@ impl Engine {
         kept: HashMap<Digest, Descriptor>,
         compression: Compression,
     ) -> Result<Descriptor> {
-        let suffix = compression.suffix();
-        let is_there = |blob: &&Descriptor| {
-            blob.media_type.ends_with(suffix) && content.size(&blob.digest).is_ok_and(|size| size == blob.size)
-        };
+        let media_type = format!("{OCI_LAYER}{}", compression.suffix());
+        let is_there =
+            |blob: &&Descriptor| blob.media_type == media_type && content.size(&blob.digest).is_ok_and(|size| size == blob.size);
         let mut written: HashMap<Digest, Descriptor> = HashMap::new();
         let mut layers = Vec::new();
         for row in &rows(&shared) {
@@ -262,7 +261,7 @@ impl Engine {
                         written.map_err(io::Error::other)
                     };
                     let (digest, size) = write_blob(content, fill).context(|| "write a layer of the cache".to_owned())?;
-                    Descriptor::new(&format!("{OCI_LAYER}{suffix}"), digest, size)
+                    Descriptor::new(&media_type, digest, size)
                 }
             };
             written.insert(row.diff_id, blob.clone());
