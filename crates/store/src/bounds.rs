@@ -85,6 +85,7 @@ impl<R: Read> Read for Bounded<R> {
 }
 
 /// A tar whose headers are looked at on their way to who reads it: that it may take what they say into memory.
+/// One that ends after the last file's content is whole, as for Go's reader: what fills the last block is added.
 pub(crate) struct Guarded<R> {
     inner: R,
     block: [u8; BLOCK],
@@ -98,8 +99,11 @@ pub(crate) struct Guarded<R> {
 
 enum State {
     Header,
-    /// Bytes of a file that are still to come, with what fills its last block.
-    Content(u64),
+    /// Bytes of a file that are still to come, and those that fill its last block.
+    Content {
+        left: u64,
+        padding: u64,
+    },
     /// Bytes of PAX records that are still to come, those that fill the last block, and whether they are of one file.
     Records {
         left: u64,
@@ -115,8 +119,8 @@ enum State {
     Over,
 }
 
-fn padded(size: u64) -> u64 {
-    size.div_ceil(BLOCK as u64).saturating_mul(BLOCK as u64)
+fn padding(size: u64) -> u64 {
+    size.wrapping_neg() % BLOCK as u64
 }
 
 impl<R: Read> Guarded<R> {
@@ -128,10 +132,11 @@ impl<R: Read> Guarded<R> {
         while !bytes.is_empty() {
             let rest = match &mut self.state {
                 State::Over => return Ok(()),
-                State::Content(left) => {
-                    let taken = (*left).min(bytes.len() as u64);
-                    *left -= taken;
-                    if *left == 0 {
+                State::Content { left, padding } => {
+                    let part = if *left > 0 { &mut *left } else { &mut *padding };
+                    let taken = (*part).min(bytes.len() as u64);
+                    *part -= taken;
+                    if *left == 0 && *padding == 0 {
                         self.state = State::Header;
                     }
                     taken as usize
@@ -147,7 +152,7 @@ impl<R: Read> Guarded<R> {
                             self.size = pax_size(&self.record).or(self.size);
                             self.record.clear();
                         }
-                        self.state = if *padding == 0 { State::Header } else { State::Content(*padding) };
+                        self.state = if *padding == 0 { State::Header } else { State::Content { left: 0, padding: *padding } };
                     }
                     taken
                 }
@@ -169,7 +174,10 @@ impl<R: Read> Guarded<R> {
 
     /// What follows the block that is there.
     fn after_block(&mut self) -> io::Result<State> {
-        let content = |size: u64| if size == 0 { State::Header } else { State::Content(padded(size)) };
+        let content = |size: u64| match size {
+            0 => State::Header,
+            left => State::Content { left, padding: padding(size) },
+        };
         if let State::Sparse { number, content: size } = self.state {
             if number > MAX_SPARSE_BLOCKS {
                 return Err(too_much("a sparse file of the layer has too many parts"));
@@ -188,10 +196,9 @@ impl<R: Read> Guarded<R> {
             if size > MAX_RECORD {
                 return Err(too_much(format!("a name or an attribute of a file of the layer has {size} bytes")));
             }
-            let padding = padded(size) - size;
             return Ok(match size {
                 0 => State::Header,
-                left => State::Records { left, padding, is_local: kind.is_pax_local_extensions() },
+                left => State::Records { left, padding: padding(size), is_local: kind.is_pax_local_extensions() },
             });
         }
         let size = self.size.take().unwrap_or(size);
@@ -204,7 +211,14 @@ impl<R: Read> Guarded<R> {
 
 impl<R: Read> Read for Guarded<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.inner.read(buffer)?;
+        let length = match (self.inner.read(buffer)?, &self.state) {
+            (0, State::Content { left: 0, padding }) => {
+                let length = buffer.len().min(*padding as usize);
+                buffer[..length].fill(0);
+                length
+            }
+            (length, _) => length,
+        };
         self.look(&buffer[..length])?;
         Ok(length)
     }
@@ -259,6 +273,19 @@ mod tests {
         let tar = builder.into_inner().unwrap();
         assert!(read(&tar).unwrap() == tar);
         assert_eq!(read(b"no tar at all").unwrap(), b"no tar at all");
+    }
+
+    #[test]
+    fn a_tar_may_end_with_its_last_file() {
+        let file = |length: u64| [header(tar::EntryType::Regular, length).as_bytes().to_vec(), vec![7; length as usize]].concat();
+        for (length, whole) in [(1, 1024), (511, 1024), (512, 1024), (513, 1536), (0, 512)] {
+            assert_eq!(read(&file(length)).unwrap().len(), whole, "{length}");
+            let half = [file(length), vec![0; padding(length) as usize / 2]].concat();
+            assert_eq!(read(&half).unwrap().len(), whole, "{length}");
+        }
+        // What is missing of a file, or of a header, is missing.
+        assert_eq!(read(&file(600)[..1111]).unwrap().len(), 1111);
+        assert_eq!(read(&file(1)[..500]).unwrap().len(), 500);
     }
 
     #[test]
