@@ -186,7 +186,11 @@ pub fn inspect(objects: &[Value], format: Option<&str>) -> Result {
             let template = Template::parse(&format)
                 .map_err(|error| Failure { message: format!("template parsing error: {error}"), code: 64 })?;
             for object in objects {
-                match template.execute(object) {
+                let executed = template.execute(object).or_else(|error| match with_omitted(object) {
+                    Some(whole) => template.execute(&whole),
+                    None => Err(error),
+                });
+                match executed {
                     Ok(line) => print(&(line + "\n"))?,
                     Err(error) => {
                         // As docker: the line that was begun ends.
@@ -198,6 +202,16 @@ pub fn inspect(objects: &[Value], format: Option<&str>) -> Result {
             Ok(())
         }
     }
+}
+
+/// An image with what its JSON leaves out where it is empty: docker's templates see a field there.
+fn with_omitted(object: &Value) -> Option<Value> {
+    const OF_IMAGES: [&str; 2] = ["Variant", "OsVersion"];
+    let mut fields = object.as_object().filter(|fields| fields.contains_key("RootFS"))?.clone();
+    for name in OF_IMAGES {
+        fields.entry(name).or_insert_with(|| Value::String(String::new()));
+    }
+    Some(Value::Object(fields))
 }
 
 /// JSON with four spaces, as docker indents.
