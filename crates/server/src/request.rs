@@ -2,14 +2,17 @@
 
 use std::collections::HashMap;
 use std::io::{self, Read};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use dhow_api::Version;
 use dhow_engine::{Error, Filters, Result};
 use http_body_util::BodyExt;
 use hyper::Request;
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming, SizeHint};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -19,6 +22,62 @@ use crate::Scope;
 
 /// A body of JSON or a form may not be larger.
 const MAX_BODY: usize = 16 << 20;
+
+/// Bytes that are still taken of a body that nobody reads any more, and for how long.
+const MOST_IGNORED: usize = 1 << 20;
+const IGNORED_FOR: Duration = Duration::from_secs(5);
+
+/// A request's body. What of it nobody has read in the end is thrown away, up to a bound: a client that still writes when the
+/// connection is closed takes that for an error, and never reads the answer. Go's servers do the same.
+pub(crate) struct Body(Option<Incoming>);
+
+impl Body {
+    pub fn new(body: Incoming) -> Body {
+        Body(Some(body))
+    }
+}
+
+impl hyper::body::Body for Body {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        match &mut self.0 {
+            Some(body) => Pin::new(body).poll_frame(context),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(hyper::body::Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.as_ref().map(hyper::body::Body::size_hint).unwrap_or_default()
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        use hyper::body::Body as _;
+        if let Some(body) = self.0.take().filter(|body| !body.is_end_stream())
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(tokio::time::timeout(IGNORED_FOR, ignore(body)));
+        }
+    }
+}
+
+/// Reads a body for nothing.
+async fn ignore(mut body: Incoming) {
+    let mut ignored = 0;
+    while let Some(Ok(frame)) = body.frame().await {
+        ignored += frame.data_ref().map_or(0, Bytes::len);
+        if ignored > MOST_IGNORED {
+            return;
+        }
+    }
+}
 
 /// The parameters of a request, from the query and from a form body.
 #[derive(Clone, Default, Debug)]
@@ -88,7 +147,7 @@ pub(crate) struct Call {
     /// What the client may do; everything if there is none.
     pub scope: Option<Arc<Scope>>,
     pub parameters: Parameters,
-    pub request: Request<Incoming>,
+    pub request: Request<Body>,
 }
 
 impl Call {
@@ -159,7 +218,7 @@ impl Read for BlockingBody {
     }
 }
 
-pub(crate) fn blocking_body(mut body: Incoming) -> BlockingBody {
+pub(crate) fn blocking_body(mut body: Body) -> BlockingBody {
     let (sender, pieces) = mpsc::channel(8);
     tokio::spawn(async move {
         while let Some(frame) = body.frame().await {

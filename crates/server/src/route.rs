@@ -11,11 +11,12 @@ use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 
 use crate::answer::{self, Answer};
-use crate::request::{Call, Parameters};
+use crate::request::{Body, Call, Parameters};
 use crate::{Bounds, archive, containers, execs, images, networks, system, volumes};
 
 /// Answers any request.
 pub(crate) async fn handle(engine: Arc<Engine>, bounds: Bounds, request: Request<Incoming>) -> Answer {
+    let request = request.map(Body::new);
     if bounds.by_network && is_of_another_place(request.headers()) {
         tracing::warn!("refused a request that a web page of another place made");
         return answer::message(StatusCode::FORBIDDEN, "requests of web pages of other places are refused (Origin)");
