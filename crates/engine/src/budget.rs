@@ -65,7 +65,7 @@ impl Engine {
             if self.store.places(&image.chain).iter().any(|place| mounted.contains(place)) {
                 continue;
             }
-            if removed(self.remove_image(&id.to_string(), true)).is_some() {
+            if removed(self.remove_known(&image.row)).is_some_and(|deleted| !deleted.is_empty()) {
                 tracing::info!("removed image {id}: storage is over its budget");
                 lack = self.lack(budget, incoming)?;
             }

@@ -13,7 +13,7 @@ use dhow_api::system::{Checked, Finding};
 use dhow_monitor::state;
 use dhow_monitor::volumes::unmount_unused;
 use dhow_oci::Digest;
-use dhow_store::Durability;
+use dhow_store::{Durability, Removal};
 
 use crate::error::Context;
 use crate::{Engine, Error, Result};
@@ -137,9 +137,13 @@ impl Check<'_> {
             match why {
                 None => {}
                 Some(why) if used => self.hopeless(object, why, "load or pull it again: containers are made from it"),
-                Some(why) => self.found(object, why, "remove the image", || match engine.store.remove_image(&id)? {
-                    Some(_) => Ok(()),
-                    None => Err(Error::conflict("a tag stands for it that another image has: remove that name")),
+                Some(why) => self.found(object, why, "remove the image", || {
+                    let Some(image) = engine.store.image(&id)? else { return Ok(()) };
+                    match engine.store.remove_image(&image.row)? {
+                        Removal::Removed(_) => Ok(()),
+                        Removal::InUse => Err(Error::conflict("a tag stands for it that another image has: remove that name")),
+                        Removal::Renamed => Err(Error::conflict("somebody has just named it anew: look again")),
+                    }
                 }),
             }
         }

@@ -11,7 +11,7 @@ use dhow_oci::attestation::Extras;
 use dhow_oci::image::{Execution, History, ImageConfig};
 use dhow_oci::reference::familiar_repository;
 use dhow_oci::{Digest, Platform, Reference, time};
-use dhow_store::{ArchiveLayout, Compression, Driver, Image, ImageRow, LoadTold, LoadedImage, SavedImage, Untagged};
+use dhow_store::{ArchiveLayout, Compression, Driver, Image, ImageRow, LoadTold, LoadedImage, Removal, SavedImage, Untagged};
 use serde_json::{Value, json};
 
 use crate::pull::best;
@@ -257,7 +257,26 @@ impl Engine {
 
     /// Removes a name, and with its last name the image; by ID the image with all its names, if `force` or it has one.
     pub fn remove_image(&self, reference: &str, force: bool) -> Result<Vec<Deleted>> {
-        let image = self.find_image(reference)?;
+        loop {
+            // Whoever has given it a name meanwhile has got on: it is looked at once more.
+            if let Some(deleted) = self.remove_found(&self.find_image(reference)?, reference, force)? {
+                return Ok(deleted);
+            }
+        }
+    }
+
+    /// Removes an image and all its names unless it has others by now: then it stays, and nothing was removed.
+    pub(crate) fn remove_known(&self, image: &ImageRow) -> Result<Vec<Deleted>> {
+        let reference = image.id.to_string();
+        let found = self.find_image(&reference)?;
+        if found.row.tags != image.tags || found.row.digests != image.digests {
+            return Ok(Vec::new());
+        }
+        Ok(self.remove_found(&found, &reference, true)?.unwrap_or_default())
+    }
+
+    /// `None` if it has other names by now.
+    fn remove_found(&self, image: &Image, reference: &str, force: bool) -> Result<Option<Vec<Deleted>>> {
         let id = image.row.id;
         let name = reference.parse::<Reference>().ok().map(Reference::or_latest);
         let by_name = match &name {
@@ -283,7 +302,8 @@ impl Engine {
                     self.store.untag(name)?;
                     self.image_event("untag", &id, &id.to_string());
                 }
-                return Ok(gone.iter().map(|name| Deleted { untagged: Some(name.familiar()), deleted: None }).collect());
+                let untagged = gone.iter().map(|name| Deleted { untagged: Some(name.familiar()), deleted: None });
+                return Ok(Some(untagged.collect()));
             }
         }
         if !by_name && !is_single && !force {
@@ -331,16 +351,17 @@ impl Engine {
         for (repository, digest) in &image.row.digests {
             deleted.push(Deleted { untagged: Some(format!("{}@{digest}", familiar_repository(repository))), deleted: None });
         }
-        match self.store.remove_image(&id)? {
+        match self.store.remove_image(&image.row)? {
+            Removal::Renamed => return Ok(None),
             // Its containers keep the layers; only the names go.
-            None => {
+            Removal::InUse => {
                 let tags = image.row.tags.iter().map(|(repository, tag)| format!("{repository}:{tag}"));
                 let digests = image.row.digests.iter().map(|(repository, digest)| format!("{repository}@{digest}"));
                 for name in tags.chain(digests).filter_map(|name| name.parse().ok()) {
                     self.store.untag(&name)?;
                 }
             }
-            Some(removed) => {
+            Removal::Removed(removed) => {
                 for item in removed {
                     if let Untagged::Deleted(digest) = item {
                         deleted.push(Deleted { deleted: Some(digest.to_string()), untagged: None });
@@ -349,7 +370,7 @@ impl Engine {
                 self.image_event("delete", &id, &id.to_string());
             }
         }
-        Ok(deleted)
+        Ok(Some(deleted))
     }
 
     /// Loads an archive of images.

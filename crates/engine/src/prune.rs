@@ -123,7 +123,7 @@ impl Engine {
                     gone_layers = layers;
                     Some(would_be_deleted(&row, new))
                 }
-                (true, false) => removed(self.remove_image(&row.id.to_string(), true)),
+                (true, false) => removed(self.remove_known(&row)),
             };
             if let Some(deleted) = deleted {
                 pruned.images_deleted.get_or_insert_with(Vec::<Deleted>::new).extend(deleted);

@@ -1,5 +1,6 @@
 //! Images: a config whose digest is the image's ID, its layers, and the names that lead to it.
 
+use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
 
 use dhow_oci::image::{Descriptor, ImageConfig};
@@ -77,6 +78,17 @@ pub struct Origin<'a> {
 pub enum Untagged {
     Tag(String),
     Deleted(Digest),
+}
+
+/// What has become of an image that was to be removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// It is gone: what was removed, in Docker's order.
+    Removed(Vec<Untagged>),
+    /// A container uses it, or another image's tag stands for it, too.
+    InUse,
+    /// It has other names than it had.
+    Renamed,
 }
 
 impl Store {
@@ -231,14 +243,24 @@ impl Store {
         Ok(is_gone)
     }
 
-    /// Removes an image with its names, those of other platforms that had no others, and the layers that nothing else uses: what was
-    /// removed, in Docker's order. An image that a container uses, or that another image's tag stands for, too, stays, and `None` is
-    /// returned.
-    pub fn remove_image(&self, id: &Digest) -> Result<Option<Vec<Untagged>>> {
-        self.remove_image_if(id, |_| Ok(true))
+    /// Removes an image with its names, those of other platforms that had no others, and the layers that nothing else uses. One that
+    /// has other names by now than `image` has them stays: whoever gave it one relies upon it.
+    pub fn remove_image(&self, image: &ImageRow) -> Result<Removal> {
+        let is_renamed = Cell::new(false);
+        let removed = self.remove_image_if(&image.id, |tx| {
+            let mut now = image.clone();
+            names(tx, &mut now)?;
+            is_renamed.set(now.tags != image.tags || now.digests != image.digests);
+            Ok(!is_renamed.get())
+        })?;
+        Ok(match (removed, is_renamed.get()) {
+            (Some(removed), _) => Removal::Removed(removed),
+            (None, true) => Removal::Renamed,
+            (None, false) => Removal::InUse,
+        })
     }
 
-    /// The same unless there is a reason against it by the time that nobody changes anything any more.
+    /// The same unless there is a reason against it by the time that nobody changes anything any more; `None` if it stays.
     pub(crate) fn remove_image_if(
         &self,
         id: &Digest,

@@ -39,7 +39,7 @@ pub use compress::Compression;
 pub use database::{Database, Durability};
 pub use driver::{Change, ChangeKind, DRIVERS, Driver, ImageFiles, Mountable, disk_usage};
 pub use fetch::{FetchError, FetchedLayer, WantedLayer};
-pub use image::{Image, ImageRow, NewImage, Origin, Untagged};
+pub use image::{Image, ImageRow, NewImage, Origin, Removal, Untagged};
 pub use layer::LayerRow;
 pub use load::{LoadProgress, LoadTold, LoadedImage};
 pub use pack::{Packer, Times};

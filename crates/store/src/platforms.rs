@@ -127,8 +127,8 @@ pub(crate) fn tags_for(db: &Connection, id: &str) -> Result<Vec<(String, String)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Untagged;
     use crate::tests::store;
+    use crate::{Removal, Untagged};
 
     #[test]
     fn images_of_other_platforms_go_with_their_last_tag() {
@@ -151,7 +151,7 @@ mod tests {
         assert_eq!((row.tags.len(), row.platform_of.len()), (0, 2));
         assert!(store.image(&own).unwrap().unwrap().row.platform_of.is_empty());
         // It belongs to others.
-        assert_eq!(store.remove_image(&arm).unwrap(), None);
+        assert_eq!(store.remove_image(&row).unwrap(), Removal::InUse);
         assert_eq!(store.unused_images().unwrap(), [riscv, own]);
         // The tag is another image's from now on.
         store.tag(&riscv, &name("a:1")).unwrap();
@@ -160,8 +160,11 @@ mod tests {
         assert!(store.image(&arm).unwrap().is_some());
         // One tag is left; with it all go but the image of the other one.
         store.tag_platforms(&own, &[own, riscv, arm], &[name("a:2")], &Extras::default()).unwrap();
-        let removed = store.remove_image(&own).unwrap().unwrap();
-        assert_eq!(removed, [Untagged::Deleted(own), Untagged::Deleted(arm)]);
+        let before = store.image(&own).unwrap().unwrap().row;
+        store.tag(&own, &name("a:3")).unwrap();
+        assert_eq!(store.remove_image(&before).unwrap(), Removal::Renamed);
+        store.untag(&name("a:3")).unwrap();
+        assert_eq!(store.remove_image(&before).unwrap(), Removal::Removed(vec![Untagged::Deleted(own), Untagged::Deleted(arm)]));
         assert!(store.image(&riscv).unwrap().is_some());
         let own = image("amd64");
         let arm = image("arm64");

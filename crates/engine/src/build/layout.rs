@@ -154,7 +154,7 @@ impl<E: Deref<Target = Engine>> LayoutImages<E> {
         {
             return Ok(());
         }
-        store.remove_image(id).map(drop)
+        store.remove_image(&image.row).map(drop)
     }
 }
 
