@@ -58,8 +58,9 @@ const BUFFER: usize = 256 * 1024;
 #[derive(Clone, Copy)]
 pub struct Tree<'a> {
     pub root: &'a Root,
-    /// A context: its files are root's, whoever they belong to on the client's machine.
     pub is_context: bool,
+    /// Files belong to whom they belong to here. Those of other contexts are root's, whatever they are on the client's machine.
+    pub keeps_owners: bool,
     /// What is known of a context's files without reading them.
     pub known: Option<&'a KnownFiles>,
 }
@@ -67,11 +68,16 @@ pub struct Tree<'a> {
 impl<'a> Tree<'a> {
     /// Files of a stage, or of what was fetched.
     pub fn of_files(root: &'a Root) -> Tree<'a> {
-        Tree { root, is_context: false, known: None }
+        Tree { root, is_context: false, keeps_owners: true, known: None }
     }
 
-    pub fn of_context(root: &'a Root, known: Option<&'a KnownFiles>) -> Tree<'a> {
-        Tree { root, is_context: true, known }
+    pub fn of_context(root: &'a Root, known: Option<&'a KnownFiles>, keeps_owners: bool) -> Tree<'a> {
+        Tree { root, is_context: true, keeps_owners, known }
+    }
+
+    /// Files are root's, without attributes, whatever they are here.
+    fn is_plain(&self) -> bool {
+        self.is_context && !self.keeps_owners
     }
 }
 
@@ -102,11 +108,11 @@ impl Default for Seen {
 const MANY: usize = 16 * 1024;
 
 impl Seen {
-    fn entry(&mut self, path: &[u8], stat: &Stat, is_context: bool, xattrs: &[(Vec<u8>, Vec<u8>)], content: &[u8]) {
+    fn entry(&mut self, path: &[u8], stat: &Stat, is_plain: bool, xattrs: &[(Vec<u8>, Vec<u8>)], content: &[u8]) {
         let kind = FileType::from_raw_mode(stat.st_mode);
         // Of a link the mode says nothing.
         let mode = if kind == FileType::Symlink { 0 } else { stat.st_mode & 0o7777 };
-        let (uid, gid) = if is_context { (0, 0) } else { (stat.st_uid, stat.st_gid) };
+        let (uid, gid) = if is_plain { (0, 0) } else { (stat.st_uid, stat.st_gid) };
         let is_device = matches!(kind, FileType::CharacterDevice | FileType::BlockDevice);
         let device = if is_device { stat.st_rdev } else { 0 };
         self.field(path);
@@ -125,8 +131,8 @@ impl Seen {
     }
 
     /// A regular file, by what it holds.
-    fn file(&mut self, path: &[u8], stat: &Stat, is_context: bool, xattrs: &[(Vec<u8>, Vec<u8>)], digest: &Digest) {
-        self.entry(path, stat, is_context, xattrs, digest.bytes());
+    fn file(&mut self, path: &[u8], stat: &Stat, is_plain: bool, xattrs: &[(Vec<u8>, Vec<u8>)], digest: &Digest) {
+        self.entry(path, stat, is_plain, xattrs, digest.bytes());
     }
 
     /// With its length before it: two fields are never taken for one.
@@ -160,8 +166,8 @@ struct Look<'a> {
 
 impl Visit for Look<'_> {
     fn directory(&mut self, path: &[u8], directory: &std::os::fd::OwnedFd, stat: &Stat) -> Result<()> {
-        let xattrs = xattrs(directory, path, self.tree.is_context)?;
-        self.seen.entry(path, stat, self.tree.is_context, &xattrs, b"");
+        let xattrs = xattrs(directory, path, self.tree.is_plain())?;
+        self.seen.entry(path, stat, self.tree.is_plain(), &xattrs, b"");
         Ok(())
     }
 
@@ -171,27 +177,27 @@ impl Visit for Look<'_> {
 
     fn leaf(&mut self, path: &[u8], parent: &std::os::fd::OwnedFd, name: &std::ffi::CStr, stat: &Stat) -> Result<()> {
         let about = || format!("read {}", String::from_utf8_lossy(path));
-        let is_context = self.tree.is_context;
+        let is_plain = self.tree.is_plain();
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {
                 if let Some(digest) = self.tree.known.and_then(|known| known.digest(stat)) {
-                    self.seen.file(path, stat, is_context, &[], &digest);
+                    self.seen.file(path, stat, is_plain, &[], &digest);
                     return Ok(());
                 }
                 let file = take::open(parent, name).context(about)?;
-                let xattrs = xattrs(&file, path, is_context)?;
+                let xattrs = xattrs(&file, path, is_plain)?;
                 let file = std::fs::File::from(file);
                 let digest = digest_of(&file, &mut self.buffer).context(about)?;
                 if let Some(known) = self.tree.known {
                     known.note(stat, &file, &digest);
                 }
-                self.seen.file(path, stat, is_context, &xattrs, &digest);
+                self.seen.file(path, stat, is_plain, &xattrs, &digest);
             }
             FileType::Symlink => {
                 let link = rustix::fs::readlinkat(parent, name, Vec::new()).context(about)?;
-                self.seen.entry(path, stat, is_context, &[], link.as_bytes());
+                self.seen.entry(path, stat, is_plain, &[], link.as_bytes());
             }
-            _ => self.seen.entry(path, stat, is_context, &[], b""),
+            _ => self.seen.entry(path, stat, is_plain, &[], b""),
         }
         Ok(())
     }
@@ -209,8 +215,8 @@ fn digest_of(mut file: &std::fs::File, buffer: &mut [u8]) -> io::Result<Digest> 
 }
 
 /// Extended attributes; of a context there are none, as BuildKit's clients send none.
-fn xattrs(file: &std::os::fd::OwnedFd, path: &[u8], is_context: bool) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    if is_context {
+fn xattrs(file: &std::os::fd::OwnedFd, path: &[u8], is_plain: bool) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    if is_plain {
         return Ok(Vec::new());
     }
     use std::os::fd::AsFd;
@@ -241,7 +247,7 @@ mod tests {
     fn seen(root: &Path, path: &str, filter: &Filter<'_>) -> Digest {
         let root = Root::open_path(root).unwrap();
         let mut seen = Seen::default();
-        look(&Tree::of_context(&root, None), path, filter, &mut seen).unwrap();
+        look(&Tree::of_context(&root, None, false), path, filter, &mut seen).unwrap();
         seen.finish()
     }
 
@@ -275,7 +281,7 @@ mod tests {
         fs::hard_link(from.path().join("d/a"), from.path().join("d/hard")).unwrap();
         std::os::unix::fs::symlink("/nowhere", from.path().join("d/link")).unwrap();
         let (source, target) = (Root::open_path(from.path()).unwrap(), Root::open_path(to.path()).unwrap());
-        let tree = Tree::of_context(&source, None);
+        let tree = Tree::of_context(&source, None, false);
         let mut copied = Seen::default();
         let mut taker = Taker { target: &target, owner: None, mode: None, unpack: false };
         taker.take(&tree, "/d", true, "/x/y/", &Filter::default(), &mut copied).unwrap();
@@ -301,7 +307,7 @@ mod tests {
         std::os::unix::fs::symlink(outside.path(), to.path().join("lib")).unwrap();
         fs::create_dir_all(to.path().join(outside.path().strip_prefix("/").unwrap())).unwrap();
         let (source, target) = (Root::open_path(from.path()).unwrap(), Root::open_path(to.path()).unwrap());
-        let tree = Tree::of_context(&source, None);
+        let tree = Tree::of_context(&source, None, false);
         let mut taker = Taker { target: &target, owner: None, mode: None, unpack: false };
         taker.take(&tree, "/a", true, "/lib/", &Filter::default(), &mut Seen::default()).unwrap();
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);

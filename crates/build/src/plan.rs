@@ -33,7 +33,7 @@ use dhow_oci::{Digest, Platform};
 
 use crate::address::GitSource;
 use crate::dockerfile::instruction::{Network, Security};
-use crate::dockerfile::{Lines, Sharing};
+use crate::dockerfile::{Lines, Sharing, boolean};
 use crate::pattern::Ignore;
 
 pub use outline::{Outline, OutlineArgument, OutlineSecret};
@@ -65,6 +65,20 @@ pub struct Options {
 }
 
 impl Options {
+    /// Takes from the build arguments what those of BuildKit say of the build itself (`BUILDKIT_…`).
+    pub fn heed_arguments(&mut self) {
+        let argument = |name: &str| self.build_args.get(name).cloned();
+        self.is_multi_platform |= argument("BUILDKIT_MULTI_PLATFORM").and_then(|text| boolean(&text)).unwrap_or(false);
+        self.hostname = argument("BUILDKIT_SANDBOX_HOSTNAME").unwrap_or_else(|| std::mem::take(&mut self.hostname));
+        self.cache_namespace = argument("BUILDKIT_CACHE_MOUNT_NS").unwrap_or_default();
+        self.check = argument("BUILDKIT_DOCKERFILE_CHECK");
+    }
+
+    /// Whether contexts that are repositories keep their `.git` (`BUILDKIT_CONTEXT_KEEP_GIT_DIR`).
+    pub fn keeps_git_dir(&self) -> bool {
+        self.build_args.get("BUILDKIT_CONTEXT_KEEP_GIT_DIR").and_then(|text| boolean(text)).unwrap_or(false)
+    }
+
     /// Whether names of steps tell their platforms.
     pub fn tells_platform(&self) -> bool {
         self.is_multi_platform || self.platforms.len() > 1

@@ -62,7 +62,8 @@ pub fn suggest<'a>(text: &str, options: impl IntoIterator<Item = &'a str>) -> Op
             _ => {}
         }
     }
-    best.map(|(_, option)| option.to_owned())
+    // Some options have no name.
+    best.map(|(_, option)| option.to_owned()).filter(|option| !option.is_empty())
 }
 
 /// The message, and what may have been meant.
@@ -116,6 +117,7 @@ mod tests {
         assert_eq!(suggest("mont", ["type", "mount"]).as_deref(), Some("mount"));
         assert_eq!(suggest("mount", ["mount"]), None);
         assert_eq!(suggest("xyz", ["mount"]), None);
+        assert_eq!(suggest("x", [""]), None);
         assert_eq!(distance("kitten", "sitting"), 3);
         assert_eq!(quote("a\"b\\\n"), "\"a\\\"b\\\\\\n\"");
     }

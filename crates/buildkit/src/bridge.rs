@@ -212,7 +212,7 @@ impl Client for Caller<'_> {
         let received = self.receive(&title, true, &Wanted { directory, exclude, follow: &[] })?;
         let root = Root::open_path(&received.path).map_err(|error| BuildError::internal(format!("open a context: {error}")))?;
         let (path, is_lasting) = (received.path.clone(), received.is_lasting);
-        Ok(Directory { root, path, ignore: Ignore::default(), is_lasting, guard: Some(Box::new(received)) })
+        Ok(Directory { root, path, ignore: Ignore::default(), is_lasting, keeps_owners: false, guard: Some(Box::new(received)) })
     }
 
     fn agent(&self, id: &str) -> Result<Option<Arc<dyn Agent>>, BuildError> {
@@ -246,7 +246,7 @@ impl Caller<'_> {
         if let Some(path) = address.strip_prefix("http://buildkit-session/") {
             return vertex(self.progress, "[internal] load remote build context", |_| self.uploaded(path));
         }
-        let fetched = self.engine.fetch_context(address, self, self.progress, self.cancel)?;
+        let fetched = self.engine.fetch_context(address, self.asked.options.keeps_git_dir(), self, self.progress, self.cancel)?;
         fetched.ok_or_else(|| BuildError::invalid(format!("{address}: this is neither a repository nor a file of the web")))
     }
 

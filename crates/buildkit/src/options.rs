@@ -6,7 +6,7 @@ use dhow_api::config::Ulimit;
 use dhow_engine::dhow_build::address;
 use dhow_engine::dhow_build::dockerfile::instruction::Network;
 use dhow_engine::dhow_build::plan::{NamedContext, NoCache, Options};
-use dhow_engine::{BuildLimits, CachePlace, CacheSource, CacheTarget, ClientPlace, Provenance, dhow_build, scanner_of};
+use dhow_engine::{BuildLimits, CachePlace, CacheSource, CacheTarget, ClientPlace, Provenance, scanner_of};
 use dhow_oci::{Digest, Platform, Reference};
 use serde::Deserialize;
 
@@ -216,21 +216,19 @@ pub fn read(options: &HashMap<String, String>, inputs: &HashMap<String, NamedCon
         cpuset_cpus: text("cpusetcpus"),
         cpuset_mems: text("cpusetmems"),
     };
-    let hostname = build_args.get("BUILDKIT_SANDBOX_HOSTNAME").cloned().unwrap_or_else(|| text("hostname"));
-    let plan = Options {
+    let mut plan = Options {
         target: text("target"),
         labels: prefixed(options, "label:"),
         platforms,
         is_multi_platform: text("multi-platform") == "true",
         no_cache,
         network,
-        hostname,
-        cache_namespace: build_args.get("BUILDKIT_CACHE_MOUNT_NS").cloned().unwrap_or_default(),
+        hostname: text("hostname"),
         contexts,
-        ignore: dhow_build::pattern::Ignore::default(),
-        check: build_args.get("BUILDKIT_DOCKERFILE_CHECK").cloned(),
         build_args,
+        ..Options::default()
     };
+    plan.heed_arguments();
     Ok(Asked {
         file_name: or("filename", "Dockerfile"),
         options: plan,

@@ -212,6 +212,8 @@ fn a_repository_is_a_context_and_a_source() {
     assert_eq!(answer(&sandbox, "cat /c/f"), "one");
     built(&sandbox, &[&format!("{address}#main:sub")]);
     assert_eq!(answer(&sandbox, "ls /sub"), "Dockerfile");
+    built(&sandbox, &["--build-arg", "BUILDKIT_CONTEXT_KEEP_GIT_DIR=1", &address]);
+    assert_eq!(answer(&sandbox, "ls -a /c"), ".\n..\n.git\nDockerfile\nf\nsub");
 
     let file = format!("FROM busybox\nADD {address}#main /a\nADD --keep-git-dir=true {address}?mtime=commit#v1:sub /b\n");
     let own = context(&sandbox, &file);

@@ -245,6 +245,9 @@ impl Engine {
         }
         crate::ports::publishes(config, host, None)?;
         root_limit(host)?;
+        for extra in host.extra_hosts.iter().flatten() {
+            crate::network::extra_host(extra)?;
+        }
         if !matches!(host.isolation.to_ascii_lowercase().as_str(), "" | "default") {
             return Err(Error::invalid(format!("invalid isolation ({}): linux only supports 'default'", host.isolation)));
         }

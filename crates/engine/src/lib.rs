@@ -91,6 +91,7 @@ pub use list::ListQuery;
 pub use logs::drivers::check as check_log;
 pub use logs::{LogQuery, LogSink};
 pub use names::random_id;
+pub use network::extra_host;
 pub use prune::{DiskQuery, PruneQuery};
 pub use pull::{LayerEvent, PullEvent, PullRequest, Step};
 pub use push::{PushEvent, PushLayer, PushRequest, PushStep};

@@ -10,6 +10,7 @@ mod plan;
 mod show;
 
 pub(crate) use addresses::Endpoints;
+pub use files::extra_host;
 pub(crate) use plan::dns_names;
 
 use std::collections::BTreeMap;

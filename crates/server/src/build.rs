@@ -1,21 +1,21 @@
 //! `POST /build`: the builder for clients that know nothing of BuildKit. They send their files as a tar and read docker's classic
 //! messages, `Step n/m`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine as _;
 use bytes::Bytes;
 use dhow_api::config::Ulimit;
 use dhow_api::image::{ErrorDetail, Message};
-use dhow_engine::dhow_build::dockerfile::instruction::Network;
+use dhow_engine::dhow_build::dockerfile::instruction::{Network, Stage};
 use dhow_engine::dhow_build::dockerfile::{self, Checks, Kind};
 use dhow_engine::dhow_build::plan::{NoCache, Options};
 use dhow_engine::dhow_build::progress::{BuildError, ErrorKind, Event, Progress, VertexId};
 use dhow_engine::dhow_build::solve::{Client, Directory};
 use dhow_engine::{
     Allowed, BuildContext, BuildLimits, BuildOutput, BuildRequest, CacheSource, Cancel, Credentials, Engine, Error, ImageForm,
-    NewRecord, Noted, Result, Squash,
+    NewRecord, Noted, Result, Squash, extra_host,
 };
 use dhow_oci::{Platform, Reference};
 use tokio::sync::mpsc;
@@ -24,6 +24,9 @@ use crate::answer::{self, Answer};
 use crate::images::line;
 use crate::request::{Call, Parameters, blocking_body};
 use crate::route::blocking;
+
+/// Messages of a quiet build that are held back.
+const MOST_HELD: usize = 2048;
 
 /// What the parameters ask for.
 struct Asked {
@@ -48,6 +51,13 @@ fn decoded<T: serde::de::DeserializeOwned + Default>(parameters: &Parameters, ke
 fn asked(call: &Call) -> Result<Asked> {
     let parameters = &call.parameters;
     let given: BTreeMap<String, Option<String>> = decoded(parameters, "buildargs")?;
+    if parameters.all("securityopt").iter().any(|option| !matches!(option.as_str(), "" | "[]" | "null")) {
+        return Err(Error::invalid("security options are not supported on linux"));
+    }
+    let isolation = parameters.get("isolation");
+    if !matches!(isolation.to_lowercase().as_str(), "" | "default") {
+        return Err(Error::invalid(format!("unsupported isolation: {isolation:?}")));
+    }
     let network = match parameters.get("networkmode") {
         "" | "default" | "bridge" => Network::Default,
         "none" => Network::None,
@@ -76,7 +86,7 @@ fn asked(call: &Call) -> Result<Asked> {
     let number = |key: &str| parameters.number::<i64>(key).map(Option::unwrap_or_default);
     let text = |key: &str| parameters.get(key).to_owned();
     let ulimits: Option<Vec<Ulimit>> = decoded(parameters, "ulimits")?;
-    let options = Options {
+    let mut options = Options {
         target: text("target"),
         build_args: given.into_iter().filter_map(|(name, value)| Some((name, value?))).collect(),
         labels: decoded(parameters, "labels")?,
@@ -85,12 +95,13 @@ fn asked(call: &Call) -> Result<Asked> {
         network,
         ..Options::default()
     };
+    options.heed_arguments();
     // Names that are none are passed over, as with dockerd.
     let names: Vec<String> = decoded::<Option<Vec<String>>>(parameters, "cachefrom")?.unwrap_or_default();
     let names = names.iter().filter_map(|name| name.parse::<Reference>().ok());
     let cache_from = names.map(|name| CacheSource::Registry(name.or_latest())).collect();
     let limits = BuildLimits {
-        hosts: parameters.all("extrahosts").to_vec(),
+        hosts: parameters.all("extrahosts").iter().map(|text| extra_host(text)).collect::<Result<_>>()?,
         shm_size: number("shmsize")?,
         ulimits: ulimits.unwrap_or_default(),
         cgroup_parent: text("cgroupparent"),
@@ -138,15 +149,16 @@ pub(crate) async fn build(engine: Arc<Engine>, call: Call) -> Result<Answer> {
         return Err(Error::invalid("builds by BuildKit go by the session and grpc endpoints, as docker buildx uses them"));
     }
     let asked = asked(&call)?;
+    let keeps_git_dir = asked.options.keeps_git_dir();
     let remote = call.parameters.optional("remote").map(str::to_owned);
     let body = blocking_body(call.request.into_body());
     let cancel = Arc::new(Cancel::new().map_err(|error| Error::internal(format!("make a pipe: {error}")))?);
     let guard = Unwanted(cancel.clone());
     let (own, cancelled) = (engine.clone(), cancel.clone());
     let context = blocking(move || match remote {
-        None => own.unpack_context(body),
+        None => own.unpack_context(body, false),
         Some(address) => {
-            let fetched = own.fetch_context(&address, &Nobody, &Nobody, &cancelled);
+            let fetched = own.fetch_context(&address, keeps_git_dir, &Nobody, &Nobody, &cancelled);
             let fetched = fetched.map_err(|error| Error::invalid(error.message))?;
             fetched.ok_or_else(|| Error::invalid(format!("remoteURL ({address}) could not be recognized as URL")))
         }
@@ -217,8 +229,14 @@ impl Drop for Unwanted {
 /// Before anything was sent.
 fn run(engine: &Engine, asked: Asked, mut context: BuildContext, cancel: &Cancel, sender: &mpsc::Sender<Bytes>) -> Result<()> {
     let (name, file) = context.dockerfile(&asked.dockerfile)?;
-    let steps = Steps::of(&file).map_err(|error| Error::invalid(error.message))?;
-    let teller = Teller { sender, quiet: asked.quiet, state: Mutex::new(steps) };
+    if file.is_empty() {
+        return Err(Error::invalid(format!("the Dockerfile ({name}) cannot be empty")));
+    }
+    let steps = Steps::of(&file, &asked.options.target).map_err(|error| match error.message.as_str() {
+        message @ "file with no instructions" => Error::invalid(format!("failed to parse {name}: {message}")),
+        message => Error::invalid(message),
+    })?;
+    let teller = Teller { sender, held: asked.quiet.then(Mutex::default), state: Mutex::new(steps) };
     let outputs = vec![BuildOutput { kind: "image".to_owned(), ..BuildOutput::default() }];
     let journal = engine.begin_record(NewRecord { outputs, ..NewRecord::default() });
     let options = Options { ignore: context.ignore().clone(), ..asked.options };
@@ -255,7 +273,10 @@ fn run(engine: &Engine, asked: Asked, mut context: BuildContext, cancel: &Cancel
                 teller.text(format!("Successfully tagged {}\n", tag.familiar()));
             }
         }
-        Err(error) => teller.send(&failure(&error)),
+        Err(error) => {
+            teller.release();
+            teller.send(&failure(&error));
+        }
     }
     Ok(())
 }
@@ -276,8 +297,12 @@ fn failure(error: &BuildError) -> Message {
 /// The instructions of a file, and what has been said of them.
 struct Steps {
     all: Vec<Heading>,
-    /// The instruction of each vertex that has begun.
+    /// Names and bases of the stages up to the target.
+    stages: Vec<(String, String)>,
+    /// The line of each vertex that is a step.
     of_vertex: HashMap<VertexId, usize>,
+    /// It is known which stages are needed: those that steps have been told of, and what they are built upon.
+    is_settled: bool,
     /// Arguments that the file declares.
     declared: Vec<String>,
     /// The beginning of a letter that the rest of is still to come, of each vertex' output.
@@ -295,8 +320,14 @@ struct Heading {
 }
 
 impl Steps {
-    fn of(file: &[u8]) -> Result<Steps, dockerfile::DockerfileError> {
-        let parsed = dockerfile::parse(file, &mut Checks::none())?;
+    fn of(file: &[u8], target: &str) -> Result<Steps, dockerfile::DockerfileError> {
+        let mut parsed = dockerfile::parse(file, &mut Checks::none())?;
+        let is_target = |(number, stage): (usize, &Stage)| {
+            stage.name == target.to_lowercase() || target.parse().is_ok_and(|target: usize| target == number)
+        };
+        if let Some(last) = parsed.stages.iter().enumerate().position(is_target).filter(|_| !target.is_empty()) {
+            parsed.stages.truncate(last + 1);
+        }
         let mut all = Vec::new();
         let mut declared = Vec::new();
         let mut note = |kind: &Kind| {
@@ -310,18 +341,46 @@ impl Steps {
             all.push(heading(argument.lines.first, &argument.code, 0, false));
         }
         for (number, stage) in parsed.stages.iter().enumerate() {
-            all.push(heading(stage.lines.first, &stage.code, number, true));
+            // It may have no step of its own: `scratch`, and other stages.
+            all.push(heading(stage.lines.first, &stage.code, number, false));
             for one in &stage.instructions {
                 note(&one.kind);
                 let is_step = matches!(one.kind, Kind::Add(_) | Kind::Copy(_) | Kind::Run(_) | Kind::Workdir(_));
                 all.push(heading(one.lines.first, &one.code, number, is_step));
             }
         }
-        Ok(Steps { all, of_vertex: HashMap::new(), declared, cut: HashMap::new() })
+        let stages = parsed.stages.into_iter().map(|stage| (stage.name, stage.base.to_lowercase())).collect();
+        Ok(Steps { all, stages, of_vertex: HashMap::new(), is_settled: false, declared, cut: HashMap::new() })
     }
 
-    /// The headings of instructions up to one of them, as far as they have not been told.
-    fn headings(&mut self, upto: usize) -> Vec<String> {
+    /// Leaves out stages that are not built.
+    fn settle(&mut self) {
+        if std::mem::replace(&mut self.is_settled, true) {
+            return;
+        }
+        let lines: HashSet<usize> = self.of_vertex.values().copied().collect();
+        let with_steps = self.all.iter().filter(|one| lines.contains(&one.line)).map(|one| one.stage);
+        let mut needed: HashSet<usize> = with_steps.chain(self.stages.len().checked_sub(1)).collect();
+        for (stage, (_, base)) in self.stages.iter().enumerate().rev() {
+            let below = self.stages[..stage].iter().rposition(|(name, _)| !name.is_empty() && name == base);
+            if let Some(below) = below.filter(|_| needed.contains(&stage)) {
+                needed.insert(below);
+            }
+        }
+        // Arguments before the first stage are none's.
+        let first = self.all.iter().position(|one| one.code.to_ascii_lowercase().starts_with("from")).unwrap_or_default();
+        let mut place = 0;
+        self.all.retain(|one| {
+            place += 1;
+            place <= first || needed.contains(&one.stage)
+        });
+    }
+
+    /// The headings of instructions up to that of a vertex, as far as they have not been told.
+    fn headings(&mut self, id: VertexId) -> Vec<String> {
+        let Some(line) = self.of_vertex.get(&id).copied() else { return Vec::new() };
+        self.settle();
+        let Some(upto) = self.all.iter().position(|one| one.line == line) else { return Vec::new() };
         let stage = self.all[upto].stage;
         self.untold(upto, |index, one| index == upto || one.stage < stage || (one.stage == stage && !one.is_step) || index == 0)
     }
@@ -366,7 +425,8 @@ impl Steps {
 /// Tells docker's classic messages.
 struct Teller<'a> {
     sender: &'a mpsc::Sender<Bytes>,
-    quiet: bool,
+    /// What is told only if the build fails, the last of it.
+    held: Option<Mutex<VecDeque<Bytes>>>,
     state: Mutex<Steps>,
 }
 
@@ -377,8 +437,20 @@ impl Teller<'_> {
     }
 
     fn text(&self, text: String) {
-        if !self.quiet {
-            self.send(&Message { stream: Some(text), ..Message::default() });
+        let message = Message { stream: Some(text), ..Message::default() };
+        let Some(held) = &self.held else { return self.send(&message) };
+        let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.len() == MOST_HELD {
+            held.pop_front();
+        }
+        held.push_back(line(&message));
+    }
+
+    /// Tells what was held back.
+    fn release(&self) {
+        let held = self.held.as_ref().map(|held| std::mem::take(&mut *held.lock().unwrap_or_else(PoisonError::into_inner)));
+        for message in held.into_iter().flatten() {
+            let _ = self.sender.blocking_send(message);
         }
     }
 
@@ -414,17 +486,10 @@ impl Progress for Teller<'_> {
     fn tell(&self, event: Event) {
         match event {
             Event::Step { id, line } => {
-                let mut steps = self.steps();
-                if let Some(index) = steps.all.iter().position(|one| one.line == line) {
-                    steps.of_vertex.insert(id, index);
-                }
+                self.steps().of_vertex.insert(id, line);
             }
             Event::Started(id) => {
-                let texts = {
-                    let mut steps = self.steps();
-                    let index = steps.of_vertex.get(&id).copied();
-                    index.map(|index| steps.headings(index)).unwrap_or_default()
-                };
+                let texts = self.steps().headings(id);
                 self.headings(texts);
             }
             Event::Ended { id, cached, error: None } => {
@@ -447,13 +512,33 @@ mod tests {
 
     #[test]
     fn letters_are_not_cut_and_headings_come_once() {
-        let mut steps = Steps::of(b"FROM a\nENV x=1\nRUN y\nCMD z\n").unwrap_or_else(|error| panic!("{error:?}"));
+        let mut steps = Steps::of(b"FROM a\nENV x=1\nRUN y\nCMD z\n", "").unwrap_or_else(|error| panic!("{error:?}"));
         let id = VertexId(1);
+        steps.of_vertex.insert(id, 3);
         assert_eq!(steps.whole(id, b"a\xc3".to_vec()), "a");
         assert_eq!(steps.whole(id, b"\xa4 b\xff".to_vec()), "\u{e4} b\u{fffd}");
         assert_eq!(steps.whole(id, b"c".to_vec()), "c");
-        assert_eq!(steps.headings(2), ["Step 1/4 : FROM a", "Step 2/4 : ENV x=1", "Step 3/4 : RUN y"]);
+        assert_eq!(steps.headings(id), ["Step 1/4 : FROM a", "Step 2/4 : ENV x=1", "Step 3/4 : RUN y"]);
         assert_eq!(steps.rest(), ["Step 4/4 : CMD z"]);
         assert!(steps.rest().is_empty());
+    }
+
+    #[test]
+    fn headings_are_of_the_stages_that_are_built() {
+        let file =
+            b"ARG A\nFROM a AS one\nRUN 1\nFROM b AS two\nRUN 2\nFROM scratch AS three\nCOPY --from=one / /\nFROM c\nRUN 4\n";
+        let mut steps = Steps::of(file, "Three").unwrap();
+        for (number, line) in [2, 3, 7].into_iter().enumerate() {
+            steps.of_vertex.insert(VertexId(number), line);
+        }
+        assert_eq!(steps.headings(VertexId(0)), ["Step 1/5 : ARG A", "Step 2/5 : FROM a AS one"]);
+        assert_eq!(steps.headings(VertexId(1)), ["Step 3/5 : RUN 1"]);
+        assert_eq!(steps.headings(VertexId(2)), ["Step 4/5 : FROM scratch AS three", "Step 5/5 : COPY --from=one / /"]);
+        assert!(steps.rest().is_empty());
+        // A stage that another one is built upon, without steps of its own.
+        let mut steps = Steps::of(b"FROM a AS one\nENV x=1\nFROM one\nRUN 2\n", "").unwrap();
+        steps.of_vertex.insert(VertexId(9), 4);
+        let all = ["Step 1/4 : FROM a AS one", "Step 2/4 : ENV x=1", "Step 3/4 : FROM one", "Step 4/4 : RUN 2"];
+        assert_eq!(steps.headings(VertexId(9)), all);
     }
 }

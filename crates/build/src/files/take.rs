@@ -194,8 +194,8 @@ impl Taker<'_> {
         })?;
         std::io::copy(&mut hashed, &mut std::io::sink()).context(about)?;
         let digest = hashed.hasher.finish();
-        let xattrs = super::xattrs(&OwnedFd::from(hashed.file), path.as_bytes(), tree.is_context)?;
-        seen.file(b"", &stat, tree.is_context, &xattrs, &digest);
+        let xattrs = super::xattrs(&OwnedFd::from(hashed.file), path.as_bytes(), tree.is_plain())?;
+        seen.file(b"", &stat, tree.is_plain(), &xattrs, &digest);
         Ok(true)
     }
 }
@@ -324,8 +324,8 @@ struct Put<'a, 'b> {
 impl Visit for Put<'_, '_> {
     fn directory(&mut self, path: &[u8], source: &OwnedFd, stat: &Stat) -> Result<()> {
         let about = || format!("copy {}", String::from_utf8_lossy(path));
-        let xattrs = super::xattrs(source, path, self.tree.is_context)?;
-        self.seen.entry(path, stat, self.tree.is_context, &xattrs, b"");
+        let xattrs = super::xattrs(source, path, self.tree.is_plain())?;
+        self.seen.entry(path, stat, self.tree.is_plain(), &xattrs, b"");
         let (directory, keeps) = match self.top.take() {
             Some((directory, _, was_there)) => (directory, was_there),
             None => (self.sub_directory(path)?, false),
@@ -399,14 +399,14 @@ impl Put<'_, '_> {
         match kind {
             FileType::RegularFile => {
                 let source = open(from.0, from.1).context(about)?;
-                let xattrs = super::xattrs(&source, path, self.tree.is_context)?;
+                let xattrs = super::xattrs(&source, path, self.tree.is_plain())?;
                 let number = (stat.st_dev, stat.st_ino);
                 if let Some((directory, known)) = self.links.get(&number).filter(|_| stat.st_nlink > 1) {
                     rustix::fs::linkat(directory, known, to.0, to.1, AtFlags::empty()).context(about)?;
                     // It may have been changed since its first name was copied; both names say what is there.
                     let copy = open(to.0, to.1).context(about)?;
                     let digest = Digest::of_all(File::from(copy)).context(about)?;
-                    self.seen.file(path, stat, self.tree.is_context, &xattrs, &digest);
+                    self.seen.file(path, stat, self.tree.is_plain(), &xattrs, &digest);
                     return Ok(());
                 }
                 let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -418,7 +418,7 @@ impl Put<'_, '_> {
                 }
                 self.attributes(&target, stat, &xattrs).context(about)?;
                 rustix::fs::futimens(&target, &self.times(stat)).context(about)?;
-                self.seen.file(path, stat, self.tree.is_context, &xattrs, &digest);
+                self.seen.file(path, stat, self.tree.is_plain(), &xattrs, &digest);
                 if stat.st_nlink > 1 {
                     self.links.insert(number, (to.0.try_clone().context(about)?, to.1.to_owned()));
                 }
@@ -428,7 +428,7 @@ impl Put<'_, '_> {
                 let link = rustix::fs::readlinkat(from.0, from.1, Vec::new()).context(about)?;
                 rustix::fs::symlinkat(&*link, to.0, to.1).context(about)?;
                 self.node(to, stat).context(about)?;
-                self.seen.entry(path, stat, self.tree.is_context, &[], link.as_bytes());
+                self.seen.entry(path, stat, self.tree.is_plain(), &[], link.as_bytes());
                 Ok(())
             }
             kind => {
@@ -438,7 +438,7 @@ impl Put<'_, '_> {
                     .context(about)?;
                 let mode = Mode::from_raw_mode(self.mode(stat));
                 rustix::fs::chmod(descriptor_path(node.as_fd()), mode).context(about)?;
-                self.seen.entry(path, stat, self.tree.is_context, &[], b"");
+                self.seen.entry(path, stat, self.tree.is_plain(), &[], b"");
                 Ok(())
             }
         }
@@ -474,7 +474,7 @@ impl Put<'_, '_> {
     }
 
     fn owner(&self, stat: &Stat) -> (Uid, Gid) {
-        let source = if self.tree.is_context { Owner::default() } else { Owner { uid: stat.st_uid, gid: stat.st_gid } };
+        let source = if self.tree.is_plain() { Owner::default() } else { Owner { uid: stat.st_uid, gid: stat.st_gid } };
         let owner = self.taker.owner.unwrap_or(source);
         (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid))
     }

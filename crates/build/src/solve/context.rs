@@ -20,6 +20,8 @@ pub struct Directory {
     pub ignore: Ignore,
     /// It will be here for other builds, at the same path: what its files hold is worth being remembered.
     pub is_lasting: bool,
+    /// Its files are whose they are here, with their attributes: they came as an archive that says so. Others are root's.
+    pub keeps_owners: bool,
     /// Removed with it.
     pub guard: Option<Box<dyn Send + Sync>>,
 }
@@ -32,7 +34,7 @@ pub(super) struct Context {
 
 impl Context {
     pub fn tree(&self) -> Tree<'_> {
-        Tree::of_context(&self.directory.root, self.known.as_ref())
+        Tree::of_context(&self.directory.root, self.known.as_ref(), self.directory.keeps_owners)
     }
 
     /// What is no part of it, if there is such a thing.

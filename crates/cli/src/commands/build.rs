@@ -245,8 +245,8 @@ impl Build {
         cancel: &Cancel,
     ) -> Result<Said, Ended> {
         let Prepared { outputs, asked } = prepared;
-        let input = Input::open(self, engine, progress, cancel)?;
         let mut options = asked.options;
+        let input = Input::open(self, engine, options.keeps_git_dir(), progress, cancel)?;
         options.ignore = input.ignore()?;
         // As long as the build goes on.
         let mut layouts = Vec::new();

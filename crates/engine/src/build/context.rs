@@ -23,6 +23,7 @@ pub struct Context {
     ignore: Ignore,
     /// Its only file: a Dockerfile that came alone.
     only: Option<String>,
+    keeps_owners: bool,
 }
 
 /// What a Dockerfile is called that came from the web by itself, as with BuildKit.
@@ -57,14 +58,14 @@ impl Engine {
         Ok(BuildDirectory { path: open.files(), is_lasting: true, _held: Held::Lasting(open) })
     }
 
-    /// Unpacks a tar, compressed or not.
-    pub fn unpack_context(&self, tar: impl Read) -> Result<Context> {
+    /// Unpacks a tar, compressed or not. Its files are root's, or whose it says.
+    pub fn unpack_context(&self, tar: impl Read, keeps_owners: bool) -> Result<Context> {
         let directory = self.build_directory()?;
         let root = Root::open_path(&directory.path).context(|| "open the build's context".to_owned())?;
         let tar = decompressed(tar).map_err(|error| Error::invalid(format!("read the build's context: {error}")))?;
-        copy_into(tar, &root, CopyOptions { keep_kinds: false, owner: Some((0, 0)) })
+        copy_into(tar, &root, CopyOptions { keep_kinds: false, owner: (!keeps_owners).then_some((0, 0)) })
             .map_err(|error| Error::invalid(format!("Error processing tar file: {error}")))?;
-        Ok(Context { directory, ignore: Ignore::default(), only: None })
+        Ok(Context { directory, ignore: Ignore::default(), only: None, keeps_owners })
     }
 
     /// Fetches a context by its address: a repository, an archive, or a Dockerfile by itself. `None` for what is no address. Who
@@ -72,11 +73,13 @@ impl Engine {
     pub fn fetch_context(
         &self,
         address: &str,
+        keeps_git_dir: bool,
         client: &dyn Client,
         progress: &dyn Progress,
         cancel: &Cancel,
     ) -> Result<Option<Context>, BuildError> {
-        if let Some(git) = address::git_context(address).map_err(BuildError::invalid)? {
+        if let Some(mut git) = address::git_context(address).map_err(BuildError::invalid)? {
+            git.keep_git_dir |= keeps_git_dir;
             let title = format!("[internal] load git source {}", dhow_registry::shown(address));
             return vertex(progress, &title, |_| self.context_of_commit(&git, client, cancel)).map(Some);
         }
@@ -91,7 +94,7 @@ impl Engine {
         let access = GitAccess::of(client, git, directory.path.parent().unwrap_or(&directory.path))?;
         let commit = solve::commit(git, || self.git_commit(git, &access, cancel))?;
         self.git_checkout(git, &commit, &access, &directory.path, cancel)?;
-        Ok(Context { directory, ignore: Ignore::default(), only: None })
+        Ok(Context { directory, ignore: Ignore::default(), only: None, keeps_owners: false })
     }
 
     fn context_of_file(&self, url: &str, client: &dyn Client, cancel: &Cancel) -> Result<Context, BuildError> {
@@ -115,10 +118,10 @@ impl Engine {
         let broken = |error: std::io::Error| BuildError::internal(format!("read the build's context: {error}"));
         let file = std::fs::File::open(directory.path.join(ALONE)).map_err(broken)?;
         if !dhow_build::files::is_archive(&file).map_err(broken)? {
-            return Ok(Context { directory, ignore: Ignore::default(), only: Some(ALONE.to_owned()) });
+            return Ok(Context { directory, ignore: Ignore::default(), only: Some(ALONE.to_owned()), keeps_owners: false });
         }
         std::io::Seek::rewind(&mut &file).map_err(broken)?;
-        self.unpack_context(file).map_err(internal)
+        self.unpack_context(file, true).map_err(internal)
     }
 }
 
@@ -167,7 +170,14 @@ impl Context {
     pub fn files(&self) -> Result<Directory, BuildError> {
         let root =
             Root::open_path(&self.directory.path).map_err(|error| BuildError::internal(format!("open the context: {error}")))?;
-        Ok(Directory { root, path: self.directory.path.clone(), ignore: self.ignore.clone(), is_lasting: false, guard: None })
+        Ok(Directory {
+            root,
+            path: self.directory.path.clone(),
+            ignore: self.ignore.clone(),
+            is_lasting: false,
+            keeps_owners: self.keeps_owners,
+            guard: None,
+        })
     }
 
     /// Its files, with it.

@@ -13,6 +13,31 @@ use crate::{ContainerDefaults, Engine, Error, Result};
 /// Loopback is of no use to a container, and a container without any resolver asks these, as Docker's do.
 const FALLBACK_RESOLVERS: [&str; 2] = ["8.8.8.8", "8.8.4.4"];
 
+/// What stands for the host's own address in `--add-host`.
+const HOST_GATEWAY: &str = "host-gateway";
+
+/// The name and the address of `NAME:ADDRESS` or `NAME=ADDRESS`, that without the brackets that IPv6 may have.
+///
+/// # Errors
+/// It has another form, in dockerd's words.
+fn split_host(text: &str) -> Result<(&str, &str)> {
+    let split = text.split_once('=').or_else(|| text.split_once(':')).filter(|(name, _)| !name.is_empty());
+    let (name, address) = split.ok_or_else(|| Error::invalid(format!("bad format for add-host: \"{text}\"")))?;
+    let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
+    match bare == HOST_GATEWAY || bare.parse::<std::net::IpAddr>().is_ok() {
+        true => Ok((name, bare)),
+        false => Err(Error::invalid(format!("invalid IP address in add-host: \"{address}\""))),
+    }
+}
+
+/// An entry of `--add-host` as the API has it, `NAME:ADDRESS`.
+///
+/// # Errors
+/// It has another form, in dockerd's words.
+pub fn extra_host(text: &str) -> Result<String> {
+    split_host(text).map(|(name, address)| format!("{name}:{address}"))
+}
+
 impl Engine {
     /// The directory with the container's `hosts`, `hostname` and `resolv.conf`; a shared network shares them.
     pub(crate) fn name_files(&self, container: &Container) -> PathBuf {
@@ -61,12 +86,11 @@ impl Engine {
     fn extra_hosts(&self, host: &HostConfig, plan: Option<&Plan>) -> Result<String> {
         let mut lines = String::new();
         for extra in host.extra_hosts.iter().flatten() {
-            let (name, address) =
-                extra.split_once([':', '=']).ok_or_else(|| Error::invalid(format!("bad format for add-host: \"{extra}\"")))?;
+            let (name, address) = split_host(extra)?;
             let address = match (address, plan) {
-                ("host-gateway", Some(_)) => self.host_gateway()?,
-                ("host-gateway", None) => "127.0.0.1".to_owned(),
-                (address, _) => address.trim_matches(['[', ']']).to_owned(),
+                (HOST_GATEWAY, Some(_)) => self.host_gateway()?,
+                (HOST_GATEWAY, None) => "127.0.0.1".to_owned(),
+                (address, _) => address.to_owned(),
             };
             lines += &format!("{address}\t{name}\n");
         }

@@ -43,7 +43,7 @@ pub(super) struct Definitions {
 impl Definitions {
     /// Reads the files of a definition that is at an address: a repository, an archive, or one file. Names after `cwd://` are of here.
     pub fn fetch(engine: &Engine, address: &str, named: &[String], display: &Display, cancel: &Cancel) -> Result<Definitions> {
-        let fetched = engine.fetch_context(address, &User, display, cancel).map_err(|error| failed(error.message))?;
+        let fetched = engine.fetch_context(address, false, &User, display, cancel).map_err(|error| failed(error.message))?;
         let context = fetched.ok_or_else(|| failed(format!("{address}: this is neither a repository nor a file of the web")))?;
         let text =
             |bytes: Vec<u8>, name: &str| String::from_utf8(bytes).map_err(|_| failed(format!("read {name}: it is not UTF-8")));

@@ -49,6 +49,8 @@ pub(super) struct Input<'a> {
     /// The lines that say what is no part of the context.
     exclude: Vec<String>,
     engine: &'a Engine,
+    /// Of contexts that are repositories.
+    keeps_git_dir: bool,
     display: &'a dyn Progress,
     cancel: &'a Cancel,
 }
@@ -82,7 +84,13 @@ fn is_archive(head: &[u8]) -> bool {
 
 impl<'a> Input<'a> {
     /// Finds all that is there before the build begins.
-    pub fn open(build: &Build, engine: &'a Engine, display: &'a dyn Progress, cancel: &'a Cancel) -> Result<Input<'a>, Ended> {
+    pub fn open(
+        build: &Build,
+        engine: &'a Engine,
+        keeps_git_dir: bool,
+        display: &'a dyn Progress,
+        cancel: &'a Cancel,
+    ) -> Result<Input<'a>, Ended> {
         let mut input = Input {
             context: Context::Nothing,
             named: BTreeMap::new(),
@@ -92,6 +100,7 @@ impl<'a> Input<'a> {
             file_name: "Dockerfile".to_owned(),
             exclude: Vec::new(),
             engine,
+            keeps_git_dir,
             display,
             cancel,
         };
@@ -121,7 +130,9 @@ impl<'a> Input<'a> {
                 // A path that is there is none of another place.
                 let remote = match Path::new(path).exists() {
                     true => None,
-                    false => engine.fetch_context(path, &input, display, cancel).map_err(|error| Ended::from(error).late())?,
+                    false => engine
+                        .fetch_context(path, keeps_git_dir, &input, display, cancel)
+                        .map_err(|error| Ended::from(error).late())?,
                 };
                 if let Some(context) = remote {
                     input.of_context(build, context, own)?;
@@ -182,7 +193,7 @@ impl<'a> Input<'a> {
             whole.take(LARGEST_FILE).read_to_end(&mut self.file).map_err(wrong)?;
             return Ok(());
         }
-        let context = engine.unpack_context(whole).map_err(|error| plain(error.message))?;
+        let context = engine.unpack_context(whole, true).map_err(|error| plain(error.message))?;
         self.of_context(build, context, None)
     }
 
@@ -293,14 +304,21 @@ impl Client for Input<'_> {
         if let Some(path) = self.named.get(name) {
             let address = path.to_string_lossy();
             if !path.exists()
-                && let Some(context) = self.engine.fetch_context(&address, self, self.display, self.cancel)?
+                && let Some(context) = self.engine.fetch_context(&address, self.keeps_git_dir, self, self.display, self.cancel)?
             {
                 return context.into_files();
             }
             told_at_once(self.display, &format!("[context {name}] load from client"), |_| ());
             let exclude = self.ignored_by(&[path.join(".dockerignore")]);
             let ignore = Ignore::of(&exclude).map_err(plain)?;
-            return Ok(Directory { root: open(path)?, path: path.clone(), ignore, is_lasting: true, guard: None });
+            return Ok(Directory {
+                root: open(path)?,
+                path: path.clone(),
+                ignore,
+                is_lasting: true,
+                keeps_owners: false,
+                guard: None,
+            });
         }
         if name != "context" {
             return Err(plain(format!("no local sources enabled for {name}")));
@@ -308,9 +326,14 @@ impl Client for Input<'_> {
         told_at_once(self.display, "[internal] load build context", |_| ());
         let ignore = Ignore::of(&self.exclude).map_err(plain)?;
         match &self.context {
-            Context::Directory(path) => {
-                Ok(Directory { root: open(path)?, path: path.clone(), ignore, is_lasting: true, guard: None })
-            }
+            Context::Directory(path) => Ok(Directory {
+                root: open(path)?,
+                path: path.clone(),
+                ignore,
+                is_lasting: true,
+                keeps_owners: false,
+                guard: None,
+            }),
             Context::Unpacked(context) => Ok(Directory { ignore, ..context.directory(name)? }),
             Context::Nothing => {
                 let empty = self.engine.build_directory().map_err(|error| BuildError::internal(error.message))?;
@@ -319,6 +342,7 @@ impl Client for Input<'_> {
                     path: empty.path.clone(),
                     ignore,
                     is_lasting: false,
+                    keeps_owners: false,
                     guard: Some(Box::new(empty)),
                 })
             }

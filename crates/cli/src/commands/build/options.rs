@@ -8,7 +8,7 @@ use dhow_engine::dhow_build::address;
 use dhow_engine::dhow_build::dockerfile::instruction::Network;
 use dhow_engine::dhow_build::plan::{NamedContext, Options};
 use dhow_engine::units::parse_bytes;
-use dhow_engine::{Allowed, BuildLimits, CacheSource, CacheTarget, LayoutSource};
+use dhow_engine::{Allowed, BuildLimits, CacheSource, CacheTarget, LayoutSource, extra_host};
 use dhow_oci::{Platform, Reference};
 
 use super::{Build, checked_pair, failed};
@@ -71,21 +71,17 @@ impl Build {
             }
         }
         let build_args = self.arguments(folder)?;
-        let of_argument = |name: &str| build_args.get(name).cloned();
-        let options = Options {
+        let mut options = Options {
             target: self.target.clone(),
             labels: self.label.iter().map(|text| checked_pair(text).map(pair)).collect::<Result<_>>()?,
             platforms,
-            is_multi_platform: of_argument("BUILDKIT_MULTI_PLATFORM").is_some_and(|value| value == "1" || value == "true"),
             no_cache: self.no_cache(),
             network,
-            hostname: of_argument("BUILDKIT_SANDBOX_HOSTNAME").unwrap_or_default(),
-            cache_namespace: of_argument("BUILDKIT_CACHE_MOUNT_NS").unwrap_or_default(),
             contexts: self.contexts()?,
-            check: of_argument("BUILDKIT_DOCKERFILE_CHECK"),
             build_args,
             ..Options::default()
         };
+        options.heed_arguments();
         let limits = BuildLimits {
             hosts: self.add_host.iter().map(|text| host(text)).collect::<Result<_>>()?,
             shm_size: match &self.shm_size {
@@ -220,12 +216,8 @@ fn pair(text: &str) -> (String, String) {
 
 /// `NAME:ADDRESS` or `NAME=ADDRESS`, with brackets around an IPv6 address or without.
 fn host(text: &str) -> Result<String> {
-    let split = text.split_once('=').or_else(|| text.split_once(':'));
-    let wrong = || failed(format!("invalid host {text}"));
-    let (name, address) = split.filter(|(name, _)| !name.is_empty()).ok_or_else(wrong)?;
-    let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
-    if bare != "host-gateway" && bare.parse::<std::net::IpAddr>().is_err() {
-        return Err(failed(format!("invalid IP address in add-host: \"{address}\"")));
+    match text.find(['=', ':']) {
+        None | Some(0) => Err(failed(format!("invalid host {text}"))),
+        Some(_) => extra_host(text).map_err(|error| failed(error.message)),
     }
-    Ok(format!("{name}:{bare}"))
 }

@@ -286,13 +286,7 @@ fn fields(text: &str) -> Vec<String> {
 }
 
 pub(super) fn extra_host(text: &str) -> Result<String> {
-    let (name, address) =
-        text.split_once(['=', ':']).ok_or_else(|| flag(text, "--add-host", &format!("bad format for add-host: \"{text}\"")))?;
-    let plain = address.trim_matches(['[', ']']);
-    if name.is_empty() || (plain != "host-gateway" && plain.parse::<std::net::IpAddr>().is_err()) {
-        return Err(flag(text, "--add-host", &format!("invalid IP address in add-host: \"{address}\"")));
-    }
-    Ok(format!("{name}:{plain}"))
+    dhow_engine::extra_host(text).map_err(|error| flag(text, "--add-host", &error.message))
 }
 
 pub(super) fn tmpfs(given: &[String]) -> BTreeMap<String, String> {
