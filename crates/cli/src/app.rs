@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser};
 
-use self::tree::{Builder, Command, Container, Image, OnContainers, OnImages, OnSystem, System};
+use self::tree::{Builder, Builders, Command, Container, Image, OnContainers, OnImages, OnSystem, System};
 pub(crate) use self::usage::usage_text;
 use self::usage::{arguments_of, usage};
 use crate::commands::{self, build, context, create, daemon, exec, image, inspect, lifecycle, list, logs, run, system};
@@ -185,14 +185,22 @@ async fn dispatch(app: App) -> failure::Result {
     let target = Target { host, tls, roots, context, starts: run.map(run::Run::starts) };
     // Built here, whether there is a daemon or not.
     let command = match app.command {
-        Command::OnImages(OnImages::Build(build))
-        | Command::Image(Image::Same(OnImages::Build(build)))
-        | Command::Builder(Builder::Build(build)) => return build.run(&target, &files).await,
-        Command::Builder(Builder::Bake(bake)) => return bake.run(&target, &files).await,
-        Command::Builder(Builder::History(history)) => return history.run(&target),
-        Command::Builder(Builder::Inspect(inspect)) => return inspect.run(&target),
-        Command::Builder(Builder::Ls(ls)) => return ls.run(&target),
-        Command::Builder(Builder::Version(version)) => return version.run(),
+        Command::OnImages(OnImages::Build(build)) | Command::Image(Image::Same(OnImages::Build(build))) => {
+            return build.run(&target, &files).await;
+        }
+        Command::Bake(bake) => return bake.run(&target, &files).await,
+        Command::Builder(Builders { chosen, command }) => {
+            chosen.check()?;
+            match command {
+                Builder::Build(build) => return build.run(&target, &files).await,
+                Builder::Bake(bake) => return bake.run(&target, &files).await,
+                Builder::History(history) => return history.run(&target),
+                Builder::Inspect(inspect) => return inspect.run(&target),
+                Builder::Ls(ls) => return ls.run(&target),
+                Builder::Version(version) => return version.run(),
+                command @ (Builder::Du(_) | Builder::Prune(_)) => Command::Builder(Builders { chosen, command }),
+            }
+        }
         command => command,
     };
     let client = match &command {
@@ -218,17 +226,10 @@ async fn dispatch(app: App) -> failure::Result {
         Command::System(System::Prune(prune)) => prune.run(&client).await,
         Command::System(System::Df(df)) => df.run(&client).await,
         Command::System(System::Check(check)) => check.run(&client).await,
-        Command::Builder(Builder::Du(du)) => du.run(&client).await,
-        Command::Builder(Builder::Prune(prune)) => prune.run(&client).await,
+        Command::Builder(Builders { command: Builder::Du(du), .. }) => du.run(&client).await,
+        Command::Builder(Builders { command: Builder::Prune(prune), .. }) => prune.run(&client).await,
         // Done above.
-        Command::Builder(
-            Builder::Bake(_)
-            | Builder::Build(_)
-            | Builder::History(_)
-            | Builder::Inspect(_)
-            | Builder::Ls(_)
-            | Builder::Version(_),
-        ) => Ok(()),
+        Command::Bake(_) | Command::Builder(_) => Ok(()),
         Command::Volume(command) => command.run(&client).await,
         Command::Network(command) => command.run(&client).await,
         Command::OnImages(command) | Command::Image(Image::Same(command)) => command.run(&client).await,

@@ -1,6 +1,6 @@
 //! The tree of commands: which there are, under what names, and which stand in several places.
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use dhow_api::client::Client;
 
 use crate::commands::{
@@ -54,9 +54,11 @@ pub enum Command {
     /// Manage images
     #[command(subcommand)]
     Image(Image),
+    /// Build from a file
+    Bake(Box<bake::Command>),
     /// Build images, and manage what is kept of builds
-    #[command(subcommand, visible_alias = "buildx")]
-    Builder(Builder),
+    #[command(visible_alias = "buildx")]
+    Builder(Builders),
     /// Manage volumes
     #[command(subcommand)]
     Volume(Volume),
@@ -175,6 +177,14 @@ pub enum Image {
     Inspect(inspect::InspectImage),
     /// Remove unused images
     Prune(prune::Images),
+}
+
+#[derive(Args, Debug)]
+pub struct Builders {
+    #[command(flatten)]
+    pub chosen: builder::Chosen,
+    #[command(subcommand)]
+    pub command: Builder,
 }
 
 #[derive(Subcommand, Debug)]

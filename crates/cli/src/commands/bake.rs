@@ -27,6 +27,8 @@ const NO_ENVIRONMENT: &str = "BUILDX_BAKE_DISABLE_VARS_ENV_LOOKUP";
 
 #[derive(Args, Debug)]
 pub struct Command {
+    #[command(flatten)]
+    chosen: super::builder::Chosen,
     /// Allow build to access specified resources
     #[arg(long)]
     allow: Vec<String>,
@@ -96,6 +98,7 @@ fn is_set(name: &str) -> Option<bool> {
 impl Command {
     /// Reads definitions, and builds what is asked for of them in this process.
     pub async fn run(mut self, target: &Target, folder: &Path) -> Result {
+        self.chosen.check()?;
         // Where the definition is, and where its own files are to be taken from instead.
         let addresses = self.target.iter().take(2).take_while(|text| is_elsewhere(text)).count();
         let mut addresses = self.target.drain(..addresses);

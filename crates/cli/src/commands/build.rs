@@ -35,6 +35,8 @@ const INTERRUPTED: i32 = 130;
 
 #[derive(Args, Debug)]
 pub struct Build {
+    #[command(flatten)]
+    chosen: super::builder::Chosen,
     /// Add a custom host-to-IP mapping (format: "host:ip")
     #[arg(long)]
     add_host: Vec<String>,
@@ -173,6 +175,7 @@ impl std::fmt::Debug for Guard {
 impl Build {
     /// Builds in this process: there is no daemon that it would have to go through.
     pub async fn run(self, target: &Target, folder: &Path) -> Result {
+        self.chosen.check()?;
         let instead = "dhow builds on its own machine; docker buildx build takes that address";
         let (engine, folder) = (target.own_engine(instead)?, folder.to_owned());
         cancellable(move |cancel| self.build(&engine, &folder, cancel)).await

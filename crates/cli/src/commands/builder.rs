@@ -17,6 +17,29 @@ use super::prune::Consent;
 use crate::failure::{Failure, Result};
 use crate::output::{List, print};
 
+/// Who is to build: there is one.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Chosen {
+    /// Override the configured builder instance
+    #[arg(long, global = true, default_value = "", hide_default_value = true)]
+    builder: String,
+    /// Enable debug logging
+    #[arg(short = 'D', long = "debug", id = "builder-debug", global = true)]
+    _debug: bool,
+}
+
+impl Chosen {
+    /// # Errors
+    /// Another builder is wanted, by the option or by docker's variable for it.
+    pub fn check(&self) -> Result {
+        let of_variable = std::env::var("BUILDX_BUILDER").unwrap_or_default();
+        match if self.builder.is_empty() { of_variable } else { self.builder.clone() }.as_str() {
+            "" | list::NAME => Ok(()),
+            name => Err(Failure::new(format!("ERROR: no builder \"{name}\" found"))),
+        }
+    }
+}
+
 #[derive(Args, Debug)]
 pub struct Du {
     /// Format output using a custom template: 'table', 'json', or a Go template

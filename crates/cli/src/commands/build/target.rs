@@ -91,6 +91,7 @@ impl Build {
         let platform = |text: &str| if text == "local" { Platform::host().to_string() } else { text.to_owned() };
         let named = target.contexts.iter().filter(|(_, context)| !context.starts_with(TARGET));
         Build {
+            chosen: Default::default(),
             add_host: pairs(&target.extra_hosts),
             allow: list(&target.entitlements),
             annotation: list(&target.annotations),

@@ -11,7 +11,7 @@ use crate::output::{print, tabulate};
 use crate::template::Template;
 
 /// As docker's clients call the builder that a context has of itself, and those that are their engine's own.
-const NAME: &str = "default";
+pub(super) const NAME: &str = "default";
 const DRIVER: &str = "docker";
 
 #[derive(Args, Debug)]
