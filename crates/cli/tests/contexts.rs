@@ -418,7 +418,7 @@ fn an_agent_is_lent_to_a_command_and_to_nobody_else() {
     built(&sandbox, &[own]);
     assert!(answer(&sandbox, "cat /answer").contains("/run/buildkit/ssh_agent.0: No such file"));
     context(&sandbox, "FROM busybox\nRUN --mount=type=ssh,required=true true\n");
-    assert!(refused(&sandbox, &[own]).contains("no SSH key \"default\" forwarded from the client"));
+    assert!(refused(&sandbox, &[own]).contains("unset ssh forward key default"));
     assert!(refused(&sandbox, &["--ssh=default=/etc/passwd", own]).contains("ssh-add"));
     sandbox.finish();
 }

@@ -123,7 +123,7 @@ impl Engine {
                     gone_layers = layers;
                     Some(would_be_deleted(&row, new))
                 }
-                (true, false) => removed(self.remove_known(&row)),
+                (true, false) => removed(self.remove_known(&row)).filter(|deleted| !deleted.is_empty()),
             };
             if let Some(deleted) = deleted {
                 pruned.images_deleted.get_or_insert_with(Vec::<Deleted>::new).extend(deleted);

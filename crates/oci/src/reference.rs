@@ -118,7 +118,7 @@ impl FromStr for Reference {
         if name.len() > MAX_NAME {
             return Err(InvalidReference::TooLong);
         }
-        if path.chars().any(|c| c.is_ascii_uppercase()) && is_path(&path.to_ascii_lowercase()) {
+        if path.chars().any(char::is_uppercase) && !path.contains(':') {
             return Err(InvalidReference::Uppercase(path));
         }
         if name.is_empty() || !is_domain(domain) || !is_path(&path) {

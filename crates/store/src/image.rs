@@ -352,7 +352,8 @@ fn names(db: &Connection, row: &mut ImageRow) -> Result<()> {
     let id = row.id.to_string();
     let mut tags = db.prepare_cached("SELECT repository, tag FROM tags WHERE image_id = ?1 ORDER BY repository, tag")?;
     row.tags = tags.query_map([&id], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?;
-    let mut digests = db.prepare_cached("SELECT repository, digest FROM digests WHERE image_id = ?1 ORDER BY repository")?;
+    let mut digests =
+        db.prepare_cached("SELECT repository, digest FROM digests WHERE image_id = ?1 ORDER BY repository, digest")?;
     let pairs = digests.query_map([&id], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
     row.digests = pairs.filter_map(|pair| pair.ok().and_then(|(name, digest)| Some((name, digest.parse().ok()?)))).collect();
     row.platform_of = tags_for(db, &id)?;

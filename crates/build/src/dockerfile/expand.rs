@@ -84,6 +84,13 @@ impl Lexer {
         Ok(Expanded { text: whole.text, used: reader.used, unset: reader.unset })
     }
 
+    /// The variables of a word that are not set, as far as it can be expanded.
+    pub fn unset(self, text: &str, variables: &Variables) -> Vec<String> {
+        let mut reader = self.reader(text, variables);
+        let _ = reader.until(None, self.raw_escapes);
+        reader.unset
+    }
+
     /// Expands a text, and splits it into words at spaces that are not quoted.
     pub fn words(self, text: &str, variables: &Variables) -> Result<Vec<String>> {
         let mut reader = self.reader(text, variables);
@@ -554,6 +561,7 @@ mod tests {
 
     #[test]
     fn errors() {
+        assert_eq!(Lexer::new('\\').unset("$u ${e:?} $u2", &variables()), ["u"]);
         for (text, expected) in [
             ("${a", "failed to process \"${a\": unsupported modifier (\u{fffd}) in substitution"),
             ("${}", "failed to process \"${}\": syntax error: bad substitution"),

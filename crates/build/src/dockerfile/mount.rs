@@ -87,6 +87,10 @@ const KEYS: [&str; 19] = [
 
 /// What can be said before variables are known.
 pub(super) fn check_early(text: &str) -> Result<()> {
+    if text.is_empty() {
+        // In the words of Go's reader.
+        return Err(DockerfileError::new("failed to parse csv mounts: EOF"));
+    }
     for field in fields(text)? {
         if let Some((key, value)) = field.split_once('=')
             && key.eq_ignore_ascii_case("from")

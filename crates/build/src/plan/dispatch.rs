@@ -95,11 +95,19 @@ impl Planner<'_> {
 
     /// Expands a word of an instruction.
     pub(super) fn expand(&mut self, index: usize, instruction: &Instruction, lexer: Lexer, text: &str) -> Result<String> {
-        let state = &self.states[index];
-        let expanded = lexer.word(text, &state.variables)?;
-        self.spend(expanded.text.len())?;
-        self.note_unset(index, instruction, &expanded);
-        Ok(expanded.text)
+        let variables = &self.states[index].variables;
+        match lexer.word(text, variables) {
+            Ok(expanded) => {
+                self.spend(expanded.text.len())?;
+                self.note_unset(index, instruction, &expanded);
+                Ok(expanded.text)
+            }
+            Err(error) => {
+                let unset = lexer.unset(text, variables);
+                self.note_unset(index, instruction, &Expanded { unset, ..Expanded::default() });
+                Err(error)
+            }
+        }
     }
 
     /// Counts what is made of the file's text: a short file may stand for more than there is memory.

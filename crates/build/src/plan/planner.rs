@@ -2,6 +2,7 @@
 //! and only those of stages that the target needs.
 
 use std::collections::BTreeMap;
+use std::num::IntErrorKind;
 
 use dhow_oci::Platform;
 
@@ -11,6 +12,7 @@ use super::state::State;
 use super::{Images, Options, Outline, Plan, PlannedImage, Step, merge};
 use crate::dockerfile::check::Checks;
 use crate::dockerfile::{self, DockerfileError, Finding, Lexer, Result, Variables};
+use crate::text::quote;
 
 /// Platforms of one build.
 const MOST_PLATFORMS: usize = 32;
@@ -59,8 +61,14 @@ fn plan_for(
     let epoch = match options.build_args.get("SOURCE_DATE_EPOCH").map(String::as_str).or(global.get("SOURCE_DATE_EPOCH")) {
         None | Some("") => None,
         Some(text) => {
-            let wrong = || DockerfileError::new(format!("invalid SOURCE_DATE_EPOCH: {text}"));
-            Some(text.parse::<i64>().map_err(|_| wrong())?)
+            let wrong = |why: &str| {
+                let why = format!("strconv.ParseInt: parsing {}: {why}", quote(text));
+                DockerfileError::new(format!("invalid SOURCE_DATE_EPOCH: {text}: {why}"))
+            };
+            Some(text.parse::<i64>().map_err(|error| match error.kind() {
+                IntErrorKind::PosOverflow | IntErrorKind::NegOverflow => wrong("value out of range"),
+                _ => wrong("invalid syntax"),
+            })?)
         }
     };
     let mut planner = Planner {

@@ -286,7 +286,7 @@ impl Solver<'_> {
                     env.push(format!("SSH_AUTH_SOCK={}", mount.target));
                 }
                 let Some(agent) = self.client.agent(&wanted.id)? else {
-                    let missing = format!("no SSH key {} forwarded from the client", crate::text::quote(&wanted.id));
+                    let missing = format!("unset ssh forward key {}", wanted.id);
                     return if wanted.required { Err(BuildError::invalid(missing)) } else { Ok(None) };
                 };
                 let socket = scratch.join(format!("agent-{number}"));

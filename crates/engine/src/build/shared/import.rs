@@ -287,9 +287,14 @@ impl Engine {
 
 /// Hands over what a blob has after its first bytes, if it is as large as it should be.
 fn bring_blob(content: &dyn Content, blob: &Descriptor, have: u64, take: Take<'_>) -> io::Result<()> {
+    let wrong = |found: &str| io::Error::other(format!("blob {} has {found} bytes instead of {}", blob.digest, blob.size));
     let found = content.size(&blob.digest)?;
     if found != blob.size {
-        return Err(io::Error::other(format!("blob {} has {found} bytes instead of {}", blob.digest, blob.size)));
+        return Err(wrong(&found.to_string()));
     }
-    content.read(&blob.digest, have, take)
+    let mut left = blob.size.saturating_sub(have);
+    content.read(&blob.digest, have, &mut |piece| {
+        left = left.checked_sub(piece.len() as u64).ok_or_else(|| wrong("more"))?;
+        take(piece)
+    })
 }
