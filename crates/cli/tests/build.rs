@@ -375,6 +375,10 @@ fn the_cache_is_pruned_as_far_as_is_asked_for() {
     let sizes = |sandbox: &Sandbox| sandbox.ok(&["builder", "du", "--format", "{{.Size}}"]);
     built(&sandbox, &path, &["-o", "type=tar,dest=/dev/null"]);
     assert_eq!(sizes(&sandbox).lines().count(), 3);
+    let steps = |filter: &str| sandbox.ok(&["builder", "du", "--format", "{{.Type}}", "--filter", filter]).lines().count();
+    assert_eq!((steps("type=regular"), steps("description=of=/a "), steps("until=24h"), steps("inuse=true")), (3, 1, 0, 0));
+    let (_, error) = sandbox.fails(&["builder", "du", "--filter", "nosuch=1"]);
+    assert!(error.contains("invalid filter 'nosuch'"), "{error}");
     // Nothing is that old.
     sandbox.ok(&["builder", "prune", "-f", "--filter", "until=24h"]);
     sandbox.ok(&["builder", "prune", "-f", "--keep-storage", "10MB"]);

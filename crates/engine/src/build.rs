@@ -21,7 +21,7 @@ mod shared;
 mod web;
 
 use bases::BaseImages;
-pub use cache::PruneBuilds;
+pub use cache::{CacheFilter, PruneBuilds};
 pub use content::{Content, NewBlob, Take};
 pub use context::{BuildDirectory, Context};
 pub use history::{

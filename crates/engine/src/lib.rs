@@ -59,10 +59,10 @@ mod wait;
 pub use archive::{PathStat, PutOptions};
 pub use budget::Budget;
 pub use build::{
-    Allowed, Annotation, BuildDirectory, BuildLimits, BuildLog, BuildRequest, Built, CachePlace, CacheSource, CacheTarget,
-    Cancel, ClientPlace, Content, Context as BuildContext, Described, HistoryRecord, ImageForm, Journal, LayoutImage,
-    LayoutImages, LayoutSource, NewBlob, NewRecord, Noted, Output as BuildOutput, Place as BuildPlace, Provenance, PruneBuilds,
-    RecordedFailure, RecordedResult, Solved, Squash, StepCounts, Take, is_own_frontend, scanner_of, vertex,
+    Allowed, Annotation, BuildDirectory, BuildLimits, BuildLog, BuildRequest, Built, CacheFilter, CachePlace, CacheSource,
+    CacheTarget, Cancel, ClientPlace, Content, Context as BuildContext, Described, HistoryRecord, ImageForm, Journal,
+    LayoutImage, LayoutImages, LayoutSource, NewBlob, NewRecord, Noted, Output as BuildOutput, Place as BuildPlace, Provenance,
+    PruneBuilds, RecordedFailure, RecordedResult, Solved, Squash, StepCounts, Take, is_own_frontend, scanner_of, vertex,
 };
 pub use bundled::BUNDLED;
 pub use commit::CommitOptions;

@@ -10,6 +10,7 @@ use clap::Args;
 use dhow_api::client::{Client, query};
 use dhow_api::system::{BuildCache, DiskUsage, PrunedBuildCache};
 use dhow_engine::units::{human_duration, human_size, parse_bytes};
+use dhow_engine::{CacheFilter, Filters};
 use serde_json::json;
 
 use super::filters;
@@ -42,6 +43,9 @@ impl Chosen {
 
 #[derive(Args, Debug)]
 pub struct Du {
+    /// Provide filter values
+    #[arg(long)]
+    filter: Vec<String>,
     /// Format output using a custom template: 'table', 'json', or a Go template
     #[arg(long)]
     format: Option<String>,
@@ -53,7 +57,11 @@ pub struct Du {
 impl Du {
     pub async fn run(self, client: &Client) -> Result {
         let usage: DiskUsage = client.get_json("/system/df?type=build-cache").await?;
-        let records = usage.build_cache.unwrap_or_default();
+        let mut records = usage.build_cache.unwrap_or_default();
+        let wrong = |error: dhow_engine::Error| Failure::new(error.message);
+        let filters = Filters::parse(&filters(&self.filter)?).map_err(wrong)?;
+        let filter = CacheFilter::of(&filters).map_err(wrong)?;
+        records.retain(|record| filter.matches(record));
         if self.verbose && self.format.is_none() {
             return print(&records.iter().map(block).collect::<String>());
         }
@@ -130,7 +138,7 @@ pub struct Prune {
     #[arg(long)]
     filter: Vec<String>,
     /// Amount of disk space always allowed to keep for cache
-    #[arg(long, alias = "reserved-space", default_value = "", hide_default_value = true)]
+    #[arg(long, visible_alias = "reserved-space", default_value = "", hide_default_value = true)]
     keep_storage: String,
     /// Maximum amount of disk space allowed to keep for cache
     #[arg(long, default_value = "", hide_default_value = true)]

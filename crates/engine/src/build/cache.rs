@@ -37,6 +37,45 @@ pub struct PruneBuilds {
     pub dry_run: bool,
 }
 
+/// Which records of the build cache are meant, by filters of `builder prune` and `builder du`.
+pub struct CacheFilter<'a> {
+    filters: &'a Filters,
+    /// Unix nanoseconds: only what was not used since.
+    until: Option<i64>,
+    in_use: Option<bool>,
+    shared: Option<bool>,
+    private: Option<bool>,
+}
+
+impl<'a> CacheFilter<'a> {
+    /// # Errors
+    /// A filter is not known or has no sense.
+    pub fn of(filters: &'a Filters) -> Result<CacheFilter<'a>> {
+        filters.check(&["until", "unused-for", "id", "type", "description", "inuse", "shared", "private"])?;
+        let until = match filters.get("unused-for") {
+            [] => crate::filter::until(filters)?,
+            [text] => {
+                let wrong = || Error::invalid(format!("invalid duration {text:?} of filter unused-for"));
+                Some(time::now() - crate::units::parse_duration(text).ok_or_else(wrong)?)
+            }
+            _ => return Err(Error::invalid("more than one unused-for filter specified")),
+        };
+        let [in_use, shared, private] = ["inuse", "shared", "private"].map(|name| filters.boolean(name));
+        Ok(CacheFilter { filters, until, in_use: in_use?, shared: shared?, private: private? })
+    }
+
+    pub fn matches(&self, record: &BuildCache) -> bool {
+        let used = record.last_used_at.as_deref().and_then(time::parse).unwrap_or_default();
+        self.until.is_none_or(|until| used < until)
+            && self.filters.any("id", |id| record.id.starts_with(id))
+            && self.filters.any("type", |kind| record.kind == kind)
+            && self.filters.any("description", |text| record.description.contains(text))
+            && self.in_use.is_none_or(|in_use| record.in_use == in_use)
+            && self.shared.is_none_or(|shared| record.shared == shared)
+            && self.private.is_none_or(|private| record.shared != private)
+    }
+}
+
 impl Engine {
     /// All that is kept of builds, what was not used for the longest time first.
     pub fn build_cache(&self) -> Result<Vec<BuildCache>> {
@@ -97,28 +136,8 @@ impl Engine {
     /// # Errors
     /// A filter is not known or has no sense.
     pub fn prune_builds(&self, query: &PruneBuilds) -> Result<PrunedBuildCache> {
-        let filters = &query.filters;
-        filters.check(&["until", "unused-for", "id", "type", "description", "inuse", "shared", "private"])?;
-        let until = match filters.get("unused-for") {
-            [] => crate::filter::until(filters)?,
-            [text] => {
-                let wrong = || Error::invalid(format!("invalid duration {text:?} of filter unused-for"));
-                Some(time::now() - crate::units::parse_duration(text).ok_or_else(wrong)?)
-            }
-            _ => return Err(Error::invalid("more than one unused-for filter specified")),
-        };
-        let (in_use, shared, private) = (filters.boolean("inuse")?, filters.boolean("shared")?, filters.boolean("private")?);
-        let wanted = |record: &BuildCache| {
-            let used = record.last_used_at.as_deref().and_then(time::parse).unwrap_or_default();
-            (query.all || !record.shared)
-                && until.is_none_or(|until| used < until)
-                && filters.any("id", |id| record.id.starts_with(id))
-                && filters.any("type", |kind| record.kind == kind)
-                && filters.any("description", |text| record.description.contains(text))
-                && in_use.is_none_or(|in_use| record.in_use == in_use)
-                && shared.is_none_or(|shared| record.shared == shared)
-                && private.is_none_or(|private| record.shared != private)
-        };
+        let filter = CacheFilter::of(&query.filters)?;
+        let wanted = |record: &BuildCache| (query.all || !record.shared) && filter.matches(record);
         let all = self.build_cache()?;
         let own = |record: &BuildCache| if record.shared { 0 } else { record.size.max(0) as u64 };
         let mut total: u64 = all.iter().map(own).sum();
