@@ -207,8 +207,9 @@ def case_context(engines, runs):
 
 def case_stages(engines, runs):
     """Four stages of one second of work each that know nothing of one another."""
-    work = "RUN i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; echo $i > /x\n"
-    steps = "".join(f"FROM busybox AS s{number}\n{work}" for number in range(4))
+    # Equal steps would be done once for all.
+    work = "RUN i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; echo %d $i > /x\n"
+    steps = "".join(f"FROM busybox AS s{number}\n{work % number}" for number in range(4))
     steps += "FROM busybox\n" + "".join(f"COPY --from=s{number} /x /x{number}\n" for number in range(4))
     times = {engine.name: {"four_ms": [], "one_ms": []} for engine in engines}
     with tempfile.TemporaryDirectory(dir=os.environ.get("SCRATCH", "/tmp")) as directory:

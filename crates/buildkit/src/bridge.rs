@@ -169,7 +169,7 @@ impl Caller<'_> {
                 false => self.engine.build_directory(),
             };
             let directory = directory.map_err(|error| BuildError::internal(error.message))?;
-            let what = if is_context { "context" } else { "dockerfile" };
+            let what = if is_context || wanted.follow == [IGNORE] { "context" } else { "dockerfile" };
             let name = format!("transferring {what}:");
             let tell = |current: u64, done: bool| {
                 self.progress.tell(Event::Status { id, name: name.clone(), current, total: 0, done });
@@ -339,6 +339,7 @@ fn build(engine: &Arc<Engine>, job: &Arc<Job>, asked: &Asked, handle: &Handle) -
         options,
         tags: Vec::new(),
         pull: asked.pull,
+        takes_ids: false,
         limits: asked.limits.clone(),
         cache_from: options::sources(&job.caches, &asked.cache_imports, places)?,
         cache_to: options::targets(&job.caches, places)?,

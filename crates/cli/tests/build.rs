@@ -411,6 +411,20 @@ fn what_is_not_there_is_found_before_anything_is_done() {
     sandbox.finish();
 }
 
+/// What is meant for a stage, and is none because of a slip of the pen, must not be some image whose ID begins like that.
+#[test]
+fn the_beginning_of_an_id_is_no_base_image() {
+    let sandbox = sandboxed!();
+    let id = sandbox.ok(&["images", "-q", "--no-trunc", "busybox"]);
+    let short = &id["sha256:".len()..][..12];
+    for file in [format!("FROM {short}\n"), format!("FROM {id}\n"), format!("FROM busybox\nCOPY --from={short} /bin/sh /x\n")] {
+        let output = build(&sandbox, &context(&sandbox, "c", &file), &[]);
+        let told = text(&output.stderr);
+        assert!(!output.status.success() && told.contains("failed to resolve source metadata"), "{file}{told}");
+    }
+    sandbox.finish();
+}
+
 #[test]
 fn it_is_said_why_a_step_is_done() {
     let sandbox = sandboxed!();

@@ -109,6 +109,10 @@ fn what_is_asked_for_is_done_or_refused() {
         let said = build(&sandbox, &[(name, value)], &[&plain]);
         assert!(said.starts_with("HTTP/1.1 400") && said.contains(why), "{said}");
     }
+    // As dockerd's classic builder takes them.
+    let id = sandbox.ok(&["images", "-q", "busybox"]);
+    let said = build(&sandbox, &[], &[&archive(&format!("FROM {id}\nRUN echo known\n"), &[])]);
+    assert!(told(&said).contains("known\n"), "{said}");
     let said = build(&sandbox, &[], &[&archive("", &[])]);
     assert!(said.contains("the Dockerfile (Dockerfile) cannot be empty"), "{said}");
     sandbox.finish();

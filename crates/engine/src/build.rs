@@ -64,6 +64,9 @@ pub struct BuildRequest<'a> {
     pub tags: Vec<Reference>,
     /// Base images are asked for at their registries, though they are here.
     pub pull: bool,
+    /// Base images may be named by their IDs, and by the beginnings of these, as the classic builder takes them. BuildKit does not:
+    /// what is no stage, because of a slip of the pen, is not to be some image.
+    pub takes_ids: bool,
     pub limits: BuildLimits,
     pub allowed: Allowed,
     /// The image of a program that looks through the results, for what is attested of them.

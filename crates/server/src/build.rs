@@ -252,6 +252,7 @@ fn run(engine: &Engine, asked: Asked, mut context: BuildContext, cancel: &Cancel
         options,
         tags: asked.tags.clone(),
         pull: asked.pull,
+        takes_ids: true,
         limits: asked.limits,
         // The classic builder asked for no leave.
         allowed: Allowed { host_network: true, insecure: false },

@@ -268,6 +268,7 @@ impl Build {
             options,
             tags: asked.tags.clone(),
             pull: self.pull,
+            takes_ids: false,
             limits: asked.limits,
             allowed: asked.allowed,
             scanner: asked.scanner,

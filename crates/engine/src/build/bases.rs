@@ -72,18 +72,34 @@ impl Images for BaseImages<'_> {
 }
 
 impl BaseImages<'_> {
+    /// The image of here that has this name, or, where that is allowed, this ID.
+    fn named(&self, reference: &str) -> Result<Option<Image>, BuildError> {
+        if self.request.takes_ids {
+            return match self.engine.find_image(reference) {
+                Ok(image) => Ok(Some(image)),
+                Err(error) if matches!(error.kind, Kind::NotFound | Kind::Invalid) => Ok(None),
+                Err(error) => Err(internal(error)),
+            };
+        }
+        let Ok(name) = reference.parse::<Reference>() else { return Ok(None) };
+        let store = &self.engine.store;
+        match store.image_by_name(&name.or_latest())? {
+            Some(id) => Ok(store.image(&id)?),
+            None => Ok(None),
+        }
+    }
+
     fn here(&self, reference: &str, platform: &Platform, is_asked: bool) -> Result<Option<Image>, BuildError> {
-        let own = match self.engine.find_image(reference) {
-            Ok(image) if !is_asked => return Ok(Some(image)),
-            Ok(image) => {
+        let own = match self.named(reference)? {
+            Some(image) if !is_asked => return Ok(Some(image)),
+            Some(image) => {
                 let id = image.row.id;
                 if let Some(image) = self.engine.of_platforms(reference, image, platform).map_err(internal)? {
                     return Ok(Some(image));
                 }
                 Some(id)
             }
-            Err(error) if matches!(error.kind, Kind::NotFound | Kind::Invalid) => None,
-            Err(error) => return Err(internal(error)),
+            None => None,
         };
         let Ok(name) = reference.parse::<Reference>() else { return Ok(None) };
         if let Some(own) = &own {

@@ -45,7 +45,7 @@ impl Provenance {
             };
             match (key, value) {
                 ("mode", "min") => provenance.all = false,
-                ("mode", "max") => provenance.all = true,
+                ("mode", "max" | "full") => provenance.all = true,
                 ("mode", other) => return Err(format!("invalid mode \"{other}\"")),
                 ("version", "v1") => provenance.is_version_1 = true,
                 ("version", "v0.2") => provenance.is_version_1 = false,
@@ -55,8 +55,8 @@ impl Provenance {
                 ("disabled", _) if is_true()? => return Ok(None),
                 // Which outputs have it: images alone do here.
                 ("disabled" | "inline-only", _) => drop(is_true()?),
-                ("type" | "filename", _) => {}
-                (other, _) => return Err(format!("unknown attribute {other} of provenance")),
+                // What BuildKit does not know it does not mind either.
+                _ => {}
             }
         }
         Ok(Some(provenance))
