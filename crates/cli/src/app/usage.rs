@@ -70,7 +70,9 @@ pub fn arguments_of(command: &str) -> &'static str {
 
 /// How many arguments a command takes, of their notation.
 fn required(arguments: &str) -> String {
-    let count = arguments.split(' ').filter(|word| word.starts_with(|first: char| first.is_ascii_alphabetic())).count();
+    // Of several that may stand in one place the first one counts.
+    let one_each = arguments.replace(" | ", "|");
+    let count = one_each.split(' ').filter(|word| word.starts_with(|first: char| first.is_ascii_alphabetic())).count();
     let plural = if count == 1 { "" } else { "s" };
     match (count, arguments.contains("...]")) {
         (0, _) if arguments.split(' ').any(|word| word.starts_with('[') && word != "[OPTIONS]") => {
@@ -175,4 +177,23 @@ fn path_of(args: &[OsString]) -> (String, String) {
     let names: Vec<&str> = called(&known, args).into_iter().map(clap::Command::get_name).collect();
     let path = std::iter::once("dhow").chain(names.iter().copied()).collect::<Vec<_>>().join(" ");
     (path, names.last().copied().unwrap_or_default().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_counted() {
+        for (command, expected) in [
+            ("build", "requires 1 argument"),
+            ("tag", "requires 2 arguments"),
+            ("rm", "requires at least 1 argument"),
+            ("logout", "requires at most 1 argument"),
+            ("", "requires 1 argument"),
+            ("version", "accepts no arguments"),
+        ] {
+            assert_eq!(required(arguments_of(command)), expected, "{command}");
+        }
+    }
 }
