@@ -301,7 +301,12 @@ mod tests {
         assert_eq!(one("type=docker,dest=x"), files(Content::Image(ArchiveLayout::Docker), Place::File("x".into())));
         let several = read(&["type=image,name=a,push=true", "type=local,dest=x"]).unwrap();
         assert!(several.image && several.push && several.names == ["a"] && several.files.len() == 1);
-        for bad in ["type=local", "dest=x", "type=what,dest=x", "type=oci,dest=x,compression=zstd", "type=image,dest=x"] {
+        let compression = |text: &str| one(&format!("type=oci,dest=x{text}")).form.compression;
+        assert_eq!(
+            [compression(""), compression(",compression=zstd"), compression(",compression=uncompressed")],
+            [Compression::Gzip, Compression::Zstd, Compression::Uncompressed]
+        );
+        for bad in ["type=local", "dest=x", "type=what,dest=x", "type=oci,dest=x,compression=lz4", "type=image,dest=x"] {
             assert!(read(&[bad]).is_err(), "{bad}");
         }
     }
