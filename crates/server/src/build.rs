@@ -25,8 +25,8 @@ use crate::images::line;
 use crate::request::{Call, Parameters, blocking_body};
 use crate::route::blocking;
 
-/// Messages of a quiet build that are held back.
-const MOST_HELD: usize = 2048;
+/// Bytes of messages of a quiet build that are held back.
+const MOST_HELD: usize = 4 << 20;
 
 /// What the parameters ask for.
 struct Asked {
@@ -363,10 +363,10 @@ impl Steps {
         let with_steps = self.all.iter().filter(|one| lines.contains(&one.line)).map(|one| one.stage);
         let mut needed: HashSet<usize> = with_steps.chain(self.stages.len().checked_sub(1)).collect();
         for (stage, (_, base)) in self.stages.iter().enumerate().rev() {
-            let below = self.stages[..stage].iter().rposition(|(name, _)| !name.is_empty() && name == base);
-            if let Some(below) = below.filter(|_| needed.contains(&stage)) {
-                needed.insert(below);
+            if !needed.contains(&stage) {
+                continue;
             }
+            needed.extend(self.stages[..stage].iter().rposition(|(name, _)| !name.is_empty() && name == base));
         }
         // Arguments before the first stage are none's.
         let first = self.all.iter().position(|one| one.code.to_ascii_lowercase().starts_with("from")).unwrap_or_default();
@@ -423,11 +423,31 @@ impl Steps {
     }
 }
 
+/// The last messages, up to a bound.
+#[derive(Default)]
+struct Held {
+    messages: VecDeque<Bytes>,
+    /// Of all of them.
+    bytes: usize,
+}
+
+impl Held {
+    fn push(&mut self, message: Bytes) {
+        self.bytes += message.len();
+        self.messages.push_back(message);
+        while self.bytes > MOST_HELD
+            && let Some(first) = self.messages.pop_front()
+        {
+            self.bytes -= first.len();
+        }
+    }
+}
+
 /// Tells docker's classic messages.
 struct Teller<'a> {
     sender: &'a mpsc::Sender<Bytes>,
     /// What is told only if the build fails, the last of it.
-    held: Option<Mutex<VecDeque<Bytes>>>,
+    held: Option<Mutex<Held>>,
     state: Mutex<Steps>,
 }
 
@@ -440,17 +460,13 @@ impl Teller<'_> {
     fn text(&self, text: String) {
         let message = Message { stream: Some(text), ..Message::default() };
         let Some(held) = &self.held else { return self.send(&message) };
-        let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.len() == MOST_HELD {
-            held.pop_front();
-        }
-        held.push_back(line(&message));
+        held.lock().unwrap_or_else(PoisonError::into_inner).push(line(&message));
     }
 
     /// Tells what was held back.
     fn release(&self) {
         let held = self.held.as_ref().map(|held| std::mem::take(&mut *held.lock().unwrap_or_else(PoisonError::into_inner)));
-        for message in held.into_iter().flatten() {
+        for message in held.unwrap_or_default().messages {
             let _ = self.sender.blocking_send(message);
         }
     }
@@ -541,5 +557,15 @@ mod tests {
         steps.of_vertex.insert(VertexId(9), 4);
         let all = ["Step 1/4 : FROM a AS one", "Step 2/4 : ENV x=1", "Step 3/4 : FROM one", "Step 4/4 : RUN 2"];
         assert_eq!(steps.headings(VertexId(9)), all);
+    }
+
+    #[test]
+    fn what_is_held_back_is_bounded() {
+        let mut held = Held::default();
+        for number in 0..10u8 {
+            held.push(vec![number; 1 << 20].into());
+        }
+        let kept: Vec<u8> = held.messages.iter().map(|message| message[0]).collect();
+        assert_eq!((kept, held.bytes), (vec![6, 7, 8, 9], MOST_HELD));
     }
 }

@@ -186,7 +186,9 @@ mod tests {
         assert_eq!(Provenance::parse("mode=max,disabled=true"), Ok(None));
         let all = Provenance { all: true, is_version_1: true, builder_id: "https://x".to_owned(), reproducible: true };
         assert_eq!(Provenance::parse("mode=max,version=v1,builder-id=https://x,reproducible=true"), Ok(Some(all)));
-        for bad in ["mode=most", "version=2", "reproducible=perhaps", "what=1"] {
+        let usage = Provenance { all: true, ..Provenance::default() };
+        assert_eq!(Provenance::parse("mode=full,capture-usage=true,provenance=x"), Ok(Some(usage)));
+        for bad in ["mode=most", "version=2", "reproducible=perhaps"] {
             assert!(Provenance::parse(bad).is_err(), "{bad}");
         }
     }
