@@ -16,10 +16,11 @@ use crate::control::worker;
 use crate::files::{self, Wanted};
 use crate::grpc::{Call, INTERNAL, NOT_FOUND, Status, Stream, UNIMPLEMENTED, UNKNOWN};
 use crate::job::{Job, Returned};
-use crate::messages::{
-    BridgeResult, BridgeSolveRequest, BridgeSolveResponse, BytesMessage, Capability, CredentialsRequest, CredentialsResponse,
-    Empty, GetSecretRequest, GetSecretResponse, PongResponse, RefMap, ReturnRequest,
+use crate::messages::frontend::{
+    BridgeResult, BridgeSolveRequest, BridgeSolveResponse, Capability, PongResponse, RefMap, ReturnRequest,
 };
+use crate::messages::session::{CredentialsRequest, CredentialsResponse, GetSecretRequest, GetSecretResponse};
+use crate::messages::{BytesMessage, Empty};
 use crate::options::{self, Asked, Places};
 use crate::session::{self, Session};
 use crate::status::Teller;

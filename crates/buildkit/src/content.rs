@@ -8,7 +8,7 @@ use dhow_oci::Digest;
 use tokio::runtime::Handle;
 
 use crate::grpc::{EXISTS, NOT_FOUND, Status, Stream};
-use crate::messages::{
+use crate::messages::content::{
     ContentInfoRequest, ContentInfoResponse, ReadContentRequest, ReadContentResponse, WriteAction, WriteContentRequest,
     WriteContentResponse,
 };
@@ -176,7 +176,7 @@ mod tests {
 
     use super::*;
     use crate::grpc::{Call, Channel, INVALID, serve};
-    use crate::messages::ContentInfo;
+    use crate::messages::content::ContentInfo;
 
     type Blobs = Arc<Mutex<HashMap<String, Vec<u8>>>>;
 

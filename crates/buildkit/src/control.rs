@@ -14,11 +14,13 @@ use dhow_oci::{Digest, Platform, Reference, time};
 use crate::content::ClientContent;
 use crate::grpc::{CANCELLED, Call, INTERNAL, INVALID, Replies, Status, UNIMPLEMENTED, UNKNOWN};
 use crate::job::{self, Job, Returned};
-use crate::messages::{
-    BridgeResult, BuildkitVersion, BytesMessage, DiskUsageRequest, DiskUsageResponse, Exporter, InfoResponse,
-    ListWorkersResponse, Platform as PlatformMessage, PruneRequest, SolveRequest, SolveResponse, StatusRequest, StatusResponse,
-    Timestamp, UsageRecord, WorkerRecord,
+use crate::messages::control::{
+    BuildkitVersion, DiskUsageRequest, DiskUsageResponse, Exporter, InfoResponse, ListWorkersResponse,
+    Platform as PlatformMessage, PruneRequest, SolveRequest, SolveResponse, StatusRequest, StatusResponse, UsageRecord,
+    WorkerRecord,
 };
+use crate::messages::frontend::BridgeResult;
+use crate::messages::{BytesMessage, Timestamp};
 use crate::options;
 use crate::send::Receiver;
 use crate::session::{self, Offer};

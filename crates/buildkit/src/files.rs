@@ -24,7 +24,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFla
 use tokio::runtime::Handle;
 
 use crate::grpc::{INTERNAL, INVALID, NOT_FOUND, Status, Stream};
-use crate::messages::{Packet, PacketKind, Stat};
+use crate::messages::session::{Packet, PacketKind, Stat};
 use crate::session::Session;
 
 const METHOD: &str = "/moby.filesync.v1.FileSync/DiffCopy";

@@ -14,11 +14,13 @@ use serde_json::json;
 
 use crate::control::blocking;
 use crate::grpc::{Call, INTERNAL, INVALID, NOT_FOUND, Replies, Status};
-use crate::messages::{
-    Any, BuildHistoryEvent, BuildHistoryRecord, BuildHistoryRequest, BuildResultInfo, ContentInfo, ContentInfoRequest,
-    ContentInfoResponse, Descriptor, Empty, Exporter, HistoryEventKind, ReadContentRequest, ReadContentResponse, RpcStatus,
-    Timestamp, UpdateBuildHistoryRequest,
+use crate::messages::content::{ContentInfo, ContentInfoRequest, ContentInfoResponse, ReadContentRequest, ReadContentResponse};
+use crate::messages::control::Exporter;
+use crate::messages::history::{
+    BuildHistoryEvent, BuildHistoryRecord, BuildHistoryRequest, BuildResultInfo, Descriptor, HistoryEventKind,
+    UpdateBuildHistoryRequest,
 };
+use crate::messages::{Any, Empty, RpcStatus, Timestamp};
 use crate::status::{self, Messages};
 
 /// Between two looks for what is new, of who listens on.
@@ -247,7 +249,7 @@ mod tests {
     use dhow_engine::dhow_build::progress::{Event, Stream, VertexId};
 
     use super::*;
-    use crate::messages::{StatusRequest, StatusResponse};
+    use crate::messages::control::{StatusRequest, StatusResponse};
     use crate::testing::{Served, served};
 
     #[test]

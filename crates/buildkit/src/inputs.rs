@@ -13,7 +13,8 @@ use dhow_oci::Digest;
 use prost::Message;
 
 use crate::grpc::{INTERNAL, INVALID, Status, UNIMPLEMENTED, UNKNOWN};
-use crate::messages::{Definition, Empty, Operation, OperationInput, Ref, SourceOperation};
+use crate::messages::Empty;
+use crate::messages::frontend::{Definition, Operation, OperationInput, Ref, SourceOperation};
 
 /// Before the id of a result: `REFERENCE-NUMBER`, and of several platforms `/PLATFORM` behind.
 const SCHEME: &str = "dhow-build://";

@@ -11,7 +11,8 @@ use dhow_engine::{Cancel, Engine, Journal, LayoutImages, Provenance, Solved};
 use tokio::sync::watch;
 
 use crate::grpc::{CANCELLED, NOT_FOUND, Status};
-use crate::messages::{BridgeResult, CacheOptions, SolveRequest, StatusResponse};
+use crate::messages::control::{CacheOptions, SolveRequest, StatusResponse};
+use crate::messages::frontend::BridgeResult;
 use crate::status;
 
 /// How the client says that its frontend has ended.

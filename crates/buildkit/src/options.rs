@@ -11,7 +11,7 @@ use dhow_oci::{Digest, Platform, Reference};
 use serde::Deserialize;
 
 use crate::grpc::{INVALID, Status};
-use crate::messages::{CacheEntry, CacheOptions};
+use crate::messages::control::{CacheEntry, CacheOptions};
 
 /// What the options say.
 pub struct Asked {

@@ -6,7 +6,8 @@ use dhow_engine::{BuildRequest, Engine};
 use serde_json::json;
 
 use crate::grpc::{Status, UNKNOWN};
-use crate::messages::{Any, BridgeResult};
+use crate::messages::Any;
+use crate::messages::frontend::BridgeResult;
 use crate::status::{self, Teller};
 
 pub fn answer(engine: &Engine, wanted: &str, request: &BuildRequest<'_>, teller: &Teller) -> Result<BridgeResult, Status> {

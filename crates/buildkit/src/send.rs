@@ -15,7 +15,8 @@ use tokio::runtime::Handle;
 
 use crate::files::{CHAR_DEVICE, DEVICE, DIRECTORY, PIPE, SETGID, SETUID, SOCKET, STICKY, SYMLINK};
 use crate::grpc::{INTERNAL, INVALID, Status, Stream};
-use crate::messages::{BytesMessage, Packet, PacketKind, Stat};
+use crate::messages::BytesMessage;
+use crate::messages::session::{Packet, PacketKind, Stat};
 use crate::session::Session;
 
 const METHOD: &str = "/moby.filesync.v1.FileSend/DiffCopy";

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use dhow_engine::dhow_build::solve::Agent;
 use tokio::runtime::Handle;
 
-use crate::messages::{BytesMessage, CheckAgentRequest, Empty};
+use crate::messages::session::CheckAgentRequest;
+use crate::messages::{BytesMessage, Empty};
 use crate::session::Session;
 
 const CHECK: &str = "/moby.sshforward.v1.SSH/CheckAgent";

@@ -10,7 +10,8 @@ use serde_json::json;
 
 use crate::grpc::{CANCELLED, Status, UNKNOWN};
 use crate::job::Job;
-use crate::messages::{Any, Range, SourceInfo, StatusResponse, Timestamp, Vertex, VertexLog, VertexStatus, VertexWarning};
+use crate::messages::control::{Range, SourceInfo, StatusResponse, Vertex, VertexLog, VertexStatus, VertexWarning};
+use crate::messages::{Any, Timestamp};
 
 /// Tells a job what happens, and writes it down.
 pub struct Teller {

@@ -301,6 +301,10 @@ impl Client for Input<'_> {
 
     fn directory(&self, name: &str) -> Result<Directory, BuildError> {
         let open = |path: &Path| Root::open_path(path).map_err(|error| plain(format!("open {}: {error}", path.display())));
+        let own = |path: &Path, ignore: Ignore| {
+            let (root, path) = (open(path)?, path.to_owned());
+            Ok(Directory { root, path, ignore, is_lasting: true, keeps_owners: false, guard: None })
+        };
         if let Some(path) = self.named.get(name) {
             let address = path.to_string_lossy();
             if !path.exists()
@@ -311,14 +315,7 @@ impl Client for Input<'_> {
             told_at_once(self.display, &format!("[context {name}] load from client"), |_| ());
             let exclude = self.ignored_by(&[path.join(".dockerignore")]);
             let ignore = Ignore::of(&exclude).map_err(plain)?;
-            return Ok(Directory {
-                root: open(path)?,
-                path: path.clone(),
-                ignore,
-                is_lasting: true,
-                keeps_owners: false,
-                guard: None,
-            });
+            return own(path, ignore);
         }
         if name != "context" {
             return Err(plain(format!("no local sources enabled for {name}")));
@@ -326,14 +323,7 @@ impl Client for Input<'_> {
         told_at_once(self.display, "[internal] load build context", |_| ());
         let ignore = Ignore::of(&self.exclude).map_err(plain)?;
         match &self.context {
-            Context::Directory(path) => Ok(Directory {
-                root: open(path)?,
-                path: path.clone(),
-                ignore,
-                is_lasting: true,
-                keeps_owners: false,
-                guard: None,
-            }),
+            Context::Directory(path) => own(path, ignore),
             Context::Unpacked(context) => Ok(Directory { ignore, ..context.directory(name)? }),
             Context::Nothing => {
                 let empty = self.engine.build_directory().map_err(|error| BuildError::internal(error.message))?;
