@@ -1,5 +1,7 @@
 //! What is mounted into containers: volumes, binds, tmpfs; who owns it, and how long it stays.
 
+use std::process::Command;
+
 use dhow_testkit::{sandboxed, text, wait_until};
 
 #[test]
@@ -191,5 +193,35 @@ fn bind_mounts_can_belong_to_the_containers_user() {
     let stat = ["run", "--rm", "-u", "33:34", "-v", &bind, "-v", "/etc/passwd:/p", "busybox", "stat", "-c", "%u:%g", "/d", "/p"];
     let seen = sandbox.client("dhow", &stat).output().unwrap();
     assert_eq!(text(&seen.stdout).trim(), "33:34\n0:0", "{seen:?}");
+    sandbox.finish();
+}
+
+/// What is mounted below a bind appears on the host where the bind is shared, as with docker; and nothing of the host's own is
+/// unmounted when the container leaves the host's root.
+#[test]
+fn a_shared_bind_takes_nothing_from_the_host() {
+    let sandbox = sandboxed!();
+    let shared = sandbox.path("shared");
+    std::fs::create_dir_all(shared.join("mine")).unwrap();
+    let shared = shared.to_str().unwrap();
+    for propagation in ["shared", "rshared", "rslave", "rprivate"] {
+        let volume = format!("{shared}:/shared:{propagation}");
+        let inside = "mkdir -p /shared/theirs && mount -t tmpfs theirs /shared/theirs";
+        let args = ["run", "--rm", "--network", "none", "--privileged", "-v", &volume, "busybox", "sh", "-c", inside];
+        let command = sandbox.command(&args);
+        // A mount namespace with a shared root, as systems have it.
+        let script = format!(
+            "mount --bind '{shared}' '{shared}' && mount --make-rshared / && mount -t tmpfs mine '{shared}/mine' || exit 1
+             \"$0\" \"$@\" || exit 2; grep -o '{shared}/.* tmpfs .*' /proc/self/mountinfo | cut -d' ' -f1"
+        );
+        let mut host = Command::new("unshare");
+        host.args(["--mount", "sh", "-c", &script]).arg(command.get_program()).args(command.get_args());
+        let output = host.output().unwrap();
+        let mounted = text(&output.stdout);
+        assert!(output.status.success(), "{propagation}: {mounted}{}", text(&output.stderr));
+        let mine = format!("{shared}/mine\n");
+        let theirs = if propagation.ends_with("shared") { format!("{mine}{shared}/theirs\n") } else { mine };
+        assert_eq!(mounted, theirs, "{propagation}");
+    }
     sandbox.finish();
 }

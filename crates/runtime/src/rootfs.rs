@@ -324,9 +324,15 @@ impl Tree {
             mount_setattr(self.root.as_fd(), false, &MountAttr::new(ATTR_RDONLY, 0))
                 .context(|| "make the root read-only".to_owned())?;
         }
+        let old = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .context(|| "open the old root".to_owned())?;
         rustix::process::fchdir(&self.root).context(|| "enter the new root".to_owned())?;
         // The old root ends up on top of the new one and is unmounted there (pivot_root(2), "pivot_root(".", ".")").
         rustix::process::pivot_root(".", ".").context(|| "pivot_root".to_owned())?;
+        rustix::process::fchdir(&old).context(|| "enter the old root".to_owned())?;
+        // Where the container's mounts are shared, what is below it would be unmounted on the host, too.
+        mount_setattr(old.as_fd(), true, &MountAttr::propagation(mount_options::SLAVE))
+            .context(|| "part the old root from the host".to_owned())?;
         rustix::mount::unmount(".", UnmountFlags::DETACH).context(|| "unmount the old root".to_owned())?;
         rustix::process::chdir("/").context(|| "enter /".to_owned())?;
         Ok(())
