@@ -351,7 +351,7 @@ pub(crate) fn check_resources(host: &mut HostConfig, warnings: &mut Vec<String>)
         return Err(Error::invalid("You should always set the Memory limit when using Memoryswap limit, see usage"));
     }
     if host.memory > 0 && host.memory_swap == 0 {
-        host.memory_swap = host.memory * 2;
+        host.memory_swap = host.memory.saturating_mul(2);
     }
     if host.memory_reservation != 0 && host.memory_reservation < SMALLEST {
         return Err(Error::invalid("Minimum memory reservation allowed is 6MB"));

@@ -26,8 +26,10 @@ pub struct Database {
 }
 
 const FILE: &str = "dhow.db";
-/// Waiting for other writers; a transaction takes well under a millisecond.
-const BUSY: Duration = Duration::from_secs(30);
+/// How often whoever wants to write looks whether nobody else does; a transaction takes well under a millisecond.
+const LOOK: Duration = Duration::from_millis(3);
+/// After so many looks, two minutes and more, whoever writes is taken to have stopped.
+const LOOKS: i32 = 40_000;
 /// So many bytes of the write-ahead log are left to be read by the next to open the database.
 const LOG: u64 = 64 * 4096;
 
@@ -197,7 +199,7 @@ impl Database {
             transaction.commit()?;
         }
         connection.pragma_update(None, "foreign_keys", true)?;
-        shorten_log(&connection);
+        shorten_log(&mut connection);
         Ok(Database { connection: Mutex::new(connection) })
     }
 
@@ -226,7 +228,7 @@ impl Database {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let result = work(&transaction)?;
         transaction.commit()?;
-        shorten_log(&connection);
+        shorten_log(&mut connection);
         Ok(result)
     }
 }
@@ -234,24 +236,31 @@ impl Database {
 /// Copies the write-ahead log into the database and empties it, should it have grown: whoever opens the database next reads the
 /// log again. SQLite's own automatic checkpoints only copy; the next writer of the same process would begin the log anew, but a
 /// command writes once. Whoever reads or writes at this moment is not waited for: then the next writer does it.
-fn shorten_log(connection: &Connection) {
+fn shorten_log(connection: &mut Connection) {
     let log = connection.path().map(|path| format!("{path}-wal"));
     if log.and_then(|log| std::fs::metadata(log).ok()).is_none_or(|log| log.len() < LOG) {
         return;
     }
-    let timeout = |timeout| connection.busy_timeout(timeout);
-    let shortened =
-        timeout(Duration::ZERO).and_then(|()| connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())));
+    let shortened = connection
+        .busy_timeout(Duration::ZERO)
+        .and_then(|()| connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())));
     // What was to be written is written, however this went.
-    if let Err(error) = shortened.and(timeout(BUSY)) {
+    if let Err(error) = shortened.and(connection.busy_handler(Some(wait))) {
         tracing::debug!("checkpoint of the database: {error}");
     }
 }
 
+/// Waits for another writer; `looks` says how often it has. Always equally long: with SQLite's own handler, which waits longer each
+/// time, those who came last are served first, and of fifty commands on a slow machine some are never.
+fn wait(looks: i32) -> bool {
+    std::thread::sleep(if looks == 0 { LOOK / 10 } else { LOOK });
+    looks < LOOKS
+}
+
 fn connect(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags)?;
-    connection.busy_timeout(BUSY)?;
+    let mut connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_handler(Some(wait))?;
     // The last connection to close would copy the log into the database and sync both: a short command must not wait for
     // that. `shorten_log` copies it when it has grown, by whoever writes then.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
