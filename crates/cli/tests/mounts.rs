@@ -225,3 +225,29 @@ fn a_shared_bind_takes_nothing_from_the_host() {
     }
     sandbox.finish();
 }
+
+#[test]
+fn what_is_no_name_of_a_volume_leads_nowhere() {
+    let sandbox = sandboxed!();
+    let other = sandbox.path("other");
+    std::fs::create_dir_all(other.join("_data")).unwrap();
+    std::fs::write(other.join("users"), "").unwrap();
+    let other = other.to_str().unwrap();
+    let long = "x".repeat(500);
+    // As they are in the request's path.
+    let (up, absolute) = ("..%2f..%2fother", other.replace('/', "%2f"));
+    for (name, options, code) in [(up, &[][..], 1), (&absolute, &[], 1), (up, &["--force"], 0), (&long, &[], 1)] {
+        let args = [&["volume", "rm"], options, &[name]].concat();
+        let command = sandbox.command(&args);
+        let script =
+            format!("mount -t tmpfs mine '{other}/_data' || exit 9; \"$0\" \"$@\"; echo $?; mountpoint -q '{other}/_data'");
+        let mut host = Command::new("unshare");
+        let output =
+            host.args(["--mount", "sh", "-c", &script]).arg(command.get_program()).args(command.get_args()).output().unwrap();
+        let said = text(&output.stdout) + &text(&output.stderr);
+        assert!(output.status.success(), "{name}: {said}");
+        assert!(said.lines().any(|line| line == code.to_string()), "{name}: {said}");
+        assert!(code == 0 || said.contains("no such volume"), "{name}: {said}");
+    }
+    sandbox.finish();
+}

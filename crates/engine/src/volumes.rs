@@ -230,6 +230,15 @@ impl Engine {
     }
 
     fn remove_volume_durably(&self, name: &str, force: bool, durability: Durability) -> Result<()> {
+        let unknown = || match force {
+            true => Ok(()),
+            false => Err(Error::not_found(format!("get {name}: no such volume"))),
+        };
+        // What is no volume's name may be a path that leads elsewhere.
+        let query = "SELECT EXISTS (SELECT 1 FROM volumes WHERE name = ?1)";
+        if !self.store.database.read::<bool, Error>(|db| Ok(db.query_row(query, [name], |row| row.get(0))?))? {
+            return unknown();
+        }
         let retired = self.paths().volumes().join(format!("{RETIRED}{}", names::random_id()?));
         let directory = self.paths().volumes().join(name);
         // What is mounted there is no content of the volume. A monitor that was killed has left it.
@@ -252,14 +261,11 @@ impl Engine {
                 _ => Ok(true),
             }
         })?;
-        match (removed, force) {
-            (true, _) => {
-                self.volume_event("destroy", name);
-                remove_retired(&retired)
-            }
-            (false, true) => Ok(()),
-            (false, false) => Err(Error::not_found(format!("get {name}: no such volume"))),
+        if !removed {
+            return unknown();
         }
+        self.volume_event("destroy", name);
+        remove_retired(&retired)
     }
 
     /// Removes volumes that no container uses: those without a name of their own, with the filter `all=true` all of them.
