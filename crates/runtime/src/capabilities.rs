@@ -1,8 +1,9 @@
 //! Capabilities by name (`capabilities(7)`), their kernel numbers, and the sets of a process.
 
 use crate::spec::Capabilities;
-use crate::{Context, Result, RuntimeError};
+use crate::{Context, Result};
 use dhow_sys::process;
+use std::io::ErrorKind;
 
 /// Names by number, as of Linux 5.9 (`linux/capability.h`).
 pub const NAMES: [&str; 41] = [
@@ -78,23 +79,21 @@ pub(crate) struct Masks {
 }
 
 impl Masks {
-    /// # Errors
-    /// A name that is no capability.
-    pub fn parse(capabilities: &Capabilities) -> Result<Masks> {
-        let mask = |names: &[String]| -> Result<u64> {
-            names.iter().try_fold(0, |mask, name| {
-                let number = NAMES.iter().position(|known| known == name);
-                let number = number.ok_or_else(|| RuntimeError::Spec(format!("unknown capability {name}")))?;
-                Ok(mask | 1 << number)
-            })
+    /// What is no capability that anybody knows cannot be granted, and is passed over (runtime-spec, config.md,
+    /// `process.capabilities`). The same holds for ambient ones that are not inheritable and permitted: the kernel has none.
+    pub fn parse(capabilities: &Capabilities) -> Masks {
+        let mask = |names: &[String]| {
+            let numbers = names.iter().filter_map(|name| NAMES.iter().position(|known| known == name));
+            numbers.fold(0, |mask, number| mask | 1 << number)
         };
-        Ok(Masks {
-            bounding: mask(&capabilities.bounding)?,
-            effective: mask(&capabilities.effective)?,
-            permitted: mask(&capabilities.permitted)?,
-            inheritable: mask(&capabilities.inheritable)?,
-            ambient: mask(&capabilities.ambient)?,
-        })
+        let (permitted, inheritable) = (mask(&capabilities.permitted), mask(&capabilities.inheritable));
+        Masks {
+            bounding: mask(&capabilities.bounding),
+            effective: mask(&capabilities.effective),
+            permitted,
+            inheritable,
+            ambient: mask(&capabilities.ambient) & permitted & inheritable,
+        }
     }
 
     /// Drops from the bounding set what is not in it; before the user changes, while `CAP_SETPCAP` is still there.
@@ -118,7 +117,10 @@ impl Masks {
         process::set_capabilities(&sets).context(|| "set the capabilities".to_owned())?;
         process::clear_ambient().context(|| "clear the ambient capabilities".to_owned())?;
         for number in (0..NAMES.len() as u32).filter(|number| self.ambient & 1 << number != 0) {
-            process::raise_ambient(number).context(|| format!("raise ambient {}", NAMES[number as usize]))?;
+            // An older kernel does not know the newest names.
+            let raised = process::raise_ambient(number);
+            let raised = raised.or_else(|error| if error.kind() == ErrorKind::InvalidInput { Ok(()) } else { Err(error) });
+            raised.context(|| format!("raise ambient {}", NAMES[number as usize]))?;
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use crate::spec::Resources;
+use crate::spec::{HugepageLimit, Resources};
 use crate::{Context, Result, RuntimeError};
 
 pub use v1::Hierarchies;
@@ -92,6 +92,14 @@ impl Cgroup {
         }
     }
 
+    /// Whether all processes are stopped, or would be when they came in.
+    pub(crate) fn is_frozen(&self) -> bool {
+        match self {
+            Cgroup::V1(cgroup) => cgroup.read("freezer", "freezer.state").is_ok_and(|state| state.trim() != "THAWED"),
+            Cgroup::V2(cgroup) => cgroup.read("cgroup.freeze").is_ok_and(|state| state.trim() == "1"),
+        }
+    }
+
     /// The processes inside, in the caller's PID namespace.
     pub fn processes(&self) -> io::Result<Vec<i32>> {
         let directory = match self {
@@ -156,6 +164,15 @@ impl Cgroup {
         // One that fails does not keep the others from being tried.
         let results: Vec<io::Result<()>> = directories.into_iter().map(remove_directory).collect();
         results.into_iter().collect()
+    }
+}
+
+/// The size of pages as the kernel's files name it, which becomes part of a path: `2MB`.
+fn page_size(limit: &HugepageLimit) -> Result<&str> {
+    let size = limit.page_size.as_str();
+    match size.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        true => Ok(size),
+        false => Err(RuntimeError::Spec(format!("hugepageLimits: {size} is no page size"))),
     }
 }
 

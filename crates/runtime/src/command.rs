@@ -9,19 +9,27 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 use crate::cgroup::Cgroup;
-use crate::exec::Exec;
 use crate::launch::{Launch, Launched, Rootfs, Start, Stdio, exit_code, launch};
-use crate::spec::{Cpu, Memory, Namespace, Pids, Process, Resources, Spec};
+use crate::spec::{Namespace, Resources, Spec};
 use crate::state::{Record, Status, Store, start_ticks};
 use crate::{Context, Result, RuntimeError, capabilities, hooks};
 
 mod example;
+mod exec;
+mod show;
 mod terminal;
+mod update;
+
+/// As runc says it, which engines read.
+const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\ncommit: dhow\nspec: ", "1.2.1");
 
 /// Create and run containers from OCI bundles.
 #[derive(Parser, Debug)]
-#[command(name = "runtime", version, disable_help_subcommand = true)]
+#[command(name = "runc", version = VERSION, disable_help_subcommand = true, disable_version_flag = true)]
 pub struct Runtime {
+    /// Print the version
+    #[arg(short = 'v', long, action = clap::ArgAction::Version)]
+    version: Option<bool>,
     /// Directory of the containers' state
     #[arg(long, global = true, default_value = "/run/dhow/runtime")]
     root: PathBuf,
@@ -31,7 +39,7 @@ pub struct Runtime {
     /// Format of the log: text or json
     #[arg(long, global = true, default_value = "text")]
     log_format: String,
-    /// More messages
+    /// Accepted for compatibility
     #[arg(long, global = true)]
     debug: bool,
     /// Accepted for compatibility; cgroups are made in the file system
@@ -103,39 +111,7 @@ enum Command {
         id: String,
     },
     /// Run a further process in a container
-    Exec {
-        #[arg(long)]
-        console_socket: Option<PathBuf>,
-        #[arg(long)]
-        cwd: Option<String>,
-        #[arg(short, long)]
-        env: Vec<String>,
-        #[arg(short, long)]
-        tty: bool,
-        /// uid[:gid]
-        #[arg(short, long)]
-        user: Option<String>,
-        #[arg(short = 'g', long)]
-        additional_gids: Vec<u32>,
-        /// File with the process as JSON
-        #[arg(short, long)]
-        process: Option<PathBuf>,
-        #[arg(short, long)]
-        detach: bool,
-        #[arg(long)]
-        pid_file: Option<PathBuf>,
-        #[arg(long)]
-        no_new_privs: bool,
-        #[arg(short, long)]
-        cap: Vec<String>,
-        #[arg(long, default_value_t = 0)]
-        preserve_fds: i32,
-        #[arg(long)]
-        ignore_paused: bool,
-        id: String,
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        args: Vec<String>,
-    },
+    Exec(exec::Exec),
     /// Write an example config.json
     Spec {
         #[arg(short, long)]
@@ -144,95 +120,47 @@ enum Command {
     /// Print what this runtime supports, as JSON
     Features,
     /// List containers
-    List {
-        /// table or json
-        #[arg(short, long, default_value = "table")]
-        format: String,
-        #[arg(short, long)]
-        quiet: bool,
-    },
+    List(show::List),
     /// List the processes of a container
-    Ps {
-        /// table or json
-        #[arg(short, long, default_value = "table")]
-        format: String,
-        id: String,
-    },
+    Ps(show::Ps),
     /// Stop all processes of a container for a while
     Pause { id: String },
     /// Let them go on
     Resume { id: String },
     /// Change a container's limits
-    Update {
-        /// JSON file with resources, - for standard input
-        #[arg(short, long)]
-        resources: Option<PathBuf>,
-        #[arg(long)]
-        cpu_period: Option<u64>,
-        #[arg(long)]
-        cpu_quota: Option<i64>,
-        #[arg(long)]
-        cpu_share: Option<u64>,
-        #[arg(long)]
-        cpuset_cpus: Option<String>,
-        #[arg(long)]
-        cpuset_mems: Option<String>,
-        /// Bytes
-        #[arg(long)]
-        memory: Option<i64>,
-        #[arg(long)]
-        memory_reservation: Option<i64>,
-        #[arg(long)]
-        memory_swap: Option<i64>,
-        #[arg(long)]
-        pids_limit: Option<i64>,
-        id: String,
-    },
+    Update(update::Update),
 }
 
 impl Runtime {
     /// Runs the command; returns the exit status. Errors go to standard error and to the log file, as engines expect.
     pub fn main(self) -> i32 {
-        let log = self.log.clone();
-        let json = self.log_format == "json";
-        match self.dispatch() {
-            Ok(code) => code,
-            Err(error) => {
-                if let Some(path) = log {
-                    let line = if json {
-                        serde_json::json!({ "level": "error", "msg": error.to_string(), "time": "" }).to_string()
-                    } else {
-                        format!("level=error msg={:?}", error.to_string())
-                    };
-                    let file = fs::OpenOptions::new().create(true).append(true).open(path);
-                    // The log is an extra copy: its failure must not hide the error itself.
-                    let _ = file.and_then(|mut file| writeln!(file, "{line}"));
-                }
-                let _ = writeln!(io::stderr(), "runtime: {error}");
-                1
-            }
-        }
+        let log = Log { path: self.log.clone(), json: self.log_format == "json" };
+        // What no program can have returned.
+        let failed = if matches!(self.command, Command::Exec(_)) { 255 } else { 1 };
+        self.dispatch(&log).unwrap_or_else(|error| {
+            log.write("error", &error.to_string());
+            let _ = writeln!(io::stderr(), "runtime: {error}");
+            failed
+        })
     }
 
-    fn dispatch(self) -> Result<i32> {
+    fn dispatch(self, log: &Log) -> Result<i32> {
         // Nobody in a namespace that we join may look into us (CVE-2016-9962).
         dhow_sys::process::set_dumpable(false).context(|| "protect the runtime's memory".to_owned())?;
-        let store = Store::new(&self.root);
+        // Containers' processes have other current directories.
+        let store = Store::new(&current_directory()?.join(&self.root));
         match self.command {
             Command::Create(create) => {
-                let (launched, _) = make(&store, &create, true, None)?;
+                let (launched, _) = make(&store, &create, true, log)?;
                 drop(launched);
                 Ok(0)
             }
-            Command::Start { id } => start(&store, &id),
-            Command::Run { detach, keep, create } => run(&store, &create, detach, keep),
-            Command::State { id } => {
-                let record = store.load(&id)?;
-                print_json(&store.state(&record))
-            }
+            Command::Start { id } => start(&store, &id, log),
+            Command::Run { detach, keep, create } => run(&store, &create, detach, keep, log),
+            Command::State { id } => show::state(&store, &id),
             Command::Kill { all, id, signal } => kill(&store, &id, &signal, all),
-            Command::Delete { force, id } => delete(&store, &id, force),
-            Command::Exec { .. } => exec(&store, self.command),
+            Command::Delete { force, id } => delete(&store, &id, force, log),
+            Command::Exec(exec) => exec.run(&store),
             Command::Spec { bundle } => {
                 let path = bundle.unwrap_or_default().join("config.json");
                 let text = serde_json::to_vec_pretty(&example::spec()).map_err(encode)?;
@@ -241,20 +169,43 @@ impl Runtime {
                 Ok(0)
             }
             Command::Features => print_json(&example::features()),
-            Command::List { format, quiet } => list(&store, &format, quiet),
-            Command::Ps { format, id } => {
-                let processes = Cgroup::open(&store.load(&id)?.cgroup)?.processes().context(|| "read the cgroup".to_owned())?;
-                if format == "json" {
-                    return print_json(&processes);
-                }
-                let lines = processes.iter().map(|pid| format!("{pid}\n")).collect::<String>();
-                print(&format!("PID\n{lines}"))
-            }
+            Command::List(list) => list.run(&store),
+            Command::Ps(ps) => ps.run(&store),
             Command::Pause { id } => freeze(&store, &id, true),
             Command::Resume { id } => freeze(&store, &id, false),
-            Command::Update { .. } => update(&store, self.command),
+            Command::Update(update) => update.run(&store),
         }
     }
+}
+
+/// The file that messages are also written to, if the caller named one.
+struct Log {
+    path: Option<PathBuf>,
+    json: bool,
+}
+
+impl Log {
+    /// Appends a message. The log is an extra copy: its failure must not hide what it tells.
+    fn write(&self, level: &str, message: &str) {
+        let Some(path) = &self.path else { return };
+        let time = dhow_oci::time::format(dhow_oci::time::now());
+        let line = match self.json {
+            true => serde_json::json!({ "level": level, "msg": message, "time": time }).to_string(),
+            false => format!("time=\"{time}\" level={level} msg={message:?}"),
+        };
+        let file = fs::OpenOptions::new().create(true).append(true).open(path);
+        let _ = file.and_then(|mut file| writeln!(file, "{line}"));
+    }
+
+    /// Tells of what does not keep a command from succeeding.
+    fn warn(&self, message: &str) {
+        self.write("warning", message);
+        let _ = writeln!(io::stderr(), "runtime: warning: {message}");
+    }
+}
+
+fn current_directory() -> Result<PathBuf> {
+    std::env::current_dir().context(|| "find the current directory".to_owned())
 }
 
 fn encode(error: serde_json::Error) -> RuntimeError {
@@ -281,39 +232,32 @@ fn load_spec(bundle: &Path) -> Result<Spec> {
 }
 
 /// Creates a container up to its start. With `wait` its program waits for the fifo.
-fn make(store: &Store, create: &Create, wait: bool, stdio: Option<Stdio>) -> Result<(Launched, Cgroup)> {
-    let current = rustix::process::getcwd(Vec::new()).context(|| "find the current directory".to_owned())?;
-    let current = PathBuf::from(current.to_string_lossy().into_owned());
-    let bundle = current.join(create.bundle.clone().unwrap_or_default());
+fn make(store: &Store, create: &Create, wait: bool, log: &Log) -> Result<(Launched, Cgroup)> {
+    let current = current_directory()?;
+    let bundle = create.bundle.as_ref().map_or_else(|| current.clone(), |bundle| current.join(bundle));
     let spec = load_spec(&bundle)?;
     let id = &create.id;
     store.claim(id)?;
-    let made = claimed(store, create, &bundle, &spec, wait, stdio);
+    let made = claimed(store, create, &bundle, &spec, wait, log);
     if made.is_err() {
         let _ = fs::remove_dir_all(store.directory(id));
     }
     made
 }
 
-fn claimed(
-    store: &Store,
-    create: &Create,
-    bundle: &Path,
-    spec: &Spec,
-    wait: bool,
-    stdio: Option<Stdio>,
-) -> Result<(Launched, Cgroup)> {
+fn claimed(store: &Store, create: &Create, bundle: &Path, spec: &Spec, wait: bool, log: &Log) -> Result<(Launched, Cgroup)> {
     let id = &create.id;
     let _lock = store.lock(id)?;
     let linux = spec.linux();
     let process = spec.process.as_ref().ok_or_else(|| RuntimeError::Spec("process is missing".to_owned()))?;
     let root = spec.root.as_ref().ok_or_else(|| RuntimeError::Spec("root is missing".to_owned()))?;
     let rootfs = bundle.join(&root.path);
+    let rootfs = fs::canonicalize(&rootfs).context(|| format!("open the root file system {}", rootfs.display()))?;
     let cgroup_path = linux.cgroups_path.clone().filter(|path| !path.is_empty()).unwrap_or_else(|| format!("/{id}"));
     // systemd's form is slice:prefix:name; here each part becomes a directory.
     let cgroup_path = cgroup_path.replace(':', "/");
     let terminal = process.terminal;
-    let stdio = stdio.unwrap_or(if terminal { Stdio::Terminal } else { Stdio::Inherit });
+    let stdio = if terminal { Stdio::Terminal } else { Stdio::Inherit };
     if terminal && create.console_socket.is_none() && wait {
         return Err(RuntimeError::Spec("cannot allocate tty if runc will detach without setting console socket".to_owned()));
     }
@@ -322,16 +266,24 @@ fn claimed(
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o622), 0)
             .context(|| "create the start fifo".to_owned())?;
     }
-    let staging = store.directory(id).join("rootfs");
-    fs::create_dir(&staging).context(|| "create the staging directory".to_owned())?;
     let resources = with_default_devices(linux.resources.clone().unwrap_or_default());
+    // Of somebody else who has it already.
+    let others = Cgroup::open(&cgroup_path).ok();
+    if others.as_ref().is_some_and(Cgroup::is_frozen) {
+        return Err(RuntimeError::State(format!("container's cgroup unexpectedly frozen: {cgroup_path}")));
+    }
+    let others = others.and_then(|cgroup| cgroup.processes().ok()).unwrap_or_default();
+    if !others.is_empty() {
+        log.warn(&format!("container's cgroup is not empty: {} process(es) found", others.len()));
+    }
     let cgroup = Cgroup::prepare(&cgroup_path, &resources)?;
     let launched = launch(Launch {
         id,
         spec,
         process,
-        rootfs: Rootfs::Path(rootfs),
-        staging: &staging,
+        rootfs: Rootfs::Path(rootfs.clone()),
+        // At its own path, where hooks that enter the mount namespace look for it.
+        staging: &rootfs,
         bundle,
         cgroup: &cgroup,
         resources: &resources,
@@ -343,8 +295,11 @@ fn claimed(
     let launched = match launched {
         Ok(launched) => launched,
         Err(error) => {
-            let _ = cgroup.kill();
-            let _ = cgroup.remove();
+            if others.is_empty() {
+                let _ = cgroup.kill();
+                let _ = cgroup.remove();
+            }
+            poststop(spec, id, bundle, log);
             return Err(error);
         }
     };
@@ -381,7 +336,7 @@ fn write_pid(path: &Path, pid: i32) -> Result<()> {
         .context(|| format!("write {}", path.display()))
 }
 
-fn start(store: &Store, id: &str) -> Result<i32> {
+fn start(store: &Store, id: &str, log: &Log) -> Result<i32> {
     let _lock = store.lock(id)?;
     let record = store.load(id)?;
     match store.status(&record) {
@@ -396,48 +351,70 @@ fn start(store: &Store, id: &str) -> Result<i32> {
         return Err(RuntimeError::State("cannot start a container that has stopped".to_owned()));
     }
     fs::remove_file(&fifo).context(|| "remove the start fifo".to_owned())?;
-    let poststart = record.spec.hooks.as_ref().map(|hooks| hooks.poststart.as_slice());
-    hooks::run(poststart, &record.spec, id, ("running", record.pid), &record.bundle)?;
+    poststart(&record, log);
     Ok(0)
 }
 
-fn run(store: &Store, create: &Create, detach: bool, keep: bool) -> Result<i32> {
-    let (mut launched, cgroup) = make(store, create, false, None)?;
+/// Runs the hooks of a container that runs. One that fails is told of, and nothing else (runtime-spec, runtime.md#lifecycle).
+fn poststart(record: &Record, log: &Log) {
+    let hooks = record.spec.hooks.as_ref().map(|hooks| hooks.poststart.as_slice());
+    if let Err(error) = hooks::run(hooks, &record.spec, &record.id, ("running", record.pid), &record.bundle) {
+        log.warn(&error.to_string());
+    }
+}
+
+/// Runs the hooks of a container that is gone, as [`poststart`] does.
+fn poststop(spec: &Spec, id: &str, bundle: &Path, log: &Log) {
+    let hooks = spec.hooks.as_ref().map(|hooks| hooks.poststop.as_slice());
+    if let Err(error) = hooks::run(hooks, spec, id, ("stopped", 0), bundle) {
+        log.warn(&error.to_string());
+    }
+}
+
+fn run(store: &Store, create: &Create, detach: bool, keep: bool, log: &Log) -> Result<i32> {
+    let (mut launched, cgroup) = make(store, create, false, log)?;
+    poststart(&store.load(&create.id)?, log);
     if detach {
         return Ok(0);
     }
     let terminal = launched.terminal.take().filter(|_| create.console_socket.is_none());
     let code = terminal::supervise(&launched.pidfd, terminal)?;
     if !keep {
-        remove(store, &create.id, &cgroup)?;
+        remove(store, &create.id, &cgroup, log)?;
     }
     Ok(code)
 }
 
-fn remove(store: &Store, id: &str, cgroup: &Cgroup) -> Result<()> {
+fn remove(store: &Store, id: &str, cgroup: &Cgroup, log: &Log) -> Result<()> {
     let _ = cgroup.kill();
     cgroup.remove().context(|| "remove the cgroup".to_owned())?;
     if let Ok(record) = store.load(id) {
-        let poststop = record.spec.hooks.as_ref().map(|hooks| hooks.poststop.as_slice());
-        hooks::run(poststop, &record.spec, id, ("stopped", 0), &record.bundle)?;
+        poststop(&record.spec, id, &record.bundle, log);
     }
     fs::remove_dir_all(store.directory(id)).context(|| "remove the state".to_owned())
 }
 
 fn kill(store: &Store, id: &str, signal: &str, all: bool) -> Result<i32> {
-    let signal = parse_signal(signal).ok_or_else(|| RuntimeError::State(format!("unknown signal \"{signal}\"")))?;
+    // 0 asks whether there is somebody to signal.
+    let parsed = if signal == "0" { Some(0) } else { parse_signal(signal) };
+    let signal = parsed.ok_or_else(|| RuntimeError::State(format!("unknown signal \"{signal}\"")))?;
     let record = store.load(id)?;
+    let thaw = || match signal {
+        // A frozen process dies when it thaws.
+        9 => Cgroup::open(&record.cgroup)?.freeze(false),
+        _ => Ok(()),
+    };
     if all {
         for pid in Cgroup::open(&record.cgroup)?.processes().unwrap_or_default() {
             let _ = dhow_sys::signal::kill(pid, signal);
         }
-        return Ok(0);
+        return thaw().map(|()| 0);
     }
     if store.status(&record) == Status::Stopped {
         return Err(RuntimeError::State("container not running".to_owned()));
     }
     dhow_sys::signal::kill(record.pid, signal).context(|| format!("signal {id}"))?;
-    Ok(0)
+    if store.status(&record) == Status::Paused { thaw().map(|()| 0) } else { Ok(0) }
 }
 
 /// A signal by number or name, with or without `SIG`.
@@ -468,7 +445,7 @@ pub fn parse_signal(text: &str) -> Option<i32> {
     NAMES.iter().position(|known| *known == name).map(|position| position as i32 + 1)
 }
 
-fn delete(store: &Store, id: &str, force: bool) -> Result<i32> {
+fn delete(store: &Store, id: &str, force: bool, log: &Log) -> Result<i32> {
     let record = match store.load(id) {
         Err(_) if force => {
             let _ = fs::remove_dir_all(store.directory(id));
@@ -482,6 +459,9 @@ fn delete(store: &Store, id: &str, force: bool) -> Result<i32> {
             return Err(RuntimeError::State(format!("cannot delete container {id} that is not stopped: {}", status.as_str())));
         }
         let _ = dhow_sys::signal::kill(record.pid, 9);
+        if status == Status::Paused {
+            Cgroup::open(&record.cgroup)?.freeze(false)?;
+        }
         for _ in 0..1000 {
             if store.status(&record) == Status::Stopped {
                 break;
@@ -490,118 +470,10 @@ fn delete(store: &Store, id: &str, force: bool) -> Result<i32> {
         }
     }
     match Cgroup::open(&record.cgroup) {
-        Ok(cgroup) => remove(store, id, &cgroup)?,
+        Ok(cgroup) => remove(store, id, &cgroup, log)?,
         Err(_) => fs::remove_dir_all(store.directory(id)).context(|| "remove the state".to_owned())?,
     }
     Ok(0)
-}
-
-fn exec(store: &Store, command: Command) -> Result<i32> {
-    let Command::Exec {
-        console_socket,
-        cwd,
-        env,
-        tty,
-        user,
-        additional_gids,
-        process: file,
-        detach,
-        pid_file,
-        no_new_privs,
-        cap,
-        preserve_fds,
-        ignore_paused,
-        id,
-        args,
-    } = command
-    else {
-        return Ok(1);
-    };
-    let record = store.load(&id)?;
-    match store.status(&record) {
-        Status::Stopped | Status::Creating => return Err(RuntimeError::State("cannot exec in a stopped container".to_owned())),
-        Status::Paused if !ignore_paused => return Err(RuntimeError::State("cannot exec in a paused container".to_owned())),
-        _ => {}
-    }
-    let mut process: Process = match file {
-        Some(path) => {
-            let text = fs::read(&path).context(|| format!("open {}", path.display()))?;
-            serde_json::from_slice(&text).map_err(|source| RuntimeError::Json { path, source })?
-        }
-        None => {
-            let mut process = record.spec.process.clone().unwrap_or_default();
-            process.args = args;
-            process.terminal = tty;
-            process.console_size = None;
-            process
-        }
-    };
-    process.env.extend(env);
-    process.no_new_privileges |= no_new_privs;
-    process.user.additional_gids.extend(additional_gids);
-    if let Some(cwd) = cwd {
-        process.cwd = cwd;
-    }
-    if let Some(user) = user {
-        let number = |text: &str| text.parse::<u32>().map_err(|_| RuntimeError::Spec(format!("user {text} is not a number")));
-        let (uid, gid) = user.split_once(':').unwrap_or((&user, "0"));
-        (process.user.uid, process.user.gid) = (number(uid)?, number(gid)?);
-    }
-    if !cap.is_empty() {
-        let sets = process.capabilities.get_or_insert_default();
-        for set in [&mut sets.bounding, &mut sets.effective, &mut sets.permitted] {
-            set.extend(cap.iter().cloned());
-        }
-    }
-    let cgroup = Cgroup::open(&record.cgroup)?;
-    let pidfd = rustix::process::pidfd_open(
-        rustix::process::Pid::from_raw(record.pid).ok_or_else(|| RuntimeError::State("container not running".to_owned()))?,
-        rustix::process::PidfdFlags::empty(),
-    )
-    .context(|| "open the container's process".to_owned())?;
-    let linux = record.spec.linux.clone().unwrap_or_default();
-    let mut launched = crate::exec::exec(Exec {
-        init: &pidfd,
-        init_pid: record.pid,
-        process: &process,
-        seccomp: linux.seccomp.as_ref(),
-        cgroup: &cgroup,
-        stdio: if process.terminal { Stdio::Terminal } else { Stdio::Inherit },
-        preserve_fds,
-    })?;
-    if let Some(path) = &pid_file {
-        write_pid(path, launched.pid)?;
-    }
-    let mut terminal = launched.terminal.take();
-    if let Some(path) = &console_socket {
-        terminal::send(path, terminal.take().as_ref())?;
-    }
-    if detach {
-        return Ok(0);
-    }
-    terminal::supervise(&launched.pidfd, terminal)
-}
-
-fn list(store: &Store, format: &str, quiet: bool) -> Result<i32> {
-    let records: Vec<Record> = store.ids().iter().filter_map(|id| store.load(id).ok()).collect();
-    if quiet {
-        return print(&records.iter().map(|record| format!("{}\n", record.id)).collect::<String>());
-    }
-    if format == "json" {
-        let entry = |record: &Record| {
-            let state = store.state(record);
-            serde_json::json!({ "ociVersion": state.oci_version, "id": state.id, "pid": state.pid, "status": state.status,
-                "bundle": state.bundle, "rootfs": record.bundle.join(record.spec.root.as_ref().map_or("", |root| &root.path)),
-                "created": record.created, "owner": "root" })
-        };
-        return print_json(&records.iter().map(entry).collect::<Vec<_>>());
-    }
-    let mut text = format!("{:<20}{:<10}{:<12}{:<30}{:<32}OWNER\n", "ID", "PID", "STATUS", "BUNDLE", "CREATED");
-    for record in &records {
-        let state = store.state(record);
-        text += &format!("{:<20}{:<10}{:<12}{:<30}{:<32}root\n", state.id, state.pid, state.status, state.bundle, record.created);
-    }
-    print(&text)
 }
 
 fn freeze(store: &Store, id: &str, frozen: bool) -> Result<i32> {
@@ -613,48 +485,6 @@ fn freeze(store: &Store, id: &str, frozen: bool) -> Result<i32> {
         (_, false) => return Err(RuntimeError::State("container not paused".to_owned())),
     }
     Cgroup::open(&record.cgroup)?.freeze(frozen)?;
-    Ok(0)
-}
-
-fn update(store: &Store, command: Command) -> Result<i32> {
-    let Command::Update {
-        resources: file,
-        cpu_period,
-        cpu_quota,
-        cpu_share,
-        cpuset_cpus,
-        cpuset_mems,
-        memory,
-        memory_reservation,
-        memory_swap,
-        pids_limit,
-        id,
-    } = command
-    else {
-        return Ok(1);
-    };
-    let record = store.load(&id)?;
-    let resources = match file {
-        Some(path) => {
-            let text = if path == Path::new("-") { io::read_to_string(io::stdin()) } else { fs::read_to_string(&path) };
-            let text = text.context(|| format!("read {}", path.display()))?;
-            serde_json::from_str(&text).map_err(|source| RuntimeError::Json { path, source })?
-        }
-        None => Resources {
-            cpu: Some(Cpu {
-                shares: cpu_share,
-                quota: cpu_quota,
-                period: cpu_period,
-                cpus: cpuset_cpus,
-                mems: cpuset_mems,
-                ..Cpu::default()
-            }),
-            memory: Some(Memory { limit: memory, reservation: memory_reservation, swap: memory_swap, ..Memory::default() }),
-            pids: pids_limit.map(|limit| Pids { limit }),
-            ..Resources::default()
-        },
-    };
-    Cgroup::open(&record.cgroup)?.update(&resources)?;
     Ok(0)
 }
 

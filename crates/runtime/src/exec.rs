@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::cgroup::Cgroup;
 use crate::finish::{Finish, ProcessFiles};
 use crate::init::{connect_stdio, join_cgroup, report, set_size};
-use crate::launch::{Launched, Stdio, libc_flags, reap};
+use crate::launch::{Launched, Stdio, hear, libc_flags, reap};
 use crate::seccomp;
 use crate::spec::{Process, Seccomp};
 use crate::{Context, Result, RuntimeError};
@@ -68,7 +68,7 @@ fn talk(exec: &Exec<'_>, socket: &OwnedFd, launched: &mut Launched) -> Result<()
     loop {
         let mut buffer = [0u8; 4096];
         let mut descriptors = Vec::new();
-        let length = socket::receive(socket, &mut buffer, &mut descriptors).context(|| "hear from the process".to_owned())?;
+        let length = hear(socket, &mut buffer, &mut descriptors).context(|| "hear from the process".to_owned())?;
         match buffer[..length].split_first() {
             None => return Ok(()),
             Some((b'T', _)) => launched.terminal = descriptors.pop(),
@@ -113,7 +113,7 @@ fn enter(exec: &Exec<'_>, socket: &OwnedFd, tasks: &[OwnedFd]) -> Result<std::co
     }
     connect_stdio(&exec.stdio, terminal.as_ref())?;
     let filter = seccomp::receive(socket)?;
-    finish.exec(filter.as_ref(), exec.preserve_fds, || Ok(()))
+    finish.exec(filter.as_ref(), exec.preserve_fds, || Ok(()), || Ok(()))
 }
 
 /// Whether a process's namespace is another one than the caller's.

@@ -1,6 +1,7 @@
 //! The last steps of a process before exec, the same for a container's init and for one that joins it: limits, identity,
 //! capabilities, labels, filter.
 
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::ffi::CString;
 use std::io;
@@ -8,6 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use dhow_sys::process;
+use dhow_sys::root::Root;
 use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
@@ -15,7 +17,7 @@ use crate::capabilities::Masks;
 use crate::rootfs::require_procfs;
 use crate::seccomp::Filter;
 use crate::spec::{Capabilities, Process};
-use crate::{Context, Result, RuntimeError};
+use crate::{Context, Result, RuntimeError, user};
 
 /// The process's own directory in the host's `/proc`, opened before the container's root is entered: what the container
 /// mounts on its `/proc` cannot redirect a write.
@@ -56,7 +58,8 @@ pub(crate) struct Finish<'a> {
     apparmor: Option<OwnedFd>,
     selinux: Option<OwnedFd>,
     args: Vec<CString>,
-    env: Vec<CString>,
+    /// Each name once, with its last value.
+    env: Vec<&'a str>,
 }
 
 impl<'a> Finish<'a> {
@@ -76,18 +79,30 @@ impl<'a> Finish<'a> {
         let none = Capabilities::default();
         Ok(Finish {
             process,
-            masks: Masks::parse(process.capabilities.as_ref().unwrap_or(&none))?,
+            masks: Masks::parse(process.capabilities.as_ref().unwrap_or(&none)),
             apparmor: label(&process.apparmor_profile, "attr/apparmor/exec", "AppArmor")
                 .or_else(|_| label(&process.apparmor_profile, "attr/exec", "AppArmor"))?,
             selinux: label(&process.selinux_label, "attr/exec", "SELinux")?,
             args: crate::launch::c_strings(&process.args)?,
-            env: crate::launch::c_strings(&process.env)?,
+            env: last_values(&process.env),
         })
     }
 
-    /// Becomes the program. `before_exec` runs when all that can fail for the caller's reasons has been done.
-    pub fn exec(self, filter: Option<&Filter>, preserve_fds: i32, before_exec: impl Fn() -> Result<()>) -> Result<Infallible> {
+    /// Becomes the program. `before_exec` runs when all that can fail for the caller's reasons has been done, `confined` after
+    /// that, with the rights that the program will have.
+    pub fn exec(
+        self,
+        filter: Option<&Filter>,
+        preserve_fds: i32,
+        before_exec: impl Fn() -> Result<()>,
+        confined: impl Fn() -> Result<()>,
+    ) -> Result<Infallible> {
         let process = self.process;
+        let home = match self.env.iter().any(|variable| variable.starts_with("HOME=")) {
+            true => None,
+            false => Some(format!("HOME={}", home(process.user.uid)?)),
+        };
+        own_streams(process.user.uid)?;
         dhow_sys::descriptor::cloexec_from(3 + preserve_fds).context(|| "close descriptors".to_owned())?;
         for limit in &process.rlimits {
             let number =
@@ -97,18 +112,25 @@ impl<'a> Finish<'a> {
         }
         rustix::process::umask(Mode::from_raw_mode(process.user.umask.unwrap_or(0o022)));
         if let Some(file) = &self.apparmor {
-            let text = format!("exec {}", process.apparmor_profile.as_deref().unwrap_or_default());
-            rustix::io::write(file, text.as_bytes()).context(|| format!("apply AppArmor profile: {text}"))?;
+            let profile = process.apparmor_profile.as_deref().unwrap_or_default();
+            rustix::io::write(file, format!("exec {profile}").as_bytes()).map_err(|error| {
+                let why = match error {
+                    Errno::NOENT => "it is not loaded: apparmor_parser --replace FILE loads it".to_owned(),
+                    error => lower(&error.into()),
+                };
+                RuntimeError::Init(format!("unable to apply apparmor profile: {profile}: {why}"))
+            })?;
         }
         if let Some(file) = &self.selinux {
             let text = process.selinux_label.as_deref().unwrap_or_default();
             rustix::io::write(file, text.as_bytes()).context(|| format!("apply SELinux label {text}"))?;
         }
+        // Before the filter, which may not know the call that it takes.
+        let entered = self.enter_cwd();
         // Without no_new_privileges the kernel wants CAP_SYS_ADMIN for a filter: it is installed while there is some.
         if !process.no_new_privileges {
             install(filter)?;
         }
-        let entered = self.enter_cwd();
         self.masks.limit_bounding()?;
         let ids = "set the user and groups";
         process::keep_capabilities(true).context(|| ids.to_owned())?;
@@ -130,8 +152,10 @@ impl<'a> Finish<'a> {
         if process.no_new_privileges {
             install(filter)?;
         }
+        confined()?;
         let program_text = crate::rootfs::c_string(program.as_os_str().as_encoded_bytes())?;
-        let Err(error) = process::exec(&program_text, &self.args, &self.env);
+        let env = self.env.iter().copied().chain(home.as_deref()).map(crate::rootfs::c_string).collect::<Result<Vec<_>>>()?;
+        let Err(error) = process::exec(&program_text, &self.args, &env);
         Err(RuntimeError::Init(format!("exec {}: {}", program.display(), lower(&error))))
     }
 
@@ -165,7 +189,7 @@ impl<'a> Finish<'a> {
                 Err(error) => failed(lower(&error.into())),
             };
         }
-        let path = self.process.env.iter().find_map(|variable| variable.strip_prefix("PATH=")).unwrap_or_default();
+        let path = self.env.iter().find_map(|variable| variable.strip_prefix("PATH=")).unwrap_or_default();
         let directories = path.split(':').map(|directory| Path::new(if directory.is_empty() { "." } else { directory }));
         let found = directories.map(|directory| directory.join(name)).find(|candidate| executable(candidate).is_ok());
         if let Some(program) = found {
@@ -173,6 +197,41 @@ impl<'a> Finish<'a> {
         }
         failed("executable file not found in $PATH".to_owned())
     }
+}
+
+/// Variables of which only the last of each name counts.
+fn last_values(env: &[String]) -> Vec<&str> {
+    let name = |variable: &'_ str| variable.split('=').next().unwrap_or_default().len();
+    let mut seen = HashSet::new();
+    let mut last: Vec<&str> =
+        env.iter().rev().map(String::as_str).filter(|variable| seen.insert(&variable[..name(variable)])).collect();
+    last.reverse();
+    last
+}
+
+/// Where a user lives, by the files of the root that the calling process is in.
+fn home(uid: u32) -> Result<String> {
+    let root = Root::open_path(Path::new("/")).context(|| "open /".to_owned())?;
+    let identity = user::resolve(&root, &uid.to_string(), &[]);
+    // A number that no file knows, or files that cannot be read, are no reason not to start.
+    Ok(identity.map_or_else(|_| "/".to_owned(), |identity| identity.home))
+}
+
+/// Makes the standard streams the user's, who may open them again by `/dev/stdout`. Pipes and terminals are the container's
+/// alone; the null device is not, and what the kernel does not let one change belongs to somebody else.
+fn own_streams(uid: u32) -> Result<()> {
+    use rustix::fs::{fchown, fstat, makedev};
+    for stream in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
+        let Ok(stat) = fstat(stream) else { continue };
+        if stat.st_uid == uid || stat.st_rdev == makedev(1, 3) {
+            continue;
+        }
+        match fchown(stream, Some(rustix::fs::Uid::from_raw(uid)), None) {
+            Ok(()) | Err(Errno::INVAL | Errno::PERM | Errno::ROFS) => {}
+            Err(error) => return Err(error).context(|| "make the standard streams the user's".to_owned()),
+        }
+    }
+    Ok(())
 }
 
 fn install(filter: Option<&Filter>) -> Result<()> {

@@ -1,9 +1,13 @@
 //! Programs that the spec wants run at points of a container's life (runtime-spec, config.md#posix-platform-hooks).
 
+use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::spec::{Hook, Spec, State};
 use crate::{Context, Result, RuntimeError};
@@ -38,6 +42,16 @@ pub fn run(hooks: Option<&[Hook]>, spec: &Spec, id: &str, (status, pid): (&str, 
     hooks.iter().try_for_each(|hook| run_one(hook, &state))
 }
 
+/// The end of what a hook has written.
+fn last_words(said: &File) -> String {
+    const LENGTH: u64 = 2048;
+    let end = said.metadata().map_or(0, |file| file.len());
+    let length = end.min(LENGTH);
+    let mut bytes = vec![0; length as usize];
+    let read = said.read_exact_at(&mut bytes, end - length);
+    read.map(|()| String::from_utf8_lossy(&bytes).trim().to_owned()).unwrap_or_default()
+}
+
 fn run_one(hook: &Hook, state: &[u8]) -> Result<()> {
     let failed = |why: String| RuntimeError::Init(format!("error running hook {}: {why}", hook.path));
     let mut command = Command::new(&hook.path);
@@ -46,7 +60,12 @@ fn run_one(hook: &Hook, state: &[u8]) -> Result<()> {
         command.arg0(name).args(args);
     }
     command.env_clear().envs(hook.env.iter().filter_map(|variable| variable.split_once('=')));
-    let mut child = command.stdin(Stdio::piped()).spawn().map_err(|error| failed(error.to_string()))?;
+    // What it says is for whoever is told that it failed, and not for the container's output.
+    let said =
+        memfd_create("hook", MemfdFlags::CLOEXEC).map(File::from).context(|| "make room for a hook's output".to_owned())?;
+    let copy = || said.try_clone().map(Stdio::from).context(|| "hold a hook's output".to_owned());
+    command.stdin(Stdio::piped()).stdout(copy()?).stderr(copy()?);
+    let mut child = command.spawn().map_err(|error| failed(error.to_string()))?;
     if let Some(mut input) = child.stdin.take() {
         // A hook need not read its input.
         let _ = input.write_all(state);
@@ -55,7 +74,7 @@ fn run_one(hook: &Hook, state: &[u8]) -> Result<()> {
     loop {
         match child.try_wait().context(|| format!("wait for hook {}", hook.path))? {
             Some(status) if status.success() => return Ok(()),
-            Some(status) => return Err(failed(status.to_string())),
+            Some(status) => return Err(failed(format!("{status}, output: {}", last_words(&said)))),
             None if Instant::now() >= deadline => {
                 let _ = child.kill();
                 let _ = child.wait();

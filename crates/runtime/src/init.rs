@@ -11,7 +11,7 @@ use dhow_sys::{process, socket};
 use rustix::fs::{Mode, OFlags};
 
 use crate::finish::{Finish, ProcessFiles};
-use crate::launch::{IdMap, Join, Launch, Start, Stdio, libc_flags};
+use crate::launch::{IdMap, Join, Launch, Stdio, libc_flags};
 use crate::rootfs::{Tree, c_string};
 use crate::seccomp;
 use crate::{Context, Result, RuntimeError, hooks};
@@ -21,6 +21,8 @@ pub(crate) struct Child<'a> {
     pub flags: u64,
     pub joins: &'a [Join],
     pub id_maps: &'a [IdMap],
+    /// Of [`Start::Fifo`], opened as a path.
+    pub fifo: Option<&'a OwnedFd>,
     pub socket: &'a OwnedFd,
 }
 
@@ -48,6 +50,7 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
     }
     // As the host's root still: another user need not be able to come as far as to the container's directories.
     let tree = Tree::attach(&launch.rootfs, launch.staging, spec)?;
+    let mut sources = tree.open_sources(&spec.mounts, child.id_maps)?;
     if child.flags & libc_flags::NEW_USER != 0 {
         expect(child.socket, b'M')?;
         dhow_sys::ids::set_groups(&[]).context(|| "drop the groups".to_owned())?;
@@ -66,25 +69,18 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
     if child.flags & libc_flags::NEW_NETWORK != 0 {
         loopback_up()?;
     }
-    // What needs no cgroup comes first: it is made meanwhile. Hooks find the container in its cgroup.
-    let hooked = hooks::has_runtime_hooks(spec);
-    let before_cgroup = if hooked { 0 } else { spec.mounts.iter().take_while(|mount| mount.kind != "cgroup").count() };
+    // What needs no cgroup comes first: it is made meanwhile.
+    let before_cgroup = spec.mounts.iter().take_while(|mount| mount.kind != "cgroup").count();
     let (first, others) = spec.mounts.split_at(before_cgroup);
+    let later_sources = sources.split_off(before_cgroup);
     rustix::process::umask(Mode::empty());
-    tree.mount_all(first, spec, launch.cgroup, child.id_maps)?;
+    let mut closed = tree.mount_all(first, sources, spec, launch.cgroup)?;
     enter_cgroup(child)?;
-    let mut filter = None;
-    if hooked {
-        // The answer comes after it.
-        filter = Some(seccomp::receive(child.socket)?);
-        socket::send(child.socket, b"H", &[]).context(|| "ask for the hooks".to_owned())?;
-        expect(child.socket, b'H')?;
-    }
     let files = ProcessFiles::open()?;
     if let Some(score) = launch.process.oom_score_adj {
         files.write_oom_score(score)?;
     }
-    tree.mount_all(others, spec, launch.cgroup, child.id_maps)?;
+    closed.extend(tree.mount_all(others, later_sources, spec, launch.cgroup)?);
     let user_namespaced = linux.namespaces.iter().any(|namespace| namespace.kind == "user");
     let has_dev = spec.mounts.iter().any(|mount| mount.destination == "/dev" && mount.kind == "bind");
     if !has_dev {
@@ -99,35 +95,28 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
         socket::send(child.socket, b"T", &[master.as_fd()]).context(|| "send the terminal".to_owned())?;
         terminal = Some(slave);
     }
-    hooks::run(
-        spec.hooks.as_ref().map(|hooks| hooks.create_container.as_slice()),
-        spec,
-        launch.id,
-        ("creating", 0),
-        launch.bundle,
-    )?;
+    // All is mounted, and the old root is there still: what hooks mount at the root's path is in the container.
+    let mut filter = None;
+    if hooks::has_runtime_hooks(spec) {
+        // The answer comes after it.
+        filter = Some(seccomp::receive(child.socket)?);
+        socket::send(child.socket, b"H", &[]).context(|| "ask for the hooks".to_owned())?;
+        expect(child.socket, b'H')?;
+    }
+    let all_hooks = spec.hooks.as_ref();
+    if let Some(create_container) = all_hooks.map(|hooks| hooks.create_container.as_slice()).filter(|hooks| !hooks.is_empty()) {
+        rustix::process::fchdir(&tree.root).context(|| "enter the root file system".to_owned())?;
+        hooks::run(Some(create_container), spec, launch.id, ("creating", own_id()), launch.bundle)?;
+    }
     if !launch.process.cwd.starts_with('/') {
         return Err(RuntimeError::Init(format!("Cwd must be an absolute path: {}", launch.process.cwd)));
     }
     tree.root.create_dir_all(Path::new(&launch.process.cwd), 0o755).context(|| format!("mkdir {}", launch.process.cwd))?;
-    let fifo = match &launch.start {
-        Start::AtOnce => None,
-        Start::Fifo(path) => {
-            let handle = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-            Some(handle.context(|| format!("open {}", path.display()))?)
-        }
-    };
     let finish = Finish::prepare(launch.process, &files)?;
     tree.write_sysctls(spec)?;
     tree.protect(spec)?;
+    tree.close(&closed)?;
     tree.enter(spec)?;
-    hooks::run(
-        spec.hooks.as_ref().map(|hooks| hooks.start_container.as_slice()),
-        spec,
-        launch.id,
-        ("created", 0),
-        launch.bundle,
-    )?;
     if let Some(personality) = &linux.personality {
         let domain = match personality.domain.as_str() {
             "LINUX" => 0,
@@ -138,7 +127,7 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
     }
     connect_stdio(&launch.stdio, terminal.as_ref())?;
     let wait = || -> Result<()> {
-        let Some(fifo) = &fifo else { return Ok(()) };
+        let Some(fifo) = child.fifo else { return Ok(()) };
         socket::send(child.socket, b"R", &[]).context(|| "report readiness".to_owned())?;
         // Opening for writing blocks until `start` opens for reading.
         let opened =
@@ -150,7 +139,16 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
         Ok(())
     };
     let filter = filter.map_or_else(|| seccomp::receive(child.socket), Ok)?;
-    finish.exec(filter.as_ref(), launch.preserve_fds, wait)
+    // From the image, or where it can put them: they may do what the program may.
+    let start_container = || {
+        hooks::run(all_hooks.map(|hooks| hooks.start_container.as_slice()), spec, launch.id, ("created", own_id()), launch.bundle)
+    };
+    finish.exec(filter.as_ref(), launch.preserve_fds, wait, start_container)
+}
+
+/// The calling process as its own PID namespace has it.
+fn own_id() -> i32 {
+    rustix::process::getpid().as_raw_nonzero().get()
 }
 
 /// Waits until the container's cgroup is complete, and joins it where the process was not born inside.

@@ -17,6 +17,7 @@ use crate::cgroup::Cgroup;
 pub use crate::rootfs::Rootfs;
 use crate::seccomp;
 use crate::spec::{IdMapping, Mount, Namespace, Process, Resources, Spec};
+use crate::validate::validate;
 use crate::{Context, Result, RuntimeError, hooks, init};
 
 /// Where the container's standard streams lead.
@@ -113,11 +114,20 @@ pub fn namespace_file(kind: &str) -> &str {
 /// # Errors
 /// What the child says about the step that failed; it is dead and reaped then.
 pub fn launch(launch: Launch<'_>) -> Result<Launched> {
+    validate(launch.spec)?;
     let linux = launch.spec.linux();
     let (flags, joins, pid_join) = namespaces(&linux.namespaces, launch.network.as_ref())?;
     let (ours, theirs) = socket::packet_pair().context(|| "create the socket to the container's init".to_owned())?;
     // Here, where a child's number is one of the mounted procfs.
     let id_maps = id_maps(&launch.spec.mounts)?;
+    // Its directory may be root's alone, which the child need not be by then.
+    let fifo = match &launch.start {
+        Start::AtOnce => None,
+        Start::Fifo(path) => {
+            let handle = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+            Some(handle.context(|| format!("open {}", path.display()))?)
+        }
+    };
     let time_offsets = (!linux.time_offsets.is_empty()).then_some(&linux.time_offsets);
 
     let own_pid_namespace = match &pid_join {
@@ -133,7 +143,7 @@ pub fn launch(launch: Launch<'_>) -> Result<Launched> {
         return Err(RuntimeError::Spec("timeOffsets are not supported".to_owned()));
     }
     let args = CloneArgs { flags, cgroup: launch.cgroup.clone_into() };
-    let child = init::Child { launch: &launch, flags, joins: &joins, id_maps: &id_maps, socket: &theirs };
+    let child = init::Child { launch: &launch, flags, joins: &joins, id_maps: &id_maps, fifo: fifo.as_ref(), socket: &theirs };
     let cloned = clone::clone3(&args, || init::run(&child));
     if let Some(own) = own_pid_namespace {
         process::set_namespace(own.as_fd(), libc_flags::NEW_PID as i32)
@@ -164,8 +174,7 @@ fn talk(launch: &Launch<'_>, socket: &OwnedFd, launched: &mut Launched, user_nam
     loop {
         let mut buffer = [0u8; 4096];
         let mut descriptors = Vec::new();
-        let length =
-            socket::receive(socket, &mut buffer, &mut descriptors).context(|| "hear from the container's init".to_owned())?;
+        let length = hear(socket, &mut buffer, &mut descriptors).context(|| "hear from the container's init".to_owned())?;
         match buffer[..length].split_first() {
             None => return Ok(()),
             Some((b'T', _)) => launched.terminal = descriptors.pop(),
@@ -180,14 +189,26 @@ fn talk(launch: &Launch<'_>, socket: &OwnedFd, launched: &mut Launched, user_nam
     }
 }
 
+/// The next message of a child. One that fails with messages unread resets the connection, which is told before what it has said.
+pub(crate) fn hear(socket: &OwnedFd, buffer: &mut [u8], descriptors: &mut Vec<OwnedFd>) -> std::io::Result<usize> {
+    match socket::receive(socket, buffer, descriptors) {
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => socket::receive(socket, buffer, descriptors),
+        received => received,
+    }
+}
+
+/// Whether a child was gone when it was told something: what it has said of that is about to be heard.
+pub(crate) fn is_gone(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset)
+}
+
 /// Completes the cgroup, and lets init join it: see [`init::join_cgroup`].
 fn send_cgroup(socket: &OwnedFd, cgroup: &Cgroup, resources: &Resources) -> Result<()> {
     cgroup.complete(resources)?;
     let files = cgroup.join_files()?;
     let files: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
     match socket::send(socket, b"C", &files) {
-        // Init has failed, and what it says of that is about to be read.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) if is_gone(&error) => Ok(()),
         sent => sent.map(drop).context(|| "send the cgroup".to_owned()),
     }
 }

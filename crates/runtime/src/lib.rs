@@ -21,6 +21,7 @@ mod rootfs;
 pub mod seccomp;
 mod state;
 pub mod user;
+mod validate;
 
 pub use dhow_oci::spec;
 

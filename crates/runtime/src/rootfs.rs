@@ -20,6 +20,7 @@ use crate::cgroup::Cgroup;
 use crate::launch::IdMap;
 use crate::mount_options::{self, MountOptions};
 use crate::spec::{Device, Mount, Spec};
+use crate::validate::sysctl_path;
 use crate::{Context, Result, RuntimeError};
 
 /// `f_type` of procfs, `linux/magic.h`.
@@ -48,6 +49,17 @@ pub enum Rootfs {
     Mount(OwnedFd),
 }
 
+/// What a mount shows: a detached mount, and whether it is a directory.
+pub(crate) struct Source {
+    tree: OwnedFd,
+    directory: bool,
+}
+
+fn cannot_mount(mount: &Mount, error: &RuntimeError) -> RuntimeError {
+    let source = mount.source.as_deref().unwrap_or(&mount.kind);
+    RuntimeError::Init(format!("error mounting \"{source}\" to rootfs at \"{}\": {error}", mount.destination))
+}
+
 /// The root file system, attached in the container's mount namespace.
 pub(crate) struct Tree {
     pub root: Root,
@@ -73,39 +85,66 @@ impl Tree {
             Rootfs::Mount(fd) => fd.try_clone().context(|| "hold the root file system".to_owned())?,
         };
         if propagation == mount_options::SHARED {
-            // pivot_root wants the parent of the new root private, and what is mounted below a shared one would appear on
-            // the host.
+            // pivot_root wants the new root and its parent private, and what is mounted below a shared one would appear on the
+            // host.
             leave_peer_groups(staging)?;
+            mount_setattr(tree.as_fd(), true, &MountAttr::propagation(mount_options::PRIVATE))
+                .context(|| "part the root file system from the host".to_owned())?;
         }
         move_mount(&tree, c"", CWD, staging, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
             .context(|| format!("attach the root file system at {}", staging.display()))?;
         Ok(Tree { root: Root::from_descriptor(tree) })
     }
 
-    /// Makes some of the spec's mounts, in order.
-    pub fn mount_all(&self, mounts: &[Mount], spec: &Spec, cgroup: &Cgroup, id_maps: &[IdMap]) -> Result<()> {
-        let cgroup_namespace = spec.linux().namespaces.iter().any(|namespace| namespace.kind == "cgroup");
-        for mount in mounts {
+    /// Opens the sources of bind mounts, each in the place of its mount. Before the user changes: directories of the host that
+    /// lead there may be root's alone.
+    pub fn open_sources(&self, mounts: &[Mount], id_maps: &[IdMap]) -> Result<Vec<Option<Source>>> {
+        let open = |mount: &Mount| {
+            let options = MountOptions::parse(&mount.options);
+            if !(options.bind || mount.kind == "bind") {
+                return Ok(None);
+            }
             let id_map = id_maps.iter().find(|map| map.destination == mount.destination);
-            self.mount(mount, cgroup, cgroup_namespace, id_map).map_err(|error| {
-                let source = mount.source.as_deref().unwrap_or(&mount.kind);
-                RuntimeError::Init(format!("error mounting \"{source}\" to rootfs at \"{}\": {error}", mount.destination))
-            })?;
-        }
-        Ok(())
+            bind_source(mount, &options, id_map).map(Some).map_err(|error| cannot_mount(mount, &error))
+        };
+        mounts.iter().map(open).collect()
     }
 
-    fn mount(&self, mount: &Mount, cgroup: &Cgroup, cgroup_namespace: bool, id_map: Option<&IdMap>) -> Result<()> {
-        let options = MountOptions::parse(&mount.options);
+    /// Makes some of the spec's mounts, in order, each from its source where it is a bind. The answer is what is to be
+    /// read-only once all is made.
+    pub fn mount_all(
+        &self,
+        mounts: &[Mount],
+        sources: Vec<Option<Source>>,
+        spec: &Spec,
+        cgroup: &Cgroup,
+    ) -> Result<Vec<OwnedFd>> {
+        let cgroup_namespace = spec.linux().namespaces.iter().any(|namespace| namespace.kind == "cgroup");
+        let mut closed = Vec::new();
+        for (mount, source) in mounts.iter().zip(sources) {
+            let made = self.mount(mount, source, cgroup, cgroup_namespace).map_err(|error| cannot_mount(mount, &error))?;
+            closed.extend(made);
+        }
+        Ok(closed)
+    }
+
+    /// Makes one mount. What others are mounted on is returned if it is to be read-only: their mount points are not made yet.
+    fn mount(&self, mount: &Mount, source: Option<Source>, cgroup: &Cgroup, cgroup_namespace: bool) -> Result<Option<OwnedFd>> {
+        let mut options = MountOptions::parse(&mount.options);
         let destination = Path::new(&mount.destination);
         if mount.kind == "cgroup" {
-            return self.mount_cgroup(destination, &options, cgroup, cgroup_namespace);
+            return self.mount_cgroup(destination, &options, cgroup, cgroup_namespace).map(|()| None);
         }
-        let (tree, directory) = if options.bind || mount.kind == "bind" {
-            bind_source(mount, &options, id_map)?
-        } else {
-            let tree = new_file_system(&mount.kind, mount.source.as_deref(), &options)?;
-            part_of(tree, mount.subpath.as_deref(), &options)?
+        let closed = source.is_none() && mount.kind == "tmpfs" && options.attr.set & ATTR_RDONLY != 0;
+        if closed {
+            options.attr.set &= !ATTR_RDONLY;
+        }
+        let Source { tree, directory } = match source {
+            Some(source) => source,
+            None => {
+                let tree = new_file_system(&mount.kind, mount.source.as_deref(), &options)?;
+                part_of(tree, mount.subpath.as_deref(), &options)?
+            }
         };
         let target = if directory {
             let link =
@@ -122,7 +161,15 @@ impl Tree {
         .context(|| format!("create mountpoint {}", mount.destination))?;
         check_not_in_proc(&target, destination, &mount.kind, &tree)?;
         attach(&tree, &target)?;
-        apply(&tree, &options)
+        apply(&tree, &options)?;
+        Ok(closed.then_some(tree))
+    }
+
+    /// Makes read-only what [`Tree::mount_all`] has left to be.
+    pub fn close(&self, mounts: &[OwnedFd]) -> Result<()> {
+        mounts.iter().try_for_each(|mount| {
+            mount_setattr(mount.as_fd(), false, &MountAttr::new(ATTR_RDONLY, 0)).context(|| "make a tmpfs read-only".to_owned())
+        })
     }
 
     /// The container's cgroups: on v2 the hierarchy itself, on v1 a directory with a mount for each controller.
@@ -268,7 +315,7 @@ impl Tree {
     /// Writes the sysctls, through descriptors that are verified to be procfs (CVE-2025-52881's class).
     pub fn write_sysctls(&self, spec: &Spec) -> Result<()> {
         for (name, value) in spec.linux.iter().flat_map(|linux| &linux.sysctl) {
-            let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+            let path = Path::new("/proc/sys").join(sysctl_path(name));
             let file = self.root.open(&path, OFlags::WRONLY, 0).context(|| format!("open sysctl {name}"))?;
             require_procfs(&file)?;
             rustix::io::write(&file, value.as_bytes()).context(|| format!("write sysctl {name} = {value}"))?;
@@ -288,7 +335,7 @@ impl Tree {
         if linux.masked_paths.is_empty() {
             return Ok(());
         }
-        let null = open_null()?;
+        let (null, attributes) = self.null_device()?;
         let mut empty = None;
         for path in &linux.masked_paths {
             let Some(handle) = self.existing(path)? else { continue };
@@ -296,6 +343,7 @@ impl Tree {
             let tree = match &empty {
                 _ if FileType::from_raw_mode(stat.st_mode) != FileType::Directory => {
                     clone_tree(null.as_fd(), Path::new(""), false)
+                        .and_then(|tree| mount_setattr(tree.as_fd(), false, &attributes).map(|()| tree))
                 }
                 Some(empty) => clone_tree(AsFd::as_fd(empty), Path::new(""), false),
                 None => {
@@ -308,6 +356,20 @@ impl Tree {
             attach(&tree.context(|| format!("mask {path}"))?, &handle)?;
         }
         Ok(())
+    }
+
+    /// The null device, verified to be it (CVE-2025-31133's class), and what its mounts must be: the container's own, whose owner
+    /// and mode are its own affair; a container without gets the host's, which it must not change.
+    fn null_device(&self) -> Result<(OwnedFd, MountAttr)> {
+        if let Some(own) = self.existing("/dev/null")?.filter(is_null) {
+            return Ok((own, MountAttr::default()));
+        }
+        let null = rustix::fs::open("/dev/null", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        let null = null.context(|| "open /dev/null".to_owned())?;
+        if !is_null(&null) {
+            return Err(RuntimeError::Spec("/dev/null of the host is not the null device".to_owned()));
+        }
+        Ok((null, MountAttr::new(ATTR_RDONLY | ATTR_NOSUID | ATTR_NOEXEC, 0)))
     }
 
     fn existing(&self, path: &str) -> Result<Option<OwnedFd>> {
@@ -335,6 +397,10 @@ impl Tree {
             .context(|| "part the old root from the host".to_owned())?;
         rustix::mount::unmount(".", UnmountFlags::DETACH).context(|| "unmount the old root".to_owned())?;
         rustix::process::chdir("/").context(|| "enter /".to_owned())?;
+        if spec.linux().rootfs_propagation.as_deref().is_some_and(|propagation| propagation.ends_with("shared")) {
+            mount_setattr(self.root.as_fd(), false, &MountAttr::propagation(mount_options::SHARED))
+                .context(|| "share the root's mounts".to_owned())?;
+        }
         Ok(())
     }
 }
@@ -440,15 +506,15 @@ fn lower_path(options: &MountOptions) -> &str {
     options.data.iter().find(|(key, _)| key == LOWER).and_then(|(_, value)| value.as_deref()).unwrap_or_default()
 }
 
-/// What is below a path of a new file system, if one is given, and whether it is a directory.
-fn part_of(tree: OwnedFd, subpath: Option<&str>, options: &MountOptions) -> Result<(OwnedFd, bool)> {
-    let Some(subpath) = subpath else { return Ok((tree, true)) };
+/// What is below a path of a new file system, if one is given.
+fn part_of(tree: OwnedFd, subpath: Option<&str>, options: &MountOptions) -> Result<Source> {
+    let Some(subpath) = subpath else { return Ok(Source { tree, directory: true }) };
     let what = || format!("mount only {subpath}");
     // As long as the whole is open it is there.
     let whole = Root::from_descriptor(tree);
     let handle = whole.handle_beneath(Path::new(subpath)).context(|| format!("cannot access path {subpath}"))?;
     let stat = rustix::fs::fstat(&handle).context(|| format!("stat {subpath}"))?;
-    let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
     let part = match clone_tree(handle.as_fd(), Path::new(""), false) {
         // Before 6.15 the kernel copies no part of a mount that is not attached: it is for a moment, on one of the layers. Nobody
         // but the container to be is in this mount namespace.
@@ -462,11 +528,11 @@ fn part_of(tree: OwnedFd, subpath: Option<&str>, options: &MountOptions) -> Resu
         }
         part => part,
     };
-    Ok((part.context(what)?, is_directory))
+    Ok(Source { tree: part.context(what)?, directory })
 }
 
-/// A detached copy of a bind mount's source with its options, and whether it is a directory.
-fn bind_source(mount: &Mount, options: &MountOptions, id_map: Option<&IdMap>) -> Result<(OwnedFd, bool)> {
+/// A detached copy of a bind mount's source with its options.
+fn bind_source(mount: &Mount, options: &MountOptions, id_map: Option<&IdMap>) -> Result<Source> {
     let source = mount.source.as_deref().ok_or_else(|| RuntimeError::Spec("a bind mount needs a source".to_owned()))?;
     let tree = match (in_other_namespace(source), &mount.subpath) {
         (Some((pid, path)), _) => clone_foreign_tree(pid, path, options.recursive),
@@ -490,7 +556,7 @@ fn bind_source(mount: &Mount, options: &MountOptions, id_map: Option<&IdMap>) ->
         mount_setattr(tree.as_fd(), true, &options.recursive_attr)
             .context(|| "set the options of all mounts below".to_owned())?;
     }
-    Ok((tree, FileType::from_raw_mode(stat.st_mode) == FileType::Directory))
+    Ok(Source { tree, directory: FileType::from_raw_mode(stat.st_mode) == FileType::Directory })
 }
 
 /// `/proc/PID/root/…`: a path in another process's mount namespace, by its number and as seen there.
@@ -546,15 +612,10 @@ pub(crate) fn require_procfs(file: &OwnedFd) -> Result<()> {
     if kind == PROC_MAGIC { Ok(()) } else { Err(RuntimeError::Spec("/proc is not a procfs".to_owned())) }
 }
 
-/// The host's `/dev/null`, verified to be that device (CVE-2025-31133's class).
-fn open_null() -> Result<OwnedFd> {
-    let null =
-        rustix::fs::open("/dev/null", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context(|| "open /dev/null".to_owned())?;
-    let stat = rustix::fs::fstat(&null).context(|| "stat /dev/null".to_owned())?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice || stat.st_rdev != rustix::fs::makedev(1, 3) {
-        return Err(RuntimeError::Spec("/dev/null of the host is not the null device".to_owned()));
-    }
-    Ok(null)
+fn is_null(device: &OwnedFd) -> bool {
+    rustix::fs::fstat(device).is_ok_and(|stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == rustix::fs::makedev(1, 3)
+    })
 }
 
 /// A read-only tmpfs that cannot hold anything.

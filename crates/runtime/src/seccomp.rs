@@ -26,7 +26,7 @@ pub(crate) fn send(socket: &OwnedFd, seccomp: Option<&Seccomp>) -> Result<()> {
     let message = filter.map(|filter| filter.to_bytes()).unwrap_or_default();
     match socket::send(socket, &[&b"S"[..], &message].concat(), &[]) {
         // The process has failed, and what it says of that is about to be read.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) if crate::launch::is_gone(&error) => Ok(()),
         sent => sent.map(drop).context(|| "send the seccomp filter".to_owned()),
     }
 }

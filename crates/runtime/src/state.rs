@@ -135,7 +135,7 @@ impl Store {
             Some((ticks, state)) if ticks == record.start_ticks && !matches!(state, 'Z' | 'X') => {
                 if self.fifo(&record.id).exists() {
                     Status::Created
-                } else if is_frozen(&record.cgroup) {
+                } else if Cgroup::open(&record.cgroup).is_ok_and(|cgroup| cgroup.is_frozen()) {
                     Status::Paused
                 } else {
                     Status::Running
@@ -156,15 +156,6 @@ impl Store {
             annotations: record.spec.annotations.clone(),
         }
     }
-}
-
-fn is_frozen(cgroup: &str) -> bool {
-    let state = match Cgroup::open(cgroup) {
-        Ok(Cgroup::V1(cgroup)) => cgroup.read("freezer", "freezer.state"),
-        Ok(Cgroup::V2(cgroup)) => cgroup.read("cgroup.freeze"),
-        Err(_) => return false,
-    };
-    state.is_ok_and(|state| matches!(state.trim(), "FROZEN" | "FREEZING" | "1"))
 }
 
 /// When a process started, in clock ticks after boot, and its state letter (`proc_pid_stat(5)`).

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 
-use super::{read, write};
+use super::{page_size, read, write};
 use crate::spec::{DeviceRule, Resources, ThrottleDevice};
 use crate::{Context, Result, RuntimeError};
 
@@ -56,6 +56,9 @@ impl Hierarchies {
 
     /// Makes the directories and sets the limits.
     pub(super) fn create(&self, resources: &Resources) -> Result<()> {
+        if !resources.unified.is_empty() {
+            return Err(RuntimeError::Spec("invalid configuration: resources.unified needs cgroup v2".to_owned()));
+        }
         let made = self.make().and_then(|()| self.apply(resources));
         if made.is_err() {
             for hierarchy in &self.all {
@@ -124,8 +127,10 @@ impl Hierarchies {
                     return Err(RuntimeError::State(format!("the {bound} allowed cpu-shares is {taken}")));
                 }
             }
-            set("cpu.cfs_period_us", cpu.period.filter(|period| *period > 0).map(|period| period.to_string()))?;
-            set("cpu.cfs_quota_us", cpu.quota.filter(|quota| *quota != 0).map(|quota| quota.to_string()))?;
+            let period = || set("cpu.cfs_period_us", cpu.period.filter(|period| *period > 0).map(|period| period.to_string()));
+            let quota = || set("cpu.cfs_quota_us", cpu.quota.filter(|quota| *quota != 0).map(|quota| quota.to_string()));
+            // A parent's limit is on the share: with the old quota the new period may ask for too much, or the reverse.
+            period().and_then(|()| quota()).or_else(|_| quota().and_then(|()| period()))?;
             set("cpu.rt_period_us", cpu.realtime_period.filter(|period| *period > 0).map(|period| period.to_string()))?;
             set("cpu.rt_runtime_us", cpu.realtime_runtime.filter(|runtime| *runtime != 0).map(|runtime| runtime.to_string()))?;
             if let Some(cpus) = cpu.cpus.as_deref().filter(|cpus| !cpus.is_empty()) {
@@ -137,7 +142,8 @@ impl Hierarchies {
         }
         if let Some(memory) = &resources.memory {
             let limit = memory.limit.filter(|limit| *limit != 0);
-            let swap = memory.swap.filter(|swap| *swap != 0);
+            // Without a limit on memory there can be none on both.
+            let swap = memory.swap.filter(|swap| *swap != 0).or(limit.filter(|limit| *limit < 0));
             // The swap limit may never be below the memory limit: a rise starts with the former, a cut with the latter.
             let current =
                 self.read("memory", "memory.memsw.limit_in_bytes").ok().and_then(|text| text.trim().parse::<i64>().ok());
@@ -186,17 +192,26 @@ impl Hierarchies {
             throttle("blkio.throttle.read_iops_device", &io.throttle_read_iops_device)?;
             throttle("blkio.throttle.write_iops_device", &io.throttle_write_iops_device)?;
         }
+        for limit in &resources.hugepage_limits {
+            self.set("hugetlb", &format!("hugetlb.{}.limit_in_bytes", page_size(limit)?), limit.limit)?;
+        }
         self.apply_devices(&resources.devices)
     }
 
     fn apply_devices(&self, rules: &[DeviceRule]) -> Result<()> {
         for rule in rules {
             let kind = rule.kind.as_deref().unwrap_or("a");
+            // Other letters mean nothing, as with runc.
+            let access: String =
+                rule.access.as_deref().unwrap_or("rwm").chars().filter(|letter| "rwm".contains(*letter)).collect();
+            if access.is_empty() {
+                continue;
+            }
             let number = |number: Option<i64>| number.filter(|n| *n >= 0).map_or("*".to_owned(), |n| n.to_string());
             let line = if kind == "a" && rule.major.is_none() && rule.minor.is_none() {
                 "a".to_owned()
             } else {
-                format!("{kind} {}:{} {}", number(rule.major), number(rule.minor), rule.access.as_deref().unwrap_or("rwm"))
+                format!("{kind} {}:{} {}", number(rule.major), number(rule.minor), access)
             };
             self.set("devices", if rule.allow { "devices.allow" } else { "devices.deny" }, line)?;
         }

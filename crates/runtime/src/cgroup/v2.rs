@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 
-use super::{device_program, read, write};
+use super::{device_program, page_size, read, write};
 use crate::spec::Resources;
 use crate::{Context, Result, RuntimeError};
 
@@ -126,6 +126,9 @@ impl Unified {
                     self.write("io.max", &format!("{}:{} {key}={}", device.major, device.minor, device.rate))?;
                 }
             }
+        }
+        for limit in &resources.hugepage_limits {
+            self.write(&format!("hugetlb.{}.max", page_size(limit)?), &limit.limit.to_string())?;
         }
         for (file, value) in &resources.unified {
             if file.contains('/') {

@@ -2,7 +2,7 @@
 //!
 //! The program looks at the architecture, then finds the system call's number by binary search over ranges with equal
 //! treatment; conditions on arguments are tested at the leaf. The facts it follows are those of libseccomp, which runc
-//! uses: an architecture without rules is killed, conditions of one rule are AND-ed, rules of one call are OR-ed in
+//! uses: an architecture without rules is killed, conditions of one rule are AND-ed (but see [`alternatives`]), rules of one call are OR-ed in
 //! order, and a call newer than every call the profile names fails with `ENOSYS` (runc, `patchbpf`), so that programs
 //! fall back to what they used before.
 
@@ -100,10 +100,8 @@ enum Treatment {
 /// Compiles a seccomp section.
 pub fn compile(seccomp: &Seccomp) -> Result<Filter, SeccompError> {
     let default = action(&seccomp.default_action, seccomp.default_errno_ret)?;
-    let mut architectures: Vec<&str> = seccomp.architectures.iter().map(String::as_str).collect();
-    if architectures.is_empty() {
-        architectures.push("SCMP_ARCH_X86_64");
-    }
+    // The own architecture is always meant, as with libseccomp.
+    let architectures: Vec<&str> = seccomp.architectures.iter().map(String::as_str).collect();
     let has = |name: &str| architectures.contains(&name);
     if let Some(unknown) = architectures.iter().find(|name| !name.starts_with("SCMP_ARCH_")) {
         return Err(SeccompError::UnknownArchitecture((*unknown).to_owned()));
@@ -111,7 +109,7 @@ pub fn compile(seccomp: &Seccomp) -> Result<Filter, SeccompError> {
     let section = |table: &Table, present: bool| -> Result<Vec<Instruction>, SeccompError> {
         if present { dispatch(&treatments(seccomp, default, table)?, default) } else { Ok(vec![ret(KILL_PROCESS)]) }
     };
-    let x86_64 = section(&syscalls::X86_64, has("SCMP_ARCH_X86_64"))?;
+    let x86_64 = section(&syscalls::X86_64, true)?;
     let x32 = section(&syscalls::X32, has("SCMP_ARCH_X32"))?;
     let x86 = section(&syscalls::X86, has("SCMP_ARCH_X86"))?;
 
@@ -185,13 +183,26 @@ fn treatments(seccomp: &Seccomp, default: u32, table: &Table) -> Result<BTreeMap
                     .or_insert(Treatment::Action(action));
             } else if action != default {
                 match entry.or_insert_with(|| Treatment::Conditions(vec![])) {
-                    Treatment::Conditions(conditions) => conditions.push((rule.args.clone(), action)),
+                    Treatment::Conditions(conditions) => {
+                        conditions.extend(alternatives(&rule.args).into_iter().map(|all| (all, action)));
+                    }
                     Treatment::Action(_) => {}
                 }
             }
         }
     }
     Ok(treatments)
+}
+
+/// The conditions of a rule: all together, but each by itself where two are about the same argument (runc,
+/// `libcontainer/seccomp`: libseccomp takes an argument once in a rule).
+fn alternatives(conditions: &[SeccompArgument]) -> Vec<Vec<SeccompArgument>> {
+    let repeats =
+        |(at, condition): (usize, &SeccompArgument)| conditions[..at].iter().any(|other| other.index == condition.index);
+    match conditions.iter().enumerate().any(repeats) {
+        true => conditions.iter().map(|condition| vec![condition.clone()]).collect(),
+        false => vec![conditions.to_vec()],
+    }
 }
 
 /// Code that returns the action for the number in the accumulator.
@@ -463,5 +474,30 @@ mod tests {
                 }
             }
         }
+    }
+    #[test]
+    fn an_argument_that_is_named_twice_is_enough_once() {
+        let of = |index: u32, value: u64, op: &str| SeccompArgument { index, value, value_two: 0, op: format!("SCMP_CMP_{op}") };
+        let rule = |args: Vec<SeccompArgument>| SeccompRule {
+            names: vec!["read".into()],
+            action: "SCMP_ACT_ALLOW".into(),
+            errno_ret: None,
+            args,
+        };
+        let filter = |args| {
+            let seccomp = Seccomp {
+                default_action: "SCMP_ACT_ERRNO".into(),
+                // The own architecture need not be named.
+                architectures: vec!["SCMP_ARCH_X86".into()],
+                syscalls: vec![rule(args)],
+                ..Seccomp::default()
+            };
+            compile(&seccomp).unwrap()
+        };
+        let read = |filter: &Filter, first: u64, second: u64| run(filter, AUDIT_ARCH_X86_64, 0, [first, second, 0, 0, 0, 0]);
+        let twice = filter(vec![of(0, 3, "EQ"), of(0, 5, "EQ")]);
+        assert_eq!((read(&twice, 3, 0), read(&twice, 5, 0), read(&twice, 4, 0)), (ALLOW, ALLOW, ERRNO | EPERM));
+        let both = filter(vec![of(0, 3, "EQ"), of(1, 5, "EQ")]);
+        assert_eq!((read(&both, 3, 5), read(&both, 3, 0), read(&both, 0, 5)), (ALLOW, ERRNO | EPERM, ERRNO | EPERM));
     }
 }
