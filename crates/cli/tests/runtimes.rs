@@ -1,5 +1,6 @@
 //! Other engines' runtimes under ours, and ours under another engine.
 
+use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
 
 use dhow_testkit::{Bundle, sandboxed, text, wait_until};
@@ -30,6 +31,9 @@ fn containers_run_in_other_runtimes() {
         out.trim().to_owned()
     };
     assert_eq!(ok(&["info", "-f", "{{.DefaultRuntime}} {{(index .Runtimes \"mine\").runtimeArgs}}"]), "mine [runtime]");
+    // What runtimes make the user's is not the host's.
+    let null = || std::fs::metadata("/dev/null").map(|device| (device.uid(), device.gid(), device.mode())).unwrap();
+    let before = null();
     for name in &names {
         let run = |args: &[&str]| dhow(&[&["run", "--rm", "--runtime", name], args].concat());
         // Streams, terminal, status, network, a volume's part, memory limit.
@@ -70,6 +74,9 @@ fn containers_run_in_other_runtimes() {
         let id = ok(&["run", "-d", "--name", "long", "--runtime", name, "busybox", "sh", "-c", script]);
         wait_until("it traps", || dhow(&["logs", "long"]).1.contains("up"));
         assert_eq!(dhow(&["exec", "-u", "7", "long", "sh", "-c", "id -u; exit 4"]), (4, "7\n".to_owned()), "{name}");
+        ok(&["exec", "-d", "-u", "7", "long", "true"]);
+        assert_eq!(run(&["-u", "7", "busybox", "cat"]), (0, String::new()), "{name}");
+        assert_eq!(null(), before, "{name}");
         ok(&["pause", "long"]);
         assert_eq!(ok(&["inspect", "-f", "{{.State.Status}} {{.HostConfig.Runtime}}", "long"]), format!("paused {name}"));
         ok(&["unpause", "long"]);

@@ -67,6 +67,16 @@ pub(crate) fn pipes(stdin: bool, stdout: bool, stderr: bool, uid: u32, gid: u32)
     Ok((Stdio::Descriptors([input, out, error]), streams))
 }
 
+/// As [`pipes`], for a process that another runtime starts: pipes all three, of which a reader finds the end at once unless
+/// `stdin`. Runtimes make the streams the user's, and the null device is the host's.
+pub(crate) fn pipes_only(stdin: bool, uid: u32, gid: u32) -> io::Result<(Stdio, Streams)> {
+    let (stdio, mut streams) = pipes(true, true, true, uid, gid)?;
+    if !stdin {
+        streams.stdin = None;
+    }
+    Ok((stdio, streams))
+}
+
 /// Our ends of a terminal.
 pub(crate) fn terminal(master: OwnedFd, stdin: bool) -> io::Result<Streams> {
     rustix::io::ioctl_fionbio(&master, true)?;

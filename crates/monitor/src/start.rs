@@ -125,7 +125,10 @@ fn start_elsewhere(
 ) -> Result<Process, Failed> {
     let setup = foreign.setup;
     let io = |error: io::Error| Failed::new(format!("prepare the container's streams: {error}"));
-    let (stdio, streams) = streams_for(setup, identity).map_err(io)?;
+    let (stdio, streams) = match setup.tty {
+        true => (Stdio::Terminal, process::Streams::default()),
+        false => process::pipes_only(setup.open_stdin, identity.uid, identity.gid).map_err(io)?,
+    };
     let launched = foreign.start(spec, process, root, network, stdio).map_err(Failed::new)?;
     let streams = match launched.terminal {
         Some(master) => process::terminal(master, setup.open_stdin).map_err(|error| {

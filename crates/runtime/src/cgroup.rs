@@ -122,11 +122,20 @@ impl Cgroup {
         rustix::fs::open(mount.join(path), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
     }
 
+    /// Has the kernel kill every process inside, whoever may signal them.
+    ///
+    /// # Errors
+    /// Only cgroup v2 can, from Linux 5.14 on.
+    pub fn kill_at_once(&self) -> Result<()> {
+        match self {
+            Cgroup::V1(_) => Err(RuntimeError::State("cgroup v1 has no cgroup.kill".to_owned())),
+            Cgroup::V2(cgroup) => cgroup.write("cgroup.kill", "1"),
+        }
+    }
+
     /// Sends SIGKILL to every process inside, also to ones that are being forked.
     pub fn kill(&self) -> io::Result<()> {
-        if let Cgroup::V2(cgroup) = self
-            && cgroup.write("cgroup.kill", "1").is_ok()
-        {
+        if self.kill_at_once().is_ok() {
             return Ok(());
         }
         for _ in 0..100 {

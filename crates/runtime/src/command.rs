@@ -263,7 +263,10 @@ fn claimed(store: &Store, create: &Create, bundle: &Path, spec: &Spec, wait: boo
     }
     let fifo = store.fifo(id);
     if wait {
-        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o622), 0)
+        // The program's user opens it to be started; whatever the caller's umask says.
+        let mode = rustix::fs::Mode::from_raw_mode(0o622);
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0)
+            .and_then(|()| rustix::fs::chmod(&fifo, mode))
             .context(|| "create the start fifo".to_owned())?;
     }
     let resources = with_default_devices(linux.resources.clone().unwrap_or_default());
@@ -497,7 +500,10 @@ fn wait(pidfd: &OwnedFd) -> Result<i32> {
 
 /// Namespaces of an ordinary container, for the example spec.
 fn ordinary_namespaces() -> Vec<Namespace> {
-    ["pid", "network", "ipc", "uts", "mount", "cgroup"].map(|kind| Namespace { kind: kind.to_owned(), path: None }).to_vec()
+    // On v1 runc's containers have none of cgroups.
+    let kinds: &[&str] = &["pid", "network", "ipc", "uts", "mount", "cgroup"];
+    let kinds = if crate::cgroup::is_unified() { kinds } else { &kinds[..5] };
+    kinds.iter().map(|kind| Namespace { kind: (*kind).to_owned(), path: None }).collect()
 }
 
 /// All capabilities' names, for `features`.

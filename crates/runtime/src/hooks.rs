@@ -3,8 +3,9 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -42,6 +43,20 @@ pub fn run(hooks: Option<&[Hook]>, spec: &Spec, id: &str, (status, pid): (&str, 
     hooks.iter().try_for_each(|hook| run_one(hook, &state))
 }
 
+/// How a process ended, in the words of Go's `os/exec` for what is usual.
+fn in_words(status: ExitStatus) -> String {
+    let signal = match status.signal() {
+        None => return format!("exit status {}", status.code().unwrap_or_default()),
+        Some(6) => "aborted".to_owned(),
+        Some(9) => "killed".to_owned(),
+        Some(11) => "segmentation fault".to_owned(),
+        Some(15) => "terminated".to_owned(),
+        Some(31) => "bad system call".to_owned(),
+        Some(number) => format!("signal {number}"),
+    };
+    format!("signal: {signal}")
+}
+
 /// The end of what a hook has written.
 fn last_words(said: &File) -> String {
     const LENGTH: u64 = 2048;
@@ -55,7 +70,6 @@ fn last_words(said: &File) -> String {
 fn run_one(hook: &Hook, state: &[u8]) -> Result<()> {
     let failed = |why: String| RuntimeError::Init(format!("error running hook {}: {why}", hook.path));
     let mut command = Command::new(&hook.path);
-    use std::os::unix::process::CommandExt;
     if let Some((name, args)) = hook.args.split_first() {
         command.arg0(name).args(args);
     }
@@ -74,7 +88,7 @@ fn run_one(hook: &Hook, state: &[u8]) -> Result<()> {
     loop {
         match child.try_wait().context(|| format!("wait for hook {}", hook.path))? {
             Some(status) if status.success() => return Ok(()),
-            Some(status) => return Err(failed(format!("{status}, output: {}", last_words(&said)))),
+            Some(status) => return Err(failed(format!("{}, output: {}", in_words(status), last_words(&said)))),
             None if Instant::now() >= deadline => {
                 let _ = child.kill();
                 let _ = child.wait();

@@ -140,13 +140,14 @@ impl Monitor {
             return Err((FailureKind::Start, message, 128));
         }
         let io = |error: io::Error| (FailureKind::Internal, format!("prepare the streams: {error}"), 126);
-        let (stdio, streams) = if config.tty {
-            (dhow_runtime::launch::Stdio::Terminal, process::Streams::default())
-        } else {
-            let wanted = |stream: bool| stream && attached;
-            process::pipes(wanted(config.stdin), wanted(config.stdout), wanted(config.stderr), identity.uid, identity.gid)
-                .map_err(io)?
-        };
+        let wanted = |stream: bool| stream && attached;
+        let (uid, gid) = (identity.uid, identity.gid);
+        let (stdio, streams) = match self.foreign() {
+            _ if config.tty => Ok((dhow_runtime::launch::Stdio::Terminal, process::Streams::default())),
+            Some(_) => process::pipes_only(wanted(config.stdin), uid, gid),
+            None => process::pipes(wanted(config.stdin), wanted(config.stdout), wanted(config.stderr), uid, gid),
+        }
+        .map_err(io)?;
         let failed = |error: &dyn std::fmt::Display| {
             let message = format!("{prefix}: {error}");
             let is_missing = message.contains("executable file not found") || message.contains("no such file or directory");

@@ -153,7 +153,14 @@ impl Monitor {
             return Ok(());
         }
         match &self.processes[INIT] {
-            Some(process) => dhow_sys::signal::kill_descriptor(process.pidfd.as_fd(), signal),
+            Some(process) => match dhow_sys::signal::kill_descriptor(process.pidfd.as_fd(), signal) {
+                // By the container's own AppArmor profile. The kernel's way to end a cgroup asks nobody.
+                Err(error) if signal == SIGKILL && error.kind() == io::ErrorKind::PermissionDenied => match &self.running {
+                    Some(running) if running.cgroup.kill_at_once().is_ok() => Ok(()),
+                    _ => Err(error),
+                },
+                sent => sent,
+            },
             None => Err(io::ErrorKind::NotFound.into()),
         }
     }

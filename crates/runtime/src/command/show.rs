@@ -1,5 +1,6 @@
 //! What there is: `state`, `list`, `ps`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -11,13 +12,19 @@ use crate::spec::State;
 use crate::state::{Record, Store};
 use crate::{Context, Result, RuntimeError};
 
-/// The spec's state, and what runc says beside it.
+/// The spec's state, and what runc says beside it, in its order.
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Shown {
-    #[serde(flatten)]
-    state: State,
+    oci_version: String,
+    id: String,
+    pid: i32,
+    status: String,
+    bundle: String,
     rootfs: PathBuf,
     created: String,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<String, String>,
     owner: String,
 }
 
@@ -26,7 +33,9 @@ impl Shown {
         let root = record.spec.root.as_ref().map_or("", |root| &root.path);
         // Names of users are nothing that a static program asks for.
         let owner = if record.owner == 0 { "root".to_owned() } else { format!("#{}", record.owner) };
-        Shown { state: store.state(record), rootfs: record.bundle.join(root), created: record.created.clone(), owner }
+        let State { oci_version, id, status, pid, bundle, annotations } = store.state(record);
+        let (rootfs, created) = (record.bundle.join(root), record.created.clone());
+        Shown { oci_version, id, pid, status, bundle, rootfs, created, annotations, owner }
     }
 }
 
@@ -63,8 +72,8 @@ impl List {
 fn table(all: &[Shown]) -> String {
     let heads = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned);
     let row = |shown: &Shown| {
-        let State { id, pid, status, bundle, .. } = &shown.state;
-        [id.clone(), pid.to_string(), status.clone(), bundle.clone(), shown.created.clone(), shown.owner.clone()]
+        let Shown { id, pid, status, bundle, created, owner, .. } = shown;
+        [id.clone(), pid.to_string(), status.clone(), bundle.clone(), created.clone(), owner.clone()]
     };
     let rows: Vec<[String; 6]> = std::iter::once(heads).chain(all.iter().map(row)).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0).max(8) + 4;
@@ -120,15 +129,17 @@ mod tests {
 
     #[test]
     fn long_bundles_keep_their_distance() {
-        let state = State {
+        let shown = Shown {
             oci_version: "1.0.0".to_owned(),
             id: "a".to_owned(),
             status: "running".to_owned(),
             pid: 7,
             bundle: "/a/bundle/with/a/path/that/is/longer/than/thirty/characters".to_owned(),
-            annotations: Default::default(),
+            rootfs: PathBuf::new(),
+            created: "now".to_owned(),
+            annotations: BTreeMap::new(),
+            owner: "root".to_owned(),
         };
-        let shown = Shown { state, rootfs: PathBuf::new(), created: "now".to_owned(), owner: "root".to_owned() };
         let text = table(&[shown]);
         assert!(text.starts_with("ID          PID         STATUS"), "{text}");
         assert!(text.contains("characters    now         root\n"), "{text}");
