@@ -12,7 +12,7 @@ use dhow_oci::time;
 use crate::container::Container;
 use crate::network::Endpoints;
 use crate::ports::port_map;
-use crate::{Engine, Result};
+use crate::{Engine, Result, apparmor, security};
 
 impl Engine {
     pub fn inspect(&self, reference: &str) -> Result<ApiContainer> {
@@ -56,6 +56,7 @@ impl Engine {
             restart_count: container.state.restart_count,
             driver: record.layer.driver.to_string(),
             platform: "linux".to_owned(),
+            app_armor_profile: self.apparmor_profile(&container)?,
             host_config: HostConfig {
                 links: self.shown_links(&container)?,
                 masked_paths: Some(record.masked_paths()),
@@ -68,6 +69,15 @@ impl Engine {
             network_settings: self.network_settings(&container)?,
             ..ApiContainer::default()
         })
+    }
+
+    /// Known from the first start on, as dockerd has it; empty on a host that does not confine.
+    fn apparmor_profile(&self, container: &Container) -> Result<String> {
+        if container.state.started == 0 || !apparmor::is_supported() {
+            return Ok(String::new());
+        }
+        let host = container.host_config();
+        Ok(apparmor::profile(host, security::parse(host)?.apparmor.as_deref()).to_owned())
     }
 
     fn graph_driver(&self, container: &Container) -> GraphDriver {

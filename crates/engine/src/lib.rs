@@ -9,6 +9,7 @@
 
 #![recursion_limit = "256"]
 
+mod apparmor;
 mod archive;
 mod budget;
 mod build;

@@ -15,7 +15,7 @@ use crate::cdi::Registry;
 use crate::container::Container;
 use crate::error::Context;
 use crate::mounts::spec_mounts;
-use crate::{Engine, Error, Result, security};
+use crate::{Engine, Error, Result, apparmor, security};
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Where the init process of `--init` lies in a container.
@@ -44,7 +44,7 @@ impl Engine {
             capabilities: Some(security::spec_capabilities(set)),
             rlimits: rlimits(host)?,
             no_new_privileges: options.no_new_privileges,
-            apparmor_profile: apparmor(host, options.apparmor.as_deref()),
+            apparmor_profile: apparmor::for_start(host, options.apparmor.as_deref())?,
             user: User { umask: host.umask, ..User::default() },
             oom_score_adj: Some(host.oom_score_adj),
             ..Process::default()
@@ -262,20 +262,6 @@ fn rlimits(host: &HostConfig) -> Result<Vec<Rlimit>> {
         Ok(Rlimit { kind: format!("RLIMIT_{}", ulimit.name.to_uppercase()), hard: limit(ulimit.hard), soft: limit(ulimit.soft) })
     };
     host.ulimits.iter().flatten().map(rlimit).collect()
-}
-
-/// The profile to confine with: the user's, or `docker-default` where it is loaded.
-fn apparmor(host: &HostConfig, option: Option<&str>) -> Option<String> {
-    let profiles = std::fs::read_to_string("/sys/kernel/security/apparmor/profiles").ok();
-    match (option, profiles) {
-        // Where there is no AppArmor dockerd passes over what it is asked.
-        (Some("unconfined"), _) | (Some(_), None) => None,
-        (Some(name), Some(_)) => Some(name.to_owned()),
-        (None, Some(profiles)) if !host.privileged && profiles.contains("docker-default (enforce)") => {
-            Some("docker-default".to_owned())
-        }
-        (None, _) => None,
-    }
 }
 
 /// Sysctls: what the user set, checked to concern the container's own namespaces, and Docker's two defaults.

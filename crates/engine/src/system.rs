@@ -140,7 +140,7 @@ impl Engine {
             profile @ ("builtin" | "unconfined") => format!("name=seccomp,profile={profile}"),
             _ => "name=seccomp,profile=custom".to_owned(),
         }];
-        if std::path::Path::new("/sys/kernel/security/apparmor").exists() {
+        if crate::apparmor::is_supported() {
             security.insert(0, "name=apparmor".to_owned());
         }
         if unified {

@@ -193,11 +193,14 @@ impl Monitor {
         }
         let signal = signal.unwrap_or(self.setup.stop_signal);
         let timeout = timeout.unwrap_or(self.setup.stop_timeout);
-        if self.signal(signal).is_ok() {
-            self.event("kill", &[("signal", signal.to_string())]);
-            let deadline = u64::try_from(timeout).ok().map(|seconds| Instant::now() + Duration::from_secs(seconds));
-            self.stopping = Some(Stopping { deadline });
+        match self.signal(signal) {
+            Ok(()) => self.event("kill", &[("signal", signal.to_string())]),
+            // What may not be asked to end is ended when its time is over.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            Err(_) => return,
         }
+        let deadline = u64::try_from(timeout).ok().map(|seconds| Instant::now() + Duration::from_secs(seconds));
+        self.stopping = Some(Stopping { deadline });
     }
 
     pub(super) fn cancel_restart(&mut self) {
