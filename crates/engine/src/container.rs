@@ -170,6 +170,12 @@ impl Container {
         self.record.config.tty
     }
 
+    /// The containers whose namespaces it joins, as its configuration refers to them.
+    pub(crate) fn joined(&self) -> impl Iterator<Item = &str> {
+        let host = &self.record.host_config;
+        [&host.network_mode, &host.ipc_mode, &host.pid_mode].into_iter().filter_map(|mode| mode.strip_prefix("container:"))
+    }
+
     pub fn auto_remove(&self) -> bool {
         self.record.host_config.auto_remove
     }

@@ -20,6 +20,7 @@ mod check;
 mod commit;
 mod container;
 mod create;
+mod dependencies;
 mod error;
 mod events;
 mod exec;

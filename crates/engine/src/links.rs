@@ -96,17 +96,26 @@ impl Engine {
         Ok(Some(links).filter(|links| !links.is_empty()))
     }
 
+    /// Whom containers have links to, by their ids.
+    pub(crate) fn link_targets(&self) -> Result<HashMap<String, Vec<String>>> {
+        self.pairs("SELECT container_id, target_id FROM links")
+    }
+
     /// The names that links give to containers, by the containers' ids: `/CONTAINER/ALIAS`.
     pub(crate) fn linked_names(&self) -> Result<HashMap<String, Vec<String>>> {
+        self.pairs("SELECT target_id, '/' || name || '/' || alias FROM links JOIN containers ON id = container_id")
+    }
+
+    /// What a query finds, its second column by its first.
+    fn pairs(&self, query: &str) -> Result<HashMap<String, Vec<String>>> {
         self.store.database.read::<_, Error>(|db| {
-            let query = "SELECT target_id, '/' || name || '/' || alias FROM links JOIN containers ON id = container_id";
             let mut statement = db.prepare_cached(query)?;
-            let mut names: HashMap<String, Vec<String>> = HashMap::new();
+            let mut pairs: HashMap<String, Vec<String>> = HashMap::new();
             for row in statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))? {
-                let (target, name): (String, String) = row?;
-                names.entry(target).or_default().push(name);
+                let (key, value): (String, String) = row?;
+                pairs.entry(key).or_default().push(value);
             }
-            Ok(names)
+            Ok(pairs)
         })
     }
 

@@ -133,7 +133,7 @@ impl Engine {
         if let Err(error) = self.reconcile_networks() {
             tracing::warn!("{error}");
         }
-        for container in self.containers()? {
+        for container in self.in_starting_order(self.containers()?)? {
             if let Err(error) = self.reconcile_one(&container, boot) {
                 tracing::warn!("container {}: {error}", container.id);
             }

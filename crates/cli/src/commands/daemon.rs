@@ -287,10 +287,15 @@ impl Service {
         if let Some(path) = &self.pidfile {
             write_pidfile(path)?;
         }
-        let boot = first_since_boot(&engine);
         let reconciled = {
-            let engine = engine.clone();
-            tokio::task::spawn_blocking(move || engine.reconcile(boot)).await
+            let (engine, boot) = (engine.clone(), Boot::now(&engine));
+            tokio::task::spawn_blocking(move || {
+                engine.reconcile(!boot.is_known())?;
+                // A daemon that is killed on the way leaves what it has not started to the next.
+                boot.record();
+                Ok::<_, dhow_engine::Error>(())
+            })
+            .await
         };
         if let Ok(Err(error)) = reconciled {
             tracing::warn!("look for what a crash left: {error}");
@@ -386,13 +391,26 @@ fn write_pidfile(path: &Path) -> Result {
         .map_err(|error| Failure::new(format!("write {}: {error}", path.display())))
 }
 
-/// Whether this is the first daemon on these roots since the host came up: a file in the exec root tells the boot.
-fn first_since_boot(engine: &Engine) -> bool {
-    let path = engine.settings().exec_root.join("boot-id");
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let first = std::fs::read_to_string(&path).map_or(true, |known| known != boot);
-    if first && let Err(error) = std::fs::write(&path, boot) {
-        tracing::warn!("write {}: {error}", path.display());
+/// The boot that the host is in: what was to run when it went down is started once in each.
+struct Boot {
+    id: String,
+    /// A file in the exec root that tells in which boot that was last done.
+    path: PathBuf,
+}
+
+impl Boot {
+    fn now(engine: &Engine) -> Boot {
+        let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Boot { id, path: engine.settings().exec_root.join("boot-id") }
     }
-    first
+
+    fn is_known(&self) -> bool {
+        std::fs::read_to_string(&self.path).is_ok_and(|known| known == self.id)
+    }
+
+    fn record(&self) {
+        if let Err(error) = std::fs::write(&self.path, &self.id) {
+            tracing::warn!("write {}: {error}", self.path.display());
+        }
+    }
 }
