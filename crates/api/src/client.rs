@@ -330,8 +330,16 @@ mod http_body_util_stream {
 
 async fn checked(response: Response<Incoming>) -> Result<Response<Incoming>> {
     let status = response.status();
-    if status.is_success() || status.is_redirection() || status == StatusCode::SWITCHING_PROTOCOLS {
+    if status.is_success() || status == StatusCode::NOT_MODIFIED || status == StatusCode::SWITCHING_PROTOCOLS {
         return Ok(response);
+    }
+    if status.is_redirection() {
+        // The path was none: a name of `..`, say.
+        let place = response.headers().get("Location").and_then(|place| place.to_str().ok()).unwrap_or_default();
+        return Err(ClientError::Api {
+            status: status.as_u16(),
+            message: format!("unexpected redirect in response: to {place}"),
+        });
     }
     let body = response.into_body().collect().await?.to_bytes();
     #[derive(serde::Deserialize)]

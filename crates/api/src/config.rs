@@ -327,7 +327,17 @@ pub struct VolumeOptions {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub subpath: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub driver_config: Option<Value>,
+    pub driver_config: Option<DriverConfig>,
+}
+
+/// The driver of a volume that a mount makes, and its options.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct DriverConfig {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub options: Option<BTreeMap<String, String>>,
 }
 
 /// Of a tmpfs; mode is the number, not its octal text.

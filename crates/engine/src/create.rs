@@ -45,6 +45,7 @@ impl Engine {
             return Err(Error::invalid("config cannot be empty in order to create a container"));
         }
         let image = self.find_image_for(&config.image, new.platform.as_ref())?;
+        check_given(&config)?;
         let preset = image.row.config.config.clone().unwrap_or_default();
         merge(&mut config, preset);
         let command: Vec<String> = config.entrypoint.iter().flatten().chain(config.cmd.iter().flatten()).cloned().collect();
@@ -85,6 +86,9 @@ impl Engine {
                 warnings.extend(self.settle_default_network());
             }
             warnings.extend(self.stopped_ways(network));
+        }
+        if new.binds_below.is_some() {
+            crate::mounts::confine_new_volumes(&host)?;
         }
         let (mut mounts, volumes) = self.resolve_mounts(&config, &host)?;
         if let Some(allowed) = &new.binds_below {
@@ -218,19 +222,10 @@ impl Engine {
 
     /// Checks what can be checked without the kernel, and fills in defaults.
     pub(crate) fn check(&self, config: &Config, host: &mut HostConfig, warnings: &mut Vec<String>) -> Result<()> {
-        if !config.working_dir.is_empty() && !config.working_dir.starts_with('/') {
-            return Err(Error::invalid(format!(
-                "the working directory '{}' is invalid, it needs to be an absolute path",
-                config.working_dir
-            )));
-        }
         for variable in config.env.iter().flatten() {
             if variable.is_empty() || variable.starts_with('=') {
                 return Err(Error::invalid(format!("invalid environment variable: {variable}")));
             }
-        }
-        if !config.stop_signal.is_empty() {
-            crate::parse_signal(&config.stop_signal)?;
         }
         if matches!(host.network_mode.as_str(), "" | "default") {
             host.network_mode = "bridge".to_owned();
@@ -251,7 +246,7 @@ impl Engine {
         if !matches!(host.isolation.to_ascii_lowercase().as_str(), "" | "default") {
             return Err(Error::invalid(format!("invalid isolation ({}): linux only supports 'default'", host.isolation)));
         }
-        crate::health::check(config, host)?;
+        crate::health::check_annotation(host)?;
         check_restart(&host.restart_policy)?;
         let policy = &host.restart_policy;
         if host.auto_remove && !matches!(policy.name.as_str(), "" | "no") {
@@ -299,18 +294,38 @@ impl Engine {
         if !matches!(host.userns_mode.as_str(), "" | "host") {
             return Err(Error::invalid(format!("invalid user namespace mode: {}", host.userns_mode)));
         }
+        if !matches!(host.cgroupns_mode.as_str(), "" | "host" | "private") {
+            return Err(Error::invalid(format!("invalid cgroup namespace mode: {}", host.cgroupns_mode)));
+        }
         if host.runtime.is_empty() {
             host.runtime.clone_from(&settings.default_runtime);
         }
         settings.runtime(&host.runtime)?;
         crate::security::check(host)?;
-        check_resources(host, warnings)?;
+        crate::limits::check(host, warnings)?;
         Ok(())
     }
 }
 
+/// Checks what only the user's own values must satisfy: dockerd makes containers of images whose values do not.
+fn check_given(config: &Config) -> Result<()> {
+    if !config.working_dir.is_empty() && !config.working_dir.starts_with('/') {
+        return Err(Error::invalid(format!(
+            "the working directory '{}' is invalid, it needs to be an absolute path",
+            config.working_dir
+        )));
+    }
+    if !config.stop_signal.is_empty() {
+        crate::parse_signal(&config.stop_signal)?;
+    }
+    crate::health::check(config)
+}
+
 pub(crate) fn check_restart(policy: &RestartPolicy) -> Result<()> {
     match policy.name.as_str() {
+        "" if policy.maximum_retry_count > 0 => {
+            Err(Error::invalid("invalid restart policy: maximum retry count cannot be used without a restart policy"))
+        }
         "" => Ok(()),
         "no" | "always" | "unless-stopped" if policy.maximum_retry_count != 0 => {
             Err(Error::invalid("invalid restart policy: maximum retry count can only be used with 'on-failure'"))
@@ -337,83 +352,6 @@ fn root_limit(host: &HostConfig) -> Result<Option<u64>> {
         limit = Some(bytes.ok_or_else(|| Error::invalid(format!("invalid size: '{value}'")))?);
     }
     Ok(limit)
-}
-
-pub(crate) fn check_resources(host: &mut HostConfig, warnings: &mut Vec<String>) -> Result<()> {
-    const SMALLEST: i64 = 6 << 20;
-    if host.memory != 0 && host.memory < SMALLEST {
-        return Err(Error::invalid("Minimum memory limit allowed is 6MB"));
-    }
-    if host.memory > 0 && host.memory_swap > 0 && host.memory_swap < host.memory {
-        return Err(Error::invalid("Minimum memoryswap limit should be larger than memory limit, see usage"));
-    }
-    if host.memory == 0 && host.memory_swap > 0 {
-        return Err(Error::invalid("You should always set the Memory limit when using Memoryswap limit, see usage"));
-    }
-    if host.memory > 0 && host.memory_swap == 0 {
-        host.memory_swap = host.memory.saturating_mul(2);
-    }
-    if host.memory_reservation != 0 && host.memory_reservation < SMALLEST {
-        return Err(Error::invalid("Minimum memory reservation allowed is 6MB"));
-    }
-    if host.memory > 0 && host.memory_reservation > host.memory {
-        return Err(Error::invalid("Minimum memory limit can not be less than memory reservation limit, see usage"));
-    }
-    if host.memory_swappiness.is_some_and(|value| !(-1..=100).contains(&value)) {
-        let value = host.memory_swappiness.unwrap_or_default();
-        return Err(Error::invalid(format!("Invalid value: {value}, valid memory swappiness range is 0-100")));
-    }
-    if host.oom_kill_disable == Some(true) && host.memory == 0 {
-        warnings.push("OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of resources.".to_owned());
-    }
-    host.oom_kill_disable.get_or_insert(false);
-    if !(-1000..=1000).contains(&host.oom_score_adj) {
-        return Err(Error::invalid(format!("Invalid value {}, range for oom score adj is [-1000, 1000]", host.oom_score_adj)));
-    }
-    if host.nano_cpus > 0 && (host.cpu_period > 0 || host.cpu_quota > 0) {
-        let which = if host.cpu_period > 0 { "CPU Period" } else { "CPU Quota" };
-        return Err(Error::invalid(format!("Conflicting options: Nano CPUs and {which} cannot both be set")));
-    }
-    if host.nano_cpus != 0 {
-        let processors = std::thread::available_parallelism().map_or(1, |count| count.get()) as i64;
-        if !(0..=processors * 1_000_000_000).contains(&host.nano_cpus) {
-            return Err(Error::invalid(format!(
-                "range of CPUs is from 0.01 to {processors}.00, as there are only {processors} CPUs available"
-            )));
-        }
-    }
-    if host.cpu_period != 0 && !(1000..=1_000_000).contains(&host.cpu_period) {
-        return Err(Error::invalid("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)"));
-    }
-    if host.cpu_quota > 0 && host.cpu_quota < 1000 {
-        return Err(Error::invalid("CPU cfs quota can not be less than 1ms (i.e. 1000)"));
-    }
-    let list = |text: &str| text.chars().all(|c| c.is_ascii_digit() || matches!(c, ',' | '-'));
-    if !list(&host.cpuset_cpus) {
-        return Err(Error::invalid(format!("Invalid value {} for cpuset cpus", host.cpuset_cpus)));
-    }
-    if !list(&host.cpuset_mems) {
-        return Err(Error::invalid(format!("Invalid value {} for cpuset mems", host.cpuset_mems)));
-    }
-    if host.blkio_weight != 0 && !dhow_runtime::cgroup::has_io_weight() {
-        warnings.push("Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.".to_owned());
-        host.blkio_weight = 0;
-    }
-    let weighs_devices = host.blkio_weight_device.as_ref().is_some_and(|devices| !devices.is_empty());
-    if weighs_devices && !dhow_runtime::cgroup::has_io_weight_of_devices() {
-        warnings.push(
-            "Your kernel does not support Block I/O weight_device or the cgroup is not mounted. Weight-device discarded."
-                .to_owned(),
-        );
-        host.blkio_weight_device = Some(Vec::new());
-    }
-    if host.blkio_weight != 0 && !(10..=1000).contains(&host.blkio_weight) {
-        return Err(Error::invalid("Range of blkio weight is from 10 to 1000"));
-    }
-    if host.pids_limit.is_some_and(|limit| limit <= 0) {
-        host.pids_limit = None;
-    }
-    Ok(())
 }
 
 pub(crate) fn name_conflict(tx: &dhow_store::rusqlite::Connection, name: &str) -> Result<Error> {

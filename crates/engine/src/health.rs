@@ -28,7 +28,7 @@ pub(crate) fn merge(own: Option<HealthConfig>, image: Option<HealthConfig>) -> O
     })
 }
 
-pub(crate) fn check(config: &Config, host: &HostConfig) -> Result<()> {
+pub(crate) fn check(config: &Config) -> Result<()> {
     const SHORTEST: i64 = 1_000_000;
     if let Some(check) = &config.healthcheck {
         let times = [
@@ -44,6 +44,11 @@ pub(crate) fn check(config: &Config, host: &HostConfig) -> Result<()> {
             return Err(Error::invalid("Retries in Healthcheck cannot be negative"));
         }
     }
+    Ok(())
+}
+
+/// Checks what the container's annotation asks for.
+pub(crate) fn check_annotation(host: &HostConfig) -> Result<()> {
     on_failure(host).map(drop)
 }
 

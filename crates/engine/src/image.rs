@@ -58,7 +58,7 @@ impl Engine {
         let created = |key: &str| -> Result<Option<i64>> {
             filters.get(key).first().map(|name| self.find_image(name).map(|image| image.row.created)).transpose()
         };
-        let (before, since) = (created("before")?, created("since")?);
+        let (before, since, until) = (created("before")?, created("since")?, crate::filter::until(filters)?);
         let matches = |row: &ImageRow| {
             let labels = row.config.config.as_ref().and_then(|config| config.labels.clone()).unwrap_or_default();
             // Those of other platforms are found by the image that has the name.
@@ -68,6 +68,7 @@ impl Engine {
                 .is_none_or(|wanted| if wanted { row.tags.is_empty() && row.platform_of.is_empty() } else { !row.tags.is_empty() || !row.digests.is_empty() })
                 && before.is_none_or(|time| row.created < time)
                 && since.is_none_or(|time| row.created > time)
+                && until.is_none_or(|time| row.created < time / 1_000_000_000)
                 && filters.labels(&labels)
         };
         let containers = self.stored_image_uses()?;

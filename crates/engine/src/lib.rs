@@ -31,6 +31,7 @@ mod image;
 mod inspect;
 mod instructions;
 mod lifecycle;
+mod limits;
 mod link;
 mod links;
 mod list;

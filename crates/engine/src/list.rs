@@ -1,6 +1,7 @@
 //! The list of containers, with its filters.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::RangeInclusive;
 
 use dhow_api::container::{Port, Summary, SummaryHealth, SummaryHostConfig, SummaryNetworks};
 use dhow_monitor::health::HealthStatus;
@@ -66,6 +67,12 @@ impl Engine {
             .iter()
             .map(|code| code.parse().map_err(|_| Error::invalid(format!("invalid filter 'exited={code}'"))))
             .collect::<Result<_>>()?;
+        let task = filters.boolean("is-task")?;
+        for key in ["publish", "expose"] {
+            if let Some(port) = filters.get(key).iter().find(|port| port_range(port).is_none()) {
+                return Err(Error::invalid(format!("invalid filter '{key}={port}': invalid containerPort: {port}")));
+            }
+        }
         let created = |key: &str| -> Result<Option<i64>> {
             filters.get(key).first().map(|reference| self.container(reference).map(|container| container.created)).transpose()
         };
@@ -107,7 +114,7 @@ impl Engine {
                 && filters.any("health", |health| {
                     health == container.state.health.as_ref().map_or("none", |health| health.status.as_str())
                 })
-                && filters.any("is-task", |task| !matches!(task, "true" | "1"))
+                && task != Some(true)
                 && filters.any("publish", |port| published(container, port))
                 && filters.any("expose", |port| exposed(container, port))
         };
@@ -269,13 +276,16 @@ fn exposed_ports(container: &Container) -> Vec<Port> {
         .collect()
 }
 
-/// `80`, `80/tcp`, `8000-8010/udp`
-fn in_range(filter: &str, number: u16, protocol: &str) -> bool {
-    let (range, wanted) = filter.split_once('/').unwrap_or((filter, "tcp"));
+/// `80`, `80/tcp`, `8000-8010/udp`: the numbers, and the protocol.
+fn port_range(filter: &str) -> Option<(RangeInclusive<u16>, &str)> {
+    let (range, protocol) = filter.split_once('/').unwrap_or((filter, "tcp"));
     let (first, last) = range.split_once('-').unwrap_or((range, range));
-    wanted == protocol
-        && first.parse().is_ok_and(|first: u16| first <= number)
-        && last.parse().is_ok_and(|last: u16| number <= last)
+    let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+    (first <= last).then_some((first..=last, protocol))
+}
+
+fn in_range(filter: &str, number: u16, protocol: &str) -> bool {
+    port_range(filter).is_some_and(|(range, wanted)| wanted == protocol && range.contains(&number))
 }
 
 fn published(container: &Container, filter: &str) -> bool {

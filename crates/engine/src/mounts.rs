@@ -10,7 +10,7 @@ use dhow_store::ImageFiles;
 
 use crate::container::{Container, MountRecord};
 use crate::error::Context;
-use crate::volumes::{DRIVER, Device};
+use crate::volumes::{DRIVER, Device, NewVolume};
 use crate::{BindOwnership, Engine, Error, Kind, Result, names};
 
 const PROPAGATIONS: [&str; 6] = ["private", "rprivate", "shared", "rshared", "slave", "rslave"];
@@ -30,8 +30,7 @@ impl Engine {
         let makes_volumes = config.volumes.as_ref().is_some_and(|volumes| !volumes.is_empty())
             || host.binds.iter().flatten().any(|bind| !bind.starts_with('/') || !bind.contains(':'));
         if makes_volumes && !matches!(host.volume_driver.as_str(), "" | DRIVER) {
-            let driver = &host.volume_driver;
-            return Err(Error::not_found(format!("error looking up volume plugin {driver}: plugin \"{driver}\" not found")));
+            return Err(unknown_driver(&host.volume_driver));
         }
         for bind in host.binds.iter().flatten() {
             add(self.bind(bind)?)?;
@@ -55,7 +54,7 @@ impl Engine {
         for path in config.volumes.iter().flatten().map(|(path, _)| path) {
             let destination = clean(path)?;
             if !records.iter().any(|other| other.point.destination == destination) {
-                records.push(self.volume_mount(None, &destination, "", true, true)?);
+                records.push(self.volume_mount(None, NewVolume::default(), &destination, "", true, true)?);
             }
         }
         if self.settings().containers.bind_ownership == BindOwnership::Match {
@@ -116,6 +115,9 @@ impl Engine {
         let mut writable = true;
         let mut propagation = "rprivate";
         let mut copy = true;
+        if ["ro", "rw"].iter().all(|word| mode.split(',').any(|given| given == *word)) {
+            return Err(Error::invalid(format!("invalid mode: {mode}")));
+        }
         for word in mode.split(',').filter(|word| !word.is_empty()) {
             match word {
                 "ro" => writable = false,
@@ -126,12 +128,13 @@ impl Engine {
             }
         }
         match source {
-            None => self.volume_mount(None, &destination, mode, writable, copy),
+            None => self.volume_mount(None, NewVolume::default(), &destination, mode, writable, copy),
             Some(source) if source.starts_with('/') => {
                 Ok(bind(&clean_source(source), &destination, mode, writable, propagation, true))
             }
             Some(source) => {
-                self.volume_mount(Some(source), &destination, if mode.is_empty() { "z" } else { mode }, writable, copy)
+                let mode = if mode.is_empty() { "z" } else { mode };
+                self.volume_mount(Some(source), NewVolume::default(), &destination, mode, writable, copy)
             }
         }
     }
@@ -145,6 +148,15 @@ impl Engine {
             return Err(invalid(format!("invalid mount path: '{}' mount path must be absolute", mount.target)));
         }
         let destination = clean(&mount.target)?;
+        let of_others = [
+            ("bind", "BindOptions", mount.bind_options.is_some()),
+            ("volume", "VolumeOptions", mount.volume_options.is_some()),
+            ("image", "ImageOptions", mount.image_options.is_some()),
+            ("tmpfs", "TmpfsOptions", mount.tmpfs_options.is_some()),
+        ];
+        if let Some((_, name, _)) = of_others.iter().find(|(kind, _, given)| *given && *kind != mount.kind) {
+            return Err(invalid(format!("field {name} must not be specified")));
+        }
         match mount.kind.as_str() {
             "bind" => {
                 if mount.source.is_empty() {
@@ -154,6 +166,9 @@ impl Engine {
                     return Err(invalid(format!("invalid mount path: '{}' mount path must be absolute", mount.source)));
                 }
                 let options = mount.bind_options.clone().unwrap_or_default();
+                if options.read_only_force_recursive && !mount.read_only {
+                    return Err(invalid("ReadOnlyForceRecursive requires ReadOnly".to_owned()));
+                }
                 if !Path::new(&mount.source).exists() && !options.create_mountpoint {
                     return Err(invalid(format!("bind source path does not exist: {}", mount.source)));
                 }
@@ -182,13 +197,22 @@ impl Engine {
             }
             "volume" => {
                 let options = mount.volume_options.clone().unwrap_or_default();
+                let driver = options.driver_config.unwrap_or_default();
+                if !matches!(driver.name.as_str(), "" | DRIVER) {
+                    return Err(unknown_driver(&driver.name));
+                }
+                let new = NewVolume {
+                    labels: options.labels.unwrap_or_default(),
+                    options: driver.options.unwrap_or_default(),
+                    ..NewVolume::default()
+                };
                 let subpath = Some(options.subpath).filter(|subpath| !subpath.is_empty());
                 if subpath.as_deref().is_some_and(|subpath| !is_below(subpath)) {
                     return Err(invalid("subpath must be a relative path within the volume".to_owned()));
                 }
                 let name = Some(mount.source.as_str()).filter(|name| !name.is_empty());
                 let copy_up = !options.no_copy && subpath.is_none();
-                let record = self.volume_mount(name, &destination, "z", !mount.read_only, copy_up)?;
+                let record = self.volume_mount(name, new, &destination, "z", !mount.read_only, copy_up)?;
                 Ok(MountRecord { subpath, ..record })
             }
             "image" => {
@@ -208,6 +232,12 @@ impl Engine {
             }
             "tmpfs" => {
                 let options = mount.tmpfs_options.clone().unwrap_or_default();
+                if !mount.source.is_empty() {
+                    return Err(invalid("field Source must not be specified".to_owned()));
+                }
+                if options.size_bytes < 0 {
+                    return Err(invalid("size must not be negative".to_owned()));
+                }
                 let mut words = Vec::new();
                 if options.size_bytes > 0 {
                     words.push(format!("size={}", options.size_bytes));
@@ -218,24 +248,32 @@ impl Engine {
                 if mount.read_only {
                     words.push("ro".to_owned());
                 }
+                for option in options.options.iter().flatten() {
+                    match &option[..] {
+                        [flag] if matches!(flag.as_str(), "exec" | "noexec") => words.push(flag.clone()),
+                        [flag, ..] => return Err(invalid(format!("invalid option: {flag}"))),
+                        [] => return Err(invalid("invalid option array length".to_owned())),
+                    }
+                }
                 tmpfs(&destination, &words.join(","))
             }
             other => Err(Error::invalid(format!("invalid mount config for type \"{other}\": mount type unknown"))),
         }
     }
 
-    /// A mount of a volume, which is made if it does not exist; `None` is one without a name.
+    /// A mount of a volume, which is made, as `new` says, if it does not exist; `None` is one without a name.
     fn volume_mount(
         &self,
         name: Option<&str>,
+        new: NewVolume,
         destination: &str,
         mode: &str,
         writable: bool,
         copy_up: bool,
     ) -> Result<MountRecord> {
-        let anonymous = name.is_none();
+        let new = NewVolume { anonymous: name.is_none(), ..new };
         let name = name.map_or_else(names::random_id, |name| Ok(name.to_owned()))?;
-        let volume = self.volume_for_container(&name, anonymous)?;
+        let volume = self.volume_for_container(&name, new)?;
         let path = self.paths().volume(&name);
         let content = (volume.content != path).then_some(volume.content);
         let writable = writable && volume.writable;
@@ -287,6 +325,25 @@ impl Engine {
             }
         }
         Ok(())
+    }
+}
+
+/// Refuses volumes that a mount would make of parts of the host, before any is made.
+///
+/// # Errors
+/// A volume with options of its driver.
+pub(crate) fn confine_new_volumes(host: &HostConfig) -> Result<()> {
+    let driver = |mount: &Mount| mount.volume_options.as_ref()?.driver_config.clone();
+    match host
+        .mounts
+        .iter()
+        .flatten()
+        .find(|mount| driver(mount).is_some_and(|driver| driver.options.is_some_and(|options| !options.is_empty())))
+    {
+        Some(mount) => {
+            Err(Error::new(Kind::Forbidden, format!("this socket does not allow it: options of volume {}", mount.source)))
+        }
+        None => Ok(()),
     }
 }
 
@@ -465,6 +522,10 @@ fn match_owner(mapping: &IdMapping, destination: &str) -> Result<MatchOwner, Str
         "userns" => Err("IDMapping.Source \"userns\": the container has no user namespace of its own".to_owned()),
         other => Err(format!("invalid IDMapping.Source: \"{other}\" (must be \"match-user\" or \"userns\")")),
     }
+}
+
+fn unknown_driver(driver: &str) -> Error {
+    Error::not_found(format!("error looking up volume plugin {driver}: plugin \"{driver}\" not found"))
 }
 
 /// Whether a path is relative and does not lead out of where it begins.

@@ -20,7 +20,7 @@ impl Engine {
         if alone.memory == 0 {
             alone.memory_swap = 0;
         }
-        crate::create::check_resources(&mut alone, &mut warnings)?;
+        crate::limits::check(&mut alone, &mut warnings)?;
         wanted.blkio_weight = alone.blkio_weight;
         crate::create::check_restart(&update.restart_policy)?;
         let container = self.container(reference)?;

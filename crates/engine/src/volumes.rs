@@ -114,6 +114,16 @@ pub(crate) struct Found {
     pub writable: bool,
 }
 
+/// What a volume is made with that a container names and that does not exist.
+#[derive(Default)]
+pub(crate) struct NewVolume {
+    /// Nobody has named it: it goes with its container.
+    pub anonymous: bool,
+    pub labels: BTreeMap<String, String>,
+    /// Those of the driver, as for [`Engine::create_volume`].
+    pub options: BTreeMap<String, String>,
+}
+
 impl Engine {
     /// Makes a volume. One of that name that exists stays as it is.
     ///
@@ -141,15 +151,19 @@ impl Engine {
     }
 
     /// The volume that a container names, made if it does not exist.
-    pub(crate) fn volume_for_container(&self, name: &str, anonymous: bool) -> Result<Found> {
+    pub(crate) fn volume_for_container(&self, name: &str, new: NewVolume) -> Result<Found> {
         check_name(name)?;
         // One that exists costs no write.
-        let existing = if anonymous { None } else { self.store.database.read(|db| stored(db, name))? };
+        let existing = if new.anonymous { None } else { self.store.database.read(|db| stored(db, name))? };
         let record = match existing {
             Some(record) => record,
             None => {
-                let labels = if anonymous { [(ANONYMOUS.to_owned(), String::new())].into() } else { BTreeMap::new() };
-                self.make_volume(name, Record { created: now(), labels, ..Record::default() })?;
+                let NewVolume { anonymous, mut labels, options } = new;
+                check_options(&options).map_err(|why| Error::invalid(format!("create {name}: {why}")))?;
+                if anonymous {
+                    labels.insert(ANONYMOUS.to_owned(), String::new());
+                }
+                self.make_volume(name, Record { created: now(), labels, options })?;
                 // Another may have made it, with options, at the same time.
                 let made = self.store.database.read(|db| stored(db, name))?;
                 made.ok_or_else(|| Error::not_found(format!("get {name}: the volume was removed meanwhile")))?
@@ -396,6 +410,9 @@ pub(crate) fn check_name(name: &str) -> Result<()> {
         return Err(Error::invalid(format!(
             "create {name}: volume name is too short, names should be at least two alphanumeric characters"
         )));
+    }
+    if name.len() > 255 {
+        return Err(Error::invalid(format!("create {name}: volume name is too long, names should be at most 255 characters")));
     }
     if name.bytes().all(valid) && name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric()) {
         return Ok(());

@@ -75,7 +75,7 @@ pub fn parse_bytes(text: &str) -> Option<i64> {
         Some('p') => 1_125_899_906_842_624.0,
         _ => return None,
     };
-    Some((number * factor) as i64)
+    Some(number * factor).filter(|bytes| *bytes < i64::MAX as f64).map(|bytes| bytes as i64)
 }
 
 /// Nanoseconds of a Go duration: `1h2m3.5s`, `300ms`.

@@ -247,7 +247,8 @@ fn remove_directory(path: &Path) -> io::Result<()> {
         match std::fs::remove_dir(path) {
             Ok(()) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) if waited > Duration::from_secs(5) => return Err(error),
+            // Somebody is inside, or on his way out; else trying again does not help.
+            Err(error) if waited > Duration::from_secs(5) || !is_in_use(&error) => return Err(error),
             Err(_) => {
                 for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
                     if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -260,6 +261,10 @@ fn remove_directory(path: &Path) -> io::Result<()> {
         waited += delay;
         delay = (delay * 2).min(Duration::from_millis(50));
     }
+}
+
+fn is_in_use(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::BUSY | Errno::NOTEMPTY | Errno::INTR))
 }
 
 /// A cgroup path as it is used below a hierarchy: no `..` leads out of it.

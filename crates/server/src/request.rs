@@ -79,19 +79,35 @@ async fn ignore(mut body: Incoming) {
     }
 }
 
+/// The first `%` that is not followed by two hexadecimal digits, with what is there.
+fn bad_escape(text: &str) -> Option<String> {
+    let is_escape = |rest: &str| rest.as_bytes().get(1..3).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit));
+    text.match_indices('%').find(|(at, _)| !is_escape(&text[*at..])).map(|(at, _)| text[at..].chars().take(3).collect())
+}
+
 /// The parameters of a request, from the query and from a form body.
 #[derive(Clone, Default, Debug)]
 pub(crate) struct Parameters(HashMap<String, Vec<String>>);
 
 impl Parameters {
-    pub fn parse(text: &str) -> Parameters {
+    /// # Errors
+    /// What Go's parser refuses, in its words.
+    pub fn parse(text: &str) -> Result<Parameters> {
         let mut all: HashMap<String, Vec<String>> = HashMap::new();
         for pair in text.split('&').filter(|pair| !pair.is_empty()) {
+            if pair.contains(';') {
+                return Err(Error::invalid("invalid semicolon separator in query"));
+            }
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
-            all.entry(decode(key)).or_default().push(decode(value));
+            let decode = |text: &str| -> Result<String> {
+                if let Some(bad) = bad_escape(text) {
+                    return Err(Error::invalid(format!("invalid URL escape \"{bad}\"")));
+                }
+                Ok(percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned())
+            };
+            all.entry(decode(key)?).or_default().push(decode(value)?);
         }
-        Parameters(all)
+        Ok(Parameters(all))
     }
 
     pub fn extend(&mut self, other: Parameters) {
@@ -191,7 +207,11 @@ impl Call {
             self.request.headers().get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
         let body = self.body().await?;
         let kind = content_type.split(';').next().unwrap_or_default().trim();
-        if !body.is_empty() && !kind.is_empty() && kind != "application/json" {
+        // A web page of anybody's can send a body of no type, or of a form's, without asking first.
+        if !body.is_empty() && kind.is_empty() {
+            return Err(Error::invalid(format!("malformed Content-Type header ({content_type}): mime: no media type")));
+        }
+        if !body.is_empty() && kind != "application/json" {
             return Err(Error::invalid(format!("unsupported Content-Type header ({content_type}): must be 'application/json'")));
         }
         dhow_api::decode::decode(&body, empty_ok).map_err(Error::invalid)
@@ -241,11 +261,19 @@ mod tests {
 
     #[test]
     fn parameters_are_gos() {
-        let parameters = Parameters::parse("a=1&b=False&c&d=x%20y+z&t=5.25&e=no&e=2");
+        let parameters = Parameters::parse("a=1&b=False&c&d=x%20y+z&t=5.25&e=no&e=2").unwrap();
         assert!(parameters.is("a") && !parameters.is("b") && !parameters.is("c") && !parameters.is("nothing"));
         assert_eq!((parameters.get("d"), parameters.all("e").len()), ("x y z", 2));
         assert_eq!(parameters.time("t").unwrap(), Some(5_250_000_000));
         assert!(parameters.time("d").is_err());
         assert!(parameters.number::<i64>("d").is_err());
+        for (bad, why) in [
+            ("a=%zz", "invalid URL escape \"%zz\""),
+            ("a=%é", "invalid URL escape \"%é\""),
+            ("a=%4", "invalid URL escape \"%4\""),
+        ] {
+            assert_eq!(Parameters::parse(bad).unwrap_err().to_string(), why);
+        }
+        assert!(Parameters::parse("a=1;b=2").is_err());
     }
 }

@@ -21,23 +21,37 @@ pub(crate) async fn handle(engine: Arc<Engine>, bounds: Bounds, request: Request
         tracing::warn!("refused a request that a web page of another place made");
         return answer::message(StatusCode::FORBIDDEN, "requests of web pages of other places are refused (Origin)");
     }
+    if let Some(refusal) = refused(&request) {
+        return refusal;
+    }
     if request.method() == Method::OPTIONS {
         return answer::with_common_headers(answer::empty(StatusCode::OK));
     }
-    let path = request.uri().path().to_owned();
+    // Decoded as a whole: a slash is a slash, however it is written, here and for whoever filters paths in front of this server.
+    let path = percent_decode_str(request.uri().path()).decode_utf8_lossy().into_owned();
+    if let Some(clean) = cleaned(&path) {
+        return moved(&clean, request.uri().query());
+    }
     let (version, path) = match split_version(&path) {
         Ok(split) => split,
         Err(answer) => return *answer,
     };
-    let parameters = Parameters::parse(request.uri().query().unwrap_or_default());
+    let parameters = match Parameters::parse(request.uri().query().unwrap_or_default()) {
+        Ok(parameters) => parameters,
+        Err(error) => return answer::with_common_headers(answer::error(&error)),
+    };
     let mut call = Call { version, scope: bounds.scope, parameters, request };
     let form = call
         .request
         .headers()
         .get("content-type")
         .is_some_and(|kind| kind.as_bytes().starts_with(b"application/x-www-form-urlencoded"));
-    if form && let Ok(body) = call.body().await {
-        call.parameters.extend(Parameters::parse(&String::from_utf8_lossy(&body)));
+    if form {
+        let fields = call.body().await.and_then(|body| Parameters::parse(&String::from_utf8_lossy(&body)));
+        match fields {
+            Ok(fields) => call.parameters.extend(fields),
+            Err(error) => return answer::with_common_headers(answer::error(&error)),
+        }
     }
     let scoped = call.scope.is_some();
     match dispatch(engine, &path, call).await {
@@ -50,6 +64,53 @@ pub(crate) async fn handle(engine: Arc<Engine>, bounds: Bounds, request: Request
         }
         None => answer::message(StatusCode::NOT_FOUND, "page not found"),
     }
+}
+
+/// The answer to a request that is wrong in its very form (RFC 9112, section 3.2; RFC 9110, section 10.1.1).
+fn refused(request: &Request<Body>) -> Option<Answer> {
+    let plain = |status: StatusCode, text: &str| Some(answer::message(status, text));
+    let hosts = request.headers().get_all("host").iter().count();
+    if request.version() == hyper::Version::HTTP_11 && hosts == 0 {
+        return plain(StatusCode::BAD_REQUEST, "missing required Host header");
+    }
+    if hosts > 1 {
+        return plain(StatusCode::BAD_REQUEST, "too many Host headers");
+    }
+    match request.headers().get("expect").map(|value| value.to_str().unwrap_or_default()) {
+        Some(expected) if !expected.eq_ignore_ascii_case("100-continue") => {
+            plain(StatusCode::EXPECTATION_FAILED, &format!("unknown expectation {expected:?}"))
+        }
+        _ => None,
+    }
+}
+
+/// A path without empty parts, `.` and `..`, where it has such; a slash at its end stays, as gorilla/mux has it.
+fn cleaned(path: &str) -> Option<String> {
+    let inner = path.strip_prefix('/').unwrap_or(path);
+    let inner = inner.strip_suffix('/').unwrap_or(inner);
+    if inner.is_empty() || !inner.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        return None;
+    }
+    let mut parts = Vec::new();
+    for part in inner.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    let end = if path.ends_with('/') && !parts.is_empty() { "/" } else { "" };
+    Some(format!("/{}{end}", parts.join("/")))
+}
+
+/// Sends the client to another path.
+fn moved(path: &str, query: Option<&str>) -> Answer {
+    let mut answer = answer::empty(StatusCode::MOVED_PERMANENTLY);
+    let query = query.map(|query| format!("?{query}")).unwrap_or_default();
+    if let Ok(place) = HeaderValue::from_str(&format!("{}{query}", dhow_api::client::segment(path))) {
+        answer.headers_mut().insert("Location", place);
+    }
+    answer
 }
 
 /// Whether a browser sent it for a page that is not of this server: with the user's certificate, and perhaps without his will.
@@ -124,11 +185,14 @@ fn with_link_name(mut segments: Vec<String>) -> Vec<String> {
 
 async fn dispatch(engine: Arc<Engine>, path: &str, mut call: Call) -> Option<Result<Answer>> {
     let method = call.request.method().clone();
-    let segments: Vec<String> = path
-        .split('/')
-        .filter(|part| !part.is_empty())
-        .map(|part| percent_decode_str(part).decode_utf8_lossy().into_owned())
-        .collect();
+    let mut segments: Vec<String> = path.split('/').skip(1).map(str::to_owned).collect();
+    if matches!(&segments[..], [networks, end] if networks == "networks" && end.is_empty()) {
+        // The one path that may end with a slash.
+        segments.pop();
+    }
+    if segments.iter().any(String::is_empty) {
+        return None;
+    }
     let mut segments = with_link_name(segments);
     if let Some(scope) = call.scope.clone() {
         let (engine, method, asked) = (engine.clone(), method.clone(), segments.clone());

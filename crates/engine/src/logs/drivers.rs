@@ -130,6 +130,21 @@ pub fn check(log: &LogConfig) -> Result<()> {
             }
             "max-file" | "cache-max-file" if value.parse::<u32>().is_err() => return bad(&format!("'{value}' is not a number")),
             "max-file" if value == "0" => return Err(Error::invalid("max-file cannot be less than 1")),
+            "compress" | "cache-compress" | "cache-disabled"
+                if !matches!(
+                    value.as_str(),
+                    "1" | "t" | "T" | "true" | "TRUE" | "True" | "0" | "f" | "F" | "false" | "FALSE" | "False"
+                ) =>
+            {
+                return bad(&format!("'{value}' is not a boolean"));
+            }
+            "labels-regex" | "env-regex" if regex_lite::Regex::new(value).is_err() => {
+                return bad(&format!("'{value}' is no regular expression"));
+            }
+            "max-buffer-size" if crate::units::parse_bytes(value).is_none() => return bad(&format!("invalid size: '{value}'")),
+            "max-buffer-size" if log.config.get("mode").map(String::as_str) != Some("non-blocking") => {
+                return Err(Error::invalid(format!("{key} option is only supported with 'mode=non-blocking'")));
+            }
             "fluentd-request-ack" if matches!(value.as_str(), "true" | "1") => {
                 return Err(Error::invalid(format!("{key}: acknowledgements are not supported by this version")));
             }

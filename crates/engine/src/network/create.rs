@@ -487,6 +487,14 @@ fn check_ipam(configs: &[IpamConfig]) -> Result<Vec<Config>> {
             if gateway.is_none() {
                 errors.push(format!("invalid gateway {}: parent subnet {subnet} doesn't contain this address", config.gateway));
             }
+            // They are nobody's.
+            let is_all = |address| address == subnet.address || (subnet.is_ipv4() && address == subnet.last());
+            if subnet.prefix < 31 && gateway.is_some_and(is_all) {
+                errors.push(format!(
+                    "invalid gateway {}: it is the address of subnet {subnet} itself, or for broadcasts",
+                    config.gateway
+                ));
+            }
         }
         let mut auxiliary = Vec::new();
         for text in config.auxiliary_addresses.iter().flatten().map(|(_, text)| text) {

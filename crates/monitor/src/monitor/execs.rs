@@ -28,7 +28,7 @@ impl Monitor {
         if let (Some(user), Some(root), Some(running)) = (config.user.as_deref(), &self.root, &self.running)
             && let Err(why) = start::exec_identity(&root.fd, running, Some(user), &self.setup.groups)
         {
-            return self.fail(index, FailureKind::Internal, why);
+            return self.fail(index, FailureKind::Start, why);
         }
         let finished = self.execs.iter().filter(|exec| exec.exit_code.is_some()).count();
         if finished > MAX_FINISHED_EXECS
@@ -106,7 +106,7 @@ impl Monitor {
             return Err((FailureKind::Conflict, format!("container {} is not running", self.setup.id), 126));
         };
         let identity = start::exec_identity(&root.fd, running, config.user.as_deref(), &self.setup.groups)
-            .map_err(|error| (FailureKind::Internal, error, 126))?;
+            .map_err(|error| (FailureKind::Start, error, 126))?;
         let mut process = self.start.spec.process.clone().unwrap_or_default();
         process.args.clone_from(&config.args);
         process.terminal = config.tty;
