@@ -44,8 +44,10 @@ before=$(traces)
 cargo test --workspace
 # The other compressor of layers.
 cargo test --package dhow-store --features isal compress
-# What needs cgroup v2 alone, an older kernel or project quotas, in a virtual machine.
+# What needs cgroup v2 alone, an older kernel, AppArmor or project quotas, in a virtual machine; a reboot; power cuts.
 cargo xtask vm
+cargo xtask vm reboot
+cargo xtask vm cut 3
 # The last monitors may still be on their way out.
 for _ in $(seq 50); do
   left=$(comm -13 <(echo "$before") <(traces))

@@ -211,7 +211,7 @@ impl Sandbox {
         if self.running.is_some() {
             self.kill_daemon();
         }
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience();
         loop {
             let left = self.before.left(&self.data_root(), &self.exec_root());
             if left.is_empty() {
@@ -249,14 +249,18 @@ pub fn clients() -> Vec<&'static str> {
     if docker { vec!["dhow", "docker"] } else { vec!["dhow"] }
 }
 
-/// How long something may take that takes milliseconds on an idle machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long something may take that takes milliseconds on an idle machine: 20 seconds, or more where TEST_PATIENCE says so, because
+/// the processor is emulated.
+fn patience() -> Duration {
+    let seconds = std::env::var("TEST_PATIENCE").ok().and_then(|seconds| seconds.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(20))
+}
 
 /// Waits for something that must come about within seconds.
 pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience();
     while !holds() {
-        assert!(Instant::now() < deadline, "waited 20 seconds in vain until {what}");
+        assert!(Instant::now() < deadline, "waited {:?} in vain until {what}", patience());
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -11,7 +11,9 @@ fn main() -> ExitCode {
         Some((task, [])) if task == "layers" => layers::check(),
         Some((task, filters)) if task == "vm" => vm::run(filters),
         _ => {
-            eprintln!("usage: cargo xtask layers | cargo xtask vm [TEST-FILE[:NAME]]...");
+            eprintln!(
+                "usage: cargo xtask layers | cargo xtask vm [TEST-FILE[:NAME]]... | cargo xtask vm reboot | cargo xtask vm cut [TIMES]"
+            );
             ExitCode::from(2)
         }
     }
