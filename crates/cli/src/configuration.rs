@@ -139,7 +139,7 @@ const KEYS: &[(&str, Key)] = &[
     ("tlsverify", Known),
     ("userland-proxy", Without(NO_PROXY)),
     ("userland-proxy-path", Without(NO_PROXY)),
-    ("userns-remap", Only(Empty, "user namespaces for all containers are not supported by this version")),
+    ("userns-remap", Known),
     // Our own.
     ("bind-ownership", Known),
     ("publish", Known),
@@ -387,6 +387,10 @@ impl Configuration {
             root_size: self.root_size()?.or(defaults.root_size),
             ulimits,
             init: self.get("init")?.unwrap_or(defaults.init),
+            user_remap: match self.text("userns-remap")? {
+                Some(text) => dhow_engine::remap(&text).map_err(|error| self.wrong("userns-remap", &error.to_string()))?,
+                None => defaults.user_remap,
+            },
             no_new_privileges: self.get("no-new-privileges")?.unwrap_or(defaults.no_new_privileges),
             seccomp_profile: self.text("seccomp-profile")?.unwrap_or(defaults.seccomp_profile),
             ipc_mode: one_of("default-ipc-mode", &["private", "shareable"])?.unwrap_or(defaults.ipc_mode),
@@ -605,7 +609,7 @@ mod tests {
             (r#"{"nope": 1, "debug": true}"#, "don't match any configuration option: nope"),
             (r#"{"debug": "yes"}"#, "debug: invalid type"),
             (r#"{"iptables": false}"#, "iptables: false is not supported"),
-            (r#"{"userns-remap": "default"}"#, "userns-remap: \"default\" is not supported"),
+            (r#"{"userns-remap": "no-such-user"}"#, "userns-remap no-such-user: user no-such-user has no ids in /etc/subuid"),
             (r#"{"exec-opts": ["native.cgroupdriver=systemd"]}"#, "without systemd"),
             (r#"{"default-ulimits": {"nope": {}}}"#, "invalid ulimit type: nope"),
             (r#"{"dns": ["x"]}"#, "dns: x is not an ip address"),

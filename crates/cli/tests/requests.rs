@@ -98,6 +98,7 @@ fn what_containers_cannot_have_is_refused_when_they_are_made() {
     assert_eq!(ask(&sandbox, "POST", "/v1.51/containers/create?name=large", JSON, &body).0, 201);
     sandbox.ok(&["run", "-d", "--name", "up", "--network", "none", "busybox", "sleep", "1000"]);
     for (path, body, status, text) in [
+        ("/auth", r#"{"username":"a","password":"b","serveraddress":"e'] x"}"#, 400, "unable to parse server address"),
         ("/containers/up/update", r#"{"CpusetCpus":"99"}"#, 400, "Requested CPUs are not available - requested 99"),
         ("/containers/up/exec", r#"{"Cmd":["true"],"User":"nobody-here"}"#, 400, "unable to find user nobody-here"),
         (

@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Component, Path, PathBuf};
 
 use dhow_monitor::protocol::Request;
+use dhow_oci::ids::Ids;
 use dhow_store::{ApplyError, CopyOptions, Packer, copy_into, decompressed};
 use dhow_sys::root::{Root, descriptor_path, reopen};
 use rustix::fs::{FileType, OFlags, Stat};
@@ -52,6 +53,8 @@ pub(crate) struct MountedRoot {
     _monitor: UnixStream,
     volumes: Vec<Unmounted>,
     read_only: bool,
+    /// Of a container in a user namespace: whose numbers the host's are that its files show.
+    ids: Option<Ids>,
 }
 
 /// What would be mounted if the container ran.
@@ -63,13 +66,17 @@ struct Unmounted {
     read_only: bool,
     /// It is a file system of its own, which is mounted with a container alone.
     is_away: bool,
+    /// Seen here, its files have the numbers of the container.
+    has_containers_ids: bool,
 }
 
-/// A place in a container: a root, a path in it, and whether it is read-only, with the reason.
+/// A place in a container: a root, a path in it, whether it is read-only, with the reason, and, where its files do not show the
+/// container's own numbers, the way to these.
 struct Place {
     root: Root,
     path: PathBuf,
     read_only: Option<&'static str>,
+    ids: Option<Ids>,
 }
 
 impl Engine {
@@ -91,6 +98,7 @@ impl Engine {
                 subpath: mount.subpath.clone(),
                 read_only: !mount.point.rw,
                 is_away: mount.device.is_some(),
+                has_containers_ids: mount.has_containers_ids(),
             };
             mounts.map(unmounted).collect()
         };
@@ -100,14 +108,15 @@ impl Engine {
             _monitor: monitor,
             volumes,
             read_only: container.record.host_config.readonly_rootfs && !container.is_running(),
+            ids: container.record.ids.clone(),
         })
     }
 
     /// What a path of a container leads to; a link is told of, not followed.
     pub fn stat_path(&self, reference: &str, path: &str) -> Result<PathStat> {
         let (_, mounted) = self.rooted(reference, path)?;
-        let (handle, name, _) = find(&mounted, reference, path)?;
-        stat_of(&mounted, &handle, path, name)
+        let found = find(&mounted, reference, path)?;
+        stat_of(&mounted, &found.handle, path, found.name)
     }
 
     /// What a path leads to, and the way to pack it, which writes a tar.
@@ -117,13 +126,13 @@ impl Engine {
         path: &str,
     ) -> Result<(PathStat, impl FnOnce(&mut dyn Write) -> Result<()> + Send + use<>)> {
         let (container, mounted) = self.rooted(reference, path)?;
-        let (handle, name, parent) = find(&mounted, reference, path)?;
+        let Found { handle, name, parent, ids } = find(&mounted, reference, path)?;
         let stat = stat_of(&mounted, &handle, path, name.clone())?;
         self.container_event(&container, "archive-path", &[]);
         let pack = move |out: &mut dyn Write| {
             // Held until the last byte.
             let _mounted = &mounted;
-            let mut packer = Packer::new(out);
+            let mut packer = Packer::new(out).with_ids(ids);
             let is_directory =
                 FileType::from_raw_mode(rustix::fs::fstat(&handle).context(|| "look at the path".to_owned())?.st_mode)
                     == FileType::Directory;
@@ -163,9 +172,10 @@ impl Engine {
             return Err(Error::invalid(format!("{what} is marked read-only")));
         }
         let owner = if options.own { self.owner(&container, &mounted)? } else { None };
-        let copy = CopyOptions { keep_kinds: options.keep_kinds, owner };
-        let tar = decompressed(tar).context(|| "read the archive".to_owned())?;
-        copy_into(tar, &Root::from_descriptor(handle), copy).map_err(|error| match error {
+        let copy = CopyOptions { keep_kinds: options.keep_kinds, owner, ids: place.ids.as_ref() };
+        let root = Root::from_descriptor(handle);
+        let copied = copy_as_root_of(place.ids.as_ref(), || decompressed(tar).map(|tar| copy_into(tar, &root, copy)))?;
+        copied.context(|| "read the archive".to_owned())?.map_err(|error| match error {
             ApplyError::Tar(_) => Error::internal(error.to_string().trim_start_matches("read the layer: ").to_owned()),
             ApplyError::Escapes(name) => Error::internal(format!("invalid entry name \"{name}\"")),
             ApplyError::Link { target, .. } => Error::internal(format!("invalid hardlink target \"{target}\"")),
@@ -187,7 +197,7 @@ impl Engine {
         Ok(move |out: &mut dyn Write| {
             let directory =
                 reopen(mounted.root.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY).context(|| "open the root".to_owned())?;
-            let mut packer = Packer::of_one_file_system(out);
+            let mut packer = Packer::of_one_file_system(out).with_ids(mounted.ids.clone());
             let packed = packer.below(&directory, b"");
             packed.and_then(|()| packer.finish().map(drop)).context(|| "pack the files".to_owned())
         })
@@ -235,6 +245,7 @@ impl MountedRoot {
                 let content = &volume.content;
                 let rest = candidate.strip_prefix(&volume.at).unwrap_or(Path::new("")).to_owned();
                 let read_only = volume.read_only.then_some("mounted volume is marked read-only");
+                let ids = self.ids.clone().filter(|_| !volume.has_containers_ids);
                 if volume.is_away {
                     return Err(std::io::Error::other("the volume is mounted only while the container runs: start it first"));
                 }
@@ -242,24 +253,24 @@ impl MountedRoot {
                     let base = Root::open_path(content)?;
                     let handle = base.handle_beneath(Path::new(subpath))?;
                     return match reopen(handle.as_fd(), OFlags::PATH | OFlags::DIRECTORY) {
-                        Ok(directory) => Ok(Place { root: Root::from_descriptor(directory), path: rest, read_only }),
+                        Ok(directory) => Ok(Place { root: Root::from_descriptor(directory), path: rest, read_only, ids }),
                         // A file: inside the base it is found by its path.
-                        Err(_) => Ok(Place { root: base, path: PathBuf::from(subpath), read_only }),
+                        Err(_) => Ok(Place { root: base, path: PathBuf::from(subpath), read_only, ids }),
                     };
                 }
                 return match std::fs::metadata(content) {
-                    Ok(stat) if stat.is_dir() => Ok(Place { root: Root::open_path(content)?, path: rest, read_only }),
+                    Ok(stat) if stat.is_dir() => Ok(Place { root: Root::open_path(content)?, path: rest, read_only, ids }),
                     // A file that would be mounted: its directory holds it.
                     Ok(_) => {
                         let parent = content.parent().unwrap_or(Path::new("/"));
                         let name = content.file_name().map(PathBuf::from).unwrap_or_default();
-                        Ok(Place { root: Root::open_path(parent)?, path: name, read_only })
+                        Ok(Place { root: Root::open_path(parent)?, path: name, read_only, ids })
                     }
                     Err(error) => Err(error),
                 };
             }
         }
-        Ok(Place { root: root(&self.root)?, path: path.to_owned(), read_only })
+        Ok(Place { root: root(&self.root)?, path: path.to_owned(), read_only, ids: self.ids.clone() })
     }
 }
 
@@ -283,8 +294,28 @@ fn not_there(reference: &str, path: &str) -> Error {
 /// The directory in which something is, and its name there.
 type Parent = Option<(OwnedFd, PathBuf)>;
 
-/// A handle on what a path leads to, its name in an archive, and, unless it was followed, where it is.
-fn find(mounted: &MountedRoot, reference: &str, path: &str) -> Result<(OwnedFd, String, Parent)> {
+/// What a path leads to.
+struct Found {
+    handle: OwnedFd,
+    /// In an archive.
+    name: String,
+    /// Where it is, unless it was followed or is a directory.
+    parent: Parent,
+    /// As of [`Place`].
+    ids: Option<Ids>,
+}
+
+/// Copies with files becoming those of a container's root, where that is somebody else on the host: nobody else can make files where
+/// owners are translated.
+fn copy_as_root_of<T>(ids: Option<&Ids>, copy: impl FnOnce() -> T) -> Result<T> {
+    let Some(ids) = ids else { return Ok(copy()) };
+    let root = ids.host_user(0).zip(ids.host_group(0)).filter(|root| *root != (0, 0));
+    let Some((user, group)) = root else { return Ok(copy()) };
+    let copied = dhow_sys::process::acting_as(user, group, copy);
+    copied.context(|| format!("act as user {user} of the host, who is root in the container"))
+}
+
+fn find(mounted: &MountedRoot, reference: &str, path: &str) -> Result<Found> {
     let cleaned = clean(path);
     // `/dir/` and `/dir/.` ask for what a link leads to, which must be a directory.
     let follow = path.ends_with('/') || path.ends_with("/.") || path == "." || cleaned == Path::new("/");
@@ -301,15 +332,16 @@ fn find(mounted: &MountedRoot, reference: &str, path: &str) -> Result<(OwnedFd, 
     };
     if follow {
         let handle = place.root.open(&place.path, OFlags::PATH | OFlags::DIRECTORY, 0).map_err(failed)?;
-        return Ok((handle, name, None));
+        return Ok(Found { handle, name, parent: None, ids: place.ids });
     }
     let handle = place.root.handle_nofollow(&place.path).map_err(failed)?;
     let parent = place.root.parent(&place.path, false);
     let stat = rustix::fs::fstat(&handle).context(|| format!("look at {path}"))?;
     if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-        return Ok((handle, name, None));
+        return Ok(Found { handle, name, parent: None, ids: place.ids });
     }
-    Ok((handle, name, Some(parent.context(|| format!("open the directory of {path}"))?)))
+    let parent = Some(parent.context(|| format!("open the directory of {path}"))?);
+    Ok(Found { handle, name, parent, ids: place.ids })
 }
 
 fn stat_of(mounted: &MountedRoot, handle: &OwnedFd, path: &str, name: String) -> Result<PathStat> {

@@ -10,6 +10,7 @@ use dhow_api::container::MountPoint;
 use dhow_monitor::protocol::{MatchOwner, Policy, Restart};
 use dhow_monitor::state::{self, State, Status};
 use dhow_oci::Digest;
+use dhow_oci::ids::Ids;
 use dhow_store::Mountable;
 use dhow_store::rusqlite::{Connection, OptionalExtension, Row};
 use serde::{Deserialize, Serialize};
@@ -56,9 +57,18 @@ pub(crate) struct MountRecord {
     /// Of a volume: only what is below this path is mounted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subpath: Option<String>,
+    /// A bind mount whose owners are translated by the container's user namespace.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub maps_owners: bool,
 }
 
 impl MountRecord {
+    /// Whether its files have the numbers of a container with ids of its own. Other parts of the host, and file systems that come from
+    /// elsewhere, show theirs.
+    pub fn has_containers_ids(&self) -> bool {
+        self.maps_owners || (self.point.kind == "volume" && self.device.is_none() && self.content.is_none())
+    }
+
     /// The type of the new file system that it is, if it is not a part of the host's.
     pub fn file_system(&self) -> Option<&'static str> {
         match self.point.kind.as_str() {
@@ -85,6 +95,9 @@ pub(crate) struct Record {
     pub host_config: HostConfig,
     pub mounts: Vec<MountRecord>,
     pub layer: Mountable,
+    /// Of a container in a user namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ids: Option<Ids>,
     /// What the user wants of each network, by its name; empty for the namespace of another container.
     #[serde(default)]
     pub networks: BTreeMap<String, Box<EndpointSettings>>,

@@ -15,6 +15,7 @@ use dhow_store::{Durability, StoreError};
 use crate::container::{ContainerId, Record};
 use crate::error::Context;
 use crate::links::{self, Link};
+use crate::users::{self, Wanted};
 use crate::{Engine, Error, Result, names};
 
 /// A container to be created.
@@ -79,6 +80,7 @@ impl Engine {
                 *mode = format!("container:{}", self.joined(other)?);
             }
         }
+        let wanted_ids = self.wanted_ids(&host)?;
         let links = self.take_links(&mut host)?;
         let networks = self.networks_of(&mut host, networking_config, &config.mac_address)?;
         for network in networks.keys() {
@@ -91,6 +93,9 @@ impl Engine {
             crate::mounts::confine_new_volumes(&host)?;
         }
         let (mut mounts, volumes) = self.resolve_mounts(&config, &host)?;
+        if matches!(wanted_ids, Wanted::Host) {
+            crate::mounts::need_ids(&mounts)?;
+        }
         if let Some(allowed) = &new.binds_below {
             crate::mounts::confine(&mut mounts, allowed)?;
         }
@@ -109,8 +114,9 @@ impl Engine {
             error => error.into(),
         });
         let made = writable.and_then(|layer| {
-            let record = Record { image: config.image.clone(), path, args, config, host_config: host, mounts, layer, networks };
-            self.insert(&id, name.as_deref(), &image.row.id, &record, &volumes, &links)
+            let (image_name, ids) = (config.image.clone(), None);
+            let record = Record { image: image_name, path, args, config, host_config: host, mounts, layer, ids, networks };
+            self.insert(&id, name.as_deref(), &image.row.id, record, wanted_ids, &volumes, &links)
         });
         match made {
             Ok(()) => {
@@ -180,11 +186,11 @@ impl Engine {
         id: &ContainerId,
         name: Option<&str>,
         image: &dhow_oci::Digest,
-        record: &Record,
+        mut record: Record,
+        ids: Wanted,
         volumes: &[String],
         links: &[Link],
     ) -> Result<()> {
-        let text = record.encode().context(|| "encode the container's record".to_owned())?;
         // A container that goes with its process need not survive a power cut.
         let durability = if record.host_config.auto_remove { Durability::Process } else { Durability::Power };
         self.store.database.write(durability, |tx| {
@@ -201,7 +207,7 @@ impl Engine {
                 };
                 let inserted = tx.execute(
                     "INSERT OR IGNORE INTO containers (id, name, image_id, created, record) VALUES (?1, ?2, ?3, ?4, ?5)",
-                    params![id.0, chosen, image.to_string(), now(), text],
+                    params![id.0, chosen, image.to_string(), now(), ""],
                 )?;
                 if inserted > 0 {
                     break;
@@ -211,6 +217,9 @@ impl Engine {
                 }
                 attempt += 1;
             }
+            record.ids = users::settle(tx, &id.0, ids)?;
+            let text = record.encode().context(|| "encode the container's record".to_owned())?;
+            tx.execute("UPDATE containers SET record = ?2 WHERE id = ?1", params![id.0, text])?;
             dhow_store::note_image_use(tx, &image.to_string())?;
             for volume in volumes {
                 tx.execute("INSERT OR IGNORE INTO volume_uses (container_id, volume) VALUES (?1, ?2)", [&id.0, volume])?;
@@ -290,9 +299,6 @@ impl Engine {
         }
         if !matches!(host.uts_mode.as_str(), "" | "host") {
             return Err(Error::invalid(format!("invalid UTS mode: {}", host.uts_mode)));
-        }
-        if !matches!(host.userns_mode.as_str(), "" | "host") {
-            return Err(Error::invalid(format!("invalid user namespace mode: {}", host.userns_mode)));
         }
         if !matches!(host.cgroupns_mode.as_str(), "" | "host" | "private") {
             return Err(Error::invalid(format!("invalid cgroup namespace mode: {}", host.cgroupns_mode)));

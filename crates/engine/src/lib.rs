@@ -56,6 +56,7 @@ mod system;
 mod top;
 pub use dhow_oci::units;
 mod update;
+mod users;
 mod volumes;
 mod wait;
 
@@ -101,6 +102,7 @@ pub use push::{PushEvent, PushLayer, PushRequest, PushStep};
 pub use settings::{BindOwnership, ContainerDefaults, DefaultNetwork, OWN_RUNTIMES, Pool, Settings};
 pub use signal::parse_signal;
 pub use system::Figures;
+pub use users::remap;
 pub use wait::{Condition, Waiting};
 
 use std::path::Path;

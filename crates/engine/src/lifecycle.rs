@@ -92,7 +92,11 @@ impl Engine {
             .mounts
             .iter()
             .filter(|mount| mount.copy_up)
-            .map(|mount| CopyUp { volume: mount.host_path().to_owned(), path: mount.point.destination.clone().into() })
+            .map(|mount| CopyUp {
+                volume: mount.host_path().to_owned(),
+                path: mount.point.destination.clone().into(),
+                has_containers_ids: mount.has_containers_ids(),
+            })
             .collect();
         let match_owner = container.record.mounts.iter().filter_map(|mount| mount.match_owner.clone()).collect();
         let volumes = crate::mounts::mounted_volumes(container)?;

@@ -143,6 +143,7 @@ impl Engine {
             root: root_source(&record.layer, host.auto_remove),
             user: record.config.user.clone(),
             groups: host.group_add.clone().unwrap_or_default(),
+            ids: record.ids.clone(),
             tty: record.config.tty,
             open_stdin: record.config.open_stdin,
             stdin_once: record.config.stdin_once,

@@ -185,7 +185,8 @@ impl Engine {
                     options.create_mountpoint,
                 );
                 if let Some(mapping) = &options.id_mapping {
-                    record.match_owner = Some(match_owner(mapping, &destination).map_err(invalid)?);
+                    record.match_owner = match_owner(mapping, &destination).map_err(invalid)?;
+                    record.maps_owners = record.match_owner.is_none();
                 }
                 if options.non_recursive {
                     record.options.iter_mut().filter(|option| *option == "rbind").for_each(|option| *option = "bind".to_owned());
@@ -300,6 +301,7 @@ impl Engine {
             match_owner: None,
             device: volume.device,
             subpath: None,
+            maps_owners: false,
         })
     }
 
@@ -325,6 +327,17 @@ impl Engine {
             }
         }
         Ok(())
+    }
+}
+
+/// # Errors
+/// A mount that is to be translated by a user namespace which the container does not have.
+pub(crate) fn need_ids(mounts: &[MountRecord]) -> Result<()> {
+    match mounts.iter().find(|mount| mount.maps_owners) {
+        Some(_) => Err(Error::invalid(
+            "invalid mount config for type \"bind\": IDMapping.Source \"userns\": the container has no user namespace of its own",
+        )),
+        None => Ok(()),
     }
 }
 
@@ -436,6 +449,7 @@ fn bind(source: &str, destination: &str, mode: &str, writable: bool, propagation
         match_owner: None,
         device: None,
         subpath: None,
+        maps_owners: false,
     }
 }
 
@@ -467,6 +481,7 @@ fn image(name: &str, layers: &[PathBuf], destination: &str, subpath: Option<Stri
         match_owner: None,
         device: None,
         subpath,
+        maps_owners: false,
     }
 }
 
@@ -511,15 +526,17 @@ fn tmpfs(path: &str, words: &str) -> Result<MountRecord> {
         match_owner: None,
         device: None,
         subpath: None,
+        maps_owners: false,
     })
 }
 
-fn match_owner(mapping: &IdMapping, destination: &str) -> Result<MatchOwner, String> {
+/// How the owners of a bind mount are translated; `None` for by the container's user namespace.
+fn match_owner(mapping: &IdMapping, destination: &str) -> Result<Option<MatchOwner>, String> {
     let user = Some(mapping.user.clone()).filter(|user| !user.is_empty());
     match mapping.source.as_str() {
-        "match-user" => Ok(MatchOwner { destination: destination.to_owned(), user, required: true }),
+        "match-user" => Ok(Some(MatchOwner { destination: destination.to_owned(), user, required: true })),
         "userns" if user.is_some() => Err("IDMapping.User must not be set with IDMapping.Source \"userns\"".to_owned()),
-        "userns" => Err("IDMapping.Source \"userns\": the container has no user namespace of its own".to_owned()),
+        "userns" => Ok(None),
         other => Err(format!("invalid IDMapping.Source: \"{other}\" (must be \"match-user\" or \"userns\")")),
     }
 }

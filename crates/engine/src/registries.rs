@@ -20,8 +20,12 @@ const SEARCH_FILTERS: [&str; 3] = ["is-automated", "is-official", "stars"];
 impl Engine {
     /// Shows a registry who one is: the token to show it from now on instead of the password; empty if it gives none.
     pub fn login(&self, credentials: &Credentials, server: &str) -> Result<String> {
+        let domain = domain_of(server);
+        if !domain.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:[]%".contains(&byte)) {
+            return Err(Error::invalid(format!("unable to parse server address: {server:?} is no host with a port")));
+        }
         let client = self.registries(credentials);
-        let token = client.session().and_then(|mut session| session.login(&domain_of(server)));
+        let token = client.session().and_then(|mut session| session.login(&domain));
         token.map(Option::unwrap_or_default).map_err(|error| failed(&error))
     }
 

@@ -8,6 +8,7 @@ use dhow_api::config::{LogConfig, Ulimit};
 use dhow_monitor::protocol::Runtime;
 use dhow_network::address::Subnet;
 use dhow_network::ports::Policy;
+use dhow_oci::ids::Ids;
 use dhow_registry::{Hosts, Proxies};
 use dhow_store::{Driver, Limits};
 use serde::Deserialize;
@@ -62,6 +63,8 @@ pub struct ContainerDefaults {
     pub root_size: Option<u64>,
     pub ulimits: Vec<Ulimit>,
     pub init: bool,
+    /// Of those that do not choose a user namespace; the host's ids if `None`.
+    pub user_remap: Option<Ids>,
     pub no_new_privileges: bool,
     /// `builtin`, `unconfined`, or the path of a profile, which is read at every start.
     pub seccomp_profile: String,
@@ -222,6 +225,7 @@ impl Default for ContainerDefaults {
             root_size: None,
             ulimits: Vec::new(),
             init: false,
+            user_remap: None,
             no_new_privileges: false,
             seccomp_profile: "builtin".to_owned(),
             ipc_mode: "private".to_owned(),

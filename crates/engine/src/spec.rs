@@ -5,6 +5,7 @@ use std::os::unix::fs::FileTypeExt;
 
 use dhow_api::config::{HostConfig, ThrottleDevice};
 use dhow_monitor::state::CGROUP_PARENT;
+use dhow_oci::ids::Ids;
 use dhow_runtime::defaults;
 use dhow_runtime::spec::{
     BlockIo, Cpu, Device, DeviceRule, Linux, Memory, Mount, Namespace, Pids, Process, Resources, Rlimit, RootPath, Spec,
@@ -49,7 +50,10 @@ impl Engine {
             oom_score_adj: Some(host.oom_score_adj),
             ..Process::default()
         };
-        let namespaces = self.namespaces(host)?;
+        let mut namespaces = self.namespaces(host)?;
+        if record.ids.is_some() {
+            namespaces.push(self.users_namespace(host)?);
+        }
         let mut mounts = system_mounts(host, options.writable_cgroups);
         self.add_shm(host, &mut mounts)?;
         let own = spec_mounts(container);
@@ -65,6 +69,9 @@ impl Engine {
                 ..Mount::default()
             });
         }
+        if let Some(ids) = &record.ids {
+            map_owners(container, ids, &mut mounts);
+        }
         let (devices, rules) = devices(host)?;
         let mut resources = resources(host)?;
         resources.devices = rules;
@@ -78,6 +85,8 @@ impl Engine {
             hooks: None,
             annotations: host.annotations.clone().unwrap_or_default(),
             linux: Some(Linux {
+                uid_mappings: record.ids.as_ref().map(|ids| ids.users.clone()).unwrap_or_default(),
+                gid_mappings: record.ids.as_ref().map(|ids| ids.groups.clone()).unwrap_or_default(),
                 sysctl: sysctls(host, &namespaces)?,
                 namespaces,
                 resources: Some(resources),
@@ -142,6 +151,16 @@ impl Engine {
         Ok(namespaces)
     }
 
+    /// That of the container whose other namespaces it shares, or its own.
+    fn users_namespace(&self, host: &HostConfig) -> Result<Namespace> {
+        let donor =
+            [&host.network_mode, &host.pid_mode, &host.ipc_mode].into_iter().find_map(|mode| mode.strip_prefix("container:"));
+        match donor {
+            Some(donor) => self.join("user", donor),
+            None => Ok(Namespace { kind: "user".to_owned(), path: None }),
+        }
+    }
+
     fn join(&self, kind: &str, reference: &str) -> Result<Namespace> {
         let other = self.container(reference)?;
         if !other.is_running() || other.state.pid == 0 {
@@ -185,6 +204,20 @@ impl Engine {
                 }
                 mounts.push(file);
             }
+        }
+    }
+}
+
+/// Has the owners of what belongs to the container translated: its volumes and name files, and binds that ask for it.
+fn map_owners(container: &Container, ids: &Ids, mounts: &mut [Mount]) {
+    for mount in mounts {
+        let record = container.record.mounts.iter().find(|record| record.point.destination == mount.destination);
+        let is_own = match record {
+            Some(record) => record.has_containers_ids(),
+            None => mount.kind == "bind" && mount.destination.starts_with("/etc/"),
+        };
+        if is_own {
+            (mount.uid_mappings, mount.gid_mappings) = (ids.users.clone(), ids.groups.clone());
         }
     }
 }
@@ -280,7 +313,10 @@ fn sysctls(host: &HostConfig, namespaces: &[Namespace]) -> Result<BTreeMap<Strin
     let mut all = BTreeMap::new();
     if own("network") {
         all.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());
-        if std::path::Path::new("/proc/sys/net/ipv4/ping_group_range").exists() {
+        // Not all groups exist in a user namespace.
+        if !namespaces.iter().any(|namespace| namespace.kind == "user")
+            && std::path::Path::new("/proc/sys/net/ipv4/ping_group_range").exists()
+        {
             all.insert("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned());
         }
     }

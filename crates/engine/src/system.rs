@@ -143,6 +143,9 @@ impl Engine {
         if crate::apparmor::is_supported() {
             security.insert(0, "name=apparmor".to_owned());
         }
+        if settings.containers.user_remap.is_some() {
+            security.push("name=userns".to_owned());
+        }
         if unified {
             security.push("name=cgroupns".to_owned());
         }

@@ -11,6 +11,7 @@ use dhow_runtime::user::{self, Identity};
 use dhow_sys::root::Root;
 use rustix::fs::{Mode, OFlags};
 
+use crate::monitor::Setup;
 use crate::protocol::MatchOwner;
 
 /// Ids that the kernel can map: all but the last, which is no id.
@@ -22,6 +23,7 @@ pub(crate) fn owners<'a>(
     wanted: &[MatchOwner],
     root: &Root,
     identity: &Identity,
+    setup: &Setup,
 ) -> Result<Cow<'a, Spec>, String> {
     let mut spec = Cow::Borrowed(spec);
     for wanted in wanted {
@@ -35,12 +37,13 @@ pub(crate) fn owners<'a>(
         let handle = handle.map_err(|error| format!("match the owner of {what}: {error}"))?;
         let resolved = wanted.user.as_deref().map(|user| user::resolve(root, user, &[])).transpose();
         let user = resolved.map_err(|error| format!("match the owner of {what}: {error}"))?;
-        let user = user.as_ref().unwrap_or(identity);
+        let user =
+            setup.owner(user.as_ref().unwrap_or(identity)).map_err(|error| format!("match the owner of {what}: {error}"))?;
         let owner = rustix::fs::fstat(&handle).map_err(|error| format!("match the owner of {what}: {error}"))?;
-        if (owner.st_uid, owner.st_gid) == (user.uid, user.gid) || (!wanted.required && owner.st_uid == 0) {
+        if (owner.st_uid, owner.st_gid) == user || (!wanted.required && owner.st_uid == 0) {
             continue;
         }
-        let (uids, gids) = (swapped(owner.st_uid, user.uid), swapped(owner.st_gid, user.gid));
+        let (uids, gids) = (swapped(owner.st_uid, user.0), swapped(owner.st_gid, user.1));
         match try_id_map(handle.as_fd(), &what, &uids, &gids) {
             Ok(()) => {
                 let mount = &mut spec.to_mut().mounts[index];

@@ -16,6 +16,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use dhow_network::Attached;
+use dhow_oci::ids::Ids;
+use dhow_runtime::user::Identity;
 use networks::Guard;
 use rustix::event::epoll;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -47,6 +49,9 @@ pub struct Setup {
     /// As given by image or user; resolved in the root.
     pub user: String,
     pub groups: Vec<String>,
+    /// Of a container in a user namespace.
+    #[serde(default)]
+    pub ids: Option<Ids>,
     pub tty: bool,
     pub open_stdin: bool,
     pub stdin_once: bool,
@@ -68,6 +73,28 @@ pub struct Setup {
     /// It is killed when whoever waits for its end has gone: a command of a build.
     #[serde(default)]
     pub tied: bool,
+}
+
+impl Setup {
+    /// Works on files as the container's root, whoever that is on the host: where owners are translated nobody else can make any.
+    pub(crate) fn as_root<T>(&self, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        match self.ids.as_ref().map(|ids| (ids.host_user(0), ids.host_group(0))) {
+            None | Some((Some(0), Some(0))) => work(),
+            Some((Some(user), Some(group))) => dhow_sys::process::acting_as(user, group, work)?,
+            Some(_) => Err(io::Error::other("the container's user namespace has no root")),
+        }
+    }
+
+    /// The host's numbers of one of the container's users.
+    ///
+    /// # Errors
+    /// A user whom the container's user namespace does not have.
+    pub(crate) fn owner(&self, identity: &Identity) -> Result<(u32, u32), String> {
+        let (uid, gid) = (identity.uid, identity.gid);
+        let Some(ids) = &self.ids else { return Ok((uid, gid)) };
+        let mapped = ids.host_user(uid).zip(ids.host_group(gid));
+        mapped.ok_or_else(|| format!("user {uid}:{gid} is not mapped: the container's user namespace has no such user or group"))
+    }
 }
 
 // Tokens of epoll: a kind in the high half, an index in the low one.
@@ -127,6 +154,8 @@ struct Monitor {
     descriptors: (u64, u64),
     /// A network namespace made ahead, for the first start.
     isolated: Option<OwnedFd>,
+    /// The user namespace of a container that has ids of its own; over restarts the same, to which its networks belong.
+    users: Option<OwnedFd>,
     services: Option<Services>,
     guard: Option<Guard>,
     start: Start,
@@ -290,6 +319,7 @@ impl Monitor {
             network: None,
             descriptors: raise_descriptors(),
             isolated,
+            users: None,
             services: None,
             guard: None,
             start: Start::default(),

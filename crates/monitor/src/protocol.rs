@@ -227,6 +227,9 @@ pub struct CopyUp {
     pub volume: PathBuf,
     /// In the container.
     pub path: PathBuf,
+    /// Of a container with ids of its own: the volume's files have them.
+    #[serde(default)]
+    pub has_containers_ids: bool,
 }
 
 /// How a container's output is kept.

@@ -1,15 +1,17 @@
 //! A container's root as a detached mount: it is in nobody's mount table but the container's own.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use dhow_sys::mount::{MountAttr, mount_setattr};
+use dhow_sys::root::descriptor_path;
 use rustix::fs::{CWD, FlockOperation};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 use serde::{Deserialize, Serialize};
 
@@ -26,16 +28,17 @@ pub enum RootSource {
 
 impl RootSource {
     /// Mounts it without attaching it anywhere. `staging` is a directory that an old kernel needs for a moment; `claim` is what
-    /// [`RootSource::claim`] returned, for whoever works on the files beside this process.
-    pub fn mount(&self, staging: &Path, claim: &OwnedFd) -> io::Result<OwnedFd> {
-        match self {
-            RootSource::Overlay(overlay) => overlay.mount(staging),
-            RootSource::FuseOverlay(overlay) => overlay.mount_by_program(claim),
-            RootSource::Tree(path) => {
-                let tree = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
-                make_private(&tree)?;
-                Ok(tree)
+    /// [`RootSource::claim`] returned, for whoever works on the files beside this process. Owners are translated by the maps of the
+    /// user namespace `users`.
+    pub fn mount(&self, staging: &Path, claim: &OwnedFd, users: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
+        match (self, users) {
+            (RootSource::Overlay(overlay), None) => overlay.mount(staging),
+            (RootSource::Overlay(overlay), Some(users)) => overlay.mount_mapped(staging, users),
+            (RootSource::FuseOverlay(overlay), None) => overlay.mount_by_program(claim),
+            (RootSource::FuseOverlay(_), Some(_)) => {
+                Err(io::Error::other("a container of storage driver fuse-overlayfs cannot have a user namespace"))
             }
+            (RootSource::Tree(path), users) => copy_of_mount(path, users),
         }
     }
 
@@ -75,7 +78,20 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Under a shared mount it was born shared, which a container's root must not be.
 fn make_private(tree: &OwnedFd) -> io::Result<()> {
     const PRIVATE: u64 = 1 << 18;
-    dhow_sys::mount::mount_setattr(tree.as_fd(), false, &dhow_sys::mount::MountAttr::propagation(PRIVATE))
+    mount_setattr(tree.as_fd(), false, &MountAttr::propagation(PRIVATE))
+}
+
+/// A detached copy of the mount at a path, whose owners are translated by the maps of a user namespace, if one is given.
+pub(crate) fn copy_of_mount(path: &Path, users: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
+    let tree = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+    make_private(&tree)?;
+    if let Some(users) = users {
+        mount_setattr(tree.as_fd(), false, &MountAttr::idmapped(users)).map_err(|error| {
+            let path = path.display();
+            io::Error::new(error.kind(), format!("map the owners of {path}: {error}: its file system has no id-mapped mounts"))
+        })?;
+    }
+    Ok(tree)
 }
 
 /// Directories of an overlay, relative to `directory`; the lower ones from the top to the bottom.
@@ -92,16 +108,52 @@ pub struct Overlay {
 
 impl Overlay {
     fn mount(&self, staging: &Path) -> io::Result<OwnedFd> {
+        self.forget_volatility()?;
+        self.mount_below(&self.directory, staging)
+    }
+
+    /// The layers lie below a copy of the mount that they are in, which translates the owners; the overlay itself cannot.
+    fn mount_mapped(&self, staging: &Path, users: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+        self.forget_volatility()?;
+        let mapped = copy_of_mount(&self.directory, Some(users))?;
+        let below = descriptor_path(mapped.as_fd());
+        for name in [self.lower.first(), Some(&self.upper)].into_iter().flatten().filter(|name| !name.is_empty()) {
+            let (real, seen) = (rustix::fs::stat(self.directory.join(name))?, rustix::fs::stat(below.join(name)));
+            if seen.is_ok_and(|seen| (seen.st_dev, seen.st_ino) != (real.st_dev, real.st_ino)) {
+                let name = self.directory.join(name);
+                return Err(io::Error::other(format!(
+                    "{} is a mount of its own, or in one: containers with user namespaces need the data root in one mount",
+                    name.display()
+                )));
+            }
+        }
+        match self.mount_by_layers(&below) {
+            // Before 6.15 layers cannot be in a mount that is not attached: it is for a moment.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                move_mount(&mapped, c"", CWD, staging, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+                let made = self.mount_below(staging, staging);
+                rustix::mount::unmount(staging, UnmountFlags::DETACH)?;
+                made
+            }
+            made => made,
+        }
+    }
+
+    /// Takes away the mark of an earlier volatile mount, which would forbid the next one; nothing of that one is wanted.
+    fn forget_volatility(&self) -> io::Result<()> {
         if self.volatile {
-            // The mark of an earlier volatile mount, which would forbid this one; nothing of that one is wanted.
             match std::fs::remove_dir_all(self.directory.join(&self.work).join("work/incompat")) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
         }
-        match self.mount_by_layers() {
+        Ok(())
+    }
+
+    fn mount_below(&self, directory: &Path, staging: &Path) -> io::Result<OwnedFd> {
+        match self.mount_by_layers(directory) {
             // Kernels before 6.7 do not know `lowerdir+`.
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => self.mount_by_string(staging),
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => self.mount_by_string(directory, staging),
             other => other,
         }
     }
@@ -158,12 +210,12 @@ impl Overlay {
 
     /// Mounts it without changing anything of the calling process; for kernels that can (6.7).
     pub fn mount_here(&self) -> io::Result<OwnedFd> {
-        self.mount_by_layers()
+        self.mount_by_layers(&self.directory)
     }
 
-    fn mount_by_layers(&self) -> io::Result<OwnedFd> {
+    fn mount_by_layers(&self, directory: &Path) -> io::Result<OwnedFd> {
         let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        let path = |name: &String| self.directory.join(name);
+        let path = |name: &String| directory.join(name);
         fsconfig_set_string(&context, "source", "overlay")?;
         for lower in &self.lower {
             fsconfig_set_string(&context, "lowerdir+", path(lower))?;
@@ -182,8 +234,8 @@ impl Overlay {
 
     /// By `mount(2)`, whose options hold a page: names are relative to the current directory, which this process may
     /// change, having one thread and no other use for it.
-    fn mount_by_string(&self, staging: &Path) -> io::Result<OwnedFd> {
-        rustix::process::chdir(&self.directory)?;
+    fn mount_by_string(&self, directory: &Path, staging: &Path) -> io::Result<OwnedFd> {
+        rustix::process::chdir(directory)?;
         let volatile = if self.volatile { ",volatile" } else { "" };
         let options = format!("lowerdir={},upperdir={},workdir={}{volatile}", self.lower.join(":"), self.upper, self.work);
         let options = std::ffi::CString::new(options).map_err(|_| io::ErrorKind::InvalidInput)?;

@@ -51,10 +51,12 @@ pub(crate) struct MountedRoot {
     pub claim: OwnedFd,
 }
 
-pub(crate) fn mount_root(setup: &Setup) -> Result<MountedRoot, Failed> {
+pub(crate) fn mount_root(setup: &Setup, users: Option<&OwnedFd>) -> Result<MountedRoot, Failed> {
     let failed = |error: io::Error| Failed::new(format!("mount the container's root: {error}"));
     let claim = setup.root.claim().map_err(failed)?;
-    Ok(MountedRoot { fd: setup.root.mount(&state::staging(&setup.run), &claim).map_err(failed)?, claim })
+    // Who mounts an overlay is who makes its files.
+    let mounted = setup.as_root(|| setup.root.mount(&state::staging(&setup.run), &claim, users.map(AsFd::as_fd)));
+    Ok(MountedRoot { fd: mounted.map_err(failed)?, claim })
 }
 
 /// Attaches the container to its network, if it has one; `isolated` is a namespace that waits to be used.
@@ -69,27 +71,38 @@ pub(crate) fn unreachable(name: &str, error: &dhow_network::NetworkError) -> Fai
     ))
 }
 
-/// Whether a container wants a network namespace with nothing in it, and the host's root as its owner.
+/// Whether a container wants a network namespace of its own.
 pub(crate) fn is_isolated(spec: &Spec) -> bool {
-    let namespaces = &spec.linux().namespaces;
-    namespaces.iter().any(|namespace| namespace.kind == "network" && namespace.path.is_none())
-        && !namespaces.iter().any(|namespace| namespace.kind == "user")
+    spec.linux().namespaces.iter().any(|namespace| namespace.kind == "network" && namespace.path.is_none())
 }
 
-/// Starts the program, in the network namespace `network` instead of what the spec says.
+/// The user namespace that was made for a container, unless its spec names another's.
+fn own_users(spec: &Spec, users: Option<&OwnedFd>) -> Result<Option<OwnedFd>, Failed> {
+    let own = spec.linux().namespaces.iter().any(|namespace| namespace.kind == "user" && namespace.path.is_none());
+    let users = users.filter(|_| own).map(OwnedFd::try_clone).transpose();
+    users.map_err(|error| Failed::new(format!("hold the user namespace: {error}")))
+}
+
+/// Starts the program, in the network namespace `network` and the user namespace `users` instead of what the spec says.
 pub(crate) fn start(
     setup: &Setup,
     request: &Request,
     root: &OwnedFd,
     network: Option<OwnedFd>,
+    users: Option<&OwnedFd>,
 ) -> Result<(Process, Running), Failed> {
     let cannot = |what: &str, error: &dyn std::fmt::Display| Failed::new(format!("{what}: {error}"));
     let tree = Root::from_descriptor(root.try_clone().map_err(|error| cannot("hold the root", &error))?);
     let identity = user::resolve(&tree, &setup.user, &setup.groups).map_err(|error| Failed::new(error.to_string()))?;
+    let owner = setup.owner(&identity).map_err(Failed::new)?;
+    let own_users = own_users(&request.spec, users)?;
     for item in &request.copy_up {
-        copy_up(&tree, &item.path, &item.volume).map_err(|error| cannot("copy the image's content into a volume", &error))?;
+        let users = users.filter(|_| item.has_containers_ids);
+        setup
+            .as_root(|| copy_up(&tree, &item.path, &item.volume, users))
+            .map_err(|error| cannot("copy the image's content into a volume", &error))?;
     }
-    let spec = &matched::owners(&request.spec, &request.match_owner, &tree, &identity).map_err(Failed::new)?;
+    let spec = &matched::owners(&request.spec, &request.match_owner, &tree, &identity, setup).map_err(Failed::new)?;
     let mut process = spec.process.clone().unwrap_or_default();
     set_identity(&mut process, &identity);
     if request.rows > 0 && request.columns > 0 {
@@ -98,7 +111,7 @@ pub(crate) fn start(
     let path = spec.linux().cgroups_path.as_deref().unwrap_or_default();
     if let Some(runtime) = &request.runtime {
         let foreign = Foreign { runtime, setup };
-        let process = start_elsewhere(&foreign, (spec, &process), root, &identity, network.as_ref())?;
+        let process = start_elsewhere(&foreign, (spec, &process), root, owner, network.as_ref())?;
         let cgroup = Cgroup::open(path).map_err(|error| {
             abandon(&foreign, &process.pidfd);
             cannot("find the cgroup that the runtime made", &error)
@@ -108,7 +121,7 @@ pub(crate) fn start(
     let none = Resources::default();
     let cgroup = Cgroup::prepare(path, spec.linux().resources.as_ref().unwrap_or(&none))
         .map_err(|error| cannot("unable to apply cgroup configuration", &error))?;
-    let started = launch_in(setup, (spec, &process), &cgroup, root, &identity, network);
+    let started = launch_in(setup, (spec, &process), &cgroup, root, owner, (network, own_users));
     if started.is_err() {
         let _ = cgroup.kill();
         let _ = cgroup.remove();
@@ -120,14 +133,14 @@ fn start_elsewhere(
     foreign: &Foreign<'_>,
     (spec, process): (&Spec, &SpecProcess),
     root: &OwnedFd,
-    identity: &user::Identity,
+    (uid, gid): (u32, u32),
     network: Option<&OwnedFd>,
 ) -> Result<Process, Failed> {
     let setup = foreign.setup;
     let io = |error: io::Error| Failed::new(format!("prepare the container's streams: {error}"));
     let (stdio, streams) = match setup.tty {
         true => (Stdio::Terminal, process::Streams::default()),
-        false => process::pipes_only(setup.open_stdin, identity.uid, identity.gid).map_err(io)?,
+        false => process::pipes_only(setup.open_stdin, uid, gid).map_err(io)?,
     };
     let launched = foreign.start(spec, process, root, network, stdio).map_err(Failed::new)?;
     let streams = match launched.terminal {
@@ -148,11 +161,11 @@ fn abandon(foreign: &Foreign<'_>, process: &OwnedFd) {
 }
 
 /// The streams of the container's program: its ends, and ours.
-fn streams_for(setup: &Setup, identity: &user::Identity) -> io::Result<(Stdio, process::Streams)> {
+fn streams_for(setup: &Setup, (uid, gid): (u32, u32)) -> io::Result<(Stdio, process::Streams)> {
     if setup.tty {
         return Ok((Stdio::Terminal, process::Streams::default()));
     }
-    process::pipes(setup.open_stdin, true, true, identity.uid, identity.gid)
+    process::pipes(setup.open_stdin, true, true, uid, gid)
 }
 
 fn launch_in(
@@ -160,11 +173,11 @@ fn launch_in(
     (spec, process): (&Spec, &SpecProcess),
     cgroup: &Cgroup,
     root: &OwnedFd,
-    identity: &user::Identity,
-    network: Option<OwnedFd>,
+    owner: (u32, u32),
+    (network, users): (Option<OwnedFd>, Option<OwnedFd>),
 ) -> Result<Process, Failed> {
     let io = |error: io::Error| Failed::new(format!("prepare the container's streams: {error}"));
-    let (stdio, streams) = streams_for(setup, identity).map_err(io)?;
+    let (stdio, streams) = streams_for(setup, owner).map_err(io)?;
     let none = Resources::default();
     let launched = launch(Launch {
         id: &setup.id,
@@ -178,6 +191,7 @@ fn launch_in(
         stdio,
         start: Start::AtOnce,
         network,
+        user: users,
         preserve_fds: 0,
     });
     let launched = launched.map_err(|error| match error {

@@ -254,6 +254,13 @@ pub fn isolated() -> Result<OwnedFd> {
     inside(None, || Ok(())).map(|inside| inside.namespace)
 }
 
+/// Makes a new namespace of somebody else's what [`isolated`] makes: its loopback device is up.
+pub fn isolate(namespace: &OwnedFd) -> Result<()> {
+    let namespace = namespace.try_clone().context(|| "hold the network namespace".to_owned())?;
+    let inside = inside(Some(namespace), || Ok(()))?;
+    route::set_up(&inside.socket, LOOPBACK).context(|| "bring the loopback device up".to_owned())
+}
+
 /// Connects a namespace as planned: one that [`isolated`] made, or a new one. The caller has one thread and ends up in the
 /// namespace it came from. The published ports are held, and lead to the container once they are announced
 /// ([`Attached::announce`]).
@@ -286,6 +293,9 @@ pub fn attach(plan: &Plan, isolated: Option<OwnedFd>) -> Result<Attached> {
     Ok(attached)
 }
 
+/// The number of the loopback device, which is the first in every namespace.
+const LOOPBACK: u32 = 1;
+
 /// A namespace, a netlink socket of it, and what was done there.
 struct Inside<T> {
     namespace: OwnedFd,
@@ -295,7 +305,6 @@ struct Inside<T> {
 
 /// Does something in a namespace, a new one with its loopback device up if none is given.
 fn inside<T>(namespace: Option<OwnedFd>, act: impl FnOnce() -> io::Result<T>) -> Result<Inside<T>> {
-    const LOOPBACK: u32 = 1;
     let open = || rustix::fs::open("/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     let home = open().context(|| "open the own network namespace".to_owned())?;
     let is_new = namespace.is_none();

@@ -21,7 +21,7 @@ mod route;
 mod routed;
 mod rules;
 
-pub use attach::{Attached, attach, isolated};
+pub use attach::{Attached, attach, isolate, isolated};
 pub use bridge::{has_link, host_networks, is_host, left_bridges, unowned_bridges};
 pub use neighbours::Neighbours;
 

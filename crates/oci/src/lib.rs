@@ -3,6 +3,7 @@
 
 pub mod attestation;
 pub mod digest;
+pub mod ids;
 pub mod image;
 pub mod platform;
 pub mod reference;

@@ -149,7 +149,7 @@ pub struct Mount {
 }
 
 /// A range of ids.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct IdMapping {
     #[serde(rename = "containerID")]

@@ -293,6 +293,7 @@ fn claimed(store: &Store, create: &Create, bundle: &Path, spec: &Spec, wait: boo
         stdio,
         start: if wait { Start::Fifo(fifo) } else { Start::AtOnce },
         network: None,
+        user: None,
         preserve_fds: create.preserve_fds,
     });
     let launched = match launched {

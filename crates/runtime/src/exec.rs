@@ -88,6 +88,8 @@ fn enter(exec: &Exec<'_>, socket: &OwnedFd, tasks: &[OwnedFd]) -> Result<std::co
         libc_flags::NEW_MOUNT | libc_flags::NEW_UTS | libc_flags::NEW_IPC | libc_flags::NEW_NETWORK | libc_flags::NEW_CGROUP;
     if differs(exec.init_pid, "user") {
         flags |= libc_flags::NEW_USER;
+        // Inside it can only lower them.
+        crate::finish::set_limits(&exec.process.rlimits)?;
     }
     process::set_namespace(exec.init.as_fd(), flags as i32).context(|| "join the container's namespaces".to_owned())?;
     if differs(exec.init_pid, "time") {

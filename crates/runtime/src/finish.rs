@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use crate::capabilities::Masks;
 use crate::rootfs::require_procfs;
 use crate::seccomp::Filter;
-use crate::spec::{Capabilities, Process};
+use crate::spec::{Capabilities, Process, Rlimit};
 use crate::{Context, Result, RuntimeError, user};
 
 /// The process's own directory in the host's `/proc`, opened before the container's root is entered: what the container
@@ -104,12 +104,7 @@ impl<'a> Finish<'a> {
         };
         own_streams(process.user.uid)?;
         dhow_sys::descriptor::cloexec_from(3 + preserve_fds).context(|| "close descriptors".to_owned())?;
-        for limit in &process.rlimits {
-            let number =
-                rlimit_number(&limit.kind).ok_or_else(|| RuntimeError::Spec(format!("unknown rlimit {}", limit.kind)))?;
-            process::set_rlimit(number, limit.soft, limit.hard)
-                .map_err(|error| RuntimeError::Init(format!("error setting rlimit type {number}: {error}")))?;
-        }
+        set_limits(&process.rlimits)?;
         rustix::process::umask(Mode::from_raw_mode(process.user.umask.unwrap_or(0o022)));
         if let Some(file) = &self.apparmor {
             let profile = process.apparmor_profile.as_deref().unwrap_or_default();
@@ -199,6 +194,16 @@ impl<'a> Finish<'a> {
     }
 }
 
+/// Limits the calling process.
+pub(crate) fn set_limits(limits: &[Rlimit]) -> Result<()> {
+    for limit in limits {
+        let number = rlimit_number(&limit.kind).ok_or_else(|| RuntimeError::Spec(format!("unknown rlimit {}", limit.kind)))?;
+        process::set_rlimit(number, limit.soft, limit.hard)
+            .map_err(|error| RuntimeError::Init(format!("error setting rlimit type {number}: {error}")))?;
+    }
+    Ok(())
+}
+
 /// Variables of which only the last of each name counts.
 fn last_values(env: &[String]) -> Vec<&str> {
     let name = |variable: &'_ str| variable.split('=').next().unwrap_or_default().len();
@@ -266,7 +271,7 @@ pub(crate) fn lower(error: &io::Error) -> String {
 }
 
 /// Kernel numbers of `RLIMIT_*` (`asm-generic/resource.h`).
-fn rlimit_number(name: &str) -> Option<u32> {
+pub(crate) fn rlimit_number(name: &str) -> Option<u32> {
     const NAMES: [&str; 16] = [
         "CPU",
         "FSIZE",

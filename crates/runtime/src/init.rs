@@ -11,8 +11,8 @@ use dhow_sys::{process, socket};
 use rustix::fs::{Mode, OFlags};
 
 use crate::finish::{Finish, ProcessFiles};
-use crate::launch::{IdMap, Join, Launch, Stdio, libc_flags};
-use crate::rootfs::{Tree, c_string};
+use crate::launch::{Join, Launch, Stdio, libc_flags};
+use crate::rootfs::{Source, Tree, c_string, open_sources};
 use crate::seccomp;
 use crate::{Context, Result, RuntimeError, hooks};
 
@@ -20,7 +20,8 @@ pub(crate) struct Child<'a> {
     pub launch: &'a Launch<'a>,
     pub flags: u64,
     pub joins: &'a [Join],
-    pub id_maps: &'a [IdMap],
+    /// Of the bind mounts, if the host's root had to open them.
+    pub sources: Option<Vec<Option<Source>>>,
     /// Of [`Start::Fifo`], opened as a path.
     pub fifo: Option<&'a OwnedFd>,
     pub socket: &'a OwnedFd,
@@ -45,14 +46,25 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
     let spec = launch.spec;
     let linux = spec.linux();
 
-    for join in child.joins {
+    // That of users it was born in.
+    for join in child.joins.iter().filter(|join| join.flag != libc_flags::NEW_USER) {
         process::set_namespace(join.file.as_fd(), join.flag as i32).context(|| "join a namespace".to_owned())?;
     }
     // As the host's root still: another user need not be able to come as far as to the container's directories.
     let tree = Tree::attach(&launch.rootfs, launch.staging, spec)?;
-    let mut sources = tree.open_sources(&spec.mounts, child.id_maps)?;
+    let opened;
+    let sources = match &child.sources {
+        Some(sources) => sources,
+        None => {
+            opened = open_sources(&spec.mounts, &[])?;
+            &opened
+        }
+    };
+    let user_namespaced = linux.namespaces.iter().any(|namespace| namespace.kind == "user");
     if child.flags & libc_flags::NEW_USER != 0 {
         expect(child.socket, b'M')?;
+    }
+    if user_namespaced {
         dhow_sys::ids::set_groups(&[]).context(|| "drop the groups".to_owned())?;
         dhow_sys::ids::set_gid(0).context(|| "become group 0 of the user namespace".to_owned())?;
         dhow_sys::ids::set_uid(0).context(|| "become user 0 of the user namespace".to_owned())?;
@@ -72,16 +84,15 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
     // What needs no cgroup comes first: it is made meanwhile.
     let before_cgroup = spec.mounts.iter().take_while(|mount| mount.kind != "cgroup").count();
     let (first, others) = spec.mounts.split_at(before_cgroup);
-    let later_sources = sources.split_off(before_cgroup);
+    let (sources, later_sources) = sources.split_at(before_cgroup);
     rustix::process::umask(Mode::empty());
     let mut closed = tree.mount_all(first, sources, spec, launch.cgroup)?;
     enter_cgroup(child)?;
     let files = ProcessFiles::open()?;
-    if let Some(score) = launch.process.oom_score_adj {
+    if let Some(score) = launch.process.oom_score_adj.filter(|_| !user_namespaced) {
         files.write_oom_score(score)?;
     }
     closed.extend(tree.mount_all(others, later_sources, spec, launch.cgroup)?);
-    let user_namespaced = linux.namespaces.iter().any(|namespace| namespace.kind == "user");
     let has_dev = spec.mounts.iter().any(|mount| mount.destination == "/dev" && mount.kind == "bind");
     if !has_dev {
         tree.make_devices(spec, user_namespaced)?;

@@ -15,6 +15,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::cgroup::Cgroup;
 pub use crate::rootfs::Rootfs;
+use crate::rootfs::open_sources;
 use crate::seccomp;
 use crate::spec::{IdMapping, Mount, Namespace, Process, Resources, Spec};
 use crate::validate::validate;
@@ -56,6 +57,8 @@ pub struct Launch<'a> {
     pub start: Start,
     /// A network namespace to join instead of what the spec says.
     pub network: Option<OwnedFd>,
+    /// A user namespace to join, whose maps are made, instead of what the spec says.
+    pub user: Option<OwnedFd>,
     /// How many descriptors after the standard ones the program inherits.
     pub preserve_fds: i32,
 }
@@ -116,10 +119,16 @@ pub fn namespace_file(kind: &str) -> &str {
 pub fn launch(launch: Launch<'_>) -> Result<Launched> {
     validate(launch.spec)?;
     let linux = launch.spec.linux();
-    let (flags, joins, pid_join) = namespaces(&linux.namespaces, launch.network.as_ref())?;
+    let (flags, joins, pid_join) = namespaces(&linux.namespaces, launch.network.as_ref(), launch.user.as_ref())?;
     let (ours, theirs) = socket::packet_pair().context(|| "create the socket to the container's init".to_owned())?;
-    // Here, where a child's number is one of the mounted procfs.
-    let id_maps = id_maps(&launch.spec.mounts)?;
+    let is_of_users = |namespace: &Namespace| namespace.kind == "user";
+    let is_mapped = |mount: &Mount| !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty();
+    let sources = if linux.namespaces.iter().any(is_of_users) || launch.spec.mounts.iter().any(is_mapped) {
+        let id_maps = id_maps(launch.spec, launch.user.as_ref())?;
+        Some(open_sources(&launch.spec.mounts, &id_maps)?)
+    } else {
+        None
+    };
     // Its directory may be root's alone, which the child need not be by then.
     let fifo = match &launch.start {
         Start::AtOnce => None,
@@ -143,8 +152,11 @@ pub fn launch(launch: Launch<'_>) -> Result<Launched> {
         return Err(RuntimeError::Spec("timeOffsets are not supported".to_owned()));
     }
     let args = CloneArgs { flags, cgroup: launch.cgroup.clone_into() };
-    let child = init::Child { launch: &launch, flags, joins: &joins, id_maps: &id_maps, fifo: fifo.as_ref(), socket: &theirs };
-    let cloned = clone::clone3(&args, || init::run(&child));
+    let child = init::Child { launch: &launch, flags, joins: &joins, sources, fifo: fifo.as_ref(), socket: &theirs };
+    let cloned = match joins.first().filter(|join| join.flag == libc_flags::NEW_USER) {
+        Some(user) => clone_in_user_namespace(user, &args, || init::run(&child)),
+        None => clone::clone3(&args, || init::run(&child)),
+    };
     if let Some(own) = own_pid_namespace {
         process::set_namespace(own.as_fd(), libc_flags::NEW_PID as i32)
             .context(|| "return to the own PID namespace".to_owned())?;
@@ -162,7 +174,51 @@ pub fn launch(launch: Launch<'_>) -> Result<Launched> {
     }
 }
 
+/// Clones a process that is born in a user namespace which others have made, so that its other new namespaces belong to that. A
+/// process in between enters it, which it cannot leave again.
+fn clone_in_user_namespace(user: &Join, args: &CloneArgs<'_>, child: impl FnOnce() -> i32) -> std::io::Result<Child> {
+    let (ours, theirs) = socket::packet_pair()?;
+    let between = clone::clone3(&CloneArgs::default(), || {
+        let flags = args.flags | clone::PARENT;
+        let made = process::set_namespace(user.file.as_fd(), user.flag as i32)
+            .and_then(|()| clone::clone3(&CloneArgs { flags, cgroup: args.cgroup }, child));
+        let told = match made {
+            Ok(made) => socket::send(&theirs, &[0; 4], &[made.pidfd.as_fd()]),
+            Err(error) => socket::send(&theirs, &error.raw_os_error().unwrap_or(-1).to_ne_bytes(), &[]),
+        };
+        i32::from(told.is_err())
+    })?;
+    drop(theirs);
+    let (mut errno, mut descriptors) = ([0; 4], Vec::new());
+    let length = socket::receive(&ours, &mut errno, &mut descriptors);
+    reap(&between.pidfd);
+    match (length?, descriptors.pop()) {
+        (4, Some(pidfd)) => Ok(Child { pid: process::pid_of(pidfd.as_fd())?, pidfd }),
+        (4, None) => Err(std::io::Error::from_raw_os_error(i32::from_ne_bytes(errno))),
+        _ => Err(std::io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// Gives a process what only the host's root can: limits beyond those it has inherited, and its place when memory runs out. Once in a
+/// user namespace it cannot itself.
+fn favour(pid: i32, process: &Process) -> Result<()> {
+    for limit in &process.rlimits {
+        if let Some(number) = crate::finish::rlimit_number(&limit.kind) {
+            process::set_rlimit_of(pid, number, limit.soft, limit.hard)
+                .map_err(|error| RuntimeError::Init(format!("error setting rlimit type {number}: {error}")))?;
+        }
+    }
+    match process.oom_score_adj {
+        Some(score) => std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string())
+            .context(|| format!("set oom_score_adj to {score}")),
+        None => Ok(()),
+    }
+}
+
 fn talk(launch: &Launch<'_>, socket: &OwnedFd, launched: &mut Launched, user_namespace: bool) -> Result<()> {
+    if launch.spec.linux().namespaces.iter().any(|namespace| namespace.kind == "user") {
+        favour(launched.pid, launch.process)?;
+    }
     if user_namespace {
         write_id_map(launched.pid, "uid_map", &launch.spec.linux().uid_mappings)?;
         write_id_map(launched.pid, "gid_map", &launch.spec.linux().gid_mappings)?;
@@ -213,20 +269,27 @@ fn send_cgroup(socket: &OwnedFd, cgroup: &Cgroup, resources: &Resources) -> Resu
     }
 }
 
-/// Flags to clone with, namespaces the child joins, and the PID namespace, which its parent must join for it.
-fn namespaces(list: &[Namespace], network: Option<&OwnedFd>) -> Result<(u64, Vec<Join>, Option<OwnedFd>)> {
+/// Flags to clone with, namespaces the child joins, a user namespace first, and the PID namespace, which its parent must join for it.
+fn namespaces(
+    list: &[Namespace],
+    network: Option<&OwnedFd>,
+    user: Option<&OwnedFd>,
+) -> Result<(u64, Vec<Join>, Option<OwnedFd>)> {
     let (mut flags, mut joins, mut pid) = (0, Vec::new(), None);
     for namespace in list {
         let flag = namespace_flag(&namespace.kind)
             .ok_or_else(|| RuntimeError::Spec(format!("unknown namespace type {}", namespace.kind)))?;
         let path = namespace.path.as_deref().filter(|path| !path.is_empty());
-        let file = match (flag, network, path) {
-            (libc_flags::NEW_NETWORK, Some(network), _) => {
-                network.try_clone().context(|| "hold the network namespace".to_owned())?
-            }
-            (_, _, Some(path)) => rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        let given = match flag {
+            libc_flags::NEW_NETWORK => network,
+            libc_flags::NEW_USER => user,
+            _ => None,
+        };
+        let file = match (given, path) {
+            (Some(given), _) => given.try_clone().context(|| format!("hold the {} namespace", namespace.kind))?,
+            (None, Some(path)) => rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
                 .context(|| format!("open the {} namespace {path}", namespace.kind))?,
-            _ => {
+            (None, None) => {
                 flags |= flag;
                 continue;
             }
@@ -256,27 +319,57 @@ pub(crate) struct IdMap {
     pub namespace: OwnedFd,
 }
 
-fn id_maps(mounts: &[Mount]) -> Result<Vec<IdMap>> {
-    let mapped = mounts.iter().filter(|mount| !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty());
-    let map = |mount: &Mount| {
-        let namespace = idmap_namespace(&mount.uid_mappings, &mount.gid_mappings)?;
-        Ok(IdMap { destination: mount.destination.clone(), namespace })
-    };
-    mapped.map(map).collect()
+/// The maps of mounts. What is mapped as the container itself is has the container's namespace, if that is there.
+fn id_maps(spec: &Spec, user: Option<&OwnedFd>) -> Result<Vec<IdMap>> {
+    let linux = spec.linux();
+    let mut maps: Vec<IdMap> = Vec::new();
+    // Where the maps of each were made first.
+    let mut made: Vec<(&Mount, usize)> = Vec::new();
+    for mount in spec.mounts.iter().filter(|mount| !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty()) {
+        let is_same =
+            |(other, _): &&(&Mount, usize)| other.uid_mappings == mount.uid_mappings && other.gid_mappings == mount.gid_mappings;
+        let is_own = mount.uid_mappings == linux.uid_mappings && mount.gid_mappings == linux.gid_mappings;
+        let namespace = match (user.filter(|_| is_own), made.iter().find(is_same)) {
+            (Some(user), _) => user.try_clone(),
+            (None, Some((_, index))) => maps[*index].namespace.try_clone(),
+            (None, None) => {
+                made.push((mount, maps.len()));
+                Ok(idmap_namespace(&mount.uid_mappings, &mount.gid_mappings)?)
+            }
+        };
+        let namespace = namespace.context(|| "hold the maps of a mount".to_owned())?;
+        maps.push(IdMap { destination: mount.destination.clone(), namespace });
+    }
+    Ok(maps)
 }
 
 /// A user namespace with these maps and nobody in it, to id-map a mount with.
 pub(crate) fn idmap_namespace(uids: &[IdMapping], gids: &[IdMapping]) -> Result<OwnedFd> {
+    empty_namespaces(uids, gids, 0).map(|(user, _)| user)
+}
+
+/// A user namespace with nobody in it, and a network namespace that belongs to it, for a container to be.
+pub fn user_and_network(uids: &[IdMapping], gids: &[IdMapping]) -> Result<(OwnedFd, OwnedFd)> {
+    let (user, network) = empty_namespaces(uids, gids, libc_flags::NEW_NETWORK)?;
+    network.map(|network| (user, network)).ok_or_else(|| RuntimeError::State("the network namespace is missing".to_owned()))
+}
+
+/// A user namespace with these maps and nobody in it, and, if `more` says so, a network namespace.
+fn empty_namespaces(uids: &[IdMapping], gids: &[IdMapping], more: u64) -> Result<(OwnedFd, Option<OwnedFd>)> {
     let (ours, theirs) = socket::packet_pair().context(|| "create a socket".to_owned())?;
-    let child = clone::clone3(&CloneArgs { flags: libc_flags::NEW_USER, cgroup: None }, || {
+    let child = clone::clone3(&CloneArgs { flags: libc_flags::NEW_USER | more, cgroup: None }, || {
         // Ends when the parent has opened the namespace.
         let _ = rustix::io::read(&theirs, &mut [0u8; 1]);
         0
     });
     let Child { pid, pidfd } = child.context(|| "create a user namespace".to_owned())?;
+    let open = |name: &str| {
+        rustix::fs::openat(CWD, format!("/proc/{pid}/ns/{name}"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .context(|| format!("open the {name} namespace"))
+    };
     let opened = write_id_map(pid, "uid_map", uids).and_then(|()| write_id_map(pid, "gid_map", gids)).and_then(|()| {
-        rustix::fs::openat(CWD, format!("/proc/{pid}/ns/user"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .context(|| "open the user namespace".to_owned())
+        let network = if more & libc_flags::NEW_NETWORK != 0 { Some(open("net")?) } else { None };
+        Ok((open("user")?, network))
     });
     rustix::io::write(&ours, b"x").context(|| "let the namespace's holder go".to_owned())?;
     reap(&pidfd);

@@ -55,6 +55,20 @@ pub(crate) struct Source {
     directory: bool,
 }
 
+/// Opens the sources of bind mounts, each in the place of its mount. By the host's root: directories of the host that lead there may
+/// be somebody's alone, and nobody else can map the ids of a mount.
+pub(crate) fn open_sources(mounts: &[Mount], id_maps: &[IdMap]) -> Result<Vec<Option<Source>>> {
+    let open = |mount: &Mount| {
+        let options = MountOptions::parse(&mount.options);
+        if !(options.bind || mount.kind == "bind") {
+            return Ok(None);
+        }
+        let id_map = id_maps.iter().find(|map| map.destination == mount.destination);
+        bind_source(mount, &options, id_map).map(Some).map_err(|error| cannot_mount(mount, &error))
+    };
+    mounts.iter().map(open).collect()
+}
+
 fn cannot_mount(mount: &Mount, error: &RuntimeError) -> RuntimeError {
     let source = mount.source.as_deref().unwrap_or(&mount.kind);
     RuntimeError::Init(format!("error mounting \"{source}\" to rootfs at \"{}\": {error}", mount.destination))
@@ -96,40 +110,21 @@ impl Tree {
         Ok(Tree { root: Root::from_descriptor(tree) })
     }
 
-    /// Opens the sources of bind mounts, each in the place of its mount. Before the user changes: directories of the host that
-    /// lead there may be root's alone.
-    pub fn open_sources(&self, mounts: &[Mount], id_maps: &[IdMap]) -> Result<Vec<Option<Source>>> {
-        let open = |mount: &Mount| {
-            let options = MountOptions::parse(&mount.options);
-            if !(options.bind || mount.kind == "bind") {
-                return Ok(None);
-            }
-            let id_map = id_maps.iter().find(|map| map.destination == mount.destination);
-            bind_source(mount, &options, id_map).map(Some).map_err(|error| cannot_mount(mount, &error))
-        };
-        mounts.iter().map(open).collect()
-    }
-
     /// Makes some of the spec's mounts, in order, each from its source where it is a bind. The answer is what is to be
     /// read-only once all is made.
-    pub fn mount_all(
-        &self,
-        mounts: &[Mount],
-        sources: Vec<Option<Source>>,
-        spec: &Spec,
-        cgroup: &Cgroup,
-    ) -> Result<Vec<OwnedFd>> {
+    pub fn mount_all(&self, mounts: &[Mount], sources: &[Option<Source>], spec: &Spec, cgroup: &Cgroup) -> Result<Vec<OwnedFd>> {
         let cgroup_namespace = spec.linux().namespaces.iter().any(|namespace| namespace.kind == "cgroup");
         let mut closed = Vec::new();
         for (mount, source) in mounts.iter().zip(sources) {
-            let made = self.mount(mount, source, cgroup, cgroup_namespace).map_err(|error| cannot_mount(mount, &error))?;
+            let made =
+                self.mount(mount, source.as_ref(), cgroup, cgroup_namespace).map_err(|error| cannot_mount(mount, &error))?;
             closed.extend(made);
         }
         Ok(closed)
     }
 
     /// Makes one mount. What others are mounted on is returned if it is to be read-only: their mount points are not made yet.
-    fn mount(&self, mount: &Mount, source: Option<Source>, cgroup: &Cgroup, cgroup_namespace: bool) -> Result<Option<OwnedFd>> {
+    fn mount(&self, mount: &Mount, source: Option<&Source>, cgroup: &Cgroup, cgroup_namespace: bool) -> Result<Option<OwnedFd>> {
         let mut options = MountOptions::parse(&mount.options);
         let destination = Path::new(&mount.destination);
         if mount.kind == "cgroup" {
@@ -139,14 +134,16 @@ impl Tree {
         if closed {
             options.attr.set &= !ATTR_RDONLY;
         }
+        let made;
         let Source { tree, directory } = match source {
             Some(source) => source,
             None => {
                 let tree = new_file_system(&mount.kind, mount.source.as_deref(), &options)?;
-                part_of(tree, mount.subpath.as_deref(), &options)?
+                made = part_of(tree, mount.subpath.as_deref(), &options)?;
+                &made
             }
         };
-        let target = if directory {
+        let target = if *directory {
             let link =
                 |handle: OwnedFd| rustix::fs::fstat(handle).map(|s| FileType::from_raw_mode(s.st_mode) == FileType::Symlink);
             if matches!(mount.kind.as_str(), "proc" | "sysfs")
@@ -159,10 +156,10 @@ impl Tree {
             self.root.create_file_all(destination, 0o755)
         }
         .context(|| format!("create mountpoint {}", mount.destination))?;
-        check_not_in_proc(&target, destination, &mount.kind, &tree)?;
-        attach(&tree, &target)?;
-        apply(&tree, &options)?;
-        Ok(closed.then_some(tree))
+        check_not_in_proc(&target, destination, &mount.kind, tree)?;
+        attach(tree, &target)?;
+        apply(tree, &options)?;
+        closed.then(|| tree.try_clone()).transpose().context(|| "hold the mount".to_owned())
     }
 
     /// Makes read-only what [`Tree::mount_all`] has left to be.

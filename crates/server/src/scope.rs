@@ -349,6 +349,8 @@ impl Scope {
         ] {
             refuse(mode == "host", &format!("{what} namespace of the host"))?;
         }
+        let is_private = matches!(host.userns_mode.split(':').next(), Some("" | "auto") | None);
+        refuse(!is_private, &format!("user namespace {}", host.userns_mode))?;
         for capability in given(&host.cap_add) {
             let name = capability.to_ascii_uppercase();
             let short = name.strip_prefix("CAP_").unwrap_or(&name);

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
+use dhow_oci::ids::Ids;
 use dhow_sys::root::{Root, descriptor_path, remove_tree};
 use dhow_sys::tree::{self, WHITEOUT};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
@@ -78,23 +79,25 @@ pub(crate) struct Applied {
 
 /// How files are copied into a directory that is in use.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct CopyOptions {
+pub struct CopyOptions<'a> {
     /// A directory is not replaced by something else, nor something else by a directory.
     pub keep_kinds: bool,
     /// Whose everything becomes; as the archive says if `None`.
     pub owner: Option<(u32, u32)>,
+    /// Of a container in a user namespace, to which the archive's owners and `owner` belong.
+    pub ids: Option<&'a Ids>,
 }
 
 /// Unpacks `tar` into `root`, which may be a container's and in use. Names of layers' own mean nothing here; what leads out
 /// of `root` does not exist.
-pub fn copy_into(tar: impl Read, root: &Root, options: CopyOptions) -> Result<(), ApplyError> {
+pub fn copy_into(tar: impl Read, root: &Root, options: CopyOptions<'_>) -> Result<(), ApplyError> {
     unpack(Guarded::new(tar), root, Some(options), None, Limits { layer: u64::MAX, ratio: 1 }).map(drop)
 }
 
 fn unpack(
     tar: impl Read,
     root: &Root,
-    copy: Option<CopyOptions>,
+    copy: Option<CopyOptions<'_>>,
     recording: Option<&Recording>,
     limits: Limits,
 ) -> Result<Applied, ApplyError> {
@@ -123,7 +126,7 @@ fn unpack(
 struct Unpacker<'a> {
     root: &'a Root,
     /// `None`: a layer.
-    copy: Option<CopyOptions>,
+    copy: Option<CopyOptions<'a>>,
     recording: Option<&'a Recording>,
     limits: Limits,
     applied: Applied,
@@ -158,6 +161,11 @@ impl Unpacker<'_> {
         let mut attributes = attributes(&mut entry).map_err(failed)?;
         if let Some((uid, gid)) = self.copy.and_then(|copy| copy.owner) {
             (attributes.uid, attributes.gid) = (uid, gid);
+        }
+        if let Some(ids) = self.copy.and_then(|copy| copy.ids) {
+            let (uid, gid) = (attributes.uid, attributes.gid);
+            let unknown = || failed(io::Error::other(format!("owner {uid}:{gid} is not in the container's user namespace")));
+            (attributes.uid, attributes.gid) = ids.host_user(uid).zip(ids.host_group(gid)).ok_or_else(unknown)?;
         }
         let Some(name) = path.file_name().map(OsStr::to_owned) else {
             // The root itself: a layer's is as the layer says, a directory that is copied into stays as it is.

@@ -162,6 +162,11 @@ const MIGRATIONS: &[&str] = &[
          PRIMARY KEY (reference, platform)
      ) WITHOUT ROWID;
      CREATE INDEX base_images_by_image ON base_images (image_id);",
+    // Ids of the host that containers with user namespaces of their own have, each its own.
+    "CREATE TABLE id_ranges (
+         start INTEGER PRIMARY KEY, size INTEGER NOT NULL, container_id TEXT NOT NULL REFERENCES containers ON DELETE CASCADE
+     );
+     CREATE INDEX id_ranges_by_container ON id_ranges (container_id);",
 ];
 
 impl Database {

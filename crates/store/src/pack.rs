@@ -12,6 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::rc::Rc;
 
+use dhow_oci::ids::Ids;
 use dhow_sys::tree;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 
@@ -39,6 +40,8 @@ pub struct Packer<W> {
     buffer: Vec<u8>,
     /// Who takes down what is written, and is told what of it is a file's content.
     recording: Option<Rc<Recording>>,
+    /// Of a container in a user namespace: owners are written as it has them.
+    ids: Option<Ids>,
 }
 
 /// When files are said to have been changed.
@@ -70,6 +73,7 @@ impl<W: Write> Packer<W> {
             depth: 0,
             buffer: Vec::new(),
             recording: None,
+            ids: None,
         }
     }
 
@@ -86,6 +90,11 @@ impl<W: Write> Packer<W> {
     /// For a root without what is mounted in it.
     pub fn of_one_file_system(out: W) -> Packer<W> {
         Packer { device: Some(None), ..Packer::new(out) }
+    }
+
+    /// The same for files of a container with ids of its own, as the host sees them.
+    pub fn with_ids(self, ids: Option<Ids>) -> Packer<W> {
+        Packer { ids, ..self }
     }
 
     /// The same with other times.
@@ -259,6 +268,13 @@ impl<W: Write> Packer<W> {
     }
 
     fn header(&mut self, entry: &Entry<'_>) -> io::Result<()> {
+        let Some(ids) = &self.ids else { return self.header_as_is(entry) };
+        let mut stat = *entry.stat;
+        (stat.st_uid, stat.st_gid) = (ids.user(stat.st_uid), ids.group(stat.st_gid));
+        self.header_as_is(&Entry { stat: &stat, ..entry.clone() })
+    }
+
+    fn header_as_is(&mut self, entry: &Entry<'_>) -> io::Result<()> {
         let time = match self.times {
             Times::Own => entry.stat.st_mtime,
             Times::All(time) => time,
@@ -287,6 +303,7 @@ impl<W: Write> Packer<W> {
     }
 }
 
+#[derive(Clone)]
 struct Entry<'a> {
     name: Vec<u8>,
     stat: &'a Stat,

@@ -41,6 +41,9 @@ const INTO_CGROUP: u64 = 0x2_0000_0000;
 /// `CLONE_NEWTIME` of `linux/sched.h`; only `clone3` and `unshare` take it.
 pub const NEW_TIME: u64 = 0x80;
 
+/// `CLONE_PARENT` of `linux/sched.h`: the child is the caller's sibling.
+pub const PARENT: u64 = 0x8000;
+
 /// Clones the calling process, which must have a single thread. The child runs `child` on a copy of its memory and ends
 /// with the status that it returns: none of the parent's code that follows can run twice.
 ///

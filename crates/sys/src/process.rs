@@ -38,6 +38,64 @@ pub fn set_namespace(fd: BorrowedFd<'_>, types: i32) -> io::Result<()> {
     Ok(())
 }
 
+/// The number of the process behind a pidfd, as `/proc` has it (proc_pid_fdinfo(5)).
+///
+/// # Errors
+/// Without `/proc`; `NotFound` for a process that has been reaped.
+pub fn pid_of(pidfd: BorrowedFd<'_>) -> io::Result<i32> {
+    let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let number = about.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+    number.filter(|pid| *pid > 0).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// Does something as another user than root as far as files go: those that are made are his (setfsuid(2)). The calling thread keeps
+/// its rights (capabilities(7), `SECBIT_NO_SETUID_FIXUP`), and is root again afterwards.
+///
+/// # Errors
+/// `PermissionDenied` for who is not root.
+pub fn acting_as<T>(user: u32, group: u32, work: impl FnOnce() -> T) -> io::Result<T> {
+    let back = BackToRoot;
+    set_file_ids(user, group)?;
+    let done = work();
+    drop(back);
+    Ok(done)
+}
+
+/// Also after a panic: other work may be waiting for the thread.
+struct BackToRoot;
+
+impl Drop for BackToRoot {
+    fn drop(&mut self) {
+        if set_file_ids(0, 0).is_err() {
+            // It must not go on as somebody else.
+            std::process::abort();
+        }
+    }
+}
+
+/// The user and group that the calling thread is for file systems; with all its rights.
+fn set_file_ids(user: u32, group: u32) -> io::Result<()> {
+    const NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
+    // SAFETY: prctl with integer arguments; securebits belong to the calling thread.
+    let bits = super::check(unsafe { libc::prctl(libc::PR_GET_SECUREBITS, 0, 0, 0, 0) }.into())? as libc::c_ulong;
+    let set = |bits: libc::c_ulong| -> io::Result<()> {
+        // SAFETY: as above.
+        super::check(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, bits, 0, 0, 0) }.into())?;
+        Ok(())
+    };
+    set(bits | NO_SETUID_FIXUP)?;
+    for (call, id) in [(libc::SYS_setfsgid, group), (libc::SYS_setfsuid, user)] {
+        // SAFETY: integers only. By the bare call, the effect is limited to the calling thread.
+        unsafe { libc::syscall(call, id) };
+        // The answer is the id as it was; asked with one that cannot be, as it is.
+        // SAFETY: as above.
+        if unsafe { libc::syscall(call, u32::MAX) } != i64::from(id) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+    }
+    set(bits)
+}
+
 /// Gives the calling thread new namespaces, `CLONE_NEW*` flags.
 pub fn unshare(types: i32) -> io::Result<()> {
     // SAFETY: integers only; callers pass namespace flags, which share no memory differently.
@@ -47,9 +105,14 @@ pub fn unshare(types: i32) -> io::Result<()> {
 
 /// Sets a resource limit by its number (`RLIMIT_*`).
 pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
+    set_rlimit_of(0, resource, soft, hard)
+}
+
+/// The same of another process; 0 is the calling one.
+pub fn set_rlimit_of(pid: i32, resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
     // SAFETY: `limit` is valid for the duration of the call, and the old limit is not asked for.
-    super::check(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, &limit, std::ptr::null::<libc::rlimit64>()) })?;
+    super::check(unsafe { libc::syscall(libc::SYS_prlimit64, pid, resource, &limit, std::ptr::null::<libc::rlimit64>()) })?;
     Ok(())
 }
 

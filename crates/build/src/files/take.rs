@@ -182,7 +182,7 @@ impl Taker<'_> {
         let mut hashed = Hashed { file, hasher: Hasher::new() };
         let owner = self.owner.map(|owner| (owner.uid, owner.gid));
         let tar = decompressed(&mut hashed).context(about)?;
-        copy_into(tar, &Root::from_descriptor(handle), CopyOptions { keep_kinds: false, owner }).map_err(|error| {
+        copy_into(tar, &Root::from_descriptor(handle), CopyOptions { keep_kinds: false, owner, ids: None }).map_err(|error| {
             // In Go's words.
             FilesError::Refused(match error {
                 ApplyError::Escapes(name) => format!("invalid entry name \"{name}\""),

@@ -374,7 +374,7 @@ async fn unpack(mut body: Incoming, place: Place, stat: &PathStat) -> Result<u64
 
 fn place_files(tar: &mut impl Read, place: Place, name: &str) -> std::result::Result<(), String> {
     let owner = Some((rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()));
-    let options = CopyOptions { keep_kinds: true, owner };
+    let options = CopyOptions { keep_kinds: true, owner, ids: None };
     let text = |error: io::Error| error.to_string();
     let into = |tar: &mut dyn Read, directory: &Path| -> std::result::Result<(), String> {
         let root = Root::open_path(directory).map_err(text)?;

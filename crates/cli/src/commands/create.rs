@@ -303,9 +303,15 @@ pub struct Options {
     /// Username or UID (format: <name|uid>[:<group|gid>])
     #[arg(short, long, default_value = "")]
     user: String,
-    /// User namespace to use
+    /// User namespace to use (host, auto[:size=N], keep-id[:uid=N,gid=N])
     #[arg(long, default_value = "")]
     userns: String,
+    /// Users of the container and of the host (format: <container>:<host>[:<count>])
+    #[arg(long, value_name = "map")]
+    uidmap: Vec<String>,
+    /// Groups of the container and of the host (format: <container>:<host>[:<count>])
+    #[arg(long, value_name = "map")]
+    gidmap: Vec<String>,
     /// UTS namespace to use
     #[arg(long, default_value = "")]
     uts: String,
@@ -364,7 +370,8 @@ impl Create {
 impl Options {
     /// Whether the container gets a network namespace of its own.
     pub fn has_own_network(&self) -> bool {
-        !self.network.iter().any(|network| network == "host" || network.starts_with("container:"))
+        let of_host = matches!(self.userns.as_str(), "" | "host") && self.uidmap.is_empty() && self.gidmap.is_empty();
+        of_host && !self.network.iter().any(|network| network == "host" || network.starts_with("container:"))
     }
 
     /// Creates the container, with its image fetched if it is missing; prints warnings.

@@ -154,6 +154,7 @@ impl BuildHost<'_> {
             host_config: host,
             mounts: Vec::new(),
             layer: run.root.clone(),
+            ids: None,
             networks,
         };
         let id = ContainerId(names::random_id().map_err(internal)?);

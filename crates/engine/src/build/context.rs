@@ -63,7 +63,7 @@ impl Engine {
         let directory = self.build_directory()?;
         let root = Root::open_path(&directory.path).context(|| "open the build's context".to_owned())?;
         let tar = decompressed(tar).map_err(|error| Error::invalid(format!("read the build's context: {error}")))?;
-        copy_into(tar, &root, CopyOptions { keep_kinds: false, owner: (!keeps_owners).then_some((0, 0)) })
+        copy_into(tar, &root, CopyOptions { keep_kinds: false, owner: (!keeps_owners).then_some((0, 0)), ids: None })
             .map_err(|error| Error::invalid(format!("Error processing tar file: {error}")))?;
         Ok(Context { directory, ignore: Ignore::default(), only: None, keeps_owners })
     }

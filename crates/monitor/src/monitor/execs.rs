@@ -27,6 +27,7 @@ impl Monitor {
         // A user who does not exist is told of now, as dockerd does: what goes wrong at the start, docker's client hides.
         if let (Some(user), Some(root), Some(running)) = (config.user.as_deref(), &self.root, &self.running)
             && let Err(why) = start::exec_identity(&root.fd, running, Some(user), &self.setup.groups)
+                .and_then(|identity| self.setup.owner(&identity))
         {
             return self.fail(index, FailureKind::Start, why);
         }
@@ -141,7 +142,7 @@ impl Monitor {
         }
         let io = |error: io::Error| (FailureKind::Internal, format!("prepare the streams: {error}"), 126);
         let wanted = |stream: bool| stream && attached;
-        let (uid, gid) = (identity.uid, identity.gid);
+        let (uid, gid) = self.setup.owner(&identity).map_err(|error| (FailureKind::Start, error, 126))?;
         let (stdio, streams) = match self.foreign() {
             _ if config.tty => Ok((dhow_runtime::launch::Stdio::Terminal, process::Streams::default())),
             Some(_) => process::pipes_only(wanted(config.stdin), uid, gid),

@@ -70,6 +70,7 @@ impl Monitor {
             let failed = |error| start::Failed::new(format!("failed to initialize logging driver: {error}"));
             self.forwarder = Some(Forwarder::open(forward).map_err(failed)?);
         }
+        self.make_users()?;
         if self.network.is_none() {
             self.attach_network()?;
         }
@@ -90,7 +91,7 @@ impl Monitor {
             self.volumes = volumes.map_err(start::Failed::new)?;
         }
         let root = self.root.as_ref().ok_or_else(|| start::Failed::new("the root is not mounted".to_owned()))?;
-        let (process, running) = start::start(&self.setup, &self.start, &root.fd, network)?;
+        let (process, running) = start::start(&self.setup, &self.start, &root.fd, network, self.users.as_ref())?;
         let network = self.network_state();
         self.state = State {
             status: Status::Running,
@@ -134,8 +135,19 @@ impl Monitor {
         hooks::run(hooks, &self.start.spec, &self.setup.id, state, &self.setup.directory)
     }
 
+    /// Makes the container's user namespace, and a network namespace in it, if it has ids of its own.
+    fn make_users(&mut self) -> Result<(), start::Failed> {
+        let Some(ids) = self.setup.ids.as_ref().filter(|_| self.users.is_none()) else { return Ok(()) };
+        let failed = |error: &dyn std::fmt::Display| start::Failed::new(format!("make the container's user namespace: {error}"));
+        let (users, network) = dhow_runtime::launch::user_and_network(&ids.users, &ids.groups).map_err(|error| failed(&error))?;
+        dhow_network::isolate(&network).map_err(|error| failed(&error))?;
+        (self.users, self.isolated) = (Some(users), Some(network));
+        Ok(())
+    }
+
     pub(super) fn mount_root(&mut self) -> Result<(), start::Failed> {
-        self.root = Some(start::mount_root(&self.setup)?);
+        self.make_users()?;
+        self.root = Some(start::mount_root(&self.setup, self.users.as_ref())?);
         self.root_used = false;
         Ok(())
     }

@@ -256,7 +256,7 @@ impl Files {
                 let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
                 std::thread::scope(|scope| {
                     let packing = scope.spawn(|| self.pack(given, writer));
-                    let copied = copy_into(reader, &root, CopyOptions { keep_kinds: false, owner: Some(owner) });
+                    let copied = copy_into(reader, &root, CopyOptions { keep_kinds: false, owner: Some(owner), ids: None });
                     let packed =
                         packing.join().unwrap_or_else(|_| Err(BuildError::internal("packing the files ended by itself")));
                     // Whoever reads no more makes the other fail: what he says comes first.

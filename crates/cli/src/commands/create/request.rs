@@ -14,7 +14,7 @@ use super::Options;
 use super::values::{
     Bindings, bad, bytes, check_sysctl, device, extra_host, flag, gpus, host_or_nothing, is_described, mount, name_server,
     nano_cpus, pairs, parse_network, port_range, publish, restart_policy, security_options, split_volumes, throttles, tmpfs,
-    ulimit, umask, weights, with_value,
+    ulimit, umask, user_namespace, weights, with_value,
 };
 use crate::failure::Result;
 
@@ -109,7 +109,7 @@ impl Options {
             security_opt: text(&security),
             tmpfs: Some(tmpfs(&self.tmpfs)).filter(|mounts| !mounts.is_empty()),
             uts_mode: host_or_nothing(&self.uts, "--uts: invalid UTS mode")?,
-            userns_mode: host_or_nothing(&self.userns, "--userns: invalid USER mode")?,
+            userns_mode: user_namespace(&self.userns, &self.uidmap, &self.gidmap)?,
             shm_size: bytes(&self.shm_size, "--shm-size")?,
             sysctls: Some(pairs(&self.sysctl, "--sysctl")?).filter(|pairs| !pairs.is_empty()),
             runtime: self.runtime.clone(),

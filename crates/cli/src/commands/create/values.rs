@@ -122,6 +122,28 @@ pub(super) fn host_or_nothing(text: &str, why: &str) -> Result<String> {
     if matches!(text, "" | "host") { Ok(text.to_owned()) } else { Err(bad(why)) }
 }
 
+/// What `--userns`, `--uidmap` and `--gidmap` come to on the wire.
+pub(super) fn user_namespace(mode: &str, users: &[String], groups: &[String]) -> Result<String> {
+    if !users.is_empty() || !groups.is_empty() {
+        if !mode.is_empty() {
+            return Err(bad("conflicting options: --userns and --uidmap or --gidmap"));
+        }
+        let part = |name: &str, ranges: &[String]| (!ranges.is_empty()).then(|| format!("{name}={}", ranges.join("/")));
+        let parts: Vec<String> = [part("uids", users), part("gids", groups)].into_iter().flatten().collect();
+        return Ok(format!("map:{}", parts.join(",")));
+    }
+    match mode.split_once(':').unwrap_or((mode, "")) {
+        ("" | "host", "") | ("auto", _) => Ok(mode.to_owned()),
+        ("keep-id", options) => {
+            // The user who runs this command, wherever the engine is.
+            let (user, group) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+            let separator = if options.is_empty() { "" } else { "," };
+            Ok(format!("keep-id:host={user}:{group}{separator}{options}"))
+        }
+        _ => Err(bad("--userns: invalid USER mode")),
+    }
+}
+
 pub(in crate::commands) fn restart_policy(text: &str) -> Result<RestartPolicy> {
     let (name, count) = text.split_once(':').unwrap_or((text, ""));
     if name.is_empty() && !count.is_empty() {
