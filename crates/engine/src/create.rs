@@ -47,6 +47,7 @@ impl Engine {
         }
         let image = self.find_image_for(&config.image, new.platform.as_ref())?;
         check_given(&config)?;
+        crate::nest::expand(&mut config, &mut host)?;
         let preset = image.row.config.config.clone().unwrap_or_default();
         merge(&mut config, preset);
         let command: Vec<String> = config.entrypoint.iter().flatten().chain(config.cmd.iter().flatten()).cloned().collect();

@@ -38,6 +38,7 @@ mod list;
 mod logs;
 mod mounts;
 mod names;
+mod nest;
 mod network;
 mod platforms;
 mod ports;

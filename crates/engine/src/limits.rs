@@ -25,6 +25,9 @@ pub(crate) fn check(host: &mut HostConfig, warnings: &mut Vec<String>) -> Result
     if host.memory == 0 && host.memory_swap > 0 {
         return Err(Error::invalid("You should always set the Memory limit when using Memoryswap limit, see usage"));
     }
+    if !dhow_runtime::cgroup::is_available() {
+        discard(host, warnings);
+    }
     if host.memory > 0 && host.memory_swap == 0 {
         host.memory_swap = host.memory.saturating_mul(2);
     }
@@ -93,6 +96,30 @@ pub(crate) fn check(host: &mut HostConfig, warnings: &mut Vec<String>) -> Result
         host.pids_limit = None;
     }
     Ok(())
+}
+
+/// Takes limits away that nothing here could enforce, and says so as dockerd does without cgroups.
+fn discard(host: &mut HostConfig, warnings: &mut Vec<String>) {
+    let mut warn = |what: &str, discarded: &str| {
+        warnings.push(format!("Your kernel does not support {what} or the cgroup is not mounted. {discarded} discarded."));
+    };
+    if host.memory > 0 || host.memory_reservation > 0 {
+        warn("memory limit capabilities", "Limitation");
+        (host.memory, host.memory_swap, host.memory_reservation) = (0, 0, 0);
+    }
+    if host.pids_limit.is_some_and(|limit| limit > 0) {
+        warn("PIDs limit capabilities", "PIDs limit");
+        host.pids_limit = None;
+    }
+    if host.nano_cpus > 0 || host.cpu_quota > 0 || host.cpu_period > 0 || host.cpu_shares > 0 {
+        warn("CPU cfs period/quota/shares", "Limits of CPUs");
+        (host.nano_cpus, host.cpu_quota, host.cpu_period, host.cpu_shares) = (0, 0, 0, 0);
+    }
+    if !host.cpuset_cpus.is_empty() || !host.cpuset_mems.is_empty() {
+        warn("cpuset", "Cpuset");
+        host.cpuset_cpus.clear();
+        host.cpuset_mems.clear();
+    }
 }
 
 /// A cgroup that the kernel could have.

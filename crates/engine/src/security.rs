@@ -15,6 +15,8 @@ pub(crate) struct SecurityOptions {
     pub seccomp: SeccompOption,
     pub apparmor: Option<String>,
     pub writable_cgroups: bool,
+    /// See [`crate::nest`].
+    pub nest: bool,
     pub selinux: Option<String>,
 }
 
@@ -54,6 +56,7 @@ fn parse_onto(host: &HostConfig, mut options: SecurityOptions) -> Result<Securit
         let boolean = || value.parse::<bool>().map_err(|_| invalid());
         match key {
             "no-new-privileges" => options.no_new_privileges = boolean()?,
+            "nest" => options.nest = boolean()?,
             "writable-cgroups" => options.writable_cgroups = boolean()?,
             "seccomp" => {
                 options.seccomp = match value {
@@ -130,7 +133,13 @@ pub(crate) fn spec_seccomp(host: &HostConfig, options: &SecurityOptions, set: &[
     match &options.seccomp {
         SeccompOption::Unconfined => Ok(None),
         SeccompOption::Default if host.privileged => Ok(None),
-        SeccompOption::Default => Ok(Some(seccomp::default_profile(set, kernel()))),
+        SeccompOption::Default => {
+            let mut default = seccomp::default_profile(set, kernel());
+            if options.nest {
+                default.syscalls.extend(crate::nest::rules());
+            }
+            Ok(Some(default))
+        }
         SeccompOption::Profile(text) => profile(text, set),
     }
 }

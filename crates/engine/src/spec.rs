@@ -54,7 +54,7 @@ impl Engine {
         if record.ids.is_some() {
             namespaces.push(self.users_namespace(host)?);
         }
-        let mut mounts = system_mounts(host, options.writable_cgroups);
+        let mut mounts = system_mounts(host, &options);
         self.add_shm(host, &mut mounts)?;
         let own = spec_mounts(container);
         mounts.retain(|mount| !own.iter().any(|other| other.destination == mount.destination));
@@ -247,9 +247,9 @@ fn bind(source: &str, destination: &str) -> Mount {
     mount(destination, "bind", source, &["rbind", "rprivate"])
 }
 
-fn system_mounts(host: &HostConfig, writable_cgroups: bool) -> Vec<Mount> {
-    let sys = if host.privileged { "rw" } else { "ro" };
-    let cgroup = if host.privileged || writable_cgroups { "rw" } else { "ro" };
+fn system_mounts(host: &HostConfig, options: &security::SecurityOptions) -> Vec<Mount> {
+    let sys = if host.privileged || options.nest { "rw" } else { "ro" };
+    let cgroup = if host.privileged || options.writable_cgroups { "rw" } else { "ro" };
     vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
@@ -315,6 +315,7 @@ fn sysctls(host: &HostConfig, namespaces: &[Namespace]) -> Result<BTreeMap<Strin
         all.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());
         // Not all groups exist in a user namespace.
         if !namespaces.iter().any(|namespace| namespace.kind == "user")
+            && !dhow_sys::process::is_in_user_namespace()
             && std::path::Path::new("/proc/sys/net/ipv4/ping_group_range").exists()
         {
             all.insert("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned());

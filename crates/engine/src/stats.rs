@@ -29,6 +29,7 @@ impl Engine {
         match Cgroup::open(&container.state.cgroup) {
             Ok(Cgroup::V1(cgroup)) => of_hierarchies(&cgroup, &mut stats),
             Ok(Cgroup::V2(cgroup)) => of_unified(&cgroup, &mut stats),
+            Ok(Cgroup::None) => {}
             // It has ended since.
             Err(_) => return Ok(stats),
         }

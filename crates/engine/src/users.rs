@@ -175,6 +175,11 @@ impl Engine {
         if matches!(wanted, Wanted::Host) {
             return Ok(wanted);
         }
+        if dhow_sys::process::is_in_user_namespace() {
+            return Err(Error::invalid(
+                "this engine is in a user namespace itself, where file systems of the host cannot be id-mapped: leave --userns away",
+            ));
+        }
         for (mode, what) in [
             (&host.network_mode, "host's network namespace"),
             (&host.pid_mode, "host PID namespace"),

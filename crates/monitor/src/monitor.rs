@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use dhow_network::Attached;
 use dhow_oci::ids::Ids;
+use dhow_runtime::launch::Helper;
 use dhow_runtime::user::Identity;
 use networks::Guard;
 use rustix::event::epoll;
@@ -156,6 +157,8 @@ struct Monitor {
     isolated: Option<OwnedFd>,
     /// The user namespace of a container that has ids of its own; over restarts the same, to which its networks belong.
     users: Option<OwnedFd>,
+    /// Held that namespace when nobody else did; it is reaped once the container runs.
+    helper: Option<Helper>,
     services: Option<Services>,
     guard: Option<Guard>,
     start: Start,
@@ -320,6 +323,7 @@ impl Monitor {
             descriptors: raise_descriptors(),
             isolated,
             users: None,
+            helper: None,
             services: None,
             guard: None,
             start: Start::default(),

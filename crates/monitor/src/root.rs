@@ -228,6 +228,9 @@ impl Overlay {
         if self.volatile {
             fsconfig_set_flag(&context, "volatile")?;
         }
+        if dhow_sys::process::is_in_user_namespace() {
+            fsconfig_set_flag(&context, "userxattr")?;
+        }
         fsconfig_create(&context)?;
         Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
     }
@@ -237,7 +240,8 @@ impl Overlay {
     fn mount_by_string(&self, directory: &Path, staging: &Path) -> io::Result<OwnedFd> {
         rustix::process::chdir(directory)?;
         let volatile = if self.volatile { ",volatile" } else { "" };
-        let options = format!("lowerdir={},upperdir={},workdir={}{volatile}", self.lower.join(":"), self.upper, self.work);
+        let users = if dhow_sys::process::is_in_user_namespace() { ",userxattr" } else { "" };
+        let options = format!("lowerdir={},upperdir={},workdir={}{volatile}{users}", self.lower.join(":"), self.upper, self.work);
         let options = std::ffi::CString::new(options).map_err(|_| io::ErrorKind::InvalidInput)?;
         let mounted = rustix::mount::mount("overlay", staging, "overlay", MountFlags::empty(), Some(options.as_c_str()));
         let tree = mounted.and_then(|()| {

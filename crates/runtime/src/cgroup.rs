@@ -22,6 +22,8 @@ pub use v2::Unified;
 pub enum Cgroup {
     V1(Hierarchies),
     V2(Unified),
+    /// There is none that this process, which is in a user namespace, may make.
+    None,
 }
 
 /// What the kernel counts for a cgroup.
@@ -37,6 +39,9 @@ impl Cgroup {
     /// that is [`Cgroup::complete`]'s, while init is at its first steps.
     pub fn prepare(path: &str, resources: &Resources) -> Result<Cgroup> {
         let path = anchored(path)?;
+        if !is_available() {
+            return Ok(Cgroup::None);
+        }
         match layout()? {
             Layout::Unified(mount) => made(|| Unified::create(&mount, &path, resources)).map(Cgroup::V2),
             Layout::Hierarchies(mounts, _) => Ok(Cgroup::V1(Hierarchies::open(mounts, &path))),
@@ -47,13 +52,16 @@ impl Cgroup {
     pub(crate) fn complete(&self, resources: &Resources) -> Result<()> {
         match self {
             Cgroup::V1(hierarchies) => made(|| hierarchies.create(resources)),
-            Cgroup::V2(_) => Ok(()),
+            Cgroup::V2(_) | Cgroup::None => Ok(()),
         }
     }
 
     /// The cgroup `path`, which exists.
     pub fn open(path: &str) -> Result<Cgroup> {
         let path = anchored(path)?;
+        if !is_available() {
+            return Ok(Cgroup::None);
+        }
         Ok(match layout()? {
             Layout::Unified(mount) => Cgroup::V2(Unified::open(&mount, &path)?),
             Layout::Hierarchies(mounts, _) => Cgroup::V1(Hierarchies::open(mounts, &path)),
@@ -65,6 +73,7 @@ impl Cgroup {
         match self {
             Cgroup::V1(cgroup) => cgroup.apply(resources),
             Cgroup::V2(cgroup) => cgroup.apply(resources),
+            Cgroup::None => Err(none("limits")),
         }
     }
 
@@ -72,14 +81,14 @@ impl Cgroup {
     pub(crate) fn join_files(&self) -> Result<Vec<OwnedFd>> {
         match self {
             Cgroup::V1(cgroup) => cgroup.join_files(),
-            Cgroup::V2(_) => Ok(Vec::new()),
+            Cgroup::V2(_) | Cgroup::None => Ok(Vec::new()),
         }
     }
 
     /// The directory for `CLONE_INTO_CGROUP`.
     pub(crate) fn clone_into(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Cgroup::V1(_) => None,
+            Cgroup::V1(_) | Cgroup::None => None,
             Cgroup::V2(cgroup) => Some(cgroup.directory()),
         }
     }
@@ -89,6 +98,7 @@ impl Cgroup {
         match self {
             Cgroup::V1(cgroup) => cgroup.freeze(frozen),
             Cgroup::V2(cgroup) => cgroup.freeze(frozen),
+            Cgroup::None => Err(none("pause")),
         }
     }
 
@@ -97,6 +107,7 @@ impl Cgroup {
         match self {
             Cgroup::V1(cgroup) => cgroup.read("freezer", "freezer.state").is_ok_and(|state| state.trim() != "THAWED"),
             Cgroup::V2(cgroup) => cgroup.read("cgroup.freeze").is_ok_and(|state| state.trim() == "1"),
+            Cgroup::None => false,
         }
     }
 
@@ -107,6 +118,7 @@ impl Cgroup {
                 cgroup.directory("pids").or_else(|| cgroup.directory("devices")).ok_or(io::ErrorKind::NotFound)?
             }
             Cgroup::V2(cgroup) => cgroup.path(),
+            Cgroup::None => return Err(io::ErrorKind::NotFound.into()),
         };
         let mut processes = Vec::new();
         collect_processes(directory, &mut processes)?;
@@ -130,6 +142,7 @@ impl Cgroup {
         match self {
             Cgroup::V1(_) => Err(RuntimeError::State("cgroup v1 has no cgroup.kill".to_owned())),
             Cgroup::V2(cgroup) => cgroup.write("cgroup.kill", "1"),
+            Cgroup::None => Err(none("cgroup.kill")),
         }
     }
 
@@ -158,6 +171,7 @@ impl Cgroup {
         let (text, key) = match self {
             Cgroup::V1(cgroup) => (cgroup.read("memory", "memory.oom_control"), "oom_kill"),
             Cgroup::V2(cgroup) => (cgroup.read("memory.events"), "oom_kill"),
+            Cgroup::None => return Events::default(),
         };
         let text = text.unwrap_or_default();
         let oom_kills = text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok()).unwrap_or(0);
@@ -169,10 +183,28 @@ impl Cgroup {
         let directories: Vec<&Path> = match self {
             Cgroup::V1(cgroup) => cgroup.all().map(|hierarchy| hierarchy.path.as_path()).collect(),
             Cgroup::V2(cgroup) => vec![cgroup.path()],
+            Cgroup::None => Vec::new(),
         };
         // One that fails does not keep the others from being tried.
         let results: Vec<io::Result<()>> = directories.into_iter().map(remove_directory).collect();
         results.into_iter().collect()
+    }
+}
+
+fn none(what: &str) -> RuntimeError {
+    RuntimeError::State(format!("{what}: this user has been given no cgroup in which to make others"))
+}
+
+/// Whether cgroups can be made here. The host's root can; a user whom cgroup v2 has been delegated to, too.
+pub fn is_available() -> bool {
+    if !dhow_sys::process::is_in_user_namespace() {
+        return true;
+    }
+    let is_writable = |directory: &Path| rustix::fs::access(directory, rustix::fs::Access::WRITE_OK).is_ok();
+    match layout() {
+        Ok(Layout::Unified(mount)) => is_writable(&mount),
+        Ok(Layout::Hierarchies(mounts, _)) => mounts.iter().all(|(_, mount)| is_writable(mount)),
+        Err(_) => false,
     }
 }
 

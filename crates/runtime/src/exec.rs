@@ -81,7 +81,10 @@ fn enter(exec: &Exec<'_>, socket: &OwnedFd, tasks: &[OwnedFd]) -> Result<std::co
     join_cgroup(tasks)?;
     let files = ProcessFiles::open()?;
     if let Some(score) = exec.process.oom_score_adj {
-        files.write_oom_score(score)?;
+        match files.write_oom_score(score) {
+            Err(_) if process::is_in_user_namespace() => {}
+            written => written?,
+        }
     }
     let finish = Finish::prepare(exec.process, &files)?;
     let mut flags =

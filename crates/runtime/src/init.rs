@@ -90,12 +90,16 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
     enter_cgroup(child)?;
     let files = ProcessFiles::open()?;
     if let Some(score) = launch.process.oom_score_adj.filter(|_| !user_namespaced) {
-        files.write_oom_score(score)?;
+        match files.write_oom_score(score) {
+            // Only the host's root makes that lower than it was.
+            Err(_) if process::is_in_user_namespace() => {}
+            written => written?,
+        }
     }
     closed.extend(tree.mount_all(others, later_sources, spec, launch.cgroup)?);
     let has_dev = spec.mounts.iter().any(|mount| mount.destination == "/dev" && mount.kind == "bind");
     if !has_dev {
-        tree.make_devices(spec, user_namespaced)?;
+        tree.make_devices(spec, user_namespaced || process::is_in_user_namespace())?;
     }
     let mut terminal = None;
     if let Stdio::Terminal = launch.stdio {

@@ -155,13 +155,13 @@ pub fn launch(launch: Launch<'_>) -> Result<Launched> {
     let child = init::Child { launch: &launch, flags, joins: &joins, sources, fifo: fifo.as_ref(), socket: &theirs };
     let cloned = match joins.first().filter(|join| join.flag == libc_flags::NEW_USER) {
         Some(user) => clone_in_user_namespace(user, &args, || init::run(&child)),
-        None => clone::clone3(&args, || init::run(&child)),
+        None => clone::clone3(&args, || init::run(&child)).map(|child| (child, None)),
     };
     if let Some(own) = own_pid_namespace {
         process::set_namespace(own.as_fd(), libc_flags::NEW_PID as i32)
             .context(|| "return to the own PID namespace".to_owned())?;
     }
-    let Child { pid, pidfd } = cloned.context(|| "clone the container's init".to_owned())?;
+    let (Child { pid, pidfd }, _between) = cloned.context(|| "clone the container's init".to_owned())?;
     drop((theirs, joins));
     let mut launched = Launched { pid, pidfd, terminal: None };
     match talk(&launch, &ours, &mut launched, flags & libc_flags::NEW_USER != 0) {
@@ -174,9 +174,22 @@ pub fn launch(launch: Launch<'_>) -> Result<Launched> {
     }
 }
 
+/// A process that has done what it was for. To end takes it a while, for which nobody waits until this value goes.
+pub struct Helper(OwnedFd);
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        reap(&self.0);
+    }
+}
+
 /// Clones a process that is born in a user namespace which others have made, so that its other new namespaces belong to that. A
 /// process in between enters it, which it cannot leave again.
-fn clone_in_user_namespace(user: &Join, args: &CloneArgs<'_>, child: impl FnOnce() -> i32) -> std::io::Result<Child> {
+fn clone_in_user_namespace(
+    user: &Join,
+    args: &CloneArgs<'_>,
+    child: impl FnOnce() -> i32,
+) -> std::io::Result<(Child, Option<Helper>)> {
     let (ours, theirs) = socket::packet_pair()?;
     let between = clone::clone3(&CloneArgs::default(), || {
         let flags = args.flags | clone::PARENT;
@@ -189,11 +202,10 @@ fn clone_in_user_namespace(user: &Join, args: &CloneArgs<'_>, child: impl FnOnce
         i32::from(told.is_err())
     })?;
     drop(theirs);
+    let between = Helper(between.pidfd);
     let (mut errno, mut descriptors) = ([0; 4], Vec::new());
-    let length = socket::receive(&ours, &mut errno, &mut descriptors);
-    reap(&between.pidfd);
-    match (length?, descriptors.pop()) {
-        (4, Some(pidfd)) => Ok(Child { pid: process::pid_of(pidfd.as_fd())?, pidfd }),
+    match (socket::receive(&ours, &mut errno, &mut descriptors)?, descriptors.pop()) {
+        (4, Some(pidfd)) => Ok((Child { pid: process::pid_of(pidfd.as_fd())?, pidfd }, Some(between))),
         (4, None) => Err(std::io::Error::from_raw_os_error(i32::from_ne_bytes(errno))),
         _ => Err(std::io::ErrorKind::UnexpectedEof.into()),
     }
@@ -201,16 +213,19 @@ fn clone_in_user_namespace(user: &Join, args: &CloneArgs<'_>, child: impl FnOnce
 
 /// Gives a process what only the host's root can: limits beyond those it has inherited, and its place when memory runs out. Once in a
 /// user namespace it cannot itself.
-fn favour(pid: i32, process: &Process) -> Result<()> {
-    for limit in &process.rlimits {
+fn favour(pid: i32, program: &Process) -> Result<()> {
+    for limit in &program.rlimits {
         if let Some(number) = crate::finish::rlimit_number(&limit.kind) {
             process::set_rlimit_of(pid, number, limit.soft, limit.hard)
                 .map_err(|error| RuntimeError::Init(format!("error setting rlimit type {number}: {error}")))?;
         }
     }
-    match process.oom_score_adj {
-        Some(score) => std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string())
-            .context(|| format!("set oom_score_adj to {score}")),
+    match program.oom_score_adj {
+        Some(score) => match std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string()) {
+            // Only the host's root makes it lower than it was.
+            Err(_) if process::is_in_user_namespace() => Ok(()),
+            written => written.context(|| format!("set oom_score_adj to {score}")),
+        },
         None => Ok(()),
     }
 }
@@ -225,7 +240,7 @@ fn talk(launch: &Launch<'_>, socket: &OwnedFd, launched: &mut Launched, user_nam
         rustix::io::write(socket, b"M").context(|| "tell init that its ids are mapped".to_owned())?;
     }
     // Both while init works.
-    send_cgroup(socket, launch.cgroup, launch.resources).map_err(|error| RuntimeError::Cgroup(Box::new(error)))?;
+    send_cgroup(socket, launch.cgroup, launch.resources, launch.spec).map_err(|error| RuntimeError::Cgroup(Box::new(error)))?;
     seccomp::send(socket, launch.spec.linux().seccomp.as_ref())?;
     loop {
         let mut buffer = [0u8; 4096];
@@ -259,14 +274,44 @@ pub(crate) fn is_gone(error: &std::io::Error) -> bool {
 }
 
 /// Completes the cgroup, and lets init join it: see [`init::join_cgroup`].
-fn send_cgroup(socket: &OwnedFd, cgroup: &Cgroup, resources: &Resources) -> Result<()> {
+fn send_cgroup(socket: &OwnedFd, cgroup: &Cgroup, resources: &Resources, spec: &Spec) -> Result<()> {
     cgroup.complete(resources)?;
+    delegate(cgroup, spec)?;
     let files = cgroup.join_files()?;
     let files: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
     match socket::send(socket, b"C", &files) {
         Err(error) if is_gone(&error) => Ok(()),
         sent => sent.map(drop).context(|| "send the cgroup".to_owned()),
     }
+}
+
+/// Lets a container that has ids of its own, and may write to its cgroup, make others below (cgroups(7), "Cgroups delegation"): the
+/// directory becomes its root's, and the files that the kernel names.
+fn delegate(cgroup: &Cgroup, spec: &Spec) -> Result<()> {
+    const FILES: &str = "/sys/kernel/cgroup/delegate";
+    let linux = spec.linux();
+    let is_writable = |mount: &Mount| mount.kind == "cgroup" && !mount.options.iter().any(|option| option == "ro");
+    let (Cgroup::V2(unified), Some(users), Some(groups)) = (
+        cgroup,
+        linux.uid_mappings.iter().find(|map| map.container_id == 0),
+        linux.gid_mappings.iter().find(|map| map.container_id == 0),
+    ) else {
+        return Ok(());
+    };
+    if !spec.mounts.iter().any(is_writable) {
+        return Ok(());
+    }
+    let names =
+        std::fs::read_to_string(FILES).unwrap_or_else(|_| "cgroup.procs\ncgroup.threads\ncgroup.subtree_control\n".to_owned());
+    for name in std::iter::once("").chain(names.lines()) {
+        let path = unified.path().join(name);
+        match std::os::unix::fs::chown(&path, Some(users.host_id), Some(groups.host_id)) {
+            // Not every kernel or controller has all.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            owned => owned.context(|| format!("give {} to the container", path.display()))?,
+        }
+    }
+    Ok(())
 }
 
 /// Flags to clone with, namespaces the child joins, a user namespace first, and the PID namespace, which its parent must join for it.
@@ -345,20 +390,22 @@ fn id_maps(spec: &Spec, user: Option<&OwnedFd>) -> Result<Vec<IdMap>> {
 
 /// A user namespace with these maps and nobody in it, to id-map a mount with.
 pub(crate) fn idmap_namespace(uids: &[IdMapping], gids: &[IdMapping]) -> Result<OwnedFd> {
-    empty_namespaces(uids, gids, 0).map(|(user, _)| user)
+    empty_namespaces(uids, gids, 0).map(|(user, _, _)| user)
 }
 
 /// A user namespace with nobody in it, and a network namespace that belongs to it, for a container to be.
-pub fn user_and_network(uids: &[IdMapping], gids: &[IdMapping]) -> Result<(OwnedFd, OwnedFd)> {
-    let (user, network) = empty_namespaces(uids, gids, libc_flags::NEW_NETWORK)?;
-    network.map(|network| (user, network)).ok_or_else(|| RuntimeError::State("the network namespace is missing".to_owned()))
+pub fn user_and_network(uids: &[IdMapping], gids: &[IdMapping]) -> Result<(OwnedFd, OwnedFd, Helper)> {
+    let (user, network, helper) = empty_namespaces(uids, gids, libc_flags::NEW_NETWORK)?;
+    let network = network.ok_or_else(|| RuntimeError::State("the network namespace is missing".to_owned()))?;
+    Ok((user, network, helper))
 }
 
 /// A user namespace with these maps and nobody in it, and, if `more` says so, a network namespace.
-fn empty_namespaces(uids: &[IdMapping], gids: &[IdMapping], more: u64) -> Result<(OwnedFd, Option<OwnedFd>)> {
+fn empty_namespaces(uids: &[IdMapping], gids: &[IdMapping], more: u64) -> Result<(OwnedFd, Option<OwnedFd>, Helper)> {
     let (ours, theirs) = socket::packet_pair().context(|| "create a socket".to_owned())?;
     let child = clone::clone3(&CloneArgs { flags: libc_flags::NEW_USER | more, cgroup: None }, || {
-        // Ends when the parent has opened the namespace.
+        // Ends when the parent has opened the namespace, or is gone.
+        let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
         let _ = rustix::io::read(&theirs, &mut [0u8; 1]);
         0
     });
@@ -371,9 +418,9 @@ fn empty_namespaces(uids: &[IdMapping], gids: &[IdMapping], more: u64) -> Result
         let network = if more & libc_flags::NEW_NETWORK != 0 { Some(open("net")?) } else { None };
         Ok((open("user")?, network))
     });
+    let holder = Helper(pidfd);
     rustix::io::write(&ours, b"x").context(|| "let the namespace's holder go".to_owned())?;
-    reap(&pidfd);
-    opened
+    opened.map(|(user, network)| (user, network, holder))
 }
 
 /// Waits for a child and returns its exit status as a shell would: its code, or 128 and the signal.

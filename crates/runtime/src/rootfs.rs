@@ -138,7 +138,17 @@ impl Tree {
         let Source { tree, directory } = match source {
             Some(source) => source,
             None => {
-                let tree = new_file_system(&mount.kind, mount.source.as_deref(), &options)?;
+                let tree = match new_file_system(&mount.kind, mount.source.as_deref(), &options) {
+                    // In a user namespace that the network does not belong to: the one that is there shows what it may.
+                    Err(RuntimeError::Io { source, .. })
+                        if mount.kind == "sysfs" && source.kind() == io::ErrorKind::PermissionDenied =>
+                    {
+                        let tree = clone_tree(CWD, Path::new("/sys"), true).context(|| "bind /sys".to_owned())?;
+                        mount_setattr(tree.as_fd(), true, &options.attr).context(|| "set the options of /sys".to_owned())?;
+                        tree
+                    }
+                    made => made?,
+                };
                 made = part_of(tree, mount.subpath.as_deref(), &options)?;
                 &made
             }
@@ -183,6 +193,10 @@ impl Tree {
                     tree
                 };
                 attach(&tree, &target)
+            }
+            Cgroup::None => {
+                let options = MountOptions { data: vec![("mode".into(), Some("755".into()))], ..plain };
+                attach(&new_file_system("tmpfs", Some("tmpfs"), &options)?, &target)
             }
             Cgroup::V1(hierarchies) => {
                 let mut tmpfs = MountOptions { data: vec![("mode".into(), Some("755".into()))], ..plain.clone() };
@@ -462,6 +476,9 @@ pub(crate) fn new_file_system(kind: &str, source: Option<&str>, options: &MountO
             None => fsconfig_set_flag(&context, key.as_str()).context(|| format!("option {key}"))?,
         }
     }
+    if kind == "overlay" && dhow_sys::process::is_in_user_namespace() {
+        fsconfig_set_flag(&context, "userxattr").context(|| "option userxattr".to_owned())?;
+    }
     match fsconfig_create(&context) {
         // Old kernels look at the options when it is created.
         Err(rustix::io::Errno::INVAL) if options.data.iter().any(|(key, _)| key == LOWER) => return overlay_by_string(options),
@@ -485,7 +502,8 @@ fn overlay_by_string(options: &MountOptions) -> Result<OwnedFd> {
     let layers = lower.map(open).collect::<Result<Vec<OwnedFd>>>()?;
     let named = |layer: &OwnedFd| format!("/proc/self/fd/{}", layer.as_raw_fd());
     let what = || "mount the overlay".to_owned();
-    let data = c_string(format!("lowerdir={}", layers.iter().map(named).collect::<Vec<_>>().join(":")))?;
+    let users = if dhow_sys::process::is_in_user_namespace() { ",userxattr" } else { "" };
+    let data = c_string(format!("lowerdir={}{users}", layers.iter().map(named).collect::<Vec<_>>().join(":")))?;
     // Attached for a moment, on one of the layers; nobody but the container to be is in this mount namespace.
     let place = layers.first().map(named).ok_or(io::ErrorKind::InvalidInput).context(what)?;
     rustix::mount::mount("overlay", &*place, "overlay", MountFlags::RDONLY, Some(data.as_c_str())).context(what)?;

@@ -56,7 +56,6 @@ pub(crate) fn tar_error(error: &io::Error) -> String {
 const OPAQUE: &[u8] = tree::OPAQUE.as_bytes();
 const RESERVED: &[u8] = b".wh..wh.";
 const XATTR_PREFIX: &str = "SCHILY.xattr.";
-const OVERLAY_PREFIX: &str = "trusted.overlay.";
 
 /// Bytes of a file of a layer that is begun to be written out at once: the layer is synced in the end.
 const WORTH_BEGINNING: u64 = 64 * 1024;
@@ -279,7 +278,7 @@ impl Unpacker<'_> {
         };
         if name == OPAQUE {
             let path = descriptor_path(parent.as_fd());
-            return match rustix::fs::setxattr(path, "trusted.overlay.opaque", b"y", XattrFlags::empty()) {
+            return match rustix::fs::setxattr(path, tree::opaque_attribute(), b"y", XattrFlags::empty()) {
                 Ok(()) => Ok(false),
                 Err(Errno::PERM | Errno::NOTSUP) => by_file(),
                 Err(error) => Err(failed(error.into())),
@@ -350,7 +349,7 @@ fn attributes(entry: &mut Entry<'_, impl Read>) -> io::Result<Attributes> {
             let extension = extension?;
             let Ok(key) = extension.key() else { continue };
             // Overlayfs's own would tell it where to look for files.
-            if key.strip_prefix(XATTR_PREFIX).is_some_and(|name| name.starts_with(OVERLAY_PREFIX)) {
+            if key.strip_prefix(XATTR_PREFIX).is_some_and(|name| !tree::is_content(name.as_bytes())) {
                 continue;
             }
             if let Some(name) = key.strip_prefix(XATTR_PREFIX) {

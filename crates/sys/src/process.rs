@@ -96,6 +96,16 @@ fn set_file_ids(user: u32, group: u32) -> io::Result<()> {
     set(bits)
 }
 
+/// Whether this process is in a user namespace other than the host's (user_namespaces(7)): its root is root of some things only.
+pub fn is_in_user_namespace() -> bool {
+    static IS: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *IS.get_or_init(|| {
+        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        // A kernel without them has no such file.
+        !map.is_empty() && map.split_whitespace().ne(["0", "0", "4294967295"])
+    })
+}
+
 /// Gives the calling thread new namespaces, `CLONE_NEW*` flags.
 pub fn unshare(types: i32) -> io::Result<()> {
     // SAFETY: integers only; callers pass namespace flags, which share no memory differently.

@@ -23,11 +23,17 @@ pub fn is_content(attribute: &[u8]) -> bool {
     !BOOKKEEPING.iter().any(|prefix| attribute.starts_with(prefix))
 }
 
+/// The attribute that makes a directory opaque. In a user namespace overlayfs keeps its books in attributes of users (mount option
+/// `userxattr`), since nobody there may have trusted ones.
+pub fn opaque_attribute() -> &'static str {
+    if crate::process::is_in_user_namespace() { "user.overlay.opaque" } else { "trusted.overlay.opaque" }
+}
+
 /// Whether a directory in overlayfs's form hides what the layers below have in it: by the attribute, or by the file that
 /// stands for it where there are no such attributes (fuse-overlayfs makes both).
 pub fn is_opaque(directory: BorrowedFd<'_>) -> bool {
     let mut value = [0u8; 4];
-    let read = rustix::fs::getxattr(descriptor_path(directory), "trusted.overlay.opaque", &mut value[..]);
+    let read = rustix::fs::getxattr(descriptor_path(directory), opaque_attribute(), &mut value[..]);
     read.is_ok_and(|length| value[..length] == *b"y") || rustix::fs::statat(directory, OPAQUE, AtFlags::SYMLINK_NOFOLLOW).is_ok()
 }
 

@@ -303,6 +303,9 @@ pub struct Options {
     /// Username or UID (format: <name|uid>[:<group|gid>])
     #[arg(short, long, default_value = "")]
     user: String,
+    /// Let engines in the container run containers of their own
+    #[arg(long)]
+    nest: bool,
     /// User namespace to use (host, auto[:size=N], keep-id[:uid=N,gid=N])
     #[arg(long, default_value = "")]
     userns: String,

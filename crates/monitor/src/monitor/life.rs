@@ -121,6 +121,7 @@ impl Monitor {
         self.event("start", &[]);
         // As runc does it: one that fails ends nothing that runs.
         let _ = self.run_hooks(|hooks| &hooks.poststart, ("running", self.state.pid));
+        self.helper = None;
         // What the set-up took is not needed while the container runs.
         dhow_sys::process::trim_heap();
         Ok(())
@@ -139,9 +140,10 @@ impl Monitor {
     fn make_users(&mut self) -> Result<(), start::Failed> {
         let Some(ids) = self.setup.ids.as_ref().filter(|_| self.users.is_none()) else { return Ok(()) };
         let failed = |error: &dyn std::fmt::Display| start::Failed::new(format!("make the container's user namespace: {error}"));
-        let (users, network) = dhow_runtime::launch::user_and_network(&ids.users, &ids.groups).map_err(|error| failed(&error))?;
+        let (users, network, holder) =
+            dhow_runtime::launch::user_and_network(&ids.users, &ids.groups).map_err(|error| failed(&error))?;
         dhow_network::isolate(&network).map_err(|error| failed(&error))?;
-        (self.users, self.isolated) = (Some(users), Some(network));
+        (self.users, self.isolated, self.helper) = (Some(users), Some(network), Some(holder));
         Ok(())
     }
 

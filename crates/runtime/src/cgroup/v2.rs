@@ -166,8 +166,31 @@ fn enable_controllers(directory: &Path) {
     let available = read(&directory.join("cgroup.controllers")).unwrap_or_default();
     let enabled = read(&directory.join("cgroup.subtree_control")).unwrap_or_default();
     for controller in available.split_whitespace().filter(|name| !enabled.split_whitespace().any(|other| other == *name)) {
-        let _ = write(&directory.join("cgroup.subtree_control"), &format!("+{controller}"));
+        let enable = || write(&directory.join("cgroup.subtree_control"), &format!("+{controller}"));
+        if let Err(RuntimeError::Io { source, .. }) = enable()
+            && source.kind() == io::ErrorKind::ResourceBusy
+            && dhow_sys::process::is_in_user_namespace()
+            && make_room(directory).is_ok()
+        {
+            let _ = enable();
+        }
     }
+}
+
+/// Moves the processes of a cgroup into one below it: only a cgroup without processes of its own gives controllers to others
+/// (cgroups(7), "no internal processes"). The host's root is exempt; that of a container, in which this engine runs, is not.
+fn make_room(directory: &Path) -> Result<()> {
+    let below = directory.join("init");
+    match std::fs::create_dir(&below) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => made.context(|| format!("create cgroup {}", below.display()))?,
+    }
+    let processes = read(&directory.join("cgroup.procs")).context(|| "read the processes of the own cgroup".to_owned())?;
+    for process in processes.lines() {
+        // One that has ended meanwhile is no matter; one that stays is told of by the controllers.
+        let _ = write(&below.join("cgroup.procs"), process);
+    }
+    Ok(())
 }
 
 /// io.weight goes from 1 to 10000, blkio's from 10 to 1000 (runc, ConvertBlkIOToIOWeightValue).

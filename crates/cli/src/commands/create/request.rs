@@ -54,7 +54,10 @@ impl Options {
             ));
         }
         let text = |list: &[String]| Some(list.to_vec()).filter(|list| !list.is_empty());
-        let (security, systempaths) = security_options(&self.security_opt)?;
+        let (mut security, systempaths) = security_options(&self.security_opt)?;
+        if self.nest {
+            security.push("nest=true".to_owned());
+        }
         let (network, endpoints) = self.networks()?;
         let config = Config {
             hostname: self.hostname.clone(),
