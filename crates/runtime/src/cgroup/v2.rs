@@ -136,7 +136,8 @@ impl Unified {
             }
             self.write(file, value)?;
         }
-        if !resources.devices.is_empty() {
+        // In a user namespace nobody makes device nodes, and the kernel takes no such filter from there.
+        if !resources.devices.is_empty() && !dhow_sys::process::is_in_user_namespace() {
             let program = device_program::compile(&resources.devices)?;
             let program = dhow_sys::bpf::load_device_filter(&program).context(|| "load the device filter".to_owned())?;
             let directory = rustix::fs::open(&self.path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
@@ -165,27 +166,29 @@ impl Unified {
 fn enable_controllers(directory: &Path) {
     let available = read(&directory.join("cgroup.controllers")).unwrap_or_default();
     let enabled = read(&directory.join("cgroup.subtree_control")).unwrap_or_default();
-    for controller in available.split_whitespace().filter(|name| !enabled.split_whitespace().any(|other| other == *name)) {
-        let enable = || write(&directory.join("cgroup.subtree_control"), &format!("+{controller}"));
-        if let Err(RuntimeError::Io { source, .. }) = enable()
-            && source.kind() == io::ErrorKind::ResourceBusy
-            && dhow_sys::process::is_in_user_namespace()
-            && make_room(directory).is_ok()
-        {
-            let _ = enable();
-        }
+    let mut missing =
+        available.split_whitespace().filter(|name| !enabled.split_whitespace().any(|other| other == *name)).peekable();
+    if missing.peek().is_some() && dhow_sys::process::is_in_user_namespace() {
+        // Before the first one: those that know threads would be enabled, and make the cgroup one of threads.
+        let _ = make_room(directory);
+    }
+    for controller in missing {
+        let _ = write(&directory.join("cgroup.subtree_control"), &format!("+{controller}"));
     }
 }
 
 /// Moves the processes of a cgroup into one below it: only a cgroup without processes of its own gives controllers to others
 /// (cgroups(7), "no internal processes"). The host's root is exempt; that of a container, in which this engine runs, is not.
 fn make_room(directory: &Path) -> Result<()> {
+    let processes = read(&directory.join("cgroup.procs")).context(|| "read the processes of the own cgroup".to_owned())?;
+    if processes.is_empty() {
+        return Ok(());
+    }
     let below = directory.join("init");
     match std::fs::create_dir(&below) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         made => made.context(|| format!("create cgroup {}", below.display()))?,
     }
-    let processes = read(&directory.join("cgroup.procs")).context(|| "read the processes of the own cgroup".to_owned())?;
     for process in processes.lines() {
         // One that has ended meanwhile is no matter; one that stays is told of by the controllers.
         let _ = write(&below.join("cgroup.procs"), process);
