@@ -226,6 +226,28 @@ fn a_shared_bind_takes_nothing_from_the_host() {
     sandbox.finish();
 }
 
+/// Nothing would come through, and nobody would be told.
+#[test]
+fn a_shared_bind_of_a_private_mount_is_refused() {
+    let sandbox = sandboxed!();
+    let private = sandbox.path("private");
+    std::fs::create_dir(&private).unwrap();
+    let private = private.to_str().unwrap();
+    for (propagation, why) in [("rshared", "a shared"), ("slave", "a shared or slave")] {
+        let args = ["run", "--rm", "--network", "none", "-v", &format!("{private}:/p:{propagation}"), "busybox", "true"];
+        let command = sandbox.command(&args);
+        let script =
+            format!("mount --bind '{private}' '{private}' && mount --make-private '{private}' || exit 1; exec \"$0\" \"$@\"");
+        let mut host = Command::new("unshare");
+        host.args(["--mount", "sh", "-c", &script]).arg(command.get_program()).args(command.get_args());
+        let output = host.output().unwrap();
+        let told = text(&output.stderr);
+        let expected = format!("path {private} is mounted on {private} but it is not {why} mount");
+        assert!(output.status.code() == Some(125) && told.contains(&expected), "{propagation}: {told}");
+    }
+    sandbox.finish();
+}
+
 #[test]
 fn what_is_no_name_of_a_volume_leads_nowhere() {
     let sandbox = sandboxed!();

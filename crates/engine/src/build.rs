@@ -412,7 +412,7 @@ impl Engine {
         };
         overlay.mount_here().map_err(|error| {
             let hint = match rustix::io::Errno::from_io_error(&error) {
-                Some(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => " (builds need Linux 6.7 or newer)",
+                Some(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => " (builds over many layers need Linux 6.7 or newer)",
                 _ => "",
             };
             BuildError::internal(format!("mount the build's files: {error}{hint}"))

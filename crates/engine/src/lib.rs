@@ -42,6 +42,7 @@ mod nest;
 mod network;
 mod platforms;
 mod ports;
+mod propagation;
 mod prune;
 mod pull;
 mod push;

@@ -315,6 +315,7 @@ impl Engine {
                 })?;
             }
         }
+        crate::propagation::check(container)?;
         for mount in &container.record.mounts {
             if let Some(elsewhere) = mount.content.as_deref().filter(|elsewhere| !elsewhere.exists()) {
                 let (elsewhere, own) = (elsewhere.display(), &mount.point.source);

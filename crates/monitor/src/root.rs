@@ -208,18 +208,40 @@ impl Overlay {
         Ok(mount)
     }
 
-    /// Mounts it without changing anything of the calling process; for kernels that can (6.7).
+    /// Mounts it without changing anything of the calling process, and without attaching it anywhere.
+    ///
+    /// # Errors
+    /// Kernels before 6.7 take no more than some 15 layers so.
     pub fn mount_here(&self) -> io::Result<OwnedFd> {
-        self.mount_by_layers(&self.directory)
+        match self.mount_by_layers(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => self.mount_by_descriptors(),
+            other => other,
+        }
+    }
+
+    /// All lower layers in one option, as old kernels have it, whose value `fsconfig(2)` limits to 255 bytes: they are named by
+    /// descriptors, which takes least of them.
+    fn mount_by_descriptors(&self) -> io::Result<OwnedFd> {
+        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+        let open = |name: &String| rustix::fs::open(self.directory.join(name), flags, rustix::fs::Mode::empty());
+        let layers = self.lower.iter().map(open).collect::<Result<Vec<OwnedFd>, _>>()?;
+        let short = if Path::new("/dev/fd").exists() { "/dev/fd" } else { "/proc/self/fd" };
+        let names: Vec<String> = layers.iter().map(|layer| format!("{short}/{}", layer.as_raw_fd())).collect();
+        self.mount_new(&self.directory, |context| fsconfig_set_string(context, "lowerdir", names.join(":")))
     }
 
     fn mount_by_layers(&self, directory: &Path) -> io::Result<OwnedFd> {
+        self.mount_new(directory, |context| {
+            self.lower.iter().try_for_each(|lower| fsconfig_set_string(context, "lowerdir+", directory.join(lower)))
+        })
+    }
+
+    /// A detached mount, with its lower layers as `add_lower` says them.
+    fn mount_new(&self, directory: &Path, add_lower: impl Fn(&OwnedFd) -> rustix::io::Result<()>) -> io::Result<OwnedFd> {
         let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
         let path = |name: &String| directory.join(name);
         fsconfig_set_string(&context, "source", "overlay")?;
-        for lower in &self.lower {
-            fsconfig_set_string(&context, "lowerdir+", path(lower))?;
-        }
+        add_lower(&context)?;
         // Without a writable layer it is only to be read.
         if !self.upper.is_empty() {
             fsconfig_set_string(&context, "upperdir", path(&self.upper))?;
