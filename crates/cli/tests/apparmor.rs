@@ -1,5 +1,7 @@
 //! AppArmor, on a kernel that has it: Debian's, in a virtual machine.
 
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+
 use std::io::Write;
 use std::process::{Command, Stdio};
 

@@ -29,6 +29,14 @@ pub struct NewContainer {
     pub binds_below: Option<Vec<PathBuf>>,
 }
 
+/// What a container is written down with, beside its record.
+struct Parts<'a> {
+    image: &'a dhow_oci::Digest,
+    ids: Wanted,
+    volumes: &'a [String],
+    links: &'a [Link],
+}
+
 #[derive(Debug)]
 pub struct Created {
     pub id: ContainerId,
@@ -117,7 +125,8 @@ impl Engine {
         let made = writable.and_then(|layer| {
             let (image_name, ids) = (config.image.clone(), None);
             let record = Record { image: image_name, path, args, config, host_config: host, mounts, layer, ids, networks };
-            self.insert(&id, name.as_deref(), &image.row.id, record, wanted_ids, &volumes, &links)
+            let parts = Parts { image: &image.row.id, ids: wanted_ids, volumes: &volumes, links: &links };
+            self.insert(&id, name.as_deref(), record, parts)
         });
         match made {
             Ok(()) => {
@@ -182,16 +191,8 @@ impl Engine {
         self.container(reference).map(|container| container.id).map_err(|error| Error::invalid(error.message))
     }
 
-    fn insert(
-        &self,
-        id: &ContainerId,
-        name: Option<&str>,
-        image: &dhow_oci::Digest,
-        mut record: Record,
-        ids: Wanted,
-        volumes: &[String],
-        links: &[Link],
-    ) -> Result<()> {
+    fn insert(&self, id: &ContainerId, name: Option<&str>, mut record: Record, parts: Parts<'_>) -> Result<()> {
+        let Parts { image, ids, volumes, links } = parts;
         // A container that goes with its process need not survive a power cut.
         let durability = if record.host_config.auto_remove { Durability::Process } else { Durability::Power };
         self.store.database.write(durability, |tx| {

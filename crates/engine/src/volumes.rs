@@ -187,15 +187,17 @@ impl Engine {
     fn make_volume(&self, name: &str, record: Record) -> Result<()> {
         let text = serde_json::to_string(&record).context(|| "encode the volume's record".to_owned())?;
         let limit = size(&record.options).unwrap_or(0);
+        let content = self.paths().volume(name);
         let made = self.store.database.write::<bool, Error>(Durability::Power, |tx| {
             let made = tx.execute("INSERT OR IGNORE INTO volumes (name, record) VALUES (?1, ?2)", [name, &text])? > 0;
+            // Before anybody finds it, and before the commit, which has the disk take what was done to the file system until then: a
+            // power cut leaves no volume without its directory.
+            fs::create_dir_all(&content).context(|| format!("create volume {name}"))?;
             if made && limit > 0 {
-                // Before anybody finds it.
                 self.limit_volume(name, limit)?;
             }
             Ok(made)
         })?;
-        fs::create_dir_all(self.paths().volume(name)).context(|| format!("create volume {name}"))?;
         if made {
             self.volume_event("create", name);
         }
@@ -204,7 +206,6 @@ impl Engine {
 
     fn limit_volume(&self, name: &str, bytes: u64) -> Result<()> {
         let content = self.paths().volume(name);
-        fs::create_dir_all(&content).context(|| format!("create volume {name}"))?;
         quota::limit(&content, bytes).map_err(|error| {
             let _ = fs::remove_dir(&content).and_then(|()| fs::remove_dir(self.paths().volumes().join(name)));
             match error {

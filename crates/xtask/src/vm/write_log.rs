@@ -118,7 +118,6 @@ fn read(log: &File) -> std::io::Result<(Vec<Entry>, usize)> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
     use super::*;
 
