@@ -221,6 +221,14 @@ fn a_daemon_can_remap_all() {
         assert_eq!(text.split_whitespace().collect::<Vec<_>>(), ["0", "0", "4294967295"]);
         let (status, _, why) = run(&["--privileged", "busybox", "true"]);
         assert!(status == 125 && why.contains("privileged mode is incompatible with user namespaces."), "{why}");
+        // Nor by way of another container.
+        sandbox
+            .by(client, &["run", "-d", "--name", "hosts", "--userns", "host", "--network", "none", "busybox", "sleep", "1000"]);
+        let (status, _, why) = sandbox.by(client, &["run", "--rm", "--network", "container:hosts", "busybox", "true"]);
+        assert!(status == 125 && why.contains("container hosts has the host's ids"), "{why}");
+        let shared = ["run", "--rm", "--userns", "host", "--network", "container:hosts", "busybox", "true"];
+        assert_eq!(sandbox.by(client, &shared).0, 0);
+        sandbox.by(client, &["rm", "-f", "hosts"]);
         let (_, text, _) = sandbox.by(client, &["info", "-f", "{{.SecurityOptions}}"]);
         assert!(text.contains("name=userns"), "{text}");
     }

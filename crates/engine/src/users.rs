@@ -148,6 +148,13 @@ impl Engine {
         let donors = donors.map(|donor| self.container(donor)).collect::<Result<Vec<_>>>()?;
         let wanted = match (mode, donors.first()) {
             (Mode::Host, None) => Wanted::Host,
+            // Nobody gets the host's ids without saying so.
+            (Mode::Unsaid, Some(donor)) if donor.record.ids.is_none() && self.settings().containers.user_remap.is_some() => {
+                return Err(Error::invalid(format!(
+                    "container {} has the host's ids: who shares its namespaces has them, too, and says so (--userns host)",
+                    donor.name
+                )));
+            }
             // Who shares a namespace with another shares that of users, to which it belongs.
             (Mode::Unsaid, Some(donor)) => donor.record.ids.clone().map_or(Wanted::Host, Wanted::Known),
             (Mode::Host, Some(donor)) if donor.record.ids.is_none() => Wanted::Host,

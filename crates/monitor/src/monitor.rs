@@ -189,6 +189,13 @@ struct Monitor {
 /// [`Setup`], and gets a [`Reply`] once the monitor listens. An engine that changes its mind closes it. Returns the process's
 /// exit status.
 pub fn main(engine: OwnedFd) -> i32 {
+    // Destructors would give back, half-way, what the container still uses: one that panics ends as one that is killed, which is
+    // repaired by whoever looks next.
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::abort();
+    }));
     dhow_sys::process::small_heap();
     dhow_sys::process::set_name(c"dhow");
     let _ = dhow_sys::process::set_dumpable(false);

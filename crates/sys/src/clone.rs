@@ -73,11 +73,23 @@ pub fn clone3(args: &CloneArgs<'_>, child: impl FnOnce() -> i32) -> io::Result<C
     // child has memory of its own, and the caller has one thread (checked above), so no lock is held by anybody else.
     let pid = super::check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut raw, size_of::<RawArgs>()) })?;
     if pid == 0 {
-        crate::process::exit_now(child());
+        // Destructors that a panic ran would be the parent's: they would give back what it still has.
+        let guard = AbortOnUnwind;
+        let code = child();
+        std::mem::forget(guard);
+        crate::process::exit_now(code);
     }
     // SAFETY: CLONE_PIDFD made the kernel store a new descriptor in `pidfd`, which nobody else knows.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok(Child { pid: pid as i32, pidfd })
+}
+
+struct AbortOnUnwind;
+
+impl Drop for AbortOnUnwind {
+    fn drop(&mut self) {
+        std::process::abort();
+    }
 }
 
 /// The threads of the calling process: `/proc/self/task` has a link for each of its directories.
