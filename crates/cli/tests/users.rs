@@ -160,6 +160,12 @@ fn they_have_what_others_have() {
     let shared =
         ["run", "--rm", "--network", "container:web", "busybox", "sh", "-c", "readlink /proc/self/ns/user; wget -qO- localhost"];
     assert_eq!(sandbox.ok(&shared), format!("{inside}\nhere"));
+    // Also with a network of its own.
+    for network in ["bridge", "none", "net"] {
+        let look = "readlink /proc/self/ns/user; ps | grep -q 'nc -l' && ip addr show lo | grep -c 127.0.0.1";
+        let beside = ["run", "--rm", "--network", network, "--pid", "container:web", "busybox", "sh", "-c", look];
+        assert_eq!(sandbox.ok(&beside), format!("{inside}\n1"), "{network}");
+    }
     for (options, why) in [
         (&["--userns", "auto", "--network", "container:web"][..], "leave --userns away"),
         (

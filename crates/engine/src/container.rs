@@ -84,6 +84,11 @@ impl MountRecord {
     }
 }
 
+/// The containers whose namespaces a configuration joins, as it refers to them.
+pub(crate) fn joined(host: &HostConfig) -> impl Iterator<Item = &str> {
+    [&host.network_mode, &host.pid_mode, &host.ipc_mode].into_iter().filter_map(|mode| mode.strip_prefix("container:"))
+}
+
 /// What changes about a container only by commands: renames, updates, connections.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Record {
@@ -185,8 +190,7 @@ impl Container {
 
     /// The containers whose namespaces it joins, as its configuration refers to them.
     pub(crate) fn joined(&self) -> impl Iterator<Item = &str> {
-        let host = &self.record.host_config;
-        [&host.network_mode, &host.ipc_mode, &host.pid_mode].into_iter().filter_map(|mode| mode.strip_prefix("container:"))
+        joined(&self.record.host_config)
     }
 
     pub fn auto_remove(&self) -> bool {

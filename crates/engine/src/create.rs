@@ -201,6 +201,8 @@ impl Engine {
             if !image_exists {
                 return Err(Error::not_found(format!("No such image: {}", record.image)));
             }
+            record.ids = users::settle(tx, &id.0, ids)?;
+            let text = record.encode().context(|| "encode the container's record".to_owned())?;
             let mut attempt = 0;
             loop {
                 let chosen = match name {
@@ -209,7 +211,7 @@ impl Engine {
                 };
                 let inserted = tx.execute(
                     "INSERT OR IGNORE INTO containers (id, name, image_id, created, record) VALUES (?1, ?2, ?3, ?4, ?5)",
-                    params![id.0, chosen, image.to_string(), now(), ""],
+                    params![id.0, chosen, image.to_string(), now(), text],
                 )?;
                 if inserted > 0 {
                     break;
@@ -219,9 +221,6 @@ impl Engine {
                 }
                 attempt += 1;
             }
-            record.ids = users::settle(tx, &id.0, ids)?;
-            let text = record.encode().context(|| "encode the container's record".to_owned())?;
-            tx.execute("UPDATE containers SET record = ?2 WHERE id = ?1", params![id.0, text])?;
             dhow_store::note_image_use(tx, &image.to_string())?;
             for volume in volumes {
                 tx.execute("INSERT OR IGNORE INTO volume_uses (container_id, volume) VALUES (?1, ?2)", [&id.0, volume])?;

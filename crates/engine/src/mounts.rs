@@ -347,13 +347,8 @@ pub(crate) fn need_ids(mounts: &[MountRecord]) -> Result<()> {
 /// # Errors
 /// A volume with options of its driver.
 pub(crate) fn confine_new_volumes(host: &HostConfig) -> Result<()> {
-    let driver = |mount: &Mount| mount.volume_options.as_ref()?.driver_config.clone();
-    match host
-        .mounts
-        .iter()
-        .flatten()
-        .find(|mount| driver(mount).is_some_and(|driver| driver.options.is_some_and(|options| !options.is_empty())))
-    {
+    let options = |mount: &Mount| Some(!mount.volume_options.as_ref()?.driver_config.as_ref()?.options.as_ref()?.is_empty());
+    match host.mounts.iter().flatten().find(|mount| options(mount) == Some(true)) {
         Some(mount) => {
             Err(Error::new(Kind::Forbidden, format!("this socket does not allow it: options of volume {}", mount.source)))
         }

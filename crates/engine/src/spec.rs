@@ -13,7 +13,7 @@ use dhow_runtime::spec::{
 };
 
 use crate::cdi::Registry;
-use crate::container::Container;
+use crate::container::{Container, joined};
 use crate::error::Context;
 use crate::mounts::spec_mounts;
 use crate::{Engine, Error, Result, apparmor, security};
@@ -153,9 +153,7 @@ impl Engine {
 
     /// That of the container whose other namespaces it shares, or its own.
     fn users_namespace(&self, host: &HostConfig) -> Result<Namespace> {
-        let donor =
-            [&host.network_mode, &host.pid_mode, &host.ipc_mode].into_iter().find_map(|mode| mode.strip_prefix("container:"));
-        match donor {
+        match joined(host).next() {
             Some(donor) => self.join("user", donor),
             None => Ok(Namespace { kind: "user".to_owned(), path: None }),
         }

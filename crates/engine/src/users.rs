@@ -9,7 +9,7 @@ use dhow_oci::ids::Ids;
 use dhow_oci::spec::IdMapping;
 use dhow_store::rusqlite::{Connection, params};
 
-use crate::container::Container;
+use crate::container::{Container, joined};
 use crate::error::Context;
 use crate::{Engine, Error, Result};
 
@@ -143,9 +143,7 @@ impl Engine {
     /// Settings that do not go with a user namespace, in Docker's words where it has some.
     pub(crate) fn wanted_ids(&self, host: &HostConfig) -> Result<Wanted> {
         let mode = Mode::parse(&host.userns_mode)?;
-        let donors = [&host.network_mode, &host.pid_mode, &host.ipc_mode];
-        let donors = donors.into_iter().filter_map(|mode| mode.strip_prefix("container:"));
-        let donors = donors.map(|donor| self.container(donor)).collect::<Result<Vec<_>>>()?;
+        let donors = joined(host).map(|donor| self.container(donor)).collect::<Result<Vec<_>>>()?;
         let wanted = match (mode, donors.first()) {
             (Mode::Host, None) => Wanted::Host,
             // Nobody gets the host's ids without saying so.
@@ -219,7 +217,7 @@ fn of_another(donor: &Container) -> Error {
     ))
 }
 
-/// The ids of a new container, whose row is there, and a note of those that nobody else may have.
+/// The ids of a new container, whose row is made in the same transaction, and a note of those that nobody else may have.
 pub(crate) fn settle(tx: &Connection, container: &str, wanted: Wanted) -> Result<Option<Ids>> {
     let (size, keep) = match wanted {
         Wanted::Host => return Ok(None),

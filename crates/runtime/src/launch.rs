@@ -400,6 +400,32 @@ pub fn user_and_network(uids: &[IdMapping], gids: &[IdMapping]) -> Result<(Owned
     Ok((user, network, helper))
 }
 
+/// A network namespace that belongs to a user namespace which others have made.
+pub fn network_in(user: &OwnedFd) -> Result<(OwnedFd, Helper)> {
+    let what = || "create a network namespace in another's user namespace".to_owned();
+    let (ours, theirs) = socket::packet_pair().context(what)?;
+    let child = clone::clone3(&CloneArgs::default(), || {
+        let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+        let made = process::set_namespace(user.as_fd(), libc_flags::NEW_USER as i32)
+            .and_then(|()| process::unshare(libc_flags::NEW_NETWORK as i32));
+        let errno = made.map_or_else(|error| error.raw_os_error().unwrap_or(-1), |()| 0);
+        let _ = rustix::io::write(&theirs, &errno.to_ne_bytes());
+        let _ = rustix::io::read(&theirs, &mut [0u8; 1]);
+        0
+    });
+    let Child { pid, pidfd } = child.context(what)?;
+    drop(theirs);
+    let helper = Helper(pidfd);
+    let mut errno = [0; 4];
+    let opened =
+        rustix::io::read(&ours, &mut errno).map_err(std::io::Error::from).and_then(|_| match i32::from_ne_bytes(errno) {
+            0 => Ok(rustix::fs::open(format!("/proc/{pid}/ns/net"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?),
+            errno => Err(std::io::Error::from_raw_os_error(errno)),
+        });
+    let _ = rustix::io::write(&ours, b"x");
+    opened.context(what).map(|network| (network, helper))
+}
+
 /// A user namespace with these maps and nobody in it, and, if `more` says so, a network namespace.
 fn empty_namespaces(uids: &[IdMapping], gids: &[IdMapping], more: u64) -> Result<(OwnedFd, Option<OwnedFd>, Helper)> {
     let (ours, theirs) = socket::packet_pair().context(|| "create a socket".to_owned())?;

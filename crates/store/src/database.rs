@@ -164,7 +164,8 @@ const MIGRATIONS: &[&str] = &[
      CREATE INDEX base_images_by_image ON base_images (image_id);",
     // Ids of the host that containers with user namespaces of their own have, each its own.
     "CREATE TABLE id_ranges (
-         start INTEGER PRIMARY KEY, size INTEGER NOT NULL, container_id TEXT NOT NULL REFERENCES containers ON DELETE CASCADE
+         start INTEGER PRIMARY KEY, size INTEGER NOT NULL, container_id TEXT NOT NULL
+             REFERENCES containers ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED
      );
      CREATE INDEX id_ranges_by_container ON id_ranges (container_id);",
 ];

@@ -71,6 +71,7 @@ impl Monitor {
             self.forwarder = Some(Forwarder::open(forward).map_err(failed)?);
         }
         self.make_users()?;
+        self.make_network_of_another()?;
         if self.network.is_none() {
             self.attach_network()?;
         }
@@ -134,6 +135,22 @@ impl Monitor {
         }
         let hooks = self.start.spec.hooks.as_ref().map(|hooks| which(hooks).as_slice());
         hooks::run(hooks, &self.start.spec, &self.setup.id, state, &self.setup.directory)
+    }
+
+    /// Makes a network namespace that belongs to another container's user namespace, where that is joined and the networks are not.
+    fn make_network_of_another(&mut self) -> Result<(), start::Failed> {
+        let path = |kind: &str| {
+            let namespaces = &self.start.spec.linux().namespaces;
+            namespaces.iter().find(|namespace| namespace.kind == kind).map(|namespace| namespace.path.clone())
+        };
+        let (Some(Some(users)), Some(None), None) = (path("user"), path("network"), &self.network) else { return Ok(()) };
+        let failed =
+            |error: &dyn std::fmt::Display| start::Failed::new(format!("join the other container's user namespace: {error}"));
+        let users = std::fs::File::open(users).map_err(|error| failed(&error))?.into();
+        let (network, helper) = dhow_runtime::launch::network_in(&users).map_err(|error| failed(&error))?;
+        dhow_network::isolate(&network).map_err(|error| failed(&error))?;
+        (self.isolated, self.helper) = (Some(network), Some(helper));
+        Ok(())
     }
 
     /// Makes the container's user namespace, and a network namespace in it, if it has ids of its own.
