@@ -15,7 +15,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::cgroup::Cgroup;
 pub use crate::rootfs::Rootfs;
-use crate::rootfs::open_sources;
+use crate::rootfs::open_host_sources;
 use crate::seccomp;
 use crate::spec::{IdMapping, Mount, Namespace, Process, Resources, Spec};
 use crate::validate::validate;
@@ -125,7 +125,7 @@ pub fn launch(launch: Launch<'_>) -> Result<Launched> {
     let is_mapped = |mount: &Mount| !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty();
     let sources = if linux.namespaces.iter().any(is_of_users) || launch.spec.mounts.iter().any(is_mapped) {
         let id_maps = id_maps(launch.spec, launch.user.as_ref())?;
-        Some(open_sources(&launch.spec.mounts, &id_maps)?)
+        Some(open_host_sources(launch.spec, &id_maps)?)
     } else {
         None
     };
@@ -300,6 +300,11 @@ fn delegate(cgroup: &Cgroup, spec: &Spec) -> Result<()> {
     };
     if !spec.mounts.iter().any(is_writable) {
         return Ok(());
+    }
+    // More would outgrow paths, and keep whoever removes them busy.
+    for (file, most) in [("cgroup.max.depth", 32), ("cgroup.max.descendants", 4096)] {
+        let path = unified.path().join(file);
+        std::fs::write(&path, most.to_string()).context(|| format!("limit {}", path.display()))?;
     }
     let names =
         std::fs::read_to_string(FILES).unwrap_or_else(|_| "cgroup.procs\ncgroup.threads\ncgroup.subtree_control\n".to_owned());

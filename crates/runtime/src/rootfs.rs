@@ -55,6 +55,30 @@ pub(crate) struct Source {
     directory: bool,
 }
 
+/// What changes of the host's mounts reach the container, and the other way round.
+fn root_propagation(spec: &Spec) -> Result<u64> {
+    match spec.linux().rootfs_propagation.as_deref() {
+        None | Some("" | "slave" | "rslave") => Ok(mount_options::SLAVE),
+        Some("private" | "rprivate" | "unbindable" | "runbindable") => Ok(mount_options::PRIVATE),
+        Some("shared" | "rshared") => Ok(mount_options::SHARED),
+        Some(other) => Err(RuntimeError::Spec(format!("unknown rootfsPropagation {other}"))),
+    }
+}
+
+/// Opens the sources of a spec's bind mounts in the host's mount namespace. They come and go with the host's as those do that are
+/// opened in the container's.
+pub(crate) fn open_host_sources(spec: &Spec, id_maps: &[IdMap]) -> Result<Vec<Option<Source>>> {
+    let sources = open_sources(&spec.mounts, id_maps)?;
+    let propagation = root_propagation(spec)?;
+    if propagation != mount_options::SHARED {
+        for source in sources.iter().flatten() {
+            mount_setattr(source.tree.as_fd(), true, &MountAttr::propagation(propagation))
+                .context(|| "part a bind mount from the host's".to_owned())?;
+        }
+    }
+    Ok(sources)
+}
+
 /// Opens the sources of bind mounts, each in the place of its mount. By the host's root: directories of the host that lead there may
 /// be somebody's alone, and nobody else can map the ids of a mount.
 pub(crate) fn open_sources(mounts: &[Mount], id_maps: &[IdMap]) -> Result<Vec<Option<Source>>> {
@@ -82,13 +106,7 @@ pub(crate) struct Tree {
 impl Tree {
     /// Attaches `rootfs` at `staging`, a directory of the host, in the calling process's new mount namespace.
     pub fn attach(rootfs: &Rootfs, staging: &Path, spec: &Spec) -> Result<Tree> {
-        let propagation = match spec.linux().rootfs_propagation.as_deref() {
-            None | Some("" | "slave" | "rslave") => mount_options::SLAVE,
-            Some("private" | "rprivate") => mount_options::PRIVATE,
-            Some("shared" | "rshared") => mount_options::SHARED,
-            Some("unbindable" | "runbindable") => mount_options::PRIVATE,
-            Some(other) => return Err(RuntimeError::Spec(format!("unknown rootfsPropagation {other}"))),
-        };
+        let propagation = root_propagation(spec)?;
         const RECURSIVE: i32 = 0x8000;
         mount_setattr_at(CWD, c"/", RECURSIVE, &MountAttr::propagation(propagation))
             .context(|| "set the propagation of the mounts".to_owned())?;
@@ -264,9 +282,18 @@ impl Tree {
     fn make_device(&self, device: &Device, bind: bool) -> Result<()> {
         let path = Path::new(&device.path);
         if bind {
-            // Inside a user namespace a node would be dead: the host's own is bound.
+            // Inside a user namespace a node would be dead: the host's own is bound, which may have another name there.
+            let kind = if device.kind == "b" { "block" } else { "char" };
+            let by_number = PathBuf::from(format!("/dev/{kind}/{}:{}", device.major, device.minor));
+            let number = rustix::fs::makedev(device.major as u32, device.minor as u32);
+            let is_meant = |path: &&Path| rustix::fs::stat(*path).is_ok_and(|stat| stat.st_rdev == number);
+            let source = [path, by_number.as_path()].into_iter().find(is_meant).ok_or_else(|| {
+                RuntimeError::Init(format!("the host has no {kind} device {}:{} as {}", device.major, device.minor, device.path))
+            })?;
             let target = self.root.create_file_all(path, 0o666).context(|| "create mountpoint".to_owned())?;
-            let tree = clone_tree(CWD, path, false).context(|| format!("open {}", device.path))?;
+            // What a link leads to.
+            let source = std::fs::canonicalize(source).context(|| format!("find {}", source.display()))?;
+            let tree = clone_tree(CWD, &source, false).context(|| format!("open {}", source.display()))?;
             return attach(&tree, &target);
         }
         let (parent, name) = self.root.parent(path, true).context(|| "open its directory".to_owned())?;
