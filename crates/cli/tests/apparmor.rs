@@ -43,6 +43,17 @@ fn containers_are_confined_by_the_profile_that_they_name() {
     parser("--remove", "profile docker-default {}");
     assert!(!is_loaded("docker-default"));
     assert_eq!(label(&[]), "docker-default (enforce)");
+    // Also while a container runs, for what its monitor starts by itself.
+    let script = "cat /proc/self/attr/apparmor/current; sleep 2";
+    sandbox.ok(&["run", "-d", "--name", "again", "--restart", "always", "--network", "none", "busybox", "sh", "-c", script]);
+    sandbox.ok(&["run", "-d", "--name", "execs", "--network", "none", "busybox", "sleep", "1000"]);
+    parser("--remove", "profile docker-default {}");
+    assert_eq!(sandbox.ok(&["exec", "execs", "sh", "-c", LABEL]), "docker-default (enforce)");
+    parser("--remove", "profile docker-default {}");
+    wait_until("the container is started again", || {
+        is_loaded("docker-default") && sandbox.ok(&["logs", "again"]).matches("docker-default (enforce)").count() > 1
+    });
+    sandbox.ok(&["rm", "-f", "again", "execs"]);
 
     // Nobody may signal what it confines.
     let mine = "profile dhow-test-mine flags=(attach_disconnected) { file, capability, network, deny /etc/hosts r, }";

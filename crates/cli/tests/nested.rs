@@ -66,6 +66,16 @@ fn an_engine_in_a_container_runs_containers() {
     }
     inner(&["stop", "-t", "0", "web"]);
     inner(&["start", "web"]);
+    inner(&["update", "--restart", "no", "web"]);
+    inner(&["commit", "web", "committed"]);
+    assert!(inner(&["top", "web"]).contains("nc -l -p 80"));
+    // A killed monitor takes its container along, or whoever looks next does. (`sleep` reaps nobody.)
+    let script = "pid=$(/dhow inspect -f '{{.State.Pid}}' web)
+        kill -9 $(sed -n 's/^PPid:[[:space:]]*//p' /proc/$pid/status)
+        for i in 1 2 3 4 5 6 7 8 9; do s=$(/dhow inspect -f '{{.State.Status}}' web); [ $s = exited ] && break; sleep 0.2; done
+        echo $s; grep -s State /proc/$pid/status | grep -vq zombie && echo left || echo gone";
+    assert_eq!(sandbox.ok(&["exec", "outer", "sh", "-c", script]), "exited\ngone");
+    inner(&["start", "web"]);
     // With the container goes all that was in it.
     sandbox.ok(&["rm", "-f", "-v", "outer"]);
     sandbox.start_daemon();

@@ -83,8 +83,11 @@ impl Engine {
         Ok(id)
     }
 
-    /// Whether the container was frozen: not when it is frozen already, or has ended meanwhile.
+    /// Whether the container was frozen: not when it is frozen already, has ended meanwhile, or there are no cgroups for it.
     fn freeze(&self, container: &crate::Container) -> Result<bool> {
+        if !dhow_runtime::cgroup::is_available() {
+            return Ok(false);
+        }
         match self.pause(&container.id.0, true) {
             Ok(()) => Ok(true),
             Err(error) if error.kind == Kind::Conflict => Ok(false),

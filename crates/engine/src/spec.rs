@@ -45,7 +45,7 @@ impl Engine {
             capabilities: Some(security::spec_capabilities(set)),
             rlimits: rlimits(host)?,
             no_new_privileges: options.no_new_privileges,
-            apparmor_profile: apparmor::for_start(host, options.apparmor.as_deref())?,
+            apparmor_profile: apparmor::for_start(host, options.apparmor.as_deref()),
             user: User { umask: host.umask, ..User::default() },
             oom_score_adj: Some(host.oom_score_adj),
             ..Process::default()

@@ -39,7 +39,11 @@ impl Engine {
         }
         let columns = columns(arguments)?;
         let cgroup = Cgroup::open(&container.state.cgroup).map_err(|error| Error::internal(error.to_string()))?;
-        let pids = match cgroup.processes() {
+        let pids = match cgroup {
+            Cgroup::None => of_namespace(container.state.pid),
+            cgroup => cgroup.processes(),
+        };
+        let pids = match pids {
             // It has ended since.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(not_running()),
             pids => pids.context(|| "read the container's cgroup".to_owned())?,
@@ -118,6 +122,17 @@ fn title(column: &str) -> &'static str {
         "etime" => "ELAPSED",
         _ => "",
     }
+}
+
+/// The processes of a container that no cgroup holds: those of its init's PID namespace, lowest number first. One that shares its
+/// processes with others shows theirs, too.
+fn of_namespace(init: i32) -> std::io::Result<Vec<i32>> {
+    let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid"));
+    let wanted = namespace(init)?;
+    let numbers = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut pids: Vec<i32> = numbers.filter(|pid| namespace(*pid).is_ok_and(|own| own == wanted)).collect();
+    pids.sort_unstable();
+    Ok(pids)
 }
 
 fn read(pid: i32) -> Option<ProcessInfo> {

@@ -72,12 +72,15 @@ impl Engine {
             ))
         };
         let cgroup = Cgroup::open(&container.state.cgroup).map_err(|error| failed(&error))?;
-        let mut wanted = crate::spec::resources(after)?;
-        if let (Some(wanted), Some(had)) = (&mut wanted.block_io, crate::spec::resources(before)?.block_io) {
-            lift(wanted, &had);
+        let (mut wanted, had) = (crate::spec::resources(after)?, crate::spec::resources(before)?);
+        if matches!(cgroup, Cgroup::None) && wanted == had {
+            return Ok(());
+        }
+        if let (Some(wanted), Some(had)) = (&mut wanted.block_io, &had.block_io) {
+            lift(wanted, had);
         }
         if let Err(error) = cgroup.update(&wanted) {
-            let _ = cgroup.update(&crate::spec::resources(before)?);
+            let _ = cgroup.update(&had);
             return Err(failed(&error));
         }
         Ok(())

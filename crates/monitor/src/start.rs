@@ -108,6 +108,7 @@ pub(crate) fn start(
     if request.rows > 0 && request.columns > 0 {
         process.console_size = Some(ConsoleSize { height: request.rows, width: request.columns });
     }
+    dhow_runtime::apparmor::load(process.apparmor_profile.as_deref()).map_err(|error| Failed::new(error.to_string()))?;
     let path = spec.linux().cgroups_path.as_deref().unwrap_or_default();
     if let Some(runtime) = &request.runtime {
         let foreign = Foreign { runtime, setup };
@@ -193,6 +194,7 @@ fn launch_in(
         network,
         user: users,
         preserve_fds: 0,
+        ends_with_parent: matches!(cgroup, Cgroup::None),
     });
     let launched = launched.map_err(|error| match error {
         RuntimeError::Cgroup(_) => Failed::new(error.to_string()),

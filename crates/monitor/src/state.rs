@@ -86,7 +86,8 @@ pub fn staging(run: &Path) -> std::path::PathBuf {
     run.join("rootfs")
 }
 
-/// Removes a run directory. Only what belongs there goes, by name: should anything be mounted below, it is left alone.
+/// Removes a run directory, whose monitor is gone. Only what belongs there goes, by name: should anything be mounted below, it is left
+/// alone, but for the root that a killed monitor of a kernel before 6.15 may have left on its own directory.
 pub fn discard(run: &Path) -> io::Result<()> {
     let missing_is_fine = |result: io::Result<()>| match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -96,7 +97,16 @@ pub fn discard(run: &Path) -> io::Result<()> {
         missing_is_fine(fs::remove_file(run.join(name)))?;
     }
     missing_is_fine(fs::remove_dir_all(run.join(FOREIGN)))?;
-    missing_is_fine(fs::remove_dir(staging(run)))?;
+    let staging = staging(run);
+    let removed = match fs::remove_dir(&staging) {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            use rustix::mount::{UnmountFlags, unmount};
+            unmount(&staging, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
+            fs::remove_dir(&staging)
+        }
+        other => other,
+    };
+    missing_is_fine(removed)?;
     missing_is_fine(fs::remove_dir(run))
 }
 

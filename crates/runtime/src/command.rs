@@ -295,6 +295,7 @@ fn claimed(store: &Store, create: &Create, bundle: &Path, spec: &Spec, wait: boo
         network: None,
         user: None,
         preserve_fds: create.preserve_fds,
+        ends_with_parent: false,
     });
     let launched = match launched {
         Ok(launched) => launched,

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use dhow_sys::clone::{self, Child, CloneArgs};
 use dhow_sys::root::Root;
@@ -26,6 +27,8 @@ pub struct Exec<'a> {
     pub cgroup: &'a Cgroup,
     pub stdio: Stdio,
     pub preserve_fds: i32,
+    /// As [`crate::launch::Launch::ends_with_parent`].
+    pub ends_with_parent: bool,
 }
 
 /// Starts the process. When this returns without an error, its program runs.
@@ -62,10 +65,20 @@ pub fn exec(exec: Exec<'_>) -> Result<Launched> {
     }
 }
 
-/// The parent's half of the talk, as in [`crate::launch`].
+/// How long a process may take to become its program. What keeps it longer is the container's doing: it has frozen the cgroup that
+/// the process came into, or serves the file system that its program is on.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The parent's half of the talk, as in [`crate::launch`], but not for ever: whoever execs has other things to do.
 fn talk(exec: &Exec<'_>, socket: &OwnedFd, launched: &mut Launched) -> Result<()> {
     seccomp::send(socket, exec.seccomp)?;
+    let deadline = Instant::now() + PATIENCE;
     loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if !socket::wait_readable(socket, left).context(|| "wait for the process".to_owned())? {
+            let text = format!("the process has not become its program within {} seconds", PATIENCE.as_secs());
+            return Err(RuntimeError::Init(text));
+        }
         let mut buffer = [0u8; 4096];
         let mut descriptors = Vec::new();
         let length = hear(socket, &mut buffer, &mut descriptors).context(|| "hear from the process".to_owned())?;
@@ -86,7 +99,7 @@ fn enter(exec: &Exec<'_>, socket: &OwnedFd, tasks: &[OwnedFd]) -> Result<std::co
             written => written?,
         }
     }
-    let finish = Finish::prepare(exec.process, &files)?;
+    let finish = Finish::prepare(exec.process, &files, exec.ends_with_parent)?;
     let mut flags =
         libc_flags::NEW_MOUNT | libc_flags::NEW_UTS | libc_flags::NEW_IPC | libc_flags::NEW_NETWORK | libc_flags::NEW_CGROUP;
     if differs(exec.init_pid, "user") {

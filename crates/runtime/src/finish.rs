@@ -60,10 +60,11 @@ pub(crate) struct Finish<'a> {
     args: Vec<CString>,
     /// Each name once, with its last value.
     env: Vec<&'a str>,
+    ends_with_parent: bool,
 }
 
 impl<'a> Finish<'a> {
-    pub fn prepare(process: &'a Process, files: &ProcessFiles) -> Result<Finish<'a>> {
+    pub fn prepare(process: &'a Process, files: &ProcessFiles, ends_with_parent: bool) -> Result<Finish<'a>> {
         if process.args.is_empty() {
             return Err(RuntimeError::Spec("process.args is empty".to_owned()));
         }
@@ -85,6 +86,7 @@ impl<'a> Finish<'a> {
             selinux: label(&process.selinux_label, "attr/exec", "SELinux")?,
             args: crate::launch::c_strings(&process.args)?,
             env: last_values(&process.env),
+            ends_with_parent,
         })
     }
 
@@ -142,6 +144,11 @@ impl<'a> Finish<'a> {
             process::set_no_new_privileges().context(|| "set no_new_privs".to_owned())?;
         }
         let program = self.find_program()?;
+        if self.ends_with_parent {
+            // Here: a change of ids would take it away again.
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+                .context(|| "ask for the parent's end".to_owned())?;
+        }
         before_exec()?;
         dhow_sys::signal::reset().context(|| "reset the signals".to_owned())?;
         if process.no_new_privileges {

@@ -127,7 +127,7 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
         return Err(RuntimeError::Init(format!("Cwd must be an absolute path: {}", launch.process.cwd)));
     }
     tree.root.create_dir_all(Path::new(&launch.process.cwd), 0o755).context(|| format!("mkdir {}", launch.process.cwd))?;
-    let finish = Finish::prepare(launch.process, &files)?;
+    let finish = Finish::prepare(launch.process, &files, launch.ends_with_parent)?;
     tree.write_sysctls(spec)?;
     tree.protect(spec)?;
     tree.close(&closed)?;

@@ -61,6 +61,9 @@ pub struct Launch<'a> {
     pub user: Option<OwnedFd>,
     /// How many descriptors after the standard ones the program inherits.
     pub preserve_fds: i32,
+    /// The program is killed when the caller ends (prctl(2), `PR_SET_PDEATHSIG`). For where no cgroup holds it: whoever finds the
+    /// caller dead has nothing else to end it by.
+    pub ends_with_parent: bool,
 }
 
 /// A container's init process.

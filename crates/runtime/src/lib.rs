@@ -6,6 +6,7 @@
 //!
 //! Nothing here knows images, networks or the API.
 
+pub mod apparmor;
 pub mod capabilities;
 pub mod cgroup;
 pub mod command;

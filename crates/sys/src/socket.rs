@@ -51,6 +51,19 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8], descriptors: &mut Vec<Owned
     Ok(message.bytes)
 }
 
+/// Waits until there is something to receive, or the end; `false` when it was not so in time.
+pub fn wait_readable(socket: impl AsFd, patience: std::time::Duration) -> io::Result<bool> {
+    let deadline = std::time::Instant::now() + patience;
+    loop {
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        let time = rustix::time::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        match rustix::event::poll(&mut [rustix::event::PollFd::new(&socket, rustix::event::PollFlags::IN)], Some(&time)) {
+            Err(rustix::io::Errno::INTR) => {}
+            ready => return Ok(ready? > 0),
+        }
+    }
+}
+
 /// Bytes that were sent on a stream socket and that the other end has not read yet (unix(7), `SIOCOUTQ`).
 pub fn unread(socket: impl AsFd) -> io::Result<u32> {
     use std::os::fd::AsRawFd;

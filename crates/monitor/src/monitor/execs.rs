@@ -2,6 +2,8 @@
 
 use std::io;
 
+use dhow_runtime::cgroup::Cgroup;
+
 use super::{INIT, MAX_FINISHED_EXECS, Monitor};
 use crate::client::Role;
 use crate::process::{self, Process};
@@ -140,6 +142,8 @@ impl Monitor {
             let message = "OCI runtime exec failed: exec failed: Cwd must be an absolute path".to_owned();
             return Err((FailureKind::Start, message, 128));
         }
+        dhow_runtime::apparmor::load(process.apparmor_profile.as_deref())
+            .map_err(|error| (FailureKind::Start, format!("{prefix}: {error}"), 126))?;
         let io = |error: io::Error| (FailureKind::Internal, format!("prepare the streams: {error}"), 126);
         let wanted = |stream: bool| stream && attached;
         let (uid, gid) = self.setup.owner(&identity).map_err(|error| (FailureKind::Start, error, 126))?;
@@ -171,6 +175,7 @@ impl Monitor {
             cgroup: &running.cgroup,
             stdio,
             preserve_fds: 0,
+            ends_with_parent: matches!(running.cgroup, Cgroup::None),
         });
         let launched = launched.map_err(|error| failed(&error))?;
         let streams = match launched.terminal {

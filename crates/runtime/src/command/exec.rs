@@ -80,6 +80,7 @@ impl Exec {
             cgroup: &cgroup,
             stdio: if process.terminal { Stdio::Terminal } else { Stdio::Inherit },
             preserve_fds: self.preserve_fds,
+            ends_with_parent: false,
         })?;
         if let Some(path) = &self.pid_file {
             write_pid(path, launched.pid)?;
