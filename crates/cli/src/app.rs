@@ -13,6 +13,7 @@ pub(crate) use self::usage::usage_text;
 use self::usage::{arguments_of, usage};
 use crate::commands::{self, build, context, create, daemon, exec, image, inspect, lifecycle, list, logs, run, system};
 use crate::connect::contexts::{DEFAULT, Folder, Selected};
+use crate::connect::places::places;
 use crate::connect::{Roots, Target, TlsOptions};
 use crate::failure::{self, Failure};
 
@@ -117,6 +118,8 @@ fn parse(args: &[OsString]) -> Result<App, clap::Error> {
 
 /// Runs the program with these arguments; returns its exit status.
 pub fn main(args: Vec<OsString>) -> i32 {
+    // Before anything changes who that is.
+    places();
     let app = match parse(&args) {
         Ok(app) => app,
         Err(error) => return usage(&error, &args),

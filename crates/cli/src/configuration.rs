@@ -13,10 +13,9 @@ use dhow_registry::Proxies;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::connect::roots;
+use crate::connect::places::{places, roots};
 use crate::failure::{Failure, Result};
 
-pub const DEFAULT_PATH: &str = "/etc/dhow/daemon.json";
 
 /// What becomes of a key.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -162,7 +161,7 @@ impl Configuration {
     /// It cannot be read, is no JSON object, or has a key or value that is refused; the text names the file and the key.
     pub fn read(path: Option<&Path>) -> Result<Configuration> {
         let given = path.is_some();
-        let path = path.unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
+        let path = path.unwrap_or(&places().configuration).to_owned();
         let failed = |why: String| Failure::new(format!("unable to configure the daemon with file {}: {why}", path.display()));
         let text = match std::fs::read_to_string(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && !given => return Ok(Configuration::default()),

@@ -3,10 +3,11 @@
 
 pub mod address;
 pub mod contexts;
+pub mod places;
 mod remote;
 mod tls;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
@@ -14,14 +15,11 @@ use dhow_api::client::{BoxedStream, Client, Connector};
 use dhow_engine::{Engine, Settings, Spare};
 
 use self::contexts::Folder;
+use self::places::{places, roots};
 pub use self::tls::{TlsOptions, certificate_directory};
 use crate::configuration::Configuration;
 use crate::failure::{Failure, Result};
 
-/// The daemon's socket when nothing else is said.
-pub const DEFAULT_SOCKET: &str = "/run/dhow/dhow.sock";
-pub const DEFAULT_DATA: &str = "/var/lib/dhow";
-pub const DEFAULT_EXEC: &str = "/run/dhow";
 /// Bytes that may be on their way inside the process.
 const PIPE: usize = 256 * 1024;
 
@@ -82,8 +80,8 @@ impl Target {
         if !own_roots && self.tls.wanted() {
             return remote::client("tcp://", &self.tls);
         }
-        if !own_roots && std::os::unix::net::UnixStream::connect(DEFAULT_SOCKET).is_ok() {
-            return Ok(Client::unix(PathBuf::from(DEFAULT_SOCKET)));
+        if let Some(socket) = places::listening().filter(|_| !own_roots) {
+            return Ok(Client::unix(socket.to_owned()));
         }
         embedded(self.settings()?, self.starts)
     }
@@ -96,7 +94,7 @@ impl Target {
         }
         let context = || self.context.as_ref().map(|(_, name)| format!("context {name}"));
         let host = self.host.clone().or_else(context).or_else(|| named("DHOW_HOST")).or_else(|| named("DOCKER_HOST"));
-        host.filter(|host| host.strip_prefix("unix://") != Some(DEFAULT_SOCKET))
+        host.filter(|host| host.strip_prefix("unix://").map(std::path::Path::new) != Some(&places().socket))
     }
 
     /// Opens the engine of this process, for what clients of another one are not told. `instead` says how to get it there.
@@ -115,23 +113,22 @@ impl Target {
         Engine::open(self.settings()?).map_err(|error| Failure::new(error.to_string()))
     }
 
-    /// Of an engine in this process. Roots that are named on the command line have no configuration file.
+    /// Of an engine in this process, which is about to be opened. Roots that are named on the command line have no configuration file.
     fn settings(&self) -> Result<Settings> {
         let file = if self.roots.are_given() { Configuration::default() } else { Configuration::read(None)? };
         let (data_root, exec_root) = roots(self.roots.data_root.clone(), self.roots.exec_root.clone());
-        file.settings(Settings { data_root, exec_root, ..Settings::default() })
+        let settings = file.settings(Settings { data_root, exec_root, ..Settings::default() })?;
+        become_root(&settings)?;
+        Ok(settings)
     }
 }
 
-/// Where an engine keeps its things. Another data root has containers of its own: they must not share the run directories of the
-/// default one.
-pub fn roots(data: Option<PathBuf>, exec: Option<PathBuf>) -> (PathBuf, PathBuf) {
-    let data = data.unwrap_or_else(|| PathBuf::from(DEFAULT_DATA));
-    let exec = exec.unwrap_or_else(|| match data == Path::new(DEFAULT_DATA) {
-        true => PathBuf::from(DEFAULT_EXEC),
-        false => data.join("run"),
-    });
-    (data, exec)
+/// Makes an ordinary user root of namespaces of his own, before his engine is opened. The process has one thread.
+pub fn become_root(settings: &Settings) -> Result<()> {
+    if places().is_ordinary && rustix::process::geteuid().as_raw() != 0 {
+        dhow_rootless::enter(&settings.exec_root).map_err(|error| Failure::new(format!("dhow: {error}")))?;
+    }
+    Ok(())
 }
 
 /// A client of the engine that a context names.

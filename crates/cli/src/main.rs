@@ -32,6 +32,7 @@ fn main() {
             Ok(engine) => dhow_monitor::main(engine),
             Err(_) => 1,
         },
+        (_, "keeper") => dhow_rootless::keeper::main(&args[2..]),
         ("dockerd", _) => {
             let mut daemon = vec![args[0].clone(), OsString::from("daemon")];
             daemon.extend_from_slice(&args[1..]);

@@ -134,6 +134,8 @@ impl Engine {
         let absolute =
             |path: &Path| std::path::absolute(path).map_err(|error| Error::invalid(format!("path {}: {error}", path.display())));
         let paths = Paths::new(&absolute(&settings.data_root)?, &absolute(&settings.exec_root)?);
+        dhow_network::home::find(&paths.exec);
+        link::keep_program();
         let store = Store::open(paths)?;
         store.paths.create_exec()?;
         store.set_limits(settings.layers);

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use dhow_monitor::protocol::{self, FailureKind, LogConfig, Reply, Request, receive, send};
@@ -260,11 +260,40 @@ fn spawn(id: &ContainerId, network: bool) -> Result<UnixStream> {
 /// the file behind it (CVE-2019-5736).
 fn protected_program() -> Result<OwnedFd> {
     let what = || "open the own program".to_owned();
-    let program =
-        open_tree(CWD, "/proc/self/exe", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC).context(what)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let program = match open_tree(CWD, "/proc/self/exe", flags) {
+        // Where the process has changed its mount namespace, its program is still on a mount of the one before.
+        Err(rustix::io::Errno::INVAL) => same_program(flags),
+        opened => opened,
+    };
+    let program = program.context(what)?;
     let read_only = dhow_sys::mount::MountAttr::new(dhow_sys::mount::ATTR_RDONLY, 0);
     dhow_sys::mount::mount_setattr(program.as_fd(), false, &read_only).context(what)?;
     Ok(program)
+}
+
+/// The file that this process executes, as it is found in its mount namespace. Once found it is kept: an upgrade puts another one in its
+/// place.
+fn same_program(flags: OpenTreeFlags) -> rustix::io::Result<OwnedFd> {
+    static FOUND: OnceLock<OwnedFd> = OnceLock::new();
+    if let Some(program) = FOUND.get() {
+        return open_tree(program, "", flags | OpenTreeFlags::AT_EMPTY_PATH);
+    }
+    let path = rustix::fs::readlink("/proc/self/exe", Vec::new())?;
+    let program = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let (found, own) = (rustix::fs::fstat(&program)?, rustix::fs::stat("/proc/self/exe")?);
+    if (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino) {
+        return Err(rustix::io::Errno::NOENT);
+    }
+    open_tree(FOUND.get_or_init(|| program), "", flags | OpenTreeFlags::AT_EMPTY_PATH)
+}
+
+/// Finds the own program while it is there, for those who have entered other namespaces.
+pub(crate) fn keep_program() {
+    if dhow_sys::process::is_in_user_namespace() {
+        // What is wrong is said when a monitor is to be started.
+        let _ = protected_program();
+    }
 }
 
 fn self_command(program: &OwnedFd) -> Command {

@@ -146,10 +146,16 @@ impl Engine {
         if settings.containers.user_remap.is_some() {
             security.push("name=userns".to_owned());
         }
+        if dhow_network::home::is_elsewhere() {
+            security.push("name=rootless".to_owned());
+        }
         if unified {
             security.push("name=cgroupns".to_owned());
         }
-        let forwarding = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").is_ok_and(|value| value.trim() == "1");
+        let limits = dhow_runtime::cgroup::is_available();
+        // Where an ordinary user's bridges are, they see to it themselves.
+        let forwarding = dhow_network::home::is_elsewhere()
+            || std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").is_ok_and(|value| value.trim() == "1");
         let own = json!({ "path": "dhow", "runtimeArgs": ["runtime"] });
         let mut runtimes = serde_json::Map::from_iter([(crate::OWN_RUNTIMES[0].to_owned(), own)]);
         for (name, runtime) in &settings.runtimes {
@@ -172,11 +178,12 @@ impl Engine {
             "Driver": driver.name(),
             "DriverStatus": driver.status(self.backing_file_system()),
             "Plugins": { "Volume": ["local"], "Network": ["bridge", "host", "ipvlan", "macvlan", "null"], "Authorization": null, "Log": crate::logs::drivers::names() },
-            "MemoryLimit": true, "SwapLimit": true, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true, "CPUSet": true, "KernelMemoryTCP": !unified,
-            "PidsLimit": true, "IPv4Forwarding": forwarding, "Debug": settings.debug, "NFd": 0, "OomKillDisable": !unified, "NGoroutines": 0,
+            "MemoryLimit": limits, "SwapLimit": limits, "CpuCfsPeriod": limits, "CpuCfsQuota": limits, "CPUShares": limits, "CPUSet": limits,
+            "KernelMemoryTCP": limits && !unified, "PidsLimit": limits, "IPv4Forwarding": forwarding, "Debug": settings.debug, "NFd": 0,
+            "OomKillDisable": limits && !unified, "NGoroutines": 0,
             "SystemTime": format(now()),
             "LoggingDriver": settings.containers.log.kind,
-            "CgroupDriver": "cgroupfs",
+            "CgroupDriver": if limits { "cgroupfs" } else { "none" },
             "CgroupVersion": if unified { "2" } else { "1" },
             "NEventsListener": 0,
             "KernelVersion": text(uname.release()),

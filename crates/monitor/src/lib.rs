@@ -7,6 +7,7 @@
 
 mod client;
 mod copy_up;
+mod datagrams;
 pub mod events;
 mod foreign;
 pub mod forward;

@@ -210,6 +210,9 @@ pub fn main(engine: OwnedFd) -> i32 {
         Ok(setup) => setup,
         Err(_) => return 1,
     };
+    if let Some(exec_root) = setup.run.parent().and_then(std::path::Path::parent) {
+        dhow_network::home::find(exec_root);
+    }
     let (lock, listener) = match detached.and_then(|()| prepare(&setup)) {
         Ok(Some(prepared)) => prepared,
         Ok(None) => {

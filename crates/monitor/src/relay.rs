@@ -13,6 +13,15 @@ const MOST: usize = 1024;
 /// Bytes that one side has sent and the other has not taken.
 const BUFFER: usize = 64 * 1024;
 
+/// From where a connection is passed on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Side {
+    /// Where the monitor is.
+    Host,
+    /// Where the container's networks are (`dhow_network::home`).
+    Networks,
+}
+
 struct Relay {
     /// Who connected, and whom it is passed on to.
     sides: [OwnedFd; 2],
@@ -27,6 +36,7 @@ struct Relay {
     connecting: bool,
     /// Whom to try when the connection fails.
     targets: Vec<SocketAddr>,
+    from: Side,
     idle: Option<Duration>,
     active: Instant,
 }
@@ -50,11 +60,12 @@ impl Relays {
         epoll: &OwnedFd,
         (client, read): (OwnedFd, Vec<u8>),
         mut targets: Vec<SocketAddr>,
+        from: Side,
         idle: Option<Duration>,
     ) {
         targets.reverse();
         let place = self.all.iter().position(Option::is_none).unwrap_or(self.all.len());
-        let Some(upstream) = connect_next(&mut targets).filter(|_| place < MOST) else { return };
+        let Some(upstream) = connect_next(&mut targets, from).filter(|_| place < MOST) else { return };
         if rustix::io::ioctl_fionbio(&client, true).is_err() {
             return;
         }
@@ -66,6 +77,7 @@ impl Relays {
             interest: [Some(epoll::EventFlags::empty()), Some(epoll::EventFlags::OUT)],
             connecting: true,
             targets,
+            from,
             idle,
             active: Instant::now(),
         };
@@ -108,7 +120,7 @@ impl Relays {
     fn retry(&mut self, epoll: &OwnedFd, place: usize) {
         let data = epoll::EventData::new_u64(self.data(place, 1));
         let Some(relay) = &mut self.all[place] else { return };
-        let next = if relay.connecting { connect_next(&mut relay.targets) } else { None };
+        let next = if relay.connecting { connect_next(&mut relay.targets, relay.from) } else { None };
         match next {
             Some(upstream) if epoll::add(epoll, &upstream, data, epoll::EventFlags::OUT).is_ok() => relay.sides[1] = upstream,
             _ => self.all[place] = None,
@@ -129,11 +141,16 @@ impl Relays {
     }
 }
 
-fn connect_next(targets: &mut Vec<SocketAddr>) -> Option<OwnedFd> {
+fn connect_next(targets: &mut Vec<SocketAddr>, from: Side) -> Option<OwnedFd> {
     while let Some(target) = targets.pop() {
         let family = if target.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let Ok(socket) = rustix::net::socket_with(family, SocketType::STREAM, flags, None) else { continue };
+        let open = || rustix::net::socket_with(family, SocketType::STREAM, flags, None);
+        let opened = match from {
+            Side::Host => Ok(open()),
+            Side::Networks => dhow_network::home::within(open),
+        };
+        let Ok(Ok(socket)) = opened else { continue };
         match rustix::net::connect(&socket, &target) {
             Ok(()) | Err(rustix::io::Errno::INPROGRESS) => return Some(socket),
             Err(_) => {}
@@ -244,7 +261,7 @@ mod tests {
         let mut relays = Relays::new(7 << 32);
         let (accepted, _) = front.accept().unwrap();
         // The first target takes no connections.
-        relays.add(&epoll, (accepted.into(), Vec::new()), vec![dead, target], Some(Duration::from_secs(30)));
+        relays.add(&epoll, (accepted.into(), Vec::new()), vec![dead, target], Side::Host, Some(Duration::from_secs(30)));
         let mut buffer = vec![0; 4096];
         while relays.all.iter().any(Option::is_some) {
             let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 4];
@@ -264,7 +281,7 @@ mod tests {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
         let mut relays = Relays::new(0);
         let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        relays.add(&epoll, (ours.into(), Vec::new()), vec![server.local_addr().unwrap()], Some(Duration::from_secs(5)));
+        relays.add(&epoll, (ours.into(), Vec::new()), vec![server.local_addr().unwrap()], Side::Host, Some(Duration::from_secs(5)));
         let deadline = relays.deadline().unwrap();
         relays.expire(deadline - Duration::from_millis(1));
         assert_eq!(relays.deadline(), Some(deadline));

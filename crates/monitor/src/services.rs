@@ -1,5 +1,5 @@
-//! What the monitor itself serves on a container's network: its resolver, and ports of IPv6 addresses that no rule of the
-//! kernel can lead on from.
+//! What the monitor itself serves on a container's network: its resolver, and published ports that no rule of the kernel leads on
+//! from.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -11,9 +11,10 @@ use dhow_network::ports::Protocol;
 use dhow_network::{Attached, Names};
 use rustix::event::epoll;
 
+use crate::datagrams::Datagrams;
 use crate::local_names::LocalNames;
 use crate::questions::Questions;
-use crate::relay::Relays;
+use crate::relay::{Relays, Side};
 use crate::resolver::Resolver;
 
 // Kinds of events, in the high half of their data.
@@ -22,6 +23,7 @@ const ANSWER: u64 = 2 << 32;
 const LISTENER: u64 = 3 << 32;
 const RELAY: u64 = 4 << 32;
 const QUESTION: u64 = 5 << 32;
+const DATAGRAM: u64 = 6 << 32;
 
 /// A connection to a name server is closed when it has been idle for so long (RFC 7766, 6.2.3).
 const RESOLVER_IDLE: Duration = Duration::from_secs(10);
@@ -31,6 +33,8 @@ enum Target {
     Resolver,
     /// To this port of the container.
     Container(u16),
+    /// The same with datagrams, which have no connections.
+    Datagrams(u16),
 }
 
 pub(crate) struct Services {
@@ -42,6 +46,7 @@ pub(crate) struct Services {
     address: Option<IpAddr>,
     questions: Questions,
     relays: Relays,
+    datagrams: Datagrams,
 }
 
 impl AsFd for Services {
@@ -64,12 +69,19 @@ impl Services {
             resolver = Some(Resolver::new(ANSWER, udp, &names.servers, local));
             listeners.push((sockets.tcp.try_clone()?, Target::Resolver));
         }
-        for (publish, socket) in network.ports_without_rule().filter(|(publish, _)| publish.protocol == Protocol::Tcp) {
-            let socket = socket.try_clone()?;
-            rustix::io::ioctl_fionbio(&socket, true)?;
-            // It listened only to hold the port.
-            rustix::net::listen(&socket, 128)?;
-            listeners.push((socket, Target::Container(publish.container_port)));
+        for (publish, socket) in network.ports_without_rule() {
+            let (socket, port) = (socket.try_clone()?, publish.container_port);
+            let target = match publish.protocol {
+                Protocol::Tcp => {
+                    rustix::io::ioctl_fionbio(&socket, true)?;
+                    // It listened only to hold the port.
+                    rustix::net::listen(&socket, 128)?;
+                    Target::Container(port)
+                }
+                Protocol::Udp => Target::Datagrams(port),
+                Protocol::Sctp => continue,
+            };
+            listeners.push((socket, target));
         }
         if listeners.is_empty() {
             return Ok(None);
@@ -77,8 +89,8 @@ impl Services {
         for (number, (socket, _)) in listeners.iter().enumerate() {
             epoll::add(&epoll, socket, epoll::EventData::new_u64(LISTENER | number as u64), epoll::EventFlags::IN)?;
         }
-        let (questions, relays) = (Questions::new(QUESTION), Relays::new(RELAY));
-        Ok(Some(Services { epoll, resolver, listeners, address: network.relay_address(), questions, relays }))
+        let (questions, relays, datagrams) = (Questions::new(QUESTION), Relays::new(RELAY), Datagrams::new(DATAGRAM));
+        Ok(Some(Services { epoll, resolver, listeners, address: network.relay_address(), questions, relays, datagrams }))
     }
 
     /// The container's networks have changed.
@@ -100,11 +112,15 @@ impl Services {
             match (data & !0xffff_ffff, &mut self.resolver) {
                 (QUERIES, Some(resolver)) => resolver.take_queries(&self.epoll, buffer),
                 (ANSWER, Some(resolver)) => resolver.take_answer(&self.epoll, number, buffer),
-                (LISTENER, _) => self.accept(number),
+                (LISTENER, _) => self.accept(number, buffer),
+                (DATAGRAM, _) => {
+                    let listeners = &self.listeners;
+                    self.datagrams.ready(number, buffer, |port| listeners.get(port).map(|(socket, _)| socket));
+                }
                 (QUESTION, Some(resolver)) => {
                     let unknown = self.questions.ready(&self.epoll, number, buffer, |query| resolver.answer(query));
                     if let Some(connection) = unknown {
-                        self.relays.add(&self.epoll, connection, resolver.servers(), Some(RESOLVER_IDLE));
+                        self.relays.add(&self.epoll, connection, resolver.servers(), Side::Host, Some(RESOLVER_IDLE));
                     }
                 }
                 (RELAY, _) => self.relays.ready(&self.epoll, number, event.flags, buffer),
@@ -113,22 +129,41 @@ impl Services {
         }
     }
 
-    fn accept(&mut self, number: usize) {
+    /// Somebody has come to a listener.
+    fn accept(&mut self, number: usize, buffer: &mut [u8]) {
         let (socket, target) = &self.listeners[number];
-        let Ok(client) = rustix::net::accept_with(socket, rustix::net::SocketFlags::CLOEXEC) else { return };
+        let accept = || rustix::net::accept_with(socket, rustix::net::SocketFlags::CLOEXEC);
+        let of_container = |port: u16| self.address.map(|address| SocketAddr::new(address, port));
         match target {
             Target::Container(port) => {
-                let targets = self.address.map(|address| SocketAddr::new(address, *port));
-                self.relays.add(&self.epoll, (client, Vec::new()), targets.into_iter().collect(), None);
+                let Ok(client) = accept() else { return };
+                let targets = of_container(*port).into_iter().collect();
+                self.relays.add(&self.epoll, (client, Vec::new()), targets, Side::Networks, None);
             }
-            Target::Resolver => self.questions.add(&self.epoll, client),
+            Target::Datagrams(port) => {
+                match of_container(*port) {
+                    Some(target) => self.datagrams.take(&self.epoll, (number, socket), target, buffer),
+                    // What is not taken would be reported for ever.
+                    None => drop(rustix::net::recv(socket, buffer, rustix::net::RecvFlags::DONTWAIT)),
+                }
+            }
+            Target::Resolver => {
+                if let Ok(client) = accept() {
+                    self.questions.add(&self.epoll, client);
+                }
+            }
         }
     }
 
     /// When something must be given up.
     pub fn deadline(&self) -> Option<Instant> {
         let resolver = self.resolver.as_ref().and_then(Resolver::deadline);
-        resolver.into_iter().chain(self.relays.deadline()).chain(self.questions.deadline()).min()
+        resolver
+            .into_iter()
+            .chain(self.relays.deadline())
+            .chain(self.questions.deadline())
+            .chain(self.datagrams.deadline())
+            .min()
     }
 
     pub fn expire(&mut self, now: Instant) {
@@ -137,5 +172,6 @@ impl Services {
         }
         self.questions.expire(now);
         self.relays.expire(now);
+        self.datagrams.expire(now);
     }
 }

@@ -10,7 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::ports::{Publish, Published, Target};
 use crate::resolver::{self, Resolver};
 use crate::route::{self, BridgePort, HostLink, VethPair};
-use crate::{BRIDGE_MTU, Context, Driver, Endpoint, Plan, Result, gateway, nft, ports};
+use crate::{BRIDGE_MTU, Context, Driver, Endpoint, Plan, Result, gateway, home, nft, ports};
 
 /// `CLONE_NEWNET`
 const NEW_NETWORK: i32 = 0x4000_0000;
@@ -38,11 +38,13 @@ impl Attached {
         self.ports.iter().map(|port| port.publish.clone()).collect()
     }
 
-    /// Ports of the host that no rule leads on from, with their sockets: those of a family that the container has no address of, and of IPv6 those of the
-    /// loopback address, which packets cannot leave the host with (for IPv4 there is `route_localnet`).
+    /// Ports of the host that no rule leads on from, with their sockets: those of a family that the container has no address of, of IPv6 those of the
+    /// loopback address, which packets cannot leave the host with (for IPv4 there is `route_localnet`), and all where the networks are not
+    /// the host's.
     pub fn ports_without_rule(&self) -> impl Iterator<Item = (&Publish, &OwnedFd)> {
         let held = self.ports.iter().filter_map(|port| Some((&port.publish, port.reservation.as_ref()?)));
         held.filter(|(publish, _)| match publish.host_address {
+            _ if home::is_elsewhere() => true,
             IpAddr::V4(_) => self.target.ipv4.is_none(),
             IpAddr::V6(address) => self.target.ipv6.is_none() || address.is_unspecified() || address.is_loopback(),
         })
@@ -67,12 +69,12 @@ impl Attached {
     /// something is gone. `None` without anything that could go.
     pub fn changes(&self) -> io::Result<Option<OwnedFd>> {
         let any = self.endpoints.iter().any(|endpoint| endpoint.network.bridge().is_some());
-        any.then(nft::changes).transpose()
+        any.then(|| home::within(nft::changes)?).transpose()
     }
 
     /// Puts back what of the host's side somebody else has removed: bridges' rules, and the ways to the published ports.
     pub fn repair(&self) -> Result<()> {
-        let host = Socket::route().context(|| "open a netlink socket".to_owned())?;
+        let host = home::route().context(|| "open a netlink socket".to_owned())?;
         for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.network.bridge().is_some()) {
             endpoint.network.ensure_with(&host)?;
         }
@@ -85,7 +87,7 @@ impl Attached {
 
     /// Connects the running container to one more network. On an error nothing of it is left.
     pub fn connect(&mut self, endpoint: Endpoint) -> Result<()> {
-        let host = Socket::route().context(|| "open a netlink socket".to_owned())?;
+        let host = home::route().context(|| "open a netlink socket".to_owned())?;
         let network = endpoint.network.id.clone();
         let before = self.routes();
         let parent = endpoint.network.ensure_with(&host)?;
@@ -265,7 +267,7 @@ pub fn isolate(namespace: &OwnedFd) -> Result<()> {
 /// namespace it came from. The published ports are held, and lead to the container once they are announced
 /// ([`Attached::announce`]).
 pub fn attach(plan: &Plan, isolated: Option<OwnedFd>) -> Result<Attached> {
-    let host = Socket::route().context(|| "open a netlink socket".to_owned())?;
+    let host = home::route().context(|| "open a netlink socket".to_owned())?;
     let parents = plan.endpoints.iter().map(|endpoint| endpoint.network.ensure_with(&host)).collect::<Result<Vec<_>>>()?;
     let target = Target::of(&plan.endpoints);
     let table = plan.endpoints.first().map(|endpoint| endpoint.network.table.clone()).unwrap_or_default();
@@ -304,23 +306,36 @@ struct Inside<T> {
 }
 
 /// Does something in a namespace, a new one with its loopback device up if none is given.
-fn inside<T>(namespace: Option<OwnedFd>, act: impl FnOnce() -> io::Result<T>) -> Result<Inside<T>> {
-    let open = || rustix::fs::open("/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-    let home = open().context(|| "open the own network namespace".to_owned())?;
-    let is_new = namespace.is_none();
+fn inside<T: Send>(namespace: Option<OwnedFd>, act: impl FnOnce() -> io::Result<T> + Send) -> Result<Inside<T>> {
+    let what = || "work in the container's network namespace".to_owned();
+    if dhow_sys::process::is_in_user_namespace() {
+        // There may be no way back to the host's.
+        let entered = namespace.as_ref().map(OwnedFd::try_clone).transpose().context(what)?;
+        return home::in_thread(entered.as_ref(), || in_namespace(namespace, act)).and_then(|done| done).context(what);
+    }
+    let home = open_own().context(|| "open the own network namespace".to_owned())?;
     match &namespace {
         None => dhow_sys::process::unshare(NEW_NETWORK).context(|| "create a network namespace".to_owned())?,
         Some(namespace) => dhow_sys::process::set_namespace(namespace.as_fd(), NEW_NETWORK)
             .context(|| "enter the network namespace".to_owned())?,
     }
-    let done = namespace.map_or_else(|| open().map_err(io::Error::from), Ok).and_then(|namespace| {
-        let socket = Socket::route()?;
-        if is_new {
-            route::set_up(&socket, LOOPBACK)?;
-        }
-        Ok(Inside { namespace, socket, done: act()? })
-    });
+    let done = in_namespace(namespace, act);
     dhow_sys::process::set_namespace(home.as_fd(), NEW_NETWORK)
         .context(|| "return to the host's network namespace".to_owned())?;
-    done.context(|| "work in the container's network namespace".to_owned())
+    done.context(what)
+}
+
+fn open_own() -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open("/proc/thread-self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// The same for a caller who is there; `None` says that it was made just now.
+fn in_namespace<T>(namespace: Option<OwnedFd>, act: impl FnOnce() -> io::Result<T>) -> io::Result<Inside<T>> {
+    let is_new = namespace.is_none();
+    let namespace = namespace.map_or_else(open_own, Ok)?;
+    let socket = Socket::route()?;
+    if is_new {
+        route::set_up(&socket, LOOPBACK)?;
+    }
+    Ok(Inside { namespace, socket, done: act()? })
 }

@@ -20,7 +20,6 @@ use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::rc::Rc;
 
-use dhow_sys::netlink::Socket;
 
 use self::path::Path;
 use self::table::Table;
@@ -92,7 +91,7 @@ impl Rules {
     /// The packet filter cannot be read.
     pub fn read(own: &str) -> Result<Rules> {
         let what = || "look at the host's packet filter".to_owned();
-        let socket = Socket::netfilter().context(what)?;
+        let socket = crate::home::netfilter().context(what)?;
         let mut tables: HashMap<(&str, String), Rc<Table>> = HashMap::new();
         let mut all = Vec::new();
         for hook in [nft::HOOK_PREROUTING, nft::HOOK_INPUT] {

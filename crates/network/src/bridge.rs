@@ -6,13 +6,17 @@ use dhow_sys::netlink::Socket;
 
 use crate::address::Subnet;
 use crate::route::HostLink;
-use crate::{BRIDGE_MTU, Bridge, Context, Driver, Network, Result, mac_of, route, rules};
+use crate::{BRIDGE_MTU, Bridge, Context, Driver, Network, Result, home, mac_of, route, rules};
 
 /// How the alias of a link begins that an engine made; the network's table and id follow.
 const MARK: &str = "dhow";
 
 /// Whether nobody has given a link its address (`NET_ADDR_PERM` and `NET_ADDR_RANDOM`, `addr_assign_type` in sysfs).
 fn has_borrowed_mac(name: &str) -> bool {
+    // No earlier version made any there; what sysfs shows is the host's.
+    if home::is_elsewhere() {
+        return false;
+    }
     let kind = std::fs::read_to_string(format!("/sys/class/net/{name}/addr_assign_type"));
     kind.is_ok_and(|kind| matches!(kind.trim(), "0" | "1"))
 }
@@ -28,7 +32,7 @@ struct Found {
 impl Network {
     /// Makes what the network needs on the host, or finds it as it must be.
     pub fn ensure(&self) -> Result<()> {
-        let socket = Socket::route().context(|| "open a netlink socket".to_owned())?;
+        let socket = home::route().context(|| "open a netlink socket".to_owned())?;
         self.ensure_with(&socket).map(drop)
     }
 
@@ -64,7 +68,8 @@ impl Network {
         let name = &bridge.name;
         let mac = mac_of(None, &self.id);
         let found = self.ensure_link(route, name, Some(self.mtu.unwrap_or(BRIDGE_MTU)), &HostLink::Bridge { mac })?;
-        if !found.is_marked && !found.is_new && !std::path::Path::new(&format!("/sys/class/net/{name}/bridge")).exists() {
+        let is_bridge = || home::is_elsewhere() || std::path::Path::new(&format!("/sys/class/net/{name}/bridge")).exists();
+        if !found.is_marked && !found.is_new && !is_bridge() {
             return Err(std::io::Error::other("it is no bridge")).context(|| format!("use link {name} of the host"));
         }
         // The mark comes last: who made a link and was killed over it has left one without.
@@ -80,7 +85,7 @@ impl Network {
         }
         // Also on a bridge that was made before the network got IPv6.
         self.configure_ipv6(route, found.index, bridge)?;
-        let netfilter = Socket::netfilter().context(|| "open a netfilter socket".to_owned())?;
+        let netfilter = home::netfilter().context(|| "open a netfilter socket".to_owned())?;
         rules::ensure(&netfilter, self, bridge)?;
         Ok(found.index)
     }
@@ -165,7 +170,7 @@ impl Network {
         let (Driver::Macvlan { parent: Some(link), .. } | Driver::Ipvlan { parent: Some(link), .. }) = &from.driver else {
             return Ok(());
         };
-        let route = Socket::route().context(|| "open a netlink socket".to_owned())?;
+        let route = home::route().context(|| "open a netlink socket".to_owned())?;
         match route::link(&route, link).context(|| format!("find link {link}"))? {
             Some(found) if found.alias == from.mark() => {
                 route::set_alias(&route, found.index, &self.mark()).context(|| format!("mark link {link}"))
@@ -185,11 +190,11 @@ impl Network {
 }
 
 fn remove(table: &str, link: &str, mark: &str) -> Result<()> {
-    let route = Socket::route().context(|| "open a netlink socket".to_owned())?;
+    let route = home::route().context(|| "open a netlink socket".to_owned())?;
     if let Some(found) = route::link(&route, link).context(|| format!("find link {link}"))?.filter(|found| found.alias == mark) {
         route::delete_link(&route, found.index).context(|| format!("remove link {link}"))?;
     }
-    let netfilter = Socket::netfilter().context(|| "open a netfilter socket".to_owned())?;
+    let netfilter = home::netfilter().context(|| "open a netfilter socket".to_owned())?;
     rules::remove(&netfilter, table, link)
 }
 
@@ -207,7 +212,7 @@ pub fn unowned_bridges(table: &str, exists: impl Fn(&str) -> bool) -> Result<Vec
 }
 
 fn marked_bridges(table: &str, exists: impl Fn(&str) -> bool) -> Result<Vec<(String, String)>> {
-    let route = Socket::route().context(|| "open a netlink socket".to_owned())?;
+    let route = home::route().context(|| "open a netlink socket".to_owned())?;
     let mut links = route::aliases(&route).context(|| "list the links".to_owned())?;
     links.retain(|(_, alias)| {
         let network = alias.strip_prefix(MARK).and_then(|rest| rest.strip_prefix(&format!(" {table} ")));
@@ -218,22 +223,28 @@ fn marked_bridges(table: &str, exists: impl Fn(&str) -> bool) -> Result<Vec<(Str
 
 /// Writes a sysctl that does not have the value already.
 fn set(name: &str, value: &str) -> Result<()> {
+    // Which network namespace's these are, the thread that opens them decides.
     let path = format!("/proc/sys/{name}");
-    if std::fs::read_to_string(&path).is_ok_and(|now| now.trim() == value) {
-        return Ok(());
-    }
-    std::fs::write(&path, value).context(|| format!("write {value} to {path}"))
+    let write = || match std::fs::read_to_string(&path) {
+        Ok(now) if now.trim() == value => Ok(()),
+        _ => std::fs::write(&path, value),
+    };
+    home::within(write).and_then(|done| done).context(|| format!("write {value} to {path}"))
 }
 
 /// The networks that the host has addresses in or routes to; a new one must not overlap them.
 pub fn host_networks() -> Result<Vec<Subnet>> {
-    let socket = Socket::route().context(|| "open a netlink socket".to_owned())?;
-    route::used_networks(&socket).context(|| "read the host's addresses and routes".to_owned())
+    let mut sockets = vec![Socket::route().context(|| "open a netlink socket".to_owned())?];
+    if home::is_elsewhere() {
+        sockets.push(home::route().context(|| "open a netlink socket".to_owned())?);
+    }
+    let used = sockets.iter().map(|socket| route::used_networks(socket).context(|| "read the host's addresses and routes".to_owned()));
+    Ok(used.collect::<Result<Vec<_>>>()?.concat())
 }
 
 /// Whether a link of the host exists.
 pub fn has_link(name: &str) -> Result<bool> {
-    let socket = Socket::route().context(|| "open a netlink socket".to_owned())?;
+    let socket = home::route().context(|| "open a netlink socket".to_owned())?;
     Ok(route::index(&socket, name).context(|| format!("find link {name}"))?.is_some())
 }
 

@@ -2,10 +2,9 @@
 //!
 //! Tables of others are read here and never written. What is found is told to the user, with what would allow the packets.
 
-use dhow_sys::netlink::Socket;
 
 use crate::nft::{self, BaseChain, Family};
-use crate::{Context, Network, Result};
+use crate::{Context, Network, Result, home};
 
 /// A chain that stops the packets of a bridge.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +31,7 @@ impl std::fmt::Display for Stop {
 pub fn stops(network: &Network) -> Result<Vec<Stop>> {
     let Some(bridge) = network.bridge().filter(|_| !network.internal) else { return Ok(Vec::new()) };
     let what = || "look at the host's packet filter".to_owned();
-    let socket = Socket::netfilter().context(what)?;
+    let socket = home::netfilter().context(what)?;
     let mut stops = Vec::new();
     for chain in nft::base_chains(&socket, nft::HOOK_FORWARD).context(what)? {
         let concerns = match chain.family {

@@ -5,13 +5,15 @@
 //! its published ports are elements of maps in the tables `ip dhow`, `ip6 dhow` and `inet dhow` and are removed by
 //! [`ports::withdraw`].
 //!
-//! Entering namespaces needs a caller with one thread. Knows neither the API nor the database.
+//! Entering namespaces needs a caller with one thread. The host's side of networks need not be in the caller's own: see [`home`]. Knows
+//! neither the API nor the database.
 
 pub mod address;
 mod attach;
 pub mod audit;
 mod bridge;
 pub mod forward;
+pub mod home;
 mod neighbours;
 mod nft;
 mod obey;

@@ -70,7 +70,7 @@ pub(crate) fn announce<'a>(table: &str, ports: impl Iterator<Item = &'a Publish>
             let (set, key) = behind(port, &way.bridge);
             transaction.add_member(set, &key);
         }
-        match transaction.commit(&Socket::netfilter()?) {
+        match transaction.commit(&crate::home::netfilter()?) {
             // The table is not there yet, or somebody has removed it.
             Err(error) if error.kind() == io::ErrorKind::NotFound && tries < 5 => {
                 tries += 1;
@@ -100,7 +100,7 @@ pub(crate) fn withdraw<'a>(table: &str, ports: impl Iterator<Item = &'a Publish>
         let mut transaction = Transaction::begin(family_of(way), table);
         elements.for_each(|(set, key)| transaction.delete_element(set, &key));
         // A socket for each: after a failure more answers may be on their way.
-        transaction.commit(&Socket::netfilter()?)
+        transaction.commit(&crate::home::netfilter()?)
     };
     match delete(&mut ports.clone().flat_map(elements)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -190,7 +190,7 @@ fn make_table(family: Family, table: &str) -> io::Result<()> {
         transaction.flush(chain);
     }
     write_rules(&mut transaction, family, &layout);
-    transaction.commit(&Socket::netfilter()?)
+    transaction.commit(&crate::home::netfilter()?)
 }
 
 fn write_rules(transaction: &mut Transaction, family: Family, layout: &Layout) {

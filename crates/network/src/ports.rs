@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::address::{octets, with_port};
 use crate::nft::{self, Family, Transaction};
 use crate::rules::{ANY4, ANY6, ONE4, ONE6};
-use crate::{Context, Endpoint, GatewayMode, NetworkError, Result, gateway, obey, routed};
+use crate::{Context, Endpoint, GatewayMode, NetworkError, Result, gateway, home, obey, routed};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, PartialOrd, Ord)]
 #[serde(rename_all = "lowercase")]
@@ -216,7 +216,7 @@ fn reserve_one(table: &str, port: &Publish, sibling: Option<u16>, container: &Ta
         Some(port) => port..=port,
         None => port.host_port..=port.last_host_port.max(port.host_port),
     };
-    let obeys = container.entry(port.host_address) == Some(Entry::Host(Policy::Obey));
+    let obeys = container.entry(port.host_address) == Some(Entry::Host(Policy::Obey)) && !home::is_elsewhere();
     let mut last = io::Error::from(io::ErrorKind::AddrInUse);
     for number in candidates {
         match bind(port.protocol, SocketAddr::new(port.host_address, number), obeys) {
@@ -232,7 +232,7 @@ fn reserve_one(table: &str, port: &Publish, sibling: Option<u16>, container: &Ta
         port.host_port != 0
             && (nft::has_element(socket, (Family::Inet, table), map, &key) || obey::is_announced(socket, table, port))
     };
-    if Socket::netfilter().is_ok_and(|socket| taken(&socket)) {
+    if !home::is_elsewhere() && home::netfilter().is_ok_and(|socket| taken(&socket)) {
         return Err(NetworkError::PortAllocated(with_port(port.host_address, port.host_port)));
     }
     let binding = format!(
@@ -279,9 +279,12 @@ fn bind(protocol: Protocol, address: SocketAddr, obeys: bool) -> io::Result<(Own
     Ok((socket, bound.port()))
 }
 
-/// Leads the ports to a container. Those of a family that it has no address of are left out: who comes to their sockets is
+/// Leads the ports to a container, where the networks are the host's. Those of a family that it has no address of are left out: who comes to their sockets is
 /// served there.
 pub(crate) fn announce(table: &str, ports: &[Published], target: &Target) -> Result<()> {
+    if home::is_elsewhere() {
+        return Ok(());
+    }
     let what = || "publish the ports".to_owned();
     for port in ports {
         let obeys = target.entry(port.publish.host_address) == Some(Entry::Host(Policy::Obey));
@@ -302,7 +305,10 @@ pub(crate) fn announce(table: &str, ports: &[Published], target: &Target) -> Res
 
 /// Whether the host leads the ports to `target`, as far as it must.
 pub(crate) fn are_announced(table: &str, ports: &[Published], target: &Target) -> Result<bool> {
-    let socket = Socket::netfilter().context(|| "open a netfilter socket".to_owned())?;
+    if home::is_elsewhere() {
+        return Ok(true);
+    }
+    let socket = home::netfilter().context(|| "open a netfilter socket".to_owned())?;
     let all = ports.iter().map(|port| &port.publish);
     Ok(routed::is_announced(&socket, table, all.clone(), target)
         && all.clone().all(|port| match target.entry(port.host_address) {
@@ -317,6 +323,9 @@ pub(crate) fn are_announced(table: &str, ports: &[Published], target: &Target) -
 
 /// What a container's namespace must do for ports that obey the firewall. The caller is in it.
 pub(crate) fn open_inside(ports: &[Published], target: &Target) -> io::Result<()> {
+    if home::is_elsewhere() {
+        return Ok(());
+    }
     target.obeying(ports.iter().map(|port| &port.publish)).try_for_each(|(way, ports)| obey::open_inside(ports, way))
 }
 
@@ -332,6 +341,9 @@ fn hold(port: &Published, obeys: bool) -> io::Result<()> {
 
 /// Takes the ports back from `target`. What is already gone is fine.
 pub fn withdraw(table: &str, ports: &[Publish], target: &Target) -> Result<()> {
+    if home::is_elsewhere() {
+        return Ok(());
+    }
     for (way, ports) in target.obeying(ports.iter()) {
         obey::withdraw(table, ports, way).context(|| "withdraw the ports".to_owned())?;
     }
@@ -374,7 +386,7 @@ fn change<'a>(
     if !any {
         return Ok(());
     }
-    transaction.commit(&Socket::netfilter()?)
+    transaction.commit(&home::netfilter()?)
 }
 
 fn key(port: &Publish) -> (&'static str, Vec<u8>) {

@@ -82,5 +82,5 @@ fn commit(
     }
     let mut transaction = Transaction::begin(Family::Inet, table);
     elements.iter().for_each(|(set, key)| edit(&mut transaction, set, key));
-    transaction.commit(&Socket::netfilter()?)
+    transaction.commit(&crate::home::netfilter()?)
 }

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use dhow_sys::clone::{self, Child, CloneArgs};
 use dhow_sys::root::Root;
 use dhow_sys::{process, socket};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 
 use crate::cgroup::Cgroup;
 use crate::finish::{Finish, ProcessFiles};
 use crate::init::{connect_stdio, join_cgroup, report, set_size};
-use crate::launch::{Launched, Stdio, hear, libc_flags, reap};
+use crate::launch::{Launched, Stdio, clone_into, hear, libc_flags, reap};
 use crate::seccomp;
 use crate::spec::{Process, Seccomp};
 use crate::{Context, Result, RuntimeError};
@@ -35,24 +35,21 @@ pub struct Exec<'a> {
 pub fn exec(exec: Exec<'_>) -> Result<Launched> {
     let (ours, theirs) = socket::packet_pair().context(|| "create the socket to the process".to_owned())?;
     let tasks = exec.cgroup.join_files()?;
-    let own = rustix::fs::open("/proc/self/ns/pid_for_children", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .context(|| "open the own PID namespace".to_owned())?;
-    // The parent enters the PID namespace for its child, which is then born there and still its own.
-    process::set_namespace(exec.init.as_fd(), libc_flags::NEW_PID as i32).context(|| "join the PID namespace".to_owned())?;
     let child = || {
         let Err(error) = enter(&exec, &theirs, &tasks);
         report(&theirs, &error);
         1
     };
-    let mut cloned = clone::clone3(&CloneArgs { flags: 0, cgroup: exec.cgroup.clone_into() }, child);
+    // Born in the PID namespace, and the caller's own all the same.
+    let clone_in = |cgroup| clone_into(None, Some(exec.init), &CloneArgs { flags: 0, cgroup }, child);
+    let mut cloned = clone_in(exec.cgroup.clone_into());
     if cloned.as_ref().is_err_and(|error| error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()))
         && let Some(cgroup) = exec.cgroup.of_process(exec.init_pid)
     {
         // A container that has cgroups of its own below (systemd) takes no process at the top: the init's is where it goes.
-        cloned = clone::clone3(&CloneArgs { flags: 0, cgroup: Some(cgroup.as_fd()) }, child);
+        cloned = clone_in(Some(cgroup.as_fd()));
     }
-    process::set_namespace(own.as_fd(), libc_flags::NEW_PID as i32).context(|| "return to the own PID namespace".to_owned())?;
-    let Child { pid, pidfd } = cloned.context(|| "clone the process".to_owned())?;
+    let (Child { pid, pidfd }, _between) = cloned.context(|| "clone the process".to_owned())?;
     drop((theirs, tasks));
     let mut launched = Launched { pid, pidfd, terminal: None };
     match talk(&exec, &ours, &mut launched) {
@@ -100,8 +97,16 @@ fn enter(exec: &Exec<'_>, socket: &OwnedFd, tasks: &[OwnedFd]) -> Result<std::co
         }
     }
     let finish = Finish::prepare(exec.process, &files, exec.ends_with_parent)?;
-    let mut flags =
-        libc_flags::NEW_MOUNT | libc_flags::NEW_UTS | libc_flags::NEW_IPC | libc_flags::NEW_NETWORK | libc_flags::NEW_CGROUP;
+    let all = [
+        ("mnt", libc_flags::NEW_MOUNT),
+        ("uts", libc_flags::NEW_UTS),
+        ("ipc", libc_flags::NEW_IPC),
+        ("net", libc_flags::NEW_NETWORK),
+        ("cgroup", libc_flags::NEW_CGROUP),
+    ];
+    // One that is the host's, only the host's root may join, even who is in it.
+    let is_to_join = |kind: &str| !process::is_in_user_namespace() || differs(exec.init_pid, kind);
+    let mut flags = all.iter().filter(|(kind, _)| is_to_join(kind)).fold(0, |flags, (_, flag)| flags | flag);
     if differs(exec.init_pid, "user") {
         flags |= libc_flags::NEW_USER;
         // Inside it can only lower them.

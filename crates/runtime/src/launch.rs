@@ -142,28 +142,13 @@ pub fn launch(launch: Launch<'_>) -> Result<Launched> {
     };
     let time_offsets = (!linux.time_offsets.is_empty()).then_some(&linux.time_offsets);
 
-    let own_pid_namespace = match &pid_join {
-        None => None,
-        Some(join) => {
-            let own = rustix::fs::open("/proc/self/ns/pid_for_children", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-                .context(|| "open the own PID namespace".to_owned())?;
-            process::set_namespace(join.as_fd(), libc_flags::NEW_PID as i32).context(|| "join the PID namespace".to_owned())?;
-            Some(own)
-        }
-    };
     if time_offsets.is_some() {
         return Err(RuntimeError::Spec("timeOffsets are not supported".to_owned()));
     }
     let args = CloneArgs { flags, cgroup: launch.cgroup.clone_into() };
     let child = init::Child { launch: &launch, flags, joins: &joins, sources, fifo: fifo.as_ref(), socket: &theirs };
-    let cloned = match joins.first().filter(|join| join.flag == libc_flags::NEW_USER) {
-        Some(user) => clone_in_user_namespace(user, &args, || init::run(&child)),
-        None => clone::clone3(&args, || init::run(&child)).map(|child| (child, None)),
-    };
-    if let Some(own) = own_pid_namespace {
-        process::set_namespace(own.as_fd(), libc_flags::NEW_PID as i32)
-            .context(|| "return to the own PID namespace".to_owned())?;
-    }
+    let user = joins.first().filter(|join| join.flag == libc_flags::NEW_USER).map(|join| &join.file);
+    let cloned = clone_into(user, pid_join.as_ref(), &args, || init::run(&child));
     let (Child { pid, pidfd }, _between) = cloned.context(|| "clone the container's init".to_owned())?;
     drop((theirs, joins));
     let mut launched = Launched { pid, pidfd, terminal: None };
@@ -186,18 +171,42 @@ impl Drop for Helper {
     }
 }
 
-/// Clones a process that is born in a user namespace which others have made, so that its other new namespaces belong to that. A
-/// process in between enters it, which it cannot leave again.
-fn clone_in_user_namespace(
-    user: &Join,
+/// Clones a process that is born in a user namespace which others have made, so that its other new namespaces belong to that, and in a
+/// PID namespace.
+pub(crate) fn clone_into(
+    user: Option<&OwnedFd>,
+    pid: Option<&OwnedFd>,
     args: &CloneArgs<'_>,
     child: impl FnOnce() -> i32,
+) -> std::io::Result<(Child, Option<Helper>)> {
+    let enter_pid = |pid: &OwnedFd| process::set_namespace(pid.as_fd(), libc_flags::NEW_PID as i32);
+    match (user, pid) {
+        (None, None) => clone::clone3(args, child).map(|child| (child, None)),
+        // The parent enters it for its child, and comes back.
+        (None, Some(pid)) if !process::is_in_user_namespace() => {
+            let own = rustix::fs::open("/proc/self/ns/pid_for_children", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+            enter_pid(pid)?;
+            let cloned = clone::clone3(args, child);
+            enter_pid(&own)?;
+            cloned.map(|child| (child, None))
+        }
+        _ => clone_between(args, child, || {
+            user.map_or(Ok(()), |user| process::set_namespace(user.as_fd(), libc_flags::NEW_USER as i32))?;
+            pid.map_or(Ok(()), enter_pid)
+        }),
+    }
+}
+
+/// Clones a process from one in between that enters what it cannot leave again.
+fn clone_between(
+    args: &CloneArgs<'_>,
+    child: impl FnOnce() -> i32,
+    enter: impl FnOnce() -> std::io::Result<()>,
 ) -> std::io::Result<(Child, Option<Helper>)> {
     let (ours, theirs) = socket::packet_pair()?;
     let between = clone::clone3(&CloneArgs::default(), || {
         let flags = args.flags | clone::PARENT;
-        let made = process::set_namespace(user.file.as_fd(), user.flag as i32)
-            .and_then(|()| clone::clone3(&CloneArgs { flags, cgroup: args.cgroup }, child));
+        let made = enter().and_then(|()| clone::clone3(&CloneArgs { flags, cgroup: args.cgroup }, child));
         let told = match made {
             Ok(made) => socket::send(&theirs, &[0; 4], &[made.pidfd.as_fd()]),
             Err(error) => socket::send(&theirs, &error.raw_os_error().unwrap_or(-1).to_ne_bytes(), &[]),

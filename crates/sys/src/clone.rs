@@ -51,8 +51,13 @@ pub const PARENT: u64 = 0x8000;
 /// `EBUSY` when the caller has more than one thread: the child of such a process could find any lock held forever.
 /// Otherwise what `clone3(2)` says.
 pub fn clone3(args: &CloneArgs<'_>, child: impl FnOnce() -> i32) -> io::Result<Child> {
-    if thread_count()? != 1 {
-        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    for attempt in 0.. {
+        match thread_count()? {
+            1 => break,
+            // One that has been joined is listed until the kernel has taken it apart.
+            _ if attempt < 100 => std::thread::sleep(std::time::Duration::from_micros(100)),
+            _ => return Err(io::Error::from_raw_os_error(libc::EBUSY)),
+        }
     }
     let mut pidfd: RawFd = -1;
     let mut raw = RawArgs {

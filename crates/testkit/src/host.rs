@@ -66,6 +66,13 @@ impl Host {
         command
     }
 
+    /// A command in the client's.
+    pub fn client_command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", path(&self.0.client))).arg(program);
+        command
+    }
+
     /// Runs a program in the host's namespace that must succeed, with text for its standard input.
     pub fn run(&self, program: &str, args: &[&str], input: &str) {
         let mut command = self.command(program);

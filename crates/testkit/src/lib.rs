@@ -15,6 +15,7 @@ mod leftovers;
 mod proxy;
 pub mod registry;
 mod served;
+pub mod user;
 
 pub use browser::Browser;
 pub use bucket::Bucket;
@@ -37,11 +38,34 @@ pub struct Sandbox {
     running: Option<Child>,
     /// The network namespace that commands run in, if not the test's own.
     namespace: Option<std::sync::Arc<host::Namespaces>>,
+    /// Who runs the commands, if not root.
+    user: Option<user::User>,
     before: leftovers::Host,
 }
 
 /// Roots for a test with `busybox:latest` in them; `None` where the kernel's interfaces are out of reach.
 pub fn sandbox(binary: &str) -> Option<Sandbox> {
+    let sandbox = empty(binary)?;
+    sandbox.import();
+    Some(sandbox)
+}
+
+/// The same for an ordinary user of a host of the test's own.
+pub fn user_sandbox(binary: &str, host: &host::Host) -> Option<Sandbox> {
+    let mut sandbox = empty(binary)?;
+    match user::User::new(sandbox.directory.path()) {
+        Ok(user) => sandbox.user = Some(user),
+        Err(why) => {
+            not_run(&why);
+            return None;
+        }
+    }
+    host.adopt(&mut sandbox);
+    sandbox.import();
+    Some(sandbox)
+}
+
+fn empty(binary: &str) -> Option<Sandbox> {
     let root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n");
     if !root {
         not_run("it needs root");
@@ -49,11 +73,7 @@ pub fn sandbox(binary: &str) -> Option<Sandbox> {
     }
     let directory = tempfile::Builder::new().prefix("dhow-test-").tempdir().expect("a temporary directory can be made");
     let before = leftovers::Host::look();
-    let sandbox = Sandbox { binary: PathBuf::from(binary), directory, running: None, namespace: None, before };
-    let archive = sandbox.path("busybox.tar");
-    std::fs::write(&archive, busybox_archive()).expect("the image can be written");
-    sandbox.ok(&["import", "-c", "CMD [\"sh\"]", archive.to_str().expect("temporary paths are UTF-8"), "busybox:latest"]);
-    Some(sandbox)
+    Some(Sandbox { binary: PathBuf::from(binary), directory, running: None, namespace: None, user: None, before })
 }
 
 /// Says that the calling test, or a part of it, cannot run on this host; in CI that is a failure.
@@ -80,6 +100,12 @@ macro_rules! sandboxed {
 }
 
 impl Sandbox {
+    fn import(&self) {
+        let archive = self.path("busybox.tar");
+        std::fs::write(&archive, busybox_archive()).expect("the image can be written");
+        self.ok(&["import", "-c", "CMD [\"sh\"]", archive.to_str().expect("temporary paths are UTF-8"), "busybox:latest"]);
+    }
+
     /// A path in the test's own directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
@@ -105,14 +131,25 @@ impl Sandbox {
         command
     }
 
+    /// A command of the binary under test on roots that the arguments name, by who runs this sandbox's.
+    pub fn program_as_user(&self, args: &[&str]) -> Command {
+        let mut command = self.program();
+        command.args(args).stdin(Stdio::null());
+        command
+    }
+
     fn program(&self) -> Command {
-        match &self.namespace {
-            Some(namespace) => {
+        match (&self.user, &self.namespace) {
+            (Some(user), namespace) => {
+                let namespace = namespace.as_ref().map(|namespace| namespace.host());
+                user.program(namespace.as_deref(), &self.binary)
+            }
+            (None, Some(namespace)) => {
                 let mut command = Command::new("nsenter");
                 command.arg(format!("--net={}", namespace.host())).arg(&self.binary);
                 command
             }
-            None => Command::new(&self.binary),
+            (None, None) => Command::new(&self.binary),
         }
     }
 

@@ -11,6 +11,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("api", &["oci"]),
     ("runtime", &["sys", "oci"]),
     ("network", &["sys"]),
+    ("rootless", &["network", "sys"]),
     ("store", &["sys", "oci"]),
     ("registry", &["oci", "sys"]),
     ("registry-server", &["oci", "registry", "sys"]),
@@ -20,7 +21,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("engine", &["api", "build", "monitor", "network", "oci", "registry", "runtime", "store", "sys"]),
     ("buildkit", &["api", "engine", "oci", "sys"]),
     ("server", &["api", "buildkit", "engine", "oci"]),
-    ("cli", &["api", "bake", "engine", "monitor", "oci", "registry", "registry-server", "runtime", "server", "sys", "testkit"]),
+    ("cli", &["api", "bake", "engine", "monitor", "oci", "registry", "registry-server", "rootless", "runtime", "server", "sys", "testkit"]),
 ];
 
 pub fn check() -> ExitCode {

@@ -18,7 +18,8 @@ use tracing_subscriber::{Registry, reload};
 
 use self::sockets::Sockets;
 use crate::configuration::{Configuration, ipv6_subnet};
-use crate::connect::{DEFAULT_SOCKET, Roots, TlsOptions, roots};
+use crate::connect::places::{places, roots};
+use crate::connect::{Roots, TlsOptions, become_root};
 use crate::failure::{Failure, Result};
 
 #[derive(Args, Debug)]
@@ -100,7 +101,7 @@ impl Daemon {
             hosts = file.get("hosts")?.unwrap_or_default();
         }
         if hosts.is_empty() {
-            hosts.push(format!("unix://{DEFAULT_SOCKET}"));
+            hosts.push(format!("unix://{}", places().socket.display()));
         }
         let sockets = Sockets::new(&hosts, flags.certificates(&file)?.as_ref(), file.get("scoped-sockets")?.unwrap_or_default())?;
         let service = Service {
@@ -114,6 +115,7 @@ impl Daemon {
         if service.flags.validate {
             return crate::output::print("configuration OK\n");
         }
+        become_root(&settings)?;
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(512).enable_all().build();
         let runtime = runtime.map_err(|error| Failure::new(format!("start the daemon's runtime: {error}")))?;
@@ -161,7 +163,8 @@ impl Daemon {
     /// What the flags and the file say of the engine.
     fn settings(&self, file: &Configuration) -> Result<Settings> {
         let wrong = |why: &str| Failure::new(format!("unable to configure the daemon: {why}"));
-        let mut settings = file.settings(Settings::default())?;
+        let (data_root, exec_root) = roots(None, None);
+        let mut settings = file.settings(Settings { data_root, exec_root, ..Settings::default() })?;
         file.check_files(&settings)?;
         if self.roots.data_root.is_some() || self.roots.exec_root.is_some() {
             let data = self.roots.data_root.clone().or_else(|| file.has("data-root").then(|| settings.data_root.clone()));

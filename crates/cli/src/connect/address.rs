@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::DEFAULT_SOCKET;
+use super::places::places;
 
 /// Where an engine is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ impl Address {
     pub fn parse(text: &str, tls: bool) -> Result<Address, String> {
         let invalid = || format!("invalid bind address format: {text}");
         match text.split_once("://") {
-            Some(("unix", "")) => Ok(Address::Unix(PathBuf::from(DEFAULT_SOCKET))),
+            Some(("unix", "")) => Ok(Address::Unix(places().socket.clone())),
             Some(("unix", path)) => Ok(Address::Unix(PathBuf::from(path))),
             Some(("fd", _)) => Ok(Address::Inherited),
             Some(("tcp", rest)) => tcp(text, rest, tls),
@@ -83,7 +83,7 @@ mod tests {
         };
         for (text, tls, expected) in [
             ("unix:///a/b", false, Ok(Address::Unix("/a/b".into()))),
-            ("unix://", false, Ok(Address::Unix(DEFAULT_SOCKET.into()))),
+            ("unix://", false, Ok(Address::Unix(places().socket.clone()))),
             ("/a/b", false, Ok(Address::Unix("/a/b".into()))),
             ("fd://", false, Ok(Address::Inherited)),
             ("tcp://", false, tcp("localhost", 2375)),

@@ -13,7 +13,7 @@ use dhow_oci::Digest;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::DEFAULT_SOCKET;
+use super::places::places;
 use crate::failure::{Failure, Result};
 
 /// The context that is in no file: what the environment says, or this program's own engine.
@@ -255,7 +255,7 @@ impl Selected {
 /// The context that the environment says.
 fn default_context() -> Context {
     let named = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let host = named("DHOW_HOST").or_else(|| named("DOCKER_HOST")).unwrap_or_else(|| format!("unix://{DEFAULT_SOCKET}"));
+    let host = named("DHOW_HOST").or_else(|| named("DOCKER_HOST")).unwrap_or_else(|| format!("unix://{}", places().socket.display()));
     let mut context = Context { name: DEFAULT.to_owned(), ..Context::default() };
     context.set_docker(Endpoint { host, ..Endpoint::default() });
     context

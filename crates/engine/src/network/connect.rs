@@ -140,6 +140,10 @@ impl Engine {
             "host" | "none" => None,
             name => self.store.database.read(|db| by_name(db, name)).ok().flatten(),
         };
+        let fault = record.is_some().then(|| dhow_network::home::fault().ok().flatten()).flatten();
+        if let Some(fault) = fault {
+            return vec![fault];
+        }
         let stops = record.map(|record| dhow_network::forward::stops(&record.network)).transpose();
         stops.unwrap_or_default().unwrap_or_default().iter().map(ToString::to_string).collect()
     }

@@ -1,0 +1,143 @@
+//! An ordinary user's engine: no root, no daemon, nothing set up but his ids.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::process::Stdio;
+
+use dhow_testkit::host::{CLIENT, HOST, Host};
+use dhow_testkit::user::{FIRST_ID, NUMBER};
+use dhow_testkit::{Sandbox, text, user_sandbox, wait_until};
+
+/// The end of a test that cannot run here.
+macro_rules! of_user {
+    ($host:expr) => {
+        match user_sandbox(env!("CARGO_BIN_EXE_dhow"), $host) {
+            Some(sandbox) => sandbox,
+            None => return,
+        }
+    };
+}
+
+/// The process that holds the user's namespaces.
+fn keeper(sandbox: &Sandbox) -> Option<i32> {
+    let exec = sandbox.exec_root().display().to_string();
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let mut numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    numbers.find(|pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).map(|line| text(&line)).unwrap_or_default();
+        line.starts_with(&format!("dhow\0keeper\0{exec}\0"))
+    })
+}
+
+#[test]
+fn a_user_runs_containers() {
+    let host = Host::make();
+    let mut sandbox = of_user!(&host);
+    let none = |script: &str| sandbox.ok(&["run", "--rm", "--network", "none", "busybox", "sh", "-c", script]);
+    assert_eq!(none("id -u; tr -s ' ' </proc/self/uid_map"), format!("0\n 0 {NUMBER} 1\n 1 {FIRST_ID} 65536"));
+    // Files are the user's, those of the container's other users his other numbers'.
+    fs::create_dir(sandbox.path("shared")).unwrap();
+    std::os::unix::fs::chown(sandbox.path("shared"), Some(NUMBER), Some(NUMBER)).unwrap();
+    fs::write(sandbox.path("shared/secret"), "of root").unwrap();
+    fs::set_permissions(sandbox.path("shared/secret"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let shared = format!("{}:/shared", sandbox.path("shared").display());
+    let script = "touch /shared/own /shared/other && chown 1000:1000 /shared/other; cat /shared/secret 2>&1; true";
+    let told = sandbox.ok(&["run", "--rm", "--network", "none", "-v", &shared, "busybox", "sh", "-c", script]);
+    assert!(told.contains("Permission denied"), "{told}");
+    assert_eq!(fs::metadata(sandbox.path("shared/own")).unwrap().uid(), NUMBER);
+    assert_eq!(fs::metadata(sandbox.path("shared/other")).unwrap().uid(), FIRST_ID + 999);
+    for device in ["mknod /x c 1 3", "mount -t tmpfs none /tmp", "dmesg", "ip link add x type dummy"] {
+        assert_eq!(none(&format!("({device}) >/dev/null 2>&1 && echo done || echo denied")), "denied", "{device}");
+    }
+    // Volumes, builds, copies, commits.
+    sandbox.ok(&["run", "-d", "--name", "writer", "--network", "none", "-v", "kept:/kept", "busybox", "sleep", "1000"]);
+    sandbox.ok(&["exec", "-u", "7", "writer", "sh", "-c", "id -u >/tmp/seven"]);
+    sandbox.ok(&["exec", "writer", "sh", "-c", "cp /tmp/seven /kept"]);
+    assert_eq!(sandbox.ok(&["run", "--rm", "--network", "none", "-v", "kept:/k:ro", "busybox", "cat", "/k/seven"]), "7");
+    sandbox.ok(&["cp", "writer:/tmp/seven", sandbox.path("shared/copied").to_str().unwrap()]);
+    assert_eq!(fs::read_to_string(sandbox.path("shared/copied")).unwrap(), "7\n");
+    sandbox.ok(&["commit", "writer", "committed"]);
+    assert_eq!(sandbox.ok(&["run", "--rm", "--network", "none", "committed", "stat", "-c", "%u", "/tmp/seven"]), "7");
+    assert!(sandbox.ok(&["top", "writer"]).contains("sleep 1000"));
+    let context = sandbox.path("shared/context");
+    fs::create_dir(&context).unwrap();
+    let dockerfile = "FROM busybox\nRUN adduser -D -u 1234 one && rm /bin/vi && touch /home/one/x && chown one /home/one/x\nUSER one\n";
+    fs::write(context.join("Dockerfile"), dockerfile).unwrap();
+    sandbox.ok(&["build", "-q", "-t", "built", context.to_str().unwrap()]);
+    assert_eq!(sandbox.ok(&["run", "--rm", "--network", "none", "built", "sh", "-c", "id -u; stat -c %u ~/x"]), "1234\n1234");
+    // A daemon of the user's own, and docker's client.
+    sandbox.ok(&["stop", "-t", "0", "writer"]);
+    sandbox.start_daemon();
+    for client in dhow_testkit::clients() {
+        let (code, out, errors) = sandbox.by(client, &["run", "--rm", "busybox", "echo", "by a daemon"]);
+        assert_eq!((code, out.as_str()), (0, "by a daemon\n"), "{client}: {errors}");
+    }
+    let (_, security, _) = sandbox.by("dhow", &["info", "-f", "{{.SecurityOptions}} {{.CgroupDriver}}"]);
+    assert!(security.contains("name=rootless"), "{security}");
+    sandbox.finish();
+}
+
+#[test]
+fn containers_of_a_user_have_networks() {
+    let host = Host::make();
+    let sandbox = of_user!(&host);
+    let serve = |name: &str, more: &[&str], port: &str| {
+        let script = format!("while :; do echo {name} | nc -l -p {port}; done");
+        sandbox.ok(&[&["run", "-d", "--name", name, "--network", "net"], more, &["busybox", "sh", "-c", &script]].concat())
+    };
+    sandbox.ok(&["network", "create", "net"]);
+    serve("server", &["-p", "8080:80", "-p", "127.0.0.1:8081:80"], "80");
+    let ask = "for i in 1 2 3 4 5 6 7 8 9; do nc server 80 && break; sleep 0.1; done";
+    assert_eq!(sandbox.ok(&["run", "--rm", "--network", "net", "busybox", "sh", "-c", ask]), "server");
+    // Ports are the host's, by its addresses and its loopback as they are published.
+    let asked = |mut command: std::process::Command, address: &str, port: &str| {
+        let output = command.args(["nc", "-w", "2", address, port]).stdin(Stdio::null()).output().unwrap();
+        text(&output.stdout)
+    };
+    for (address, port) in [("127.0.0.1", "8080"), (HOST[0], "8080"), ("127.0.0.1", "8081")] {
+        wait_until("the port answers", || asked(host.command("busybox"), address, port) == "server\n");
+    }
+    assert_eq!(asked(host.client_command("busybox"), HOST[0], "8080"), "server\n");
+    assert_eq!(asked(host.client_command("busybox"), HOST[0], "8081"), "");
+    let taken = sandbox.fails(&["run", "--rm", "-p", "8080:80", "busybox", "true"]);
+    assert!(taken.1.contains("address already in use"), "{}", taken.1);
+    let low = sandbox.fails(&["run", "--rm", "-p", "80:80", "busybox", "true"]);
+    assert!(low.1.contains("permission denied"), "{}", low.1);
+    // Other hosts are reached, in the host's name.
+    let mut outside = host.client_command("busybox");
+    let mut outside = outside.args(["nc", "-l", "-p", "99", "-v"]).stderr(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
+    let reach = format!("for i in 1 2 3 4 5 6 7 8 9; do nc -w 1 {} 99 </dev/null && echo reached && break; sleep 0.1; done", CLIENT[0]);
+    assert_eq!(sandbox.ok(&["run", "--rm", "--network", "net", "busybox", "sh", "-c", &reach]), "reached");
+    outside.kill().unwrap();
+    let heard = text(&outside.wait_with_output().unwrap().stderr);
+    assert!(heard.contains(&format!("connect to {}", CLIENT[0])) || heard.contains(HOST[0]), "{heard}");
+    // The host's network is the host's.
+    let links = sandbox.ok(&["run", "--rm", "--network", "host", "busybox", "ip", "-o", "link"]);
+    assert!(links.contains("outside"), "{links}");
+    // One that is killed is replaced, and all goes on as it was.
+    let first = keeper(&sandbox).unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(first).unwrap(), rustix::process::Signal::KILL).unwrap();
+    assert_eq!(sandbox.ok(&["run", "--rm", "--network", "net", "busybox", "sh", "-c", ask]), "server");
+    assert_eq!(sandbox.ok(&["exec", "server", "echo", "still"]), "still");
+    assert_ne!(keeper(&sandbox), Some(first));
+    assert_eq!(asked(host.client_command("busybox"), HOST[0], "8080"), "server\n");
+    sandbox.ok(&["rm", "-f", "server"]);
+    sandbox.ok(&["network", "rm", "net"]);
+    sandbox.finish();
+}
+
+#[test]
+fn what_a_user_lacks_is_said() {
+    let host = Host::make();
+    let sandbox = of_user!(&host);
+    fs::write(sandbox.path("etc/subuid"), "somebody:100000:65536\n").unwrap();
+    let other = sandbox.path("other");
+    let output = sandbox.program_as_user(&["--data-root", other.to_str().unwrap(), "ps"]).output().unwrap();
+    let told = text(&output.stderr);
+    assert!(told.contains("user tester has no ids for containers: there is no line for him in /etc/subuid"), "{told}");
+    assert!(told.contains("usermod --add-subuids 100000-165535 --add-subgids 100000-165535 tester"), "{told}");
+    fs::write(sandbox.path("etc/subuid"), format!("tester:{FIRST_ID}:65536\n")).unwrap();
+    sandbox.finish();
+}

@@ -1,0 +1,176 @@
+//! Entry: the user's namespaces are found, or made.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use dhow_network::home::{self, Keeper};
+use dhow_sys::clone::{self, CloneArgs};
+use dhow_sys::{process, socket};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+
+use crate::keeper::{self, NETWORK_FILE};
+use crate::ranges::{Ranges, arguments};
+use crate::{Context, Result, RootlessError};
+
+/// `CLONE_NEWUSER` and `CLONE_NEWNS` of `linux/sched.h`.
+const NEW_USER: i32 = 0x1000_0000;
+const NEW_MOUNT: i32 = 0x0002_0000;
+
+/// Held by who starts a keeper, and by one that goes.
+pub(crate) const LOCK: &str = "keeper.lock";
+
+/// Makes the calling process, which has one thread, root of the user's namespaces, those of the engines with this exec root.
+///
+/// # Errors
+/// What the host lacks, and how it is mended.
+pub fn enter(exec_root: &Path) -> Result<()> {
+    let exec_root = &std::path::absolute(exec_root).context(|| format!("path {}", exec_root.display()))?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(exec_root)
+        .context(|| format!("create {}", exec_root.display()))?;
+    let keeper = find(exec_root)?;
+    let joined = process::set_namespace(keeper.users.as_fd(), NEW_USER).and_then(|()| process::unshare(NEW_MOUNT));
+    joined.context(|| "enter the user's namespaces".to_owned())?;
+    home::adopt(keeper);
+    Ok(())
+}
+
+/// The keeper that is there, or a new one.
+fn find(exec_root: &Path) -> Result<Keeper> {
+    if let Ok(keeper) = Keeper::connect(exec_root) {
+        return Ok(keeper);
+    }
+    let _lock = lock(exec_root, FlockOperation::LockExclusive).context(|| format!("lock {LOCK}"))?;
+    if let Ok(keeper) = Keeper::connect(exec_root) {
+        return Ok(keeper);
+    }
+    let listener = keeper::listen(exec_root).context(|| format!("listen on {}", home::SOCKET))?;
+    match left_behind(exec_root) {
+        Some((users, network)) => adopt(exec_root, &listener, &users, network.as_ref())?,
+        None => start(exec_root, &listener)?,
+    }
+    Keeper::connect(exec_root).context(|| "connect to the keeper of the user's namespaces".to_owned())
+}
+
+/// The lock, until the descriptor is closed.
+pub(crate) fn lock(exec_root: &Path, operation: FlockOperation) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = rustix::fs::open(exec_root.join(LOCK), flags, Mode::from_raw_mode(0o600))?;
+    rustix::fs::flock(&file, operation)?;
+    Ok(file)
+}
+
+/// Starts a keeper in a new user namespace, with the user's ids.
+fn start(exec_root: &Path, listener: &OwnedFd) -> Result<()> {
+    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    let ranges = Ranges::of(uid)?;
+    let what = || "start the keeper of the user's namespaces".to_owned();
+    let (ours, theirs) = socket::packet_pair().context(what)?;
+    let args = CloneArgs { flags: NEW_USER as u64, cgroup: None };
+    let child = clone::clone3(&args, || {
+        let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+        // Its ids are given to it meanwhile. Without a word there are none.
+        match rustix::io::read(&theirs, &mut [0u8; 1]) {
+            Ok(1) => become_keeper(exec_root, listener, None),
+            _ => 1,
+        }
+    });
+    let child = child.map_err(|source| RootlessError::NoUserNamespace { source })?;
+    drop(theirs);
+    give_ids("newuidmap", child.pid, &arguments(uid, &ranges.users))?;
+    give_ids("newgidmap", child.pid, &arguments(gid, &ranges.groups))?;
+    rustix::io::write(&ours, b"x").context(what)?;
+    Ok(())
+}
+
+/// Starts a keeper for namespaces that have lost theirs.
+fn adopt(exec_root: &Path, listener: &OwnedFd, users: &OwnedFd, network: Option<&OwnedFd>) -> Result<()> {
+    let child = clone::clone3(&CloneArgs::default(), || match process::set_namespace(users.as_fd(), NEW_USER) {
+        Ok(()) => become_keeper(exec_root, listener, network),
+        Err(_) => 1,
+    });
+    child.map(drop).context(|| "start the keeper of the user's namespaces".to_owned())
+}
+
+/// In a child: becomes the program that is [`keeper::main`]. Returns the status of a failure.
+fn become_keeper(exec_root: &Path, listener: &OwnedFd, network: Option<&OwnedFd>) -> i32 {
+    let execute = || -> io::Result<std::convert::Infallible> {
+        let _ = rustix::process::set_parent_process_death_signal(None);
+        rustix::process::setsid()?;
+        rustix::process::chdir("/")?;
+        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        // High numbers first: none of them is overwritten by another.
+        let listener = rustix::io::fcntl_dupfd_cloexec(listener, 10)?;
+        let network = network.map(|network| rustix::io::fcntl_dupfd_cloexec(network, 10)).transpose()?;
+        for number in 0..3 {
+            dhow_sys::descriptor::duplicate_to(null.as_fd(), number)?;
+        }
+        dhow_sys::descriptor::duplicate_to(listener.as_fd(), keeper::LISTENER)?;
+        if let Some(network) = &network {
+            dhow_sys::descriptor::duplicate_to(network.as_fd(), keeper::ADOPTED)?;
+        }
+        dhow_sys::descriptor::cloexec_from(if network.is_some() { 5 } else { 4 })?;
+        let adopted = if network.is_some() { "adopted" } else { "new" };
+        let args = [c"dhow".to_owned(), c"keeper".to_owned(), CString::new(exec_root.as_os_str().as_encoded_bytes())?, CString::new(adopted)?];
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = CString::new([b"PATH=", path.as_encoded_bytes()].concat())?;
+        let Err(error) = process::exec(c"/proc/self/exe", &args, &[path]);
+        Err(error)
+    };
+    match execute() {
+        Err(_) => 1,
+    }
+}
+
+/// Has the user's ids written to a process's user namespace, by the programs that may (newuidmap(1)).
+fn give_ids(program: &'static str, pid: i32, arguments: &[String]) -> Result<()> {
+    let output = Command::new(program).arg(pid.to_string()).args(arguments).stdin(Stdio::null()).output();
+    let output = match output {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(RootlessError::NoHelper { program, package: "uidmap (in some distributions shadow-utils)" });
+        }
+        output => output.context(|| format!("start {program}"))?,
+    };
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(RootlessError::Refused { program, why: String::from_utf8_lossy(&output.stderr).trim().to_owned() })
+}
+
+/// The user namespace of a monitor that lives, and the network namespace with the bridges if it has that: all that tells of a keeper
+/// that was killed.
+fn left_behind(exec_root: &Path) -> Option<(OwnedFd, Option<OwnedFd>)> {
+    let open = |path: String| rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok();
+    let networks = fs::read_to_string(exec_root.join(NETWORK_FILE)).unwrap_or_default();
+    let mut found = None;
+    for run in fs::read_dir(exec_root.join("containers")).ok()?.flatten() {
+        let Some(pid) = monitor_of(&run.path()) else { continue };
+        let Some(users) = open(format!("/proc/{pid}/ns/user")) else { continue };
+        let is_it = |link: &Path| fs::read_link(link).is_ok_and(|target| target.as_os_str() == networks.as_str());
+        let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let network = files.map(|file| file.path()).find(|path| is_it(path)).and_then(|path| open(path.display().to_string()));
+        if network.is_some() {
+            return Some((users, network));
+        }
+        found = Some((users, None));
+    }
+    found
+}
+
+/// The process that listens as the monitor of a run directory.
+fn monitor_of(run: &Path) -> Option<i32> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+    let directory = rustix::fs::open(run, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).ok()?;
+    let path = dhow_sys::root::descriptor_path(directory.as_fd()).join("monitor.sock");
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path).ok()?).ok()?;
+    Some(rustix::net::sockopt::socket_peercred(&socket).ok()?.pid.as_raw_nonzero().get())
+}

@@ -1,0 +1,202 @@
+//! The keeper: a small process that holds a user's namespaces and lets his engines in. It ends when nobody else is in them.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use dhow_network::home::{LONGEST, NETWORK, SOCKET, USERS};
+use dhow_sys::{process, socket};
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::enter::lock;
+use crate::uplink::Uplink;
+
+/// Which network namespace is the user's, as `readlink` of its file shows it, below the exec root: by it a new keeper finds it among
+/// the descriptors of monitors.
+pub(crate) const NETWORK_FILE: &str = "keeper.network";
+/// The descriptors that [`main`] starts with.
+pub(crate) const LISTENER: i32 = 3;
+pub(crate) const ADOPTED: i32 = 4;
+
+/// `CLONE_NEWNET` and `CLONE_NEWNS` of `linux/sched.h`.
+const NEW_NETWORK: i32 = 0x4000_0000;
+const NEW_MOUNT: i32 = 0x0002_0000;
+
+/// How long the namespaces stay after the last one has left: commands often come one after the other.
+const LINGER: Duration = Duration::from_secs(2);
+/// Who came to an earlier keeper holds no connection to this one: when nobody does, it looks now and then whether anybody is there.
+const LOOK: Duration = Duration::from_secs(10);
+
+struct Keeper {
+    exec_root: PathBuf,
+    listener: OwnedFd,
+    users: OwnedFd,
+    network: Option<OwnedFd>,
+    uplink: Option<Uplink>,
+    guests: Vec<OwnedFd>,
+}
+
+/// Listens for engines; what listened there before is gone.
+pub(crate) fn listen(exec_root: &Path) -> io::Result<OwnedFd> {
+    match fs::remove_file(exec_root.join(SOCKET)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let directory = rustix::fs::open(exec_root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let address = SocketAddrUnix::new(dhow_sys::root::descriptor_path(directory.as_fd()).join(SOCKET))?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let listener = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    let before = rustix::process::umask(Mode::from_raw_mode(0o177));
+    let bound = rustix::net::bind(&listener, &address);
+    rustix::process::umask(before);
+    bound?;
+    rustix::net::listen(&listener, 128)?;
+    Ok(listener)
+}
+
+/// The keeper's whole life, with the arguments `EXEC-ROOT new|adopted`, a listener as descriptor 3, and with `adopted` a network
+/// namespace as descriptor 4. It has one thread. Returns its exit status.
+pub fn main(args: &[std::ffi::OsString]) -> i32 {
+    process::small_heap();
+    process::set_name(c"dhow");
+    let _ = process::set_dumpable(false);
+    let [exec_root, how] = args else { return 1 };
+    match Keeper::new(PathBuf::from(exec_root), how == "adopted").and_then(|mut keeper| keeper.run()) {
+        Ok(()) => 0,
+        Err(_) => 1,
+    }
+}
+
+impl Keeper {
+    fn new(exec_root: PathBuf, adopted: bool) -> io::Result<Keeper> {
+        let listener = dhow_sys::descriptor::inherited(LISTENER)?;
+        let network = if adopted { Some(dhow_sys::descriptor::inherited(ADOPTED)?) } else { None };
+        let users = rustix::fs::open("/proc/self/ns/user", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        // For what is mounted below.
+        process::unshare(NEW_MOUNT)?;
+        Ok(Keeper { exec_root, listener, users, network, uplink: None, guests: Vec::new() })
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        loop {
+            if self.guests.is_empty() && !self.wait(Some(LINGER))? && self.is_alone()? && self.leave()? {
+                return Ok(());
+            }
+            let patience = self.guests.is_empty().then_some(LOOK);
+            if self.wait(patience)? {
+                self.serve();
+            }
+        }
+    }
+
+    /// Waits until somebody comes, says something or goes; `false` when nobody has.
+    fn wait(&self, patience: Option<Duration>) -> io::Result<bool> {
+        let deadline = patience.map(|patience| Instant::now() + patience);
+        let everybody = std::iter::once(&self.listener).chain(&self.guests);
+        let mut fds: Vec<_> = everybody.map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        loop {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let time = left.map(|left| rustix::time::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
+            match rustix::event::poll(&mut fds, time.as_ref()) {
+                Err(rustix::io::Errno::INTR) => {}
+                ready => return Ok(ready? > 0),
+            }
+        }
+    }
+
+    fn serve(&mut self) {
+        while let Ok(guest) = rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            // Others than the user cannot reach the socket; what root does is not for his namespaces.
+            if socket::send(&guest, USERS, &[self.users.as_fd()]).is_ok() {
+                self.guests.push(guest);
+            }
+        }
+        let mut guests = std::mem::take(&mut self.guests);
+        guests.retain(|guest| {
+            let mut message = [0; LONGEST];
+            match socket::receive(guest, &mut message, &mut Vec::new()) {
+                Ok(length) if length > 0 => &message[..length] != NETWORK || self.answer(guest).is_ok(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => true,
+                Ok(_) | Err(_) => false,
+            }
+        });
+        self.guests = guests;
+    }
+
+    /// Gives an engine the network namespace, with a way out if there is one to be had.
+    fn answer(&mut self, guest: &OwnedFd) -> io::Result<()> {
+        if self.network.is_none() {
+            self.network = Some(self.make_network()?);
+        }
+        let Some(network) = &self.network else { return Err(io::ErrorKind::NotFound.into()) };
+        let mut fault = String::new();
+        if !self.uplink.as_mut().is_some_and(Uplink::is_alive) {
+            self.uplink = None;
+            match self.show(network).map_err(|error| format!("mount the network namespace: {error}")).and_then(|path| Uplink::start(network, &path)) {
+                Ok(uplink) => self.uplink = Some(uplink),
+                Err(why) => fault = why,
+            }
+        }
+        let mut message = [NETWORK, fault.as_bytes()].concat();
+        message.truncate(LONGEST);
+        socket::send(guest, &message, &[network.as_fd()]).map(drop)
+    }
+
+    fn make_network(&self) -> io::Result<OwnedFd> {
+        let network = std::thread::spawn(|| {
+            process::unshare(NEW_NETWORK)?;
+            Ok::<OwnedFd, io::Error>(rustix::fs::open("/proc/thread-self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+        });
+        let network = network.join().map_err(|_| io::Error::other("the thread panicked"))??;
+        let name = fs::read_link(dhow_sys::root::descriptor_path(network.as_fd()))?;
+        fs::write(self.exec_root.join(NETWORK_FILE), name.as_os_str().as_encoded_bytes())?;
+        dhow_network::isolate(&network).map_err(|error| io::Error::other(error.to_string()))?;
+        Ok(network)
+    }
+
+    /// Mounts the namespace's file where the program of the way out, which has fewer rights than this process, can open it. Nobody else
+    /// sees that mount.
+    fn show(&self, network: &OwnedFd) -> io::Result<PathBuf> {
+        let path = self.exec_root.join(NETWORK_FILE);
+        if rustix::fs::stat(&path)?.st_ino != rustix::fs::fstat(network)?.st_ino {
+            rustix::mount::mount_bind(dhow_sys::root::descriptor_path(network.as_fd()), &path)?;
+        }
+        Ok(path)
+    }
+
+    /// Whether no other process is in the user namespace, or in one below it.
+    fn is_alone(&self) -> io::Result<bool> {
+        let own = [Some(rustix::process::getpid().as_raw_nonzero().get()), self.uplink.as_ref().map(Uplink::pid)];
+        let theirs = rustix::fs::fstat(&self.users)?;
+        for entry in fs::read_dir("/proc")?.flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+            if own.contains(&Some(pid)) {
+                continue;
+            }
+            if rustix::fs::stat(format!("/proc/{pid}/ns/user")).is_ok_and(|stat| stat.st_ino == theirs.st_ino) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Goes, unless somebody is about to come. What bridges there were go with the last descriptor of the namespace.
+    fn leave(&mut self) -> io::Result<bool> {
+        let Ok(_lock) = lock(&self.exec_root, FlockOperation::NonBlockingLockExclusive) else { return Ok(false) };
+        if self.wait(Some(Duration::ZERO))? {
+            return Ok(false);
+        }
+        for name in [SOCKET, NETWORK_FILE] {
+            // A file that is removed takes the mounts on it along (mount_namespaces(7)).
+            match fs::remove_file(self.exec_root.join(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(true)
+    }
+}
