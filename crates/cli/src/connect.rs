@@ -126,6 +126,7 @@ impl Target {
 /// Makes an ordinary user root of namespaces of his own, before his engine is opened. The process has one thread.
 pub fn become_root(settings: &Settings) -> Result<()> {
     if places().is_ordinary && rustix::process::geteuid().as_raw() != 0 {
+        let _ = dhow_engine::program_path();
         dhow_rootless::enter(&settings.exec_root).map_err(|error| Failure::new(format!("dhow: {error}")))?;
     }
     Ok(())

@@ -3,12 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 use std::fs;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
-use dhow_testkit::host::{CLIENT, HOST, Host};
+use dhow_testkit::host::{From, HOST, Host, Server};
 use dhow_testkit::user::{FIRST_ID, NUMBER};
-use dhow_testkit::{Sandbox, text, user_sandbox, wait_until};
+use dhow_testkit::{Sandbox, text, user_sandbox};
 
 /// The end of a test that cannot run here.
 macro_rules! of_user {
@@ -63,10 +64,10 @@ fn a_user_runs_containers() {
     assert!(sandbox.ok(&["top", "writer"]).contains("sleep 1000"));
     let context = sandbox.path("shared/context");
     fs::create_dir(&context).unwrap();
-    let dockerfile = "FROM busybox\nRUN adduser -D -u 1234 one && rm /bin/vi && touch /home/one/x && chown one /home/one/x\nUSER one\n";
+    let dockerfile = "FROM busybox\nRUN rm /bin/vi && mkdir /d && touch /d/x && chown 1234 /d/x\nUSER 1234\n";
     fs::write(context.join("Dockerfile"), dockerfile).unwrap();
     sandbox.ok(&["build", "-q", "-t", "built", context.to_str().unwrap()]);
-    assert_eq!(sandbox.ok(&["run", "--rm", "--network", "none", "built", "sh", "-c", "id -u; stat -c %u ~/x"]), "1234\n1234");
+    assert_eq!(sandbox.ok(&["run", "--rm", "--network", "none", "built", "sh", "-c", "id -u; stat -c %u /d/x"]), "1234\n1234");
     // A daemon of the user's own, and docker's client.
     sandbox.ok(&["stop", "-t", "0", "writer"]);
     sandbox.start_daemon();
@@ -83,46 +84,50 @@ fn a_user_runs_containers() {
 fn containers_of_a_user_have_networks() {
     let host = Host::make();
     let sandbox = of_user!(&host);
-    let serve = |name: &str, more: &[&str], port: &str| {
-        let script = format!("while :; do echo {name} | nc -l -p {port}; done");
-        sandbox.ok(&[&["run", "-d", "--name", name, "--network", "net"], more, &["busybox", "sh", "-c", &script]].concat())
-    };
     sandbox.ok(&["network", "create", "net"]);
-    serve("server", &["-p", "8080:80", "-p", "127.0.0.1:8081:80"], "80");
+    let serve = "while :; do echo served | nc -l -p 80; done";
+    let ports = ["-p", "8080:80", "-p", "127.0.0.1:8081:80", "-p", "8082:90", "-p", "8082:90/udp"];
+    let server = ["--name", "server", "--network", "net", "busybox", "sh", "-c", serve];
+    sandbox.ok(&[&["run", "-d"], &ports[..], &server].concat());
     let ask = "for i in 1 2 3 4 5 6 7 8 9; do nc server 80 && break; sleep 0.1; done";
-    assert_eq!(sandbox.ok(&["run", "--rm", "--network", "net", "busybox", "sh", "-c", ask]), "server");
-    // Ports are the host's, by its addresses and its loopback as they are published.
-    let asked = |mut command: std::process::Command, address: &str, port: &str| {
-        let output = command.args(["nc", "-w", "2", address, port]).stdin(Stdio::null()).output().unwrap();
+    assert_eq!(sandbox.ok(&["run", "--rm", "--network", "net", "busybox", "sh", "-c", ask]), "served");
+    // Ports are the host's, by its addresses and its loopback as they are published; who comes, comes from the bridge.
+    let asked = |from: From, address: &str, port: u16, protocol: &str| {
+        let inside = if port == 8082 { 90 } else { 91 };
+        let address = SocketAddr::new(address.parse().unwrap(), port);
+        host.ask(&sandbox, from, address, Server { container: "server", protocol, port: inside, length: 1000 })
+    };
+    let bridge = sandbox.ok(&["network", "inspect", "-f", "{{(index .IPAM.Config 0).Gateway}}", "net"]);
+    let bridge: Option<IpAddr> = Some(bridge.parse().unwrap());
+    for protocol in ["tcp", "udp"] {
+        assert_eq!(asked(From::Host, "127.0.0.1", 8082, protocol), bridge, "{protocol}");
+        assert_eq!(asked(From::Host, HOST[0], 8082, protocol), bridge, "{protocol}");
+        assert_eq!(asked(From::Client, HOST[0], 8082, protocol), bridge, "{protocol}");
+    }
+    let fetched = |command: &mut Command, address: &str, port: &str| {
+        let output = command.args(["timeout", "2", "busybox", "nc", address, port]).stdin(Stdio::null()).output().unwrap();
         text(&output.stdout)
     };
-    for (address, port) in [("127.0.0.1", "8080"), (HOST[0], "8080"), ("127.0.0.1", "8081")] {
-        wait_until("the port answers", || asked(host.command("busybox"), address, port) == "server\n");
-    }
-    assert_eq!(asked(host.client_command("busybox"), HOST[0], "8080"), "server\n");
-    assert_eq!(asked(host.client_command("busybox"), HOST[0], "8081"), "");
+    assert_eq!(fetched(&mut host.command("env"), "127.0.0.1", "8081"), "served\n");
+    assert_eq!(asked(From::Client, HOST[0], 8081, "tcp"), None);
     let taken = sandbox.fails(&["run", "--rm", "-p", "8080:80", "busybox", "true"]);
     assert!(taken.1.contains("address already in use"), "{}", taken.1);
     let low = sandbox.fails(&["run", "--rm", "-p", "80:80", "busybox", "true"]);
     assert!(low.1.contains("permission denied"), "{}", low.1);
     // Other hosts are reached, in the host's name.
-    let mut outside = host.client_command("busybox");
-    let mut outside = outside.args(["nc", "-l", "-p", "99", "-v"]).stderr(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
-    let reach = format!("for i in 1 2 3 4 5 6 7 8 9; do nc -w 1 {} 99 </dev/null && echo reached && break; sleep 0.1; done", CLIENT[0]);
-    assert_eq!(sandbox.ok(&["run", "--rm", "--network", "net", "busybox", "sh", "-c", &reach]), "reached");
-    outside.kill().unwrap();
-    let heard = text(&outside.wait_with_output().unwrap().stderr);
-    assert!(heard.contains(&format!("connect to {}", CLIENT[0])) || heard.contains(HOST[0]), "{heard}");
+    for protocol in ["tcp", "udp"] {
+        assert_eq!(host.ask_client(&sandbox, "server", protocol), Some(HOST[0].parse().unwrap()), "{protocol}");
+    }
     // The host's network is the host's.
     let links = sandbox.ok(&["run", "--rm", "--network", "host", "busybox", "ip", "-o", "link"]);
     assert!(links.contains("outside"), "{links}");
     // One that is killed is replaced, and all goes on as it was.
     let first = keeper(&sandbox).unwrap();
     rustix::process::kill_process(rustix::process::Pid::from_raw(first).unwrap(), rustix::process::Signal::KILL).unwrap();
-    assert_eq!(sandbox.ok(&["run", "--rm", "--network", "net", "busybox", "sh", "-c", ask]), "server");
+    assert_eq!(sandbox.ok(&["run", "--rm", "--network", "net", "busybox", "sh", "-c", ask]), "served");
     assert_eq!(sandbox.ok(&["exec", "server", "echo", "still"]), "still");
     assert_ne!(keeper(&sandbox), Some(first));
-    assert_eq!(asked(host.client_command("busybox"), HOST[0], "8080"), "server\n");
+    assert_eq!(asked(From::Client, HOST[0], 8082, "tcp"), bridge);
     sandbox.ok(&["rm", "-f", "server"]);
     sandbox.ok(&["network", "rm", "net"]);
     sandbox.finish();

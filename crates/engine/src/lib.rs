@@ -92,7 +92,7 @@ pub use filter::Filters;
 pub use health::ON_FAILURE;
 pub use host::supported_platforms;
 pub use lifecycle::{AttachOptions, detach_keys};
-pub use link::{Spare, collect_children};
+pub use link::{Spare, collect_children, program_path};
 pub use list::ListQuery;
 pub use logs::drivers::check as check_log;
 pub use logs::{LogQuery, LogSink};

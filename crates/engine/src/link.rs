@@ -272,6 +272,13 @@ fn protected_program() -> Result<OwnedFd> {
     Ok(program)
 }
 
+/// The path of the file that this process executes, as it was when this was asked first. For who is about to change his mount namespace:
+/// the kernel knows no path to what is in another one.
+pub fn program_path() -> &'static Path {
+    static PATH: OnceLock<std::path::PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| std::fs::read_link("/proc/self/exe").unwrap_or_default())
+}
+
 /// The file that this process executes, as it is found in its mount namespace. Once found it is kept: an upgrade puts another one in its
 /// place.
 fn same_program(flags: OpenTreeFlags) -> rustix::io::Result<OwnedFd> {
@@ -279,8 +286,7 @@ fn same_program(flags: OpenTreeFlags) -> rustix::io::Result<OwnedFd> {
     if let Some(program) = FOUND.get() {
         return open_tree(program, "", flags | OpenTreeFlags::AT_EMPTY_PATH);
     }
-    let path = rustix::fs::readlink("/proc/self/exe", Vec::new())?;
-    let program = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let program = rustix::fs::open(program_path(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     let (found, own) = (rustix::fs::fstat(&program)?, rustix::fs::stat("/proc/self/exe")?);
     if (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino) {
         return Err(rustix::io::Errno::NOENT);

@@ -66,13 +66,6 @@ impl Host {
         command
     }
 
-    /// A command in the client's.
-    pub fn client_command(&self, program: &str) -> Command {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", path(&self.0.client))).arg(program);
-        command
-    }
-
     /// Runs a program in the host's namespace that must succeed, with text for its standard input.
     pub fn run(&self, program: &str, args: &[&str], input: &str) {
         let mut command = self.command(program);
@@ -101,6 +94,14 @@ impl Host {
             From::Host => &self.0.name,
         });
         exchange(&server, &from, address, &to)
+    }
+
+    /// What a server of the client's sees of a container that talks to it: an address. `None` where they do not get together.
+    pub fn ask_client(&self, sandbox: &Sandbox, container: &str, protocol: &str) -> Option<IpAddr> {
+        let pid = sandbox.ok(&["inspect", "-f", "{{.State.Pid}}", container]);
+        let address: IpAddr = CLIENT[0].parse().ok()?;
+        let server = Server { container: "", protocol, port: 99, length: 0 };
+        exchange(&path(&self.0.client), &format!("/proc/{pid}/ns/net"), SocketAddr::new(address, server.port), &server)
     }
 }
 
