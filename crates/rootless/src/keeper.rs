@@ -31,6 +31,9 @@ const LINGER: Duration = Duration::from_secs(2);
 /// Who came to an earlier keeper holds no connection to this one: when nobody does, it looks now and then whether anybody is there.
 const LOOK: Duration = Duration::from_secs(10);
 
+/// A program that ended sooner is not started again by itself.
+const LASTING: Duration = Duration::from_secs(5);
+
 struct Keeper {
     exec_root: PathBuf,
     listener: OwnedFd,
@@ -89,15 +92,17 @@ impl Keeper {
             let patience = self.guests.is_empty().then_some(LOOK);
             if self.wait(patience)? {
                 self.serve();
+                self.look_after_uplink();
             }
         }
     }
 
-    /// Waits until somebody comes, says something or goes; `false` when nobody has.
+    /// Waits until somebody comes, says something or goes, or the way out ends; `false` when nothing of that is so.
     fn wait(&self, patience: Option<Duration>) -> io::Result<bool> {
         let deadline = patience.map(|patience| Instant::now() + patience);
         let everybody = std::iter::once(&self.listener).chain(&self.guests);
-        let mut fds: Vec<_> = everybody.map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        let everybody = everybody.map(AsFd::as_fd).chain(self.uplink.as_ref().map(|uplink| uplink.child.pidfd.as_fd()));
+        let mut fds: Vec<_> = everybody.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
         loop {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let time = left.map(|left| rustix::time::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
@@ -132,18 +137,36 @@ impl Keeper {
         if self.network.is_none() {
             self.network = Some(self.make_network()?);
         }
+        let fault = match self.uplink.as_mut().is_some_and(Uplink::is_alive) {
+            true => String::new(),
+            false => self.start_uplink().err().unwrap_or_default(),
+        };
         let Some(network) = &self.network else { return Err(io::ErrorKind::NotFound.into()) };
-        let mut fault = String::new();
-        if !self.uplink.as_mut().is_some_and(Uplink::is_alive) {
-            self.uplink = None;
-            match self.show(network).map_err(|error| format!("mount the network namespace: {error}")).and_then(|path| Uplink::start(network, &path)) {
-                Ok(uplink) => self.uplink = Some(uplink),
-                Err(why) => fault = why,
-            }
-        }
         let mut message = [NETWORK, fault.as_bytes()].concat();
         message.truncate(LONGEST);
         socket::send(guest, &message, &[network.as_fd()]).map(drop)
+    }
+
+    fn start_uplink(&mut self) -> Result<(), String> {
+        self.uplink = None;
+        let Some(network) = &self.network else { return Ok(()) };
+        let path = self.show(network).map_err(|error| format!("mount the network namespace: {error}"))?;
+        self.uplink = Some(Uplink::start(network, &path)?);
+        Ok(())
+    }
+
+    /// Starts the program of the way out again when it has ended. One that does not last waits for the next who asks.
+    fn look_after_uplink(&mut self) {
+        if let Some(uplink) = &mut self.uplink
+            && !uplink.is_alive()
+        {
+            let lasted = uplink.started.elapsed() > LASTING;
+            self.uplink = None;
+            if lasted {
+                // Who asks next is told what is wrong.
+                let _ = self.start_uplink();
+            }
+        }
     }
 
     fn make_network(&self) -> io::Result<OwnedFd> {
@@ -170,7 +193,7 @@ impl Keeper {
 
     /// Whether no other process is in the user namespace, or in one below it.
     fn is_alone(&self) -> io::Result<bool> {
-        let own = [Some(rustix::process::getpid().as_raw_nonzero().get()), self.uplink.as_ref().map(Uplink::pid)];
+        let own = [Some(rustix::process::getpid().as_raw_nonzero().get()), self.uplink.as_ref().map(|uplink| uplink.child.pid)];
         let theirs = rustix::fs::fstat(&self.users)?;
         for entry in fs::read_dir("/proc")?.flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
@@ -186,7 +209,12 @@ impl Keeper {
 
     /// Goes, unless somebody is about to come. What bridges there were go with the last descriptor of the namespace.
     fn leave(&mut self) -> io::Result<bool> {
-        let Ok(_lock) = lock(&self.exec_root, FlockOperation::NonBlockingLockExclusive) else { return Ok(false) };
+        let _lock = match lock(&self.exec_root, FlockOperation::NonBlockingLockExclusive) {
+            // Where the exec root was, nobody finds this process any more.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+            Err(_) => return Ok(false),
+            Ok(lock) => lock,
+        };
         if self.wait(Some(Duration::ZERO))? {
             return Ok(false);
         }

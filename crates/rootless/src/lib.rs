@@ -3,7 +3,7 @@
 //! What is to be an engine [`enter`]s a user namespace in which the user's number is 0 and the ranges that subuid(5) and subgid(5) give
 //! him are the others, and a mount namespace of its own. All his engines and monitors are in that one user namespace; the [`keeper`], a
 //! process that is there as long as one of them is, lets others in. It also holds the network namespace in which the bridges are
-//! ([`dhow_network::home`]), and gives that a way out ([`uplink`]).
+//! ([`dhow_network::home`]), and gives that a way out (by `pasta`).
 //!
 //! Engines and monitors stay in the host's network namespace: they pull images, publish ports and ask name servers as any program
 //! of the user does, and a container with the host's network has the host's.
@@ -11,7 +11,7 @@
 mod enter;
 pub mod keeper;
 mod ranges;
-pub mod uplink;
+mod uplink;
 
 use std::io;
 

@@ -17,8 +17,9 @@ const NEW_NETWORK: i32 = 0x4000_0000;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A running program; it ends with this value, and with the process that has it.
-pub struct Uplink {
-    child: Child,
+pub(crate) struct Uplink {
+    pub child: Child,
+    pub started: Instant,
 }
 
 impl Uplink {
@@ -49,7 +50,7 @@ impl Uplink {
             127
         });
         drop(write);
-        let mut uplink = Uplink { child: child.map_err(|error| failed(&error))? };
+        let mut uplink = Uplink { child: child.map_err(|error| failed(&error))?, started: Instant::now() };
         let deadline = Instant::now() + PATIENCE;
         while !has_route(network) {
             if !uplink.is_alive() {
@@ -61,10 +62,6 @@ impl Uplink {
             std::thread::sleep(Duration::from_millis(2));
         }
         Ok(uplink)
-    }
-
-    pub fn pid(&self) -> i32 {
-        self.child.pid
     }
 
     /// Whether it runs. One that has ended is reaped.
