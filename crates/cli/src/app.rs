@@ -128,6 +128,9 @@ pub fn main(args: Vec<OsString>) -> i32 {
         let globals = app.globals;
         return finish(daemon.run(globals.debug, globals.log_level, globals.roots, globals.host, globals.tls));
     }
+    if let Command::Doctor(doctor) = app.command {
+        return finish(doctor.run());
+    }
     if let Command::Registry(command) = app.command {
         return finish(command.run(app.globals.debug));
     }
@@ -247,6 +250,6 @@ async fn dispatch(app: App) -> failure::Result {
         Command::Login(login) => login.run(&client).await,
         Command::Search(search) => search.run(&client).await,
         Command::Logout(_) | Command::Manifest(_) => Ok(()),
-        Command::Daemon(_) | Command::Registry(_) | Command::Context(_) | Command::System(System::Reap { .. }) => Ok(()),
+        Command::Daemon(_) | Command::Doctor(_) | Command::Registry(_) | Command::Context(_) | Command::System(System::Reap { .. }) => Ok(()),
     }
 }

@@ -8,6 +8,7 @@ pub mod context;
 pub mod copy;
 pub mod create;
 pub mod daemon;
+pub mod doctor;
 pub mod exec;
 pub mod image;
 pub mod inspect;

@@ -68,6 +68,19 @@ fn a_user_runs_containers() {
     fs::write(context.join("Dockerfile"), dockerfile).unwrap();
     sandbox.ok(&["build", "-q", "-t", "built", context.to_str().unwrap()]);
     assert_eq!(sandbox.ok(&["run", "--rm", "--network", "none", "built", "sh", "-c", "id -u; stat -c %u /d/x"]), "1234\n1234");
+    // Limits, where cgroups are the user's.
+    let limited = ["run", "--rm", "--network", "none", "-m", "20m", "busybox", "cat", "/sys/fs/cgroup/memory.max"];
+    if fs::exists("/sys/fs/cgroup/cgroup.controllers").unwrap() {
+        assert_eq!(sandbox.ok(&limited), "20971520");
+        sandbox.ok(&["pause", "writer"]);
+        sandbox.ok(&["unpause", "writer"]);
+        sandbox.ok(&["update", "--pids-limit", "50", "writer"]);
+        assert_eq!(sandbox.ok(&["exec", "writer", "cat", "/sys/fs/cgroup/pids.max"]), "50");
+        assert!(sandbox.ok(&["stats", "--no-stream", "--format", "{{.PIDs}}", "writer"]).parse::<u32>().unwrap() > 0);
+    } else {
+        let warned = text(&sandbox.run(&limited).stderr);
+        assert!(warned.contains("Your kernel does not support memory limit capabilities"), "{warned}");
+    }
     // A daemon of the user's own, and docker's client.
     sandbox.ok(&["stop", "-t", "0", "writer"]);
     sandbox.start_daemon();

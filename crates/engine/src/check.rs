@@ -355,7 +355,7 @@ impl Engine {
             return Err(Error::conflict("its monitor lives: stop its processes first"));
         }
         let told = state::load(&run).map(|left| left.cgroup).filter(|path| !path.is_empty());
-        end_cgroup(&told.unwrap_or_else(|| format!("{}/{id}", state::CGROUP_PARENT)))?;
+        end_cgroup(&told.unwrap_or_else(|| format!("{}/{id}", state::cgroup_parent())))?;
         state::discard(&run).context(|| format!("remove {}", run.display()))?;
         self.remove_files(id)?;
         self.store.database.write::<_, Error>(Durability::Power, |tx| {

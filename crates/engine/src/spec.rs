@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 
 use dhow_api::config::{HostConfig, ThrottleDevice};
-use dhow_monitor::state::CGROUP_PARENT;
+use dhow_monitor::state::cgroup_parent;
 use dhow_oci::ids::Ids;
 use dhow_runtime::defaults;
 use dhow_runtime::spec::{
@@ -145,7 +146,7 @@ impl Engine {
         if host.cgroupns_mode == "private" {
             namespaces.push(own("cgroup"));
         }
-        if std::path::Path::new("/proc/self/ns/time").exists() {
+        if Path::new("/proc/self/ns/time").exists() {
             namespaces.push(own("time"));
         }
         Ok(namespaces)
@@ -225,7 +226,7 @@ fn own_program() -> Result<String> {
     let path = std::fs::read_link("/proc/self/exe").context(|| "find the own program".to_owned())?;
     let path = path.to_string_lossy();
     let replaced = path.strip_suffix(" (deleted)").unwrap_or(&path);
-    match std::path::Path::new(replaced).exists() {
+    match Path::new(replaced).exists() {
         true => Ok(replaced.to_owned()),
         false => Err(Error::internal(format!("{replaced}, which is the init of --init, is there no more: install it again"))),
     }
@@ -314,7 +315,7 @@ fn sysctls(host: &HostConfig, namespaces: &[Namespace]) -> Result<BTreeMap<Strin
         // Not all groups exist in a user namespace.
         if !namespaces.iter().any(|namespace| namespace.kind == "user")
             && !dhow_sys::process::is_in_user_namespace()
-            && std::path::Path::new("/proc/sys/net/ipv4/ping_group_range").exists()
+            && Path::new("/proc/sys/net/ipv4/ping_group_range").exists()
         {
             all.insert("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned());
         }
@@ -340,9 +341,16 @@ fn sysctls(host: &HostConfig, namespaces: &[Namespace]) -> Result<BTreeMap<Strin
 
 /// The container's place below the hierarchy's root; the parent is anchored there by the runtime.
 pub(crate) fn cgroup_path(container: &Container, default: Option<&str>) -> Result<String> {
-    let parent = match container.record.host_config.cgroup_parent.as_str() {
-        "" => default.unwrap_or(CGROUP_PARENT),
-        parent => parent,
+    let given = match container.record.host_config.cgroup_parent.as_str() {
+        "" => default,
+        parent => Some(parent),
+    };
+    let own = dhow_runtime::cgroup::delegated().unwrap_or_default();
+    let parent = match given {
+        None => cgroup_parent(),
+        Some(parent) if own.is_empty() || Path::new(parent).starts_with(&own) => parent.to_owned(),
+        // Elsewhere this user may not make any.
+        Some(parent) => format!("{own}/{parent}"),
     };
     if parent.split('/').any(|part| part == "..") {
         return Err(Error::invalid(format!("invalid cgroup parent {parent}: it leads upwards")));
@@ -412,7 +420,7 @@ fn devices(host: &HostConfig) -> Result<(Vec<Device>, Vec<DeviceRule>)> {
     if host.privileged {
         let all = DeviceRule { allow: true, access: Some("rwm".to_owned()), ..DeviceRule::default() };
         let mut devices = Vec::new();
-        collect(std::path::Path::new("/dev"), "/dev", &mut devices);
+        collect(Path::new("/dev"), "/dev", &mut devices);
         // These are the container's own.
         devices.retain(|device| {
             !["/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/console", "/dev/ptmx"].iter().any(|own| device.path.starts_with(own))
@@ -435,7 +443,7 @@ fn devices(host: &HostConfig) -> Result<(Vec<Device>, Vec<DeviceRule>)> {
             ))
         };
         let access = if mapping.cgroup_permissions.is_empty() { "rwm" } else { mapping.cgroup_permissions.as_str() };
-        let path = std::path::Path::new(&mapping.path_on_host);
+        let path = Path::new(&mapping.path_on_host);
         let inside = if mapping.path_in_container.is_empty() { &mapping.path_on_host } else { &mapping.path_in_container };
         let before = devices.len();
         if std::fs::metadata(path).map_err(missing)?.is_dir() {
@@ -484,7 +492,7 @@ fn parse_rule(text: &str) -> Result<DeviceRule> {
     })
 }
 
-fn device(path: &std::path::Path, inside: &str) -> Option<Device> {
+fn device(path: &Path, inside: &str) -> Option<Device> {
     use std::os::unix::fs::MetadataExt;
     let stat = std::fs::metadata(path).ok()?;
     let kind = match stat.file_type() {
@@ -504,7 +512,7 @@ fn device(path: &std::path::Path, inside: &str) -> Option<Device> {
 }
 
 /// All devices below a directory of the host.
-fn collect(directory: &std::path::Path, inside: &str, into: &mut Vec<Device>) {
+fn collect(directory: &Path, inside: &str, into: &mut Vec<Device>) {
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let inside = format!("{inside}/{name}");

@@ -22,7 +22,7 @@ impl Engine {
             preread: time::ZERO.to_owned(),
             ..Stats::default()
         };
-        if !container.is_running() || container.state.cgroup.is_empty() {
+        if !container.is_running() {
             return Ok(stats);
         }
         stats.read = time::format(time::now());

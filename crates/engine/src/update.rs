@@ -51,7 +51,7 @@ impl Engine {
         }
         let mut after = before.clone();
         merge(&mut after, &wanted);
-        if container.is_running() && !container.state.cgroup.is_empty() {
+        if container.is_running() {
             self.update_running(&container, &after, before)?;
         }
         self.edit_record(&container, |record| merge(&mut record.host_config, &wanted))?;

@@ -68,13 +68,16 @@ pub const LOCK: &str = "lock";
 pub const SOCKET: &str = "monitor.sock";
 
 /// The cgroup that containers' cgroups are below unless a user names another one.
-pub const CGROUP_PARENT: &str = "/dhow";
+pub fn cgroup_parent() -> String {
+    dhow_runtime::cgroup::delegated().unwrap_or_default() + "/dhow"
+}
 
 /// Takes away the cgroup above that of a container which has ended, where it was the last and nobody named the parent.
 pub fn leave_cgroup(container: &str) {
-    if container.strip_prefix(CGROUP_PARENT).is_some_and(|rest| rest.starts_with('/')) {
+    let parent = cgroup_parent();
+    if container.strip_prefix(&parent).is_some_and(|rest| rest.starts_with('/')) {
         // One that stays is taken by the next container.
-        let _ = dhow_runtime::cgroup::remove_unused(CGROUP_PARENT);
+        let _ = dhow_runtime::cgroup::remove_unused(&parent);
     }
 }
 

@@ -8,6 +8,7 @@
 //! Engines and monitors stay in the host's network namespace: they pull images, publish ports and ask name servers as any program
 //! of the user does, and a container with the host's network has the host's.
 
+pub mod doctor;
 mod enter;
 pub mod keeper;
 mod ranges;
@@ -36,7 +37,7 @@ pub enum RootlessError {
     NoHelper { program: &'static str, package: &'static str },
     #[error("{program} gave the user namespace no ids: {why}")]
     Refused { program: &'static str, why: String },
-    #[error("make a user namespace: {source}{}", remedy(source))]
+    #[error("make a user namespace: {source}{}", remedy().map(|remedy| format!("; an administrator allows them: {remedy}")).unwrap_or_default())]
     NoUserNamespace { source: io::Error },
 }
 
@@ -52,8 +53,8 @@ impl<T, E: Into<io::Error>> Context<T> for std::result::Result<T, E> {
     }
 }
 
-/// What keeps users from making user namespaces, as a command of an administrator, after a semicolon.
-fn remedy(error: &io::Error) -> String {
+/// What lets users make user namespaces, as a command of an administrator, where that is known.
+fn remedy() -> Option<String> {
     // Debian's own, AppArmor's (Ubuntu 24.04), the kernel's.
     let settings = [
         ("/proc/sys/kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"),
@@ -61,9 +62,5 @@ fn remedy(error: &io::Error) -> String {
         ("/proc/sys/user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=15000"),
     ];
     let is_so = |(path, value, _): &&(&str, &str, &str)| std::fs::read_to_string(path).is_ok_and(|now| now.trim() == *value);
-    match settings.iter().find(is_so) {
-        Some((_, _, command)) => format!("; an administrator allows them: {command}"),
-        None if error.kind() == io::ErrorKind::PermissionDenied => "; the host does not let this user make them".to_owned(),
-        None => String::new(),
-    }
+    settings.iter().find(is_so).map(|(_, _, command)| (*command).to_owned())
 }

@@ -10,7 +10,7 @@ use dhow_sys::clone::{self, Child, CloneArgs};
 use dhow_sys::process;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
-const PROGRAM: &str = "pasta";
+pub(crate) const PROGRAM: &str = "pasta";
 /// `CLONE_NEWNET`
 const NEW_NETWORK: i32 = 0x4000_0000;
 /// How long it may take to set its link up.

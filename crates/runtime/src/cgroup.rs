@@ -56,12 +56,12 @@ impl Cgroup {
         }
     }
 
-    /// The cgroup `path`, which exists.
+    /// The cgroup `path`, which exists; none if that is empty.
     pub fn open(path: &str) -> Result<Cgroup> {
-        let path = anchored(path)?;
-        if !is_available() {
+        if path.is_empty() {
             return Ok(Cgroup::None);
         }
+        let path = anchored(path)?;
         Ok(match layout()? {
             Layout::Unified(mount) => Cgroup::V2(Unified::open(&mount, &path)?),
             Layout::Hierarchies(mounts, _) => Cgroup::V1(Hierarchies::open(mounts, &path)),
@@ -197,15 +197,44 @@ fn none(what: &str) -> RuntimeError {
 
 /// Whether cgroups can be made here. The host's root can; a user whom cgroup v2 has been delegated to, too.
 pub fn is_available() -> bool {
+    delegated().is_some()
+}
+
+/// The cgroup below which this process may make others, empty for the hierarchies' roots, else with a slash at its beginning. For who is
+/// not the host's root it is the highest one above the process that is his (cgroups(7), "Cgroups delegation"): only from there the kernel
+/// lets him move processes.
+pub fn delegated() -> Option<String> {
     if !dhow_sys::process::is_in_user_namespace() {
-        return true;
+        return Some(String::new());
     }
-    let is_writable = |directory: &Path| rustix::fs::access(directory, rustix::fs::Access::WRITE_OK).is_ok();
-    match layout() {
-        Ok(Layout::Unified(mount)) => is_writable(&mount),
-        Ok(Layout::Hierarchies(mounts, _)) => mounts.iter().all(|(_, mount)| is_writable(mount)),
-        Err(_) => false,
+    match layout().ok()? {
+        Layout::Unified(_) => delegated_to_user(),
+        Layout::Hierarchies(mounts, _) => mounts.iter().all(|(_, mount)| is_writable(mount)).then(String::new),
     }
+}
+
+/// The same on cgroup v2 for who is not root, or root of a user namespace only.
+pub fn delegated_to_user() -> Option<String> {
+    match layout().ok()? {
+        Layout::Unified(mount) if is_writable(&mount) => Some(String::new()),
+        Layout::Unified(mount) => {
+            let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+            let own = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
+            let is_his = |path: &&Path| {
+                let directory = mount.join(path);
+                [&directory, &directory.join("cgroup.procs"), &directory.join("cgroup.subtree_control")]
+                    .into_iter()
+                    .all(|path| is_writable(path))
+            };
+            let above = Path::new(own).ancestors().take_while(is_his).last()?;
+            Some(format!("/{}", above.to_str()?))
+        }
+        Layout::Hierarchies(..) => None,
+    }
+}
+
+fn is_writable(path: &Path) -> bool {
+    rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok()
 }
 
 /// The size of pages as the kernel's files name it, which becomes part of a path: `2MB`.

@@ -315,7 +315,7 @@ fn claimed(store: &Store, create: &Create, bundle: &Path, spec: &Spec, wait: boo
         bundle: bundle.to_owned(),
         created: dhow_oci::time::format(dhow_oci::time::now()),
         owner: rustix::process::getuid().as_raw(),
-        cgroup: cgroup_path,
+        cgroup: if matches!(cgroup, Cgroup::None) { String::new() } else { cgroup_path },
         spec: spec.clone(),
     };
     store.save(&record)?;
@@ -406,11 +406,19 @@ fn kill(store: &Store, id: &str, signal: &str, all: bool) -> Result<i32> {
     let record = store.load(id)?;
     let thaw = || match signal {
         // A frozen process dies when it thaws.
-        9 => Cgroup::open(&record.cgroup)?.freeze(false),
+        9 => match Cgroup::open(&record.cgroup)? {
+            Cgroup::None => Ok(()),
+            cgroup => cgroup.freeze(false),
+        },
         _ => Ok(()),
     };
     if all {
-        for pid in Cgroup::open(&record.cgroup)?.processes().unwrap_or_default() {
+        // Where there are no cgroups, with its init all of its PID namespace ends.
+        let pids = match Cgroup::open(&record.cgroup)? {
+            Cgroup::None => vec![record.pid],
+            cgroup => cgroup.processes().unwrap_or_default(),
+        };
+        for pid in pids {
             let _ = dhow_sys::signal::kill(pid, signal);
         }
         return thaw().map(|()| 0);

@@ -11,15 +11,24 @@ pub const NUMBER: u32 = 70_001;
 pub const FIRST_ID: u32 = 2_000_000;
 
 /// Has the host's files name him, shows him the binary under test and the device that `pasta` needs, which not every host lets all users
-/// open, and becomes him.
+/// open, puts him into a cgroup that is his where there is cgroup v2 alone, and becomes him.
 const SCRIPT: &str = r#"
 set -e
 home=$1 binary=$2
 shift 2
 for file in passwd subuid subgid; do mount --bind "$home/etc/$file" "/etc/$file"; done
+[ -e /dev/net/tun ] || modprobe tun
 mount --bind "$home/etc/tun" /dev/net/tun
 mount --bind "$binary" "$home/etc/dhow"
-exec setpriv --reuid 70001 --regid 70001 --clear-groups \
+if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
+  own="/sys/fs/cgroup/${home##*/}"
+  mkdir -p "$own/session"
+  for controller in memory pids cpu; do echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control; done
+  chown -R 70001 "$own"
+  echo $$ >"$own/session/cgroup.procs"
+fi
+# By its path: some shells have a lesser one of that name inside.
+exec "$(which setpriv)" --reuid 70001 --regid 70001 --clear-groups \
   env -i PATH="$PATH" HOME="$home" XDG_RUNTIME_DIR="$home" TEST_PATIENCE="${TEST_PATIENCE:-20}" "$home/etc/dhow" "$@"
 "#;
 
@@ -29,6 +38,15 @@ const PROGRAMS: [&str; 4] = ["newuidmap", "newgidmap", "pasta", "setpriv"];
 /// A user whose home is the test's own directory.
 pub(crate) struct User {
     home: PathBuf,
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        let own = Path::new("/sys/fs/cgroup").join(self.home.file_name().unwrap_or_default());
+        for directory in [own.join("session"), own] {
+            let _ = fs::remove_dir(directory);
+        }
+    }
 }
 
 impl User {

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use dhow_api::client::Client;
 
 use crate::commands::{
-    bake, build, builder, commit, context, copy, create, daemon, exec, image, inspect, lifecycle, list, logs, manifest, network,
+    bake, build, builder, commit, context, copy, create, daemon, doctor, exec, image, inspect, lifecycle, list, logs, manifest, network,
     prune, registry, registry_server, run, stats, system, update, volume,
 };
 use crate::failure;
@@ -43,6 +43,8 @@ pub enum Command {
     /// Run a registry of one's own
     #[command(subcommand)]
     Registry(registry_server::Command),
+    /// Look at what this host lacks for containers of this user, and name what mends it
+    Doctor(doctor::Doctor),
     /// Run the engine as a daemon behind a socket
     Daemon(Box<daemon::Daemon>),
     /// Manage contexts

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use dhow_oci::time::now;
 
+use dhow_runtime::cgroup::Cgroup;
 use dhow_runtime::hooks;
 use dhow_runtime::spec::{Hook, Hooks, Rlimit};
 
@@ -94,6 +95,10 @@ impl Monitor {
         let root = self.root.as_ref().ok_or_else(|| start::Failed::new("the root is not mounted".to_owned()))?;
         let (process, running) = start::start(&self.setup, &self.start, &root.fd, network, self.users.as_ref())?;
         let network = self.network_state();
+        let cgroup = match running.cgroup {
+            Cgroup::None => String::new(),
+            _ => self.start.spec.linux().cgroups_path.clone().unwrap_or_default(),
+        };
         self.state = State {
             status: Status::Running,
             pid: process.pid,
@@ -105,7 +110,7 @@ impl Monitor {
             restart_count: self.state.restart_count,
             stopped_by_user: false,
             network,
-            cgroup: self.start.spec.linux().cgroups_path.clone().unwrap_or_default(),
+            cgroup,
             health: self.state.health.take().filter(|_| self.setup.health.is_some()),
         };
         self.begin_probing();

@@ -27,7 +27,10 @@ impl Unified {
     pub(super) fn create(mount: &Path, path: &Path, resources: &Resources) -> Result<Unified> {
         let mut directory = mount.to_owned();
         for part in path.components() {
-            enable_controllers(&directory);
+            // What is above a user's own is not for him to change.
+            if !dhow_sys::process::is_in_user_namespace() || super::is_writable(&directory) {
+                enable_controllers(&directory);
+            }
             directory.push(part);
             match std::fs::create_dir(&directory) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
