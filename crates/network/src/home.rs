@@ -12,6 +12,7 @@ use dhow_sys::{process, socket};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use crate::nft::{self, Expression, Family, Transaction};
 use crate::{Context, Result};
 
 /// `CLONE_NEWNET`
@@ -91,6 +92,30 @@ pub fn find(exec_root: &Path) {
     {
         adopt(keeper);
     }
+}
+
+/// Makes a new network namespace ready to be the host's side of a user's networks: its loopback device is up, and it answers no packet
+/// that belongs to no connection. There are versions of `pasta` that send such in the middle of one, which the answer would end.
+pub fn prepare(network: &OwnedFd) -> Result<()> {
+    const TABLE: &str = "dhow-uplink";
+    /// `NF_CT_STATE_INVALID_BIT`, and the state's length.
+    const INVALID: u32 = 1;
+    crate::isolate(network)?;
+    let guard = || {
+        let mut transaction = Transaction::begin(Family::Inet, TABLE);
+        transaction.fresh_table();
+        transaction.base_chain("input", "filter", nft::HOOK_INPUT, 0);
+        // ct state invalid drop
+        let rule = [
+            Expression::Conntrack { key: nft::CT_STATE, register: 1 },
+            Expression::Mask { mask: INVALID.to_ne_bytes().to_vec() },
+            Expression::Compare { operator: 1, value: vec![0; 4] },
+            Expression::Drop,
+        ];
+        transaction.rule("input", &rule);
+        transaction.commit(&Socket::netfilter()?)
+    };
+    in_thread(Some(network), guard).and_then(|done| done).context(|| "set up the user's network namespace".to_owned())
 }
 
 /// Whether the host's side of networks is not in the namespace that this process is in.

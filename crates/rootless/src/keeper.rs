@@ -177,7 +177,7 @@ impl Keeper {
         let network = network.join().map_err(|_| io::Error::other("the thread panicked"))??;
         let name = fs::read_link(dhow_sys::root::descriptor_path(network.as_fd()))?;
         fs::write(self.exec_root.join(NETWORK_FILE), name.as_os_str().as_encoded_bytes())?;
-        dhow_network::isolate(&network).map_err(|error| io::Error::other(error.to_string()))?;
+        dhow_network::home::prepare(&network).map_err(|error| io::Error::other(error.to_string()))?;
         Ok(network)
     }
 
