@@ -120,5 +120,17 @@ fn the_runtime_works_under_another_engine() {
     wait_until("it has stopped", || status("one").contains("\"status\": \"stopped\""));
     assert_eq!(runtime(&["delete", "one"]).0, 0);
     assert!(runtime(&["state", "one"]).2.contains("container does not exist"));
+    // What podman asks of a runtime beyond the specification.
+    std::fs::create_dir_all(bundle.root().join("filled/below")).unwrap();
+    std::fs::write(bundle.root().join("filled/below/file"), "copied up").unwrap();
+    bundle.configure(|config| {
+        config["process"]["args"] = json!(["sh", "-c", "cat /filled/below/file; touch /filled/x; mount | grep -c ' /filled '"]);
+        let options = ["rw", "nosuid", "tmpcopyup"];
+        let tmpfs = json!({ "destination": "/filled", "type": "tmpfs", "source": "tmpfs", "options": options });
+        config["mounts"].as_array_mut().unwrap().push(tmpfs);
+    });
+    let (code, output, errors) = runtime(&["run", "two"]);
+    assert_eq!((code, output.as_str()), (0, "copied up1\n"), "{errors}");
+    assert!(!bundle.root().join("filled/x").exists());
     sandbox.finish();
 }

@@ -22,6 +22,8 @@ pub(crate) struct MountOptions {
     /// Propagation type and whether it is recursive, in order.
     pub propagation: Vec<(u64, bool)>,
     pub idmap: bool,
+    /// A new tmpfs gets what is in the directory that it hides (runc's `tmpcopyup`, which podman sets).
+    pub copy_up: bool,
     /// Options for the file system: key, and value if it has one.
     pub data: Vec<(String, Option<String>)>,
 }
@@ -58,6 +60,8 @@ impl MountOptions {
             "unbindable" => self.propagation.push((UNBINDABLE, false)),
             "runbindable" => self.propagation.push((UNBINDABLE, true)),
             "idmap" | "ridmap" => self.idmap = true,
+            "tmpcopyup" => self.copy_up = true,
+            "notmpcopyup" => self.copy_up = false,
             // What mount(8) takes and the kernel need not know.
             "defaults" | "loud" | "silent" | "remount" | "_netdev" | "nofail" => {}
             other => self.data.push(match other.split_once('=') {

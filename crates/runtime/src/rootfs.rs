@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use dhow_sys::mount::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, MountAttr, mount_setattr, mount_setattr_at};
 use dhow_sys::root::Root;
+use dhow_sys::tree::{Content, Copier};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
@@ -185,9 +186,19 @@ impl Tree {
         }
         .context(|| format!("create mountpoint {}", mount.destination))?;
         check_not_in_proc(&target, destination, &mount.kind, tree)?;
+        if options.copy_up && mount.kind == "tmpfs" {
+            self.copy_up(destination, tree).context(|| format!("copy {} into the tmpfs", mount.destination))?;
+        }
         attach(tree, &target)?;
         apply(tree, &options)?;
         closed.then(|| tree.try_clone()).transpose().context(|| "hold the mount".to_owned())
+    }
+
+    /// Fills a tmpfs that is not attached yet with what is where it will be.
+    fn copy_up(&self, destination: &Path, tmpfs: &OwnedFd) -> io::Result<()> {
+        let from = self.root.open(destination, OFlags::RDONLY | OFlags::DIRECTORY, 0)?;
+        let to = rustix::fs::openat(tmpfs, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Copier::new(to.as_fd(), Content::Own).below(&from, &to, Path::new(""))
     }
 
     /// Makes read-only what [`Tree::mount_all`] has left to be.
