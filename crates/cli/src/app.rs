@@ -250,6 +250,10 @@ async fn dispatch(app: App) -> failure::Result {
         Command::Login(login) => login.run(&client).await,
         Command::Search(search) => search.run(&client).await,
         Command::Logout(_) | Command::Manifest(_) => Ok(()),
-        Command::Daemon(_) | Command::Doctor(_) | Command::Registry(_) | Command::Context(_) | Command::System(System::Reap { .. }) => Ok(()),
+        Command::Daemon(_)
+        | Command::Doctor(_)
+        | Command::Registry(_)
+        | Command::Context(_)
+        | Command::System(System::Reap { .. }) => Ok(()),
     }
 }

@@ -16,7 +16,6 @@ use serde_json::{Map, Value};
 use crate::connect::places::{places, roots};
 use crate::failure::{Failure, Result};
 
-
 /// What becomes of a key.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Key {

@@ -97,6 +97,38 @@ fn each_container_has_ids_of_its_own_over_the_same_files() {
     sandbox.finish();
 }
 
+/// What is in the way of a user namespace's border: capabilities of files name its root.
+#[test]
+fn capabilities_of_files_pass() {
+    let sandbox = sandboxed!();
+    let program = sandbox.path("capable");
+    std::fs::copy("/bin/busybox", &program).unwrap();
+    let given = std::process::Command::new("setcap").arg("cap_net_raw+ep").arg(&program).status();
+    assert!(given.is_ok_and(|given| given.success()), "setcap works: apt-get install libcap2-bin");
+    let capability = |path: &Path| {
+        let mut value = [0u8; 64];
+        rustix::fs::getxattr(path, "security.capability", &mut value[..]).map(|length| value[..length].to_vec()).unwrap()
+    };
+    let wanted = capability(&program);
+    sandbox.ok(&["run", "-d", "--name", "one", "--network", "none", "--userns", "auto", "busybox", "sleep", "1000"]);
+    let path = program.display().to_string();
+    for (number, host) in ["one:/busybox-a", "one:/busybox-b"].into_iter().enumerate() {
+        if number == 1 {
+            sandbox.ok(&["stop", "-t", "0", "one"]);
+        }
+        sandbox.ok(&["cp", &path, host]);
+        let back = sandbox.path("back");
+        sandbox.ok(&["cp", host, back.to_str().unwrap()]);
+        assert_eq!(capability(&back), wanted, "{host}");
+    }
+    sandbox.ok(&["start", "one"]);
+    for name in ["/busybox-a", "/busybox-b"] {
+        let permitted = sandbox.ok(&["exec", "-u", "1000", "one", name, "grep", "CapPrm", "/proc/self/status"]);
+        assert_eq!(permitted, "CapPrm:\t0000000000002000", "{name}");
+    }
+    sandbox.finish();
+}
+
 #[test]
 fn they_have_what_others_have() {
     let mut sandbox = sandboxed!();

@@ -281,7 +281,13 @@ mod tests {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
         let mut relays = Relays::new(0);
         let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        relays.add(&epoll, (ours.into(), Vec::new()), vec![server.local_addr().unwrap()], Side::Host, Some(Duration::from_secs(5)));
+        relays.add(
+            &epoll,
+            (ours.into(), Vec::new()),
+            vec![server.local_addr().unwrap()],
+            Side::Host,
+            Some(Duration::from_secs(5)),
+        );
         let deadline = relays.deadline().unwrap();
         relays.expire(deadline - Duration::from_millis(1));
         assert_eq!(relays.deadline(), Some(deadline));

@@ -158,12 +158,7 @@ impl Services {
     /// When something must be given up.
     pub fn deadline(&self) -> Option<Instant> {
         let resolver = self.resolver.as_ref().and_then(Resolver::deadline);
-        resolver
-            .into_iter()
-            .chain(self.relays.deadline())
-            .chain(self.questions.deadline())
-            .chain(self.datagrams.deadline())
-            .min()
+        resolver.into_iter().chain(self.relays.deadline()).chain(self.questions.deadline()).chain(self.datagrams.deadline()).min()
     }
 
     pub fn expire(&mut self, now: Instant) {

@@ -20,7 +20,6 @@ use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::rc::Rc;
 
-
 use self::path::Path;
 use self::table::Table;
 use self::walk::{End, Walk};

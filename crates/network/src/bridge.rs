@@ -238,7 +238,8 @@ pub fn host_networks() -> Result<Vec<Subnet>> {
     if home::is_elsewhere() {
         sockets.push(home::route().context(|| "open a netlink socket".to_owned())?);
     }
-    let used = sockets.iter().map(|socket| route::used_networks(socket).context(|| "read the host's addresses and routes".to_owned()));
+    let used =
+        sockets.iter().map(|socket| route::used_networks(socket).context(|| "read the host's addresses and routes".to_owned()));
     Ok(used.collect::<Result<Vec<_>>>()?.concat())
 }
 

@@ -2,7 +2,6 @@
 //!
 //! Tables of others are read here and never written. What is found is told to the user, with what would allow the packets.
 
-
 use crate::nft::{self, BaseChain, Family};
 use crate::{Context, Network, Result, home};
 

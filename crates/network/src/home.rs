@@ -42,8 +42,7 @@ impl Keeper {
     pub fn connect(exec_root: &Path) -> io::Result<Keeper> {
         let connection = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         // A Unix address holds 107 bytes: the long path is replaced by a descriptor of the directory.
-        let directory =
-            rustix::fs::open(exec_root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let directory = rustix::fs::open(exec_root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let path = dhow_sys::root::descriptor_path(directory.as_fd()).join(SOCKET);
         rustix::net::connect(&connection, &SocketAddrUnix::new(path)?)?;
         let (told, users) = hear(&connection)?;
@@ -88,7 +87,8 @@ pub fn find(exec_root: &Path) {
         return;
     }
     if let Ok(keeper) = Keeper::connect(exec_root)
-        && number(rustix::fs::fstat(&keeper.users)).is_some_and(|theirs| number(rustix::fs::stat("/proc/self/ns/user")) == Some(theirs))
+        && number(rustix::fs::fstat(&keeper.users))
+            .is_some_and(|theirs| number(rustix::fs::stat("/proc/self/ns/user")) == Some(theirs))
     {
         adopt(keeper);
     }

@@ -27,9 +27,15 @@ pub struct Finding {
 pub enum State {
     Fine,
     /// Something does not work without it: what, and a command that mends it.
-    Wanting { why: String, remedy: String },
+    Wanting {
+        why: String,
+        remedy: String,
+    },
     /// Nothing works without it.
-    Missing { why: String, remedy: String },
+    Missing {
+        why: String,
+        remedy: String,
+    },
 }
 
 impl Finding {

@@ -30,11 +30,7 @@ pub(crate) const LOCK: &str = "keeper.lock";
 /// What the host lacks, and how it is mended.
 pub fn enter(exec_root: &Path) -> Result<()> {
     let exec_root = &std::path::absolute(exec_root).context(|| format!("path {}", exec_root.display()))?;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(exec_root)
-        .context(|| format!("create {}", exec_root.display()))?;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(exec_root).context(|| format!("create {}", exec_root.display()))?;
     let keeper = find(exec_root)?;
     let joined = process::set_namespace(keeper.users.as_fd(), NEW_USER).and_then(|()| process::unshare(NEW_MOUNT));
     joined.context(|| "enter the user's namespaces".to_owned())?;
@@ -118,7 +114,12 @@ fn become_keeper(exec_root: &Path, listener: &OwnedFd, network: Option<&OwnedFd>
         }
         dhow_sys::descriptor::cloexec_from(if network.is_some() { 5 } else { 4 })?;
         let adopted = if network.is_some() { "adopted" } else { "new" };
-        let args = [c"dhow".to_owned(), c"keeper".to_owned(), CString::new(exec_root.as_os_str().as_encoded_bytes())?, CString::new(adopted)?];
+        let args = [
+            c"dhow".to_owned(),
+            c"keeper".to_owned(),
+            CString::new(exec_root.as_os_str().as_encoded_bytes())?,
+            CString::new(adopted)?,
+        ];
         let path = std::env::var_os("PATH").unwrap_or_default();
         let path = CString::new([b"PATH=", path.as_encoded_bytes()].concat())?;
         let Err(error) = process::exec(c"/proc/self/exe", &args, &[path]);

@@ -105,7 +105,8 @@ impl Keeper {
         let mut fds: Vec<_> = everybody.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
         loop {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            let time = left.map(|left| rustix::time::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
+            let time =
+                left.map(|left| rustix::time::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
             match rustix::event::poll(&mut fds, time.as_ref()) {
                 Err(rustix::io::Errno::INTR) => {}
                 ready => return Ok(ready? > 0),
@@ -172,7 +173,11 @@ impl Keeper {
     fn make_network(&self) -> io::Result<OwnedFd> {
         let network = std::thread::spawn(|| {
             process::unshare(NEW_NETWORK)?;
-            Ok::<OwnedFd, io::Error>(rustix::fs::open("/proc/thread-self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+            Ok::<OwnedFd, io::Error>(rustix::fs::open(
+                "/proc/thread-self/ns/net",
+                OFlags::RDONLY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?)
         });
         let network = network.join().map_err(|_| io::Error::other("the thread panicked"))??;
         let name = fs::read_link(dhow_sys::root::descriptor_path(network.as_fd()))?;

@@ -37,7 +37,8 @@ impl Uplink {
         // No port of the host's loopback is theirs, and none of theirs the host's: ports are published one by one.
         let words = ["pasta", "--config-net", "--foreground", "--quiet", "--netns-only", "--no-map-gw"];
         let ports = ["-t", "none", "-u", "none", "-T", "none", "-U", "none"];
-        let args = words.into_iter().chain(ports).chain(["--netns"]).map(str::as_bytes).chain([path.as_os_str().as_encoded_bytes()]);
+        let args =
+            words.into_iter().chain(ports).chain(["--netns"]).map(str::as_bytes).chain([path.as_os_str().as_encoded_bytes()]);
         let args: Vec<CString> = args.map(CString::new).collect::<Result<_, _>>().map_err(|error| failed(&error))?;
         let program = CString::new(program.as_os_str().as_encoded_bytes()).map_err(|error| failed(&error))?;
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| failed(&error))?;

@@ -24,7 +24,8 @@ const ABI: &str = "abi/3.0";
 
 /// Whether the kernel confines by AppArmor, and shows us what is loaded, which it does not show an ordinary user.
 pub fn is_enabled() -> bool {
-    fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|value| value.starts_with(b"Y")) && fs::File::open(LOADED).is_ok()
+    fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|value| value.starts_with(b"Y"))
+        && fs::File::open(LOADED).is_ok()
 }
 
 /// Whether the default profile is to be had where AppArmor is enabled: it is loaded, or there is the program that loads it (dockerd

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use tar::{Archive, Entry, EntryType};
 
 use crate::bounds::{Guarded, Limits, MAX_DIRECTORY_PATHS, MAX_ENTRIES, too_much};
+use crate::capability;
 use crate::tar_split::Recording;
 
 #[derive(Debug, thiserror::Error)]
@@ -165,6 +166,9 @@ impl Unpacker<'_> {
             let (uid, gid) = (attributes.uid, attributes.gid);
             let unknown = || failed(io::Error::other(format!("owner {uid}:{gid} is not in the container's user namespace")));
             (attributes.uid, attributes.gid) = ids.host_user(uid).zip(ids.host_group(gid)).ok_or_else(unknown)?;
+            if let Some(root) = ids.host_user(0) {
+                attributes.xattrs.iter_mut().for_each(|(name, value)| capability::to_container(name, value, root));
+            }
         }
         let Some(name) = path.file_name().map(OsStr::to_owned) else {
             // The root itself: a layer's is as the layer says, a directory that is copied into stays as it is.

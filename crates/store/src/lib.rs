@@ -12,6 +12,7 @@ mod budget;
 mod build;
 mod build_cache;
 mod cache_directory;
+mod capability;
 mod compress;
 mod database;
 mod driver;

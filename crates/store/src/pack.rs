@@ -16,6 +16,7 @@ use dhow_oci::ids::Ids;
 use dhow_sys::tree;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 
+use crate::capability;
 use crate::tar_split::Recording;
 
 /// File systems that are the kernel's own word, of no use in an archive and without end: an empty directory stands for one
@@ -271,7 +272,11 @@ impl<W: Write> Packer<W> {
         let Some(ids) = &self.ids else { return self.header_as_is(entry) };
         let mut stat = *entry.stat;
         (stat.st_uid, stat.st_gid) = (ids.user(stat.st_uid), ids.group(stat.st_gid));
-        self.header_as_is(&Entry { stat: &stat, ..entry.clone() })
+        let mut xattrs = entry.xattrs.clone();
+        if let Some(root) = ids.host_user(0) {
+            xattrs.iter_mut().for_each(|(name, value)| capability::from_container(name, value, root));
+        }
+        self.header_as_is(&Entry { stat: &stat, xattrs, ..entry.clone() })
     }
 
     fn header_as_is(&mut self, entry: &Entry<'_>) -> io::Result<()> {

@@ -21,7 +21,23 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("engine", &["api", "build", "monitor", "network", "oci", "registry", "runtime", "store", "sys"]),
     ("buildkit", &["api", "engine", "oci", "sys"]),
     ("server", &["api", "buildkit", "engine", "oci"]),
-    ("cli", &["api", "bake", "engine", "monitor", "oci", "registry", "registry-server", "rootless", "runtime", "server", "sys", "testkit"]),
+    (
+        "cli",
+        &[
+            "api",
+            "bake",
+            "engine",
+            "monitor",
+            "oci",
+            "registry",
+            "registry-server",
+            "rootless",
+            "runtime",
+            "server",
+            "sys",
+            "testkit",
+        ],
+    ),
 ];
 
 pub fn check() -> ExitCode {

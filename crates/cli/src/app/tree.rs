@@ -4,8 +4,8 @@ use clap::{Args, Subcommand};
 use dhow_api::client::Client;
 
 use crate::commands::{
-    bake, build, builder, commit, context, copy, create, daemon, doctor, exec, image, inspect, lifecycle, list, logs, manifest, network,
-    prune, registry, registry_server, run, stats, system, update, volume,
+    bake, build, builder, commit, context, copy, create, daemon, doctor, exec, image, inspect, lifecycle, list, logs, manifest,
+    network, prune, registry, registry_server, run, stats, system, update, volume,
 };
 use crate::failure;
 

@@ -81,10 +81,8 @@ fn controllers() -> Finding {
     };
     // Kernels of the future may leave the file of v1 out.
     let unified = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
-    let lacking: Vec<&str> = NEEDED
-        .into_iter()
-        .filter(|name| !is_enabled(name) && !unified.split_whitespace().any(|other| other == *name))
-        .collect();
+    let lacking: Vec<&str> =
+        NEEDED.into_iter().filter(|name| !is_enabled(name) && !unified.split_whitespace().any(|other| other == *name)).collect();
     match lacking.as_slice() {
         [] => Finding::fine(WHAT),
         lacking => {
@@ -98,9 +96,11 @@ fn packet_filter() -> Finding {
     const WHAT: &str = "nf_tables";
     match dhow_sys::netlink::Socket::netfilter() {
         Ok(_) => Finding::fine(WHAT),
-        Err(error) => {
-            Finding::missing(WHAT, &format!("{error}: there are no networks and no published ports without it"), "modprobe nf_tables")
-        }
+        Err(error) => Finding::missing(
+            WHAT,
+            &format!("{error}: there are no networks and no published ports without it"),
+            "modprobe nf_tables",
+        ),
     }
 }
 

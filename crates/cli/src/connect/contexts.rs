@@ -255,7 +255,8 @@ impl Selected {
 /// The context that the environment says.
 fn default_context() -> Context {
     let named = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let host = named("DHOW_HOST").or_else(|| named("DOCKER_HOST")).unwrap_or_else(|| format!("unix://{}", places().socket.display()));
+    let host =
+        named("DHOW_HOST").or_else(|| named("DOCKER_HOST")).unwrap_or_else(|| format!("unix://{}", places().socket.display()));
     let mut context = Context { name: DEFAULT.to_owned(), ..Context::default() };
     context.set_docker(Endpoint { host, ..Endpoint::default() });
     context
