@@ -68,6 +68,23 @@ fn a_user_runs_containers() {
     fs::write(context.join("Dockerfile"), dockerfile).unwrap();
     sandbox.ok(&["build", "-q", "-t", "built", context.to_str().unwrap()]);
     assert_eq!(sandbox.ok(&["run", "--rm", "--network", "none", "built", "sh", "-c", "id -u; stat -c %u /d/x"]), "1234\n1234");
+    // Images of root's: devices are left out, and who is nobody here is named.
+    let archive = |name: &str, kind: tar::EntryType, uid: u64| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(0o644);
+        header.set_uid(uid);
+        header.set_size(0);
+        header.set_device_major(1).unwrap();
+        header.set_device_minor(3).unwrap();
+        let mut archive = tar::Builder::new(fs::File::create(sandbox.path(name)).unwrap());
+        archive.append_data(&mut header, "x", std::io::empty()).unwrap();
+        archive.finish().unwrap();
+        sandbox.path(name).display().to_string()
+    };
+    sandbox.ok(&["import", &archive("devices.tar", tar::EntryType::Char, 0), "devices"]);
+    let (_, refused) = sandbox.fails(&["import", &archive("owners.tar", tar::EntryType::Regular, 100_000), "owners"]);
+    assert!(refused.contains("owner 100000:0 is not among the ids of this user namespace"), "{refused}");
     // Limits, where cgroups are the user's.
     let limited = ["run", "--rm", "--network", "none", "-m", "20m", "busybox", "cat", "/sys/fs/cgroup/memory.max"];
     if fs::exists("/sys/fs/cgroup/cgroup.controllers").unwrap() {

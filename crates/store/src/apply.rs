@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use dhow_oci::ids::Ids;
+use dhow_sys::process::is_in_user_namespace;
 use dhow_sys::root::{Root, descriptor_path, remove_tree};
 use dhow_sys::tree::{self, WHITEOUT};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
@@ -251,7 +252,11 @@ impl Unpacker<'_> {
                 let header = entry.header();
                 let device = rustix::fs::makedev(number(header.device_major()), number(header.device_minor()));
                 let kind = if kind == EntryType::Char { FileType::CharacterDevice } else { FileType::BlockDevice };
-                rustix::fs::mknodat(parent, &name, kind, Mode::from_raw_mode(0o600), device).map_err(|e| failed(e.into()))?;
+                match rustix::fs::mknodat(parent, &name, kind, Mode::from_raw_mode(0o600), device) {
+                    // Nobody makes devices there, and nobody could open them: as containers/storage does, they are left out.
+                    Err(Errno::PERM) if is_in_user_namespace() => return Ok(()),
+                    made => made.map_err(|e| failed(e.into()))?,
+                }
             }
             EntryType::Fifo => {
                 rustix::fs::mknodat(parent, &name, FileType::Fifo, Mode::from_raw_mode(0o600), 0)
@@ -376,11 +381,22 @@ fn parse_time(text: &str) -> Option<(i64, i64)> {
     Some((seconds.parse().ok()?, nanoseconds.get(..9)?.parse().ok()?))
 }
 
+/// Explains why an owner cannot be set.
+fn owned(done: rustix::io::Result<()>, attributes: &Attributes) -> io::Result<()> {
+    match done {
+        Err(Errno::INVAL) if is_in_user_namespace() => Err(io::Error::other(format!(
+            "owner {}:{} is not among the ids of this user namespace: a user's are in /etc/subuid and /etc/subgid",
+            attributes.uid, attributes.gid
+        ))),
+        done => Ok(done?),
+    }
+}
+
 fn set_file_attributes(file: &std::fs::File, attributes: &Attributes) -> io::Result<()> {
-    rustix::fs::fchown(file, Some(Uid::from_raw(attributes.uid)), Some(Gid::from_raw(attributes.gid)))?;
+    owned(rustix::fs::fchown(file, Some(Uid::from_raw(attributes.uid)), Some(Gid::from_raw(attributes.gid))), attributes)?;
     rustix::fs::fchmod(file, Mode::from_raw_mode(attributes.mode))?;
     for (name, value) in &attributes.xattrs {
-        tolerate_unsupported(rustix::fs::fsetxattr(file, name.as_str(), value, XattrFlags::empty()))?;
+        tolerate_unsupported(name, rustix::fs::fsetxattr(file, name.as_str(), value, XattrFlags::empty()))?;
     }
     Ok(rustix::fs::futimens(file, &attributes.times)?)
 }
@@ -388,28 +404,26 @@ fn set_file_attributes(file: &std::fs::File, attributes: &Attributes) -> io::Res
 /// Sets what belongs to a node reached by an `O_PATH` handle. A symbolic link has no mode.
 fn set_attributes(handle: &OwnedFd, attributes: &Attributes, has_mode: bool) -> io::Result<()> {
     let path = descriptor_path(handle.as_fd());
-    rustix::fs::chownat(
-        handle,
-        c"",
-        Some(Uid::from_raw(attributes.uid)),
-        Some(Gid::from_raw(attributes.gid)),
-        AtFlags::EMPTY_PATH,
-    )?;
+    let (uid, gid) = (Uid::from_raw(attributes.uid), Gid::from_raw(attributes.gid));
+    owned(rustix::fs::chownat(handle, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH), attributes)?;
     if has_mode {
         // The path of a descriptor is followed to what it refers to, which is no link here.
         rustix::fs::chmodat(rustix::fs::CWD, &path, Mode::from_raw_mode(attributes.mode), AtFlags::empty())?;
         for (name, value) in &attributes.xattrs {
-            tolerate_unsupported(rustix::fs::setxattr(&path, name.as_str(), value, XattrFlags::empty()))?;
+            tolerate_unsupported(name, rustix::fs::setxattr(&path, name.as_str(), value, XattrFlags::empty()))?;
         }
     }
     // Of the link itself, if it is one (Linux 5.8).
     Ok(rustix::fs::utimensat(handle, c"", &attributes.times, AtFlags::EMPTY_PATH)?)
 }
 
-/// File systems without a kind of extended attribute are no reason to refuse an image (moby does the same).
-fn tolerate_unsupported(result: rustix::io::Result<()>) -> io::Result<()> {
+/// File systems without a kind of extended attribute are no reason to refuse an image (moby does the same), nor are attributes that only
+/// the host's root sets.
+fn tolerate_unsupported(name: &str, result: rustix::io::Result<()>) -> io::Result<()> {
+    let is_roots = || name.starts_with("trusted.") || name.starts_with("security.");
     match result {
-        Err(rustix::io::Errno::NOTSUP) => Ok(()),
+        Err(Errno::NOTSUP) => Ok(()),
+        Err(Errno::PERM) if is_roots() && is_in_user_namespace() => Ok(()),
         other => Ok(other?),
     }
 }
