@@ -121,6 +121,7 @@ fn enter(exec: &Exec<'_>, socket: &OwnedFd, tasks: &[OwnedFd]) -> Result<std::co
         dhow_sys::ids::set_groups(&[]).context(|| "drop the groups".to_owned())?;
         dhow_sys::ids::set_gid(0).context(|| "become group 0 of the user namespace".to_owned())?;
         dhow_sys::ids::set_uid(0).context(|| "become user 0 of the user namespace".to_owned())?;
+        process::set_dumpable(false).context(|| "hide from the container's processes".to_owned())?;
     }
     rustix::process::setsid().context(|| "start a session".to_owned())?;
     let keyring = c"_ses.exec";

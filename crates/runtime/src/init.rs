@@ -68,6 +68,8 @@ fn set_up(child: &Child<'_>) -> Result<Infallible> {
         dhow_sys::ids::set_groups(&[]).context(|| "drop the groups".to_owned())?;
         dhow_sys::ids::set_gid(0).context(|| "become group 0 of the user namespace".to_owned())?;
         dhow_sys::ids::set_uid(0).context(|| "become user 0 of the user namespace".to_owned())?;
+        // Another user is what fs.suid_dumpable makes of him.
+        process::set_dumpable(false).context(|| "hide from the container's processes".to_owned())?;
     }
     rustix::process::setsid().context(|| "start a session".to_owned())?;
     let keyring = c_string(format!("_ses.{}", launch.id))?;

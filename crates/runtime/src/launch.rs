@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use dhow_sys::clone::{self, Child, CloneArgs};
 use dhow_sys::{process, socket};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::cgroup::Cgroup;
@@ -216,6 +217,12 @@ fn clone_between(
     drop(theirs);
     let between = Helper(between.pidfd);
     let (mut errno, mut descriptors) = ([0; 4], Vec::new());
+    // The child has the other end, too: that the process in between died without a word is seen by its own end.
+    let mut fds = [PollFd::new(&ours, PollFlags::IN), PollFd::new(&between.0, PollFlags::IN)];
+    while matches!(rustix::event::poll(&mut fds, None), Err(rustix::io::Errno::INTR)) {}
+    if fds[0].revents().is_empty() {
+        return Err(std::io::ErrorKind::UnexpectedEof.into());
+    }
     match (socket::receive(&ours, &mut errno, &mut descriptors)?, descriptors.pop()) {
         (4, Some(pidfd)) => Ok((Child { pid: process::pid_of(pidfd.as_fd())?, pidfd }, Some(between))),
         (4, None) => Err(std::io::Error::from_raw_os_error(i32::from_ne_bytes(errno))),
@@ -446,9 +453,13 @@ pub fn network_in(user: &OwnedFd) -> Result<(OwnedFd, Helper)> {
 /// A user namespace with these maps and nobody in it, and, if `more` says so, a network namespace.
 fn empty_namespaces(uids: &[IdMapping], gids: &[IdMapping], more: u64) -> Result<(OwnedFd, Option<OwnedFd>, Helper)> {
     let (ours, theirs) = socket::packet_pair().context(|| "create a socket".to_owned())?;
+    let parent = rustix::process::getpid();
     let child = clone::clone3(&CloneArgs { flags: libc_flags::NEW_USER | more, cgroup: None }, || {
-        // Ends when the parent has opened the namespace, or is gone.
+        // Ends when the parent has opened the namespace, or is gone; it may be already.
         let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+        if rustix::process::getppid() != Some(parent) {
+            return 1;
+        }
         let _ = rustix::io::read(&theirs, &mut [0u8; 1]);
         0
     });

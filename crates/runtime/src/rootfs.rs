@@ -132,27 +132,27 @@ impl Tree {
     /// Makes some of the spec's mounts, in order, each from its source where it is a bind. The answer is what is to be
     /// read-only once all is made.
     pub fn mount_all(&self, mounts: &[Mount], sources: &[Option<Source>], spec: &Spec, cgroup: &Cgroup) -> Result<Vec<OwnedFd>> {
-        let cgroup_namespace = spec.linux().namespaces.iter().any(|namespace| namespace.kind == "cgroup");
         let mut closed = Vec::new();
         for (mount, source) in mounts.iter().zip(sources) {
-            let made =
-                self.mount(mount, source.as_ref(), cgroup, cgroup_namespace).map_err(|error| cannot_mount(mount, &error))?;
+            let made = self.mount(mount, source.as_ref(), cgroup, spec).map_err(|error| cannot_mount(mount, &error))?;
             closed.extend(made);
         }
         Ok(closed)
     }
 
     /// Makes one mount. What others are mounted on is returned if it is to be read-only: their mount points are not made yet.
-    fn mount(&self, mount: &Mount, source: Option<&Source>, cgroup: &Cgroup, cgroup_namespace: bool) -> Result<Option<OwnedFd>> {
+    fn mount(&self, mount: &Mount, source: Option<&Source>, cgroup: &Cgroup, spec: &Spec) -> Result<Option<OwnedFd>> {
+        let has_own = |kind: &str| spec.linux().namespaces.iter().any(|namespace| namespace.kind == kind);
         let mut options = MountOptions::parse(&mount.options);
         let destination = Path::new(&mount.destination);
         if mount.kind == "cgroup" {
-            return self.mount_cgroup(destination, &options, cgroup, cgroup_namespace).map(|()| None);
+            return self.mount_cgroup(destination, &options, cgroup, has_own("cgroup")).map(|()| None);
         }
         let closed = source.is_none() && mount.kind == "tmpfs" && options.attr.set & ATTR_RDONLY != 0;
         if closed {
             options.attr.set &= !ATTR_RDONLY;
         }
+        let is_users = || has_own("user") || dhow_sys::process::is_in_user_namespace();
         let made;
         let Source { tree, directory } = match source {
             Some(source) => source,
@@ -160,7 +160,7 @@ impl Tree {
                 let tree = match new_file_system(&mount.kind, mount.source.as_deref(), &options) {
                     // In a user namespace that the network does not belong to: the one that is there shows what it may.
                     Err(RuntimeError::Io { source, .. })
-                        if mount.kind == "sysfs" && source.kind() == io::ErrorKind::PermissionDenied =>
+                        if mount.kind == "sysfs" && is_users() && source.kind() == io::ErrorKind::PermissionDenied =>
                     {
                         let tree = clone_tree(CWD, Path::new("/sys"), true).context(|| "bind /sys".to_owned())?;
                         mount_setattr(tree.as_fd(), true, &options.attr).context(|| "set the options of /sys".to_owned())?;
