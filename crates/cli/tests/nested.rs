@@ -117,3 +117,19 @@ fn it_has_no_right_over_the_host() {
     sandbox.ok(&["rm", "-f", "-v", "outer"]);
     sandbox.finish();
 }
+
+/// Whoever execs into a container, or probes its health, waits for its processes: not for ever.
+#[test]
+#[ignore = "needs cgroup v2, which can be handed on: cargo xtask vm nested"]
+fn one_that_freezes_itself_holds_nobody_up() {
+    let sandbox = sandboxed!();
+    outer(&sandbox, &[]);
+    let freeze = "cd /sys/fs/cgroup && mkdir a b && echo $$ >b/cgroup.procs && echo 1 >a/cgroup.procs && \
+                  echo +pids >cgroup.subtree_control && echo 1 >a/cgroup.freeze && echo frozen";
+    assert_eq!(sandbox.ok(&["exec", "outer", "sh", "-c", freeze]), "frozen");
+    let (_, told) = sandbox.fails(&["exec", "outer", "true"]);
+    assert!(told.contains("has not become its program within 10 seconds"), "{told}");
+    sandbox.ok(&["inspect", "outer"]);
+    sandbox.ok(&["rm", "-f", "-v", "outer"]);
+    sandbox.finish();
+}

@@ -174,5 +174,10 @@ fn what_a_user_lacks_is_said() {
     assert!(told.contains("user tester has no ids for containers: there is no line for him in /etc/subuid"), "{told}");
     assert!(told.contains("usermod --add-subuids 100000-165535 --add-subgids 100000-165535 tester"), "{told}");
     fs::write(sandbox.path("etc/subuid"), format!("tester:{FIRST_ID}:65536\n")).unwrap();
+    // Whoever has the exec root could be the keeper.
+    fs::create_dir(sandbox.path("roots")).unwrap();
+    let (data, exec) = (other.to_str().unwrap(), sandbox.path("roots").display().to_string());
+    let output = sandbox.program_as_user(&["--data-root", data, "--exec-root", &exec, "ps"]).output().unwrap();
+    assert!(text(&output.stderr).contains("is another user's, or others may write to it"), "{}", text(&output.stderr));
     sandbox.finish();
 }

@@ -31,11 +31,20 @@ pub(crate) const LOCK: &str = "keeper.lock";
 pub fn enter(exec_root: &Path) -> Result<()> {
     let exec_root = &std::path::absolute(exec_root).context(|| format!("path {}", exec_root.display()))?;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(exec_root).context(|| format!("create {}", exec_root.display()))?;
+    check(exec_root)?;
     let keeper = find(exec_root)?;
     let joined = process::set_namespace(keeper.users.as_fd(), NEW_USER).and_then(|()| process::unshare(NEW_MOUNT));
     joined.context(|| "enter the user's namespaces".to_owned())?;
     home::adopt(keeper);
     Ok(())
+}
+
+/// Whoever can write to the directory can be the keeper: it is the user's, and no link of somebody else's.
+fn check(exec_root: &Path) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let found = fs::symlink_metadata(exec_root).context(|| format!("look at {}", exec_root.display()))?;
+    let is_his = found.is_dir() && found.uid() == rustix::process::getuid().as_raw() && found.mode() & 0o022 == 0;
+    if is_his { Ok(()) } else { Err(RootlessError::NotHis { directory: exec_root.to_owned() }) }
 }
 
 /// The keeper that is there, or a new one.

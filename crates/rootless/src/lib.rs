@@ -37,6 +37,8 @@ pub enum RootlessError {
     NoHelper { program: &'static str, package: &'static str },
     #[error("{program} gave the user namespace no ids: {why}")]
     Refused { program: &'static str, why: String },
+    #[error("{} is another user's, or others may write to it: remove it, or set XDG_RUNTIME_DIR", directory.display())]
+    NotHis { directory: std::path::PathBuf },
     #[error("make a user namespace: {source}{}", remedy().map(|remedy| format!("; an administrator allows them: {remedy}")).unwrap_or_default())]
     NoUserNamespace { source: io::Error },
 }
