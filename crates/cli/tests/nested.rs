@@ -114,7 +114,17 @@ fn it_has_no_right_over_the_host() {
     assert!(sandbox.ok(&["exec", "outer", "ps"]).lines().count() < 6);
     let refused = sandbox.fails(&["run", "--rm", "--nest", "--userns", "host", "busybox", "true"]);
     assert!(refused.1.contains("nest needs a user namespace"), "{}", refused.1);
+    // Beside another: with that one's users, if it has some of its own.
+    sandbox.ok(&["run", "-d", "--name", "plain", "--network", "none", "busybox", "sleep", "1000"]);
+    let refused = sandbox.fails(&["run", "--rm", "--nest", "--network", "container:plain", "busybox", "true"]);
+    assert!(refused.1.contains("nest needs a user namespace, and container plain"), "{}", refused.1);
+    let beside = ["run", "--rm", "--nest", "--network", "container:outer", "-v", "data:/var/lib", "busybox"];
+    let script = "cat /proc/self/uid_map; grep -c ' /var/lib' /proc/self/mounts";
+    let told = sandbox.ok(&[&beside[..], &["sh", "-c", script]].concat());
+    let map = sandbox.ok(&["exec", "outer", "cat", "/proc/self/uid_map"]);
+    assert_eq!(told, format!("{map}\n1"));
     sandbox.ok(&["rm", "-f", "-v", "outer"]);
+    sandbox.ok(&["volume", "rm", "data"]);
     sandbox.finish();
 }
 

@@ -40,7 +40,8 @@ pub(crate) fn expand(config: &mut Config, host: &mut HostConfig) -> Result<()> {
         return Ok(());
     }
     match host.userns_mode.as_str() {
-        "" => "auto".clone_into(&mut host.userns_mode),
+        // Who shares another's namespaces has that one's users.
+        "" if crate::container::joined(host).next().is_none() => "auto".clone_into(&mut host.userns_mode),
         "host" => return Err(Error::invalid("conflicting options: nest needs a user namespace of the container's own")),
         _ => {}
     }
@@ -71,10 +72,12 @@ pub(crate) fn expand(config: &mut Config, host: &mut HostConfig) -> Result<()> {
             devices.push(mapping);
         }
     }
+    // Also by what is mounted above it, which is to have what is below.
     let taken = |path: &str| {
-        host.mounts.iter().flatten().any(|mount| mount.target == path)
-            || host.binds.iter().flatten().any(|bind| bind.split(':').nth(1) == Some(path))
-            || host.tmpfs.as_ref().is_some_and(|mounts| mounts.contains_key(path))
+        let is_above = |target: &str| Path::new(path).starts_with(target);
+        host.mounts.iter().flatten().any(|mount| is_above(&mount.target))
+            || host.binds.iter().flatten().filter_map(|bind| bind.split(':').nth(1)).any(is_above)
+            || host.tmpfs.iter().flatten().any(|(target, _)| is_above(target))
     };
     let volumes: Vec<&str> = DATA.into_iter().filter(|path| !taken(path)).collect();
     for path in volumes {

@@ -178,6 +178,12 @@ impl Engine {
             return Err(of_another(other));
         }
         if matches!(wanted, Wanted::Host) {
+            if let Some(donor) = donors.first().filter(|_| crate::security::parse(host).is_ok_and(|options| options.nest)) {
+                return Err(Error::invalid(format!(
+                    "nest needs a user namespace, and container {}, whose namespaces are to be shared, has none",
+                    donor.name
+                )));
+            }
             return Ok(wanted);
         }
         if dhow_sys::process::is_in_user_namespace() {
