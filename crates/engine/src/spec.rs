@@ -56,6 +56,10 @@ impl Engine {
             namespaces.push(self.users_namespace(host)?);
         }
         let mut mounts = system_mounts(host, &options);
+        if record.ids.as_ref().is_some_and(|ids| ids.host_group(TERMINALS).is_none()) {
+            // The kernel refuses one that the container does not have.
+            mounts.iter_mut().for_each(|mount| mount.options.retain(|option| !option.starts_with("gid=")));
+        }
         self.add_shm(host, &mut mounts)?;
         let own = spec_mounts(container);
         mounts.retain(|mount| !own.iter().any(|other| other.destination == mount.destination));
@@ -245,6 +249,9 @@ fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount
 fn bind(source: &str, destination: &str) -> Mount {
     mount(destination, "bind", source, &["rbind", "rprivate"])
 }
+
+/// The group that may write to terminals (`tty`), in every distribution.
+const TERMINALS: u32 = 5;
 
 fn system_mounts(host: &HostConfig, options: &security::SecurityOptions) -> Vec<Mount> {
     let sys = if host.privileged || options.nest { "rw" } else { "ro" };
