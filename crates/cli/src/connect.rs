@@ -108,6 +108,14 @@ impl Target {
         }
     }
 
+    /// For who will open the engine of this process when there are threads already: see [`become_root`].
+    pub fn become_root(&self) -> Result<()> {
+        match places().is_ordinary && self.elsewhere().is_none() {
+            true => self.settings().map(drop),
+            false => Ok(()),
+        }
+    }
+
     /// Opens the engine of this process.
     pub fn engine(&self) -> Result<Engine> {
         Engine::open(self.settings()?).map_err(|error| Failure::new(error.to_string()))

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use dhow_testkit::host::{From, HOST, Host, Server};
 use dhow_testkit::user::{FIRST_ID, NUMBER};
-use dhow_testkit::{Sandbox, text, user_sandbox};
+use dhow_testkit::{Sandbox, text, user_sandbox, wait_until};
 
 /// The end of a test that cannot run here.
 macro_rules! of_user {
@@ -52,6 +52,13 @@ fn a_user_runs_containers() {
     for device in ["mknod /x c 1 3", "mount -t tmpfs none /tmp", "dmesg", "ip link add x type dummy"] {
         assert_eq!(none(&format!("({device}) >/dev/null 2>&1 && echo done || echo denied")), "denied", "{device}");
     }
+    let own = |option: &str| {
+        sandbox.ok(&["run", "--rm", "--network", "none", option, "host", "busybox", "sh", "-c", "ls /proc/1/comm"])
+    };
+    assert_eq!((own("--pid"), own("--ipc")), ("/proc/1/comm".to_owned(), "/proc/1/comm".to_owned()));
+    sandbox.ok(&["run", "-d", "--name", "seer", "--network", "none", "--pid", "host", "busybox", "sleep", "1000"]);
+    assert!(sandbox.ok(&["exec", "seer", "ps"]).contains("sleep 1000"));
+    sandbox.ok(&["rm", "-f", "seer"]);
     // Volumes, builds, copies, commits.
     sandbox.ok(&["run", "-d", "--name", "writer", "--network", "none", "-v", "kept:/kept", "busybox", "sleep", "1000"]);
     sandbox.ok(&["exec", "-u", "7", "writer", "sh", "-c", "id -u >/tmp/seven"]);
@@ -113,7 +120,7 @@ fn a_user_runs_containers() {
 #[test]
 fn containers_of_a_user_have_networks() {
     let host = Host::make();
-    let sandbox = of_user!(&host);
+    let mut sandbox = of_user!(&host);
     sandbox.ok(&["network", "create", "net"]);
     let serve = "while :; do echo served | nc -l -p 80; done";
     let ports = ["-p", "8080:80", "-p", "127.0.0.1:8081:80", "-p", "8082:90", "-p", "8082:90/udp"];
@@ -154,12 +161,37 @@ fn containers_of_a_user_have_networks() {
     // One that is killed is replaced, and all goes on as it was.
     let first = keeper(&sandbox).unwrap();
     rustix::process::kill_process(rustix::process::Pid::from_raw(first).unwrap(), rustix::process::Signal::KILL).unwrap();
+    sandbox.ok(&["ps"]);
+    let second = keeper(&sandbox).unwrap();
+    assert_ne!(second, first);
+    wait_until("there is a way out again", || host.ask_client(&sandbox, "server", "tcp").is_some());
     assert_eq!(sandbox.ok(&["run", "--rm", "--network", "net", "busybox", "sh", "-c", ask]), "served");
     assert_eq!(sandbox.ok(&["exec", "server", "echo", "still"]), "still");
-    assert_ne!(keeper(&sandbox), Some(first));
     assert_eq!(asked(From::Client, HOST[0], 8082, "tcp"), bridge);
+    // Also where all goes through a daemon.
+    sandbox.start_daemon();
+    let by = |args: &[&str]| sandbox.by("dhow", args);
+    let kill = |pid: i32| {
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    };
+    kill(second);
+    let (code, out, errors) = by(&["run", "--rm", "--network", "net", "busybox", "sh", "-c", ask]);
+    assert_eq!((code, out.as_str()), (0, "served\n"), "{errors}");
+    wait_until("there is a way out again", || host.ask_client(&sandbox, "server", "tcp").is_some());
+    // A monitor that is killed takes its container along, or whoever looks next does.
+    let pid: i32 = by(&["inspect", "-f", "{{.State.Pid}}", "server"]).1.trim().parse().unwrap();
+    kill(sandbox.monitor_of(by(&["inspect", "-f", "{{.Id}}", "server"]).1.trim()).unwrap());
+    wait_until("it is found dead", || by(&["inspect", "-f", "{{.State.Status}}", "server"]).1 == "exited\n");
+    assert!(!fs::exists(format!("/proc/{pid}/exe")).unwrap() || fs::read_link(format!("/proc/{pid}/exe")).is_err());
     sandbox.ok(&["rm", "-f", "server"]);
     sandbox.ok(&["network", "rm", "net"]);
+    let exec = sandbox.exec_root();
+    sandbox.kill_daemon();
+    wait_until("nobody is in the user's namespaces", || keeper(&sandbox).is_none());
+    for name in ["keeper.sock", "keeper.network"] {
+        assert!(!exec.join(name).exists(), "{name} is left");
+    }
     sandbox.finish();
 }
 
@@ -172,8 +204,12 @@ fn what_a_user_lacks_is_said() {
     let output = sandbox.program_as_user(&["--data-root", other.to_str().unwrap(), "ps"]).output().unwrap();
     let told = text(&output.stderr);
     assert!(told.contains("user tester has no ids for containers: there is no line for him in /etc/subuid"), "{told}");
-    assert!(told.contains("usermod --add-subuids 100000-165535 --add-subgids 100000-165535 tester"), "{told}");
+    assert!(told.contains("usermod --add-subuids 2065536-2131071 --add-subgids 2065536-2131071 tester"), "{told}");
     fs::write(sandbox.path("etc/subuid"), format!("tester:{FIRST_ID}:65536\n")).unwrap();
+    let doctor = sandbox.program_as_user(&["doctor"]).output().unwrap();
+    let told = text(&doctor.stdout);
+    assert!(told.contains("fine     ids for containers") && told.contains("fine     user namespaces"), "{told}");
+    assert_eq!(doctor.status.code(), Some(0), "{told}");
     // Whoever has the exec root could be the keeper.
     fs::create_dir(sandbox.path("roots")).unwrap();
     let (data, exec) = (other.to_str().unwrap(), sandbox.path("roots").display().to_string());

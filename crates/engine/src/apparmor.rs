@@ -19,7 +19,8 @@ pub(crate) fn profile<'a>(host: &HostConfig, option: Option<&'a str>) -> &'a str
 }
 
 /// The profile that the monitor is told, which loads the default one when it is missing. `None` is no confinement. On a host without
-/// AppArmor nothing is confined, whatever the container names, as with dockerd.
+/// AppArmor nothing is confined, whatever the container names, as with dockerd. Where only the program that loads profiles is missing, a
+/// named one is taken all the same: dockerd would leave it away without a word.
 pub(crate) fn for_start(host: &HostConfig, option: Option<&str>) -> Option<String> {
     if !apparmor::is_enabled() {
         return None;

@@ -85,7 +85,7 @@ impl Engine {
 
     /// Whether the container was frozen: not when it is frozen already, has ended meanwhile, or there are no cgroups for it.
     fn freeze(&self, container: &crate::Container) -> Result<bool> {
-        if !dhow_runtime::cgroup::is_available() {
+        if container.state.cgroup.is_empty() {
             return Ok(false);
         }
         match self.pause(&container.id.0, true) {

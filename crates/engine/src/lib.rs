@@ -79,6 +79,7 @@ pub use dhow_monitor::events::Event;
 pub use dhow_monitor::protocol::ExecConfig;
 pub use dhow_monitor::protocol::Runtime;
 pub use dhow_network::address::Subnet;
+pub use dhow_network::home::is_elsewhere as is_of_ordinary_user;
 pub use dhow_network::ports::Policy;
 pub use dhow_registry::{Credentials, Hosts};
 pub use dhow_store::Limits;

@@ -159,6 +159,7 @@ impl Engine {
             reaper: self.own_arguments(&["system", "reap", &container.id.0]),
             all_capabilities: dhow_runtime::capabilities::available(),
             tied: false,
+            has_keeper: dhow_network::home::is_elsewhere(),
         }
     }
 
@@ -239,6 +240,8 @@ pub(crate) fn spawn_for(setup: &Setup, network: bool) -> Result<UnixStream> {
 fn spawn(id: &ContainerId, network: bool) -> Result<UnixStream> {
     let what = || "start the container's monitor".to_owned();
     let (ours, theirs) = dhow_sys::socket::stream_pair().context(|| "create a socket pair".to_owned())?;
+    // The monitor finds the user's networks by it.
+    dhow_network::home::ensure();
     let program = protected_program()?;
     let mut command = self_command(&program);
     let child = command

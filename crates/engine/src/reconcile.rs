@@ -4,6 +4,7 @@
 //! keeps two of them apart.
 
 use std::fs;
+use std::os::fd::AsFd;
 
 use dhow_monitor::events::Event;
 use dhow_monitor::protocol::Policy;
@@ -80,6 +81,9 @@ impl Engine {
         let parent = self.settings().containers.cgroup_parent.clone();
         let path = told.map_or_else(|| crate::spec::cgroup_path(container, parent.as_deref()), Ok)?;
         end_cgroup(&path)?;
+        if let Some(left) = left.as_ref().filter(|left| ran && left.cgroup.is_empty()) {
+            end_init(left).context(|| format!("end the process of container {}", container.id))?;
+        }
         if let Some(left) = &left {
             if let Some(network) = &left.network {
                 let target = dhow_network::ports::Target::of(&network.endpoints);
@@ -207,6 +211,22 @@ impl Engine {
             other => other,
         }
     }
+}
+
+/// Ends the init of a container that no cgroup holds, and all of its PID namespace with it. It asked to end with its monitor; programs
+/// that change their user take that back.
+fn end_init(left: &State) -> std::io::Result<()> {
+    let Some(pid) = rustix::process::Pid::from_raw(left.pid) else { return Ok(()) };
+    let Ok(process) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else { return Ok(()) };
+    // Asked after it is held: another process may have the number by now.
+    let is_it = dhow_runtime::start_time(left.pid).is_some_and(|started| (started - left.started).abs() < 3_000_000_000);
+    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let is_apart = namespace(&left.pid.to_string()).is_some_and(|theirs| Some(theirs) != namespace("self"));
+    if is_it && is_apart {
+        dhow_sys::signal::kill_descriptor(process.as_fd(), 9)?;
+        dhow_sys::socket::wait_readable(&process, std::time::Duration::from_secs(10))?;
+    }
+    Ok(())
 }
 
 /// Ends what a left cgroup holds, and removes it.

@@ -85,6 +85,11 @@ impl Datagrams {
         }
     }
 
+    /// The container has another address: whoever comes again is led there.
+    pub fn clear(&mut self) {
+        self.all.clear();
+    }
+
     /// When the next client will have been silent for too long.
     pub fn deadline(&self) -> Option<Instant> {
         self.all.iter().flatten().map(|session| session.active + IDLE).min()

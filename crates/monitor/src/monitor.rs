@@ -74,6 +74,9 @@ pub struct Setup {
     /// It is killed when whoever waits for its end has gone: a command of a build.
     #[serde(default)]
     pub tied: bool,
+    /// The networks are an ordinary user's, whose keeper has them (`dhow_network::home`).
+    #[serde(default)]
+    pub has_keeper: bool,
 }
 
 impl Setup {
@@ -210,8 +213,11 @@ pub fn main(engine: OwnedFd) -> i32 {
         Ok(setup) => setup,
         Err(_) => return 1,
     };
-    if let Some(exec_root) = setup.run.parent().and_then(std::path::Path::parent) {
-        dhow_network::home::find(exec_root);
+    let exec_root = setup.run.parent().and_then(std::path::Path::parent);
+    if setup.has_keeper && !exec_root.is_some_and(dhow_network::home::find) {
+        let message = format!("start the monitor of container {}: the keeper of the user's namespaces is gone", setup.id);
+        let _ = send(&mut engine, &Reply::failed(FailureKind::Internal, message));
+        return 1;
     }
     let (lock, listener) = match detached.and_then(|()| prepare(&setup)) {
         Ok(Some(prepared)) => prepared,

@@ -95,7 +95,10 @@ impl Services {
 
     /// The container's networks have changed.
     pub fn set_networks(&mut self, network: &Attached) {
-        self.address = network.relay_address();
+        if self.address != network.relay_address() {
+            self.address = network.relay_address();
+            self.datagrams.clear();
+        }
         if let Some(resolver) = &mut self.resolver {
             resolver.names.set_networks(&network.endpoints);
         }

@@ -2,19 +2,19 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use dhow_sys::clone::{self, CloneArgs};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
-use crate::ranges::Ranges;
+use crate::ranges::{Ranges, USUAL};
 use crate::{RootlessError, uplink};
 
-/// `CLONE_NEWUSER` of `linux/sched.h`.
+/// `CLONE_NEWUSER`, `CLONE_NEWNS` and `CLONE_NEWNET` of `linux/sched.h`.
 const NEW_USER: u64 = 0x1000_0000;
-/// Users that images commonly have.
-const USUAL: u64 = 65_536;
+const INSIDE: i32 = 0x0002_0000 | 0x4000_0000;
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,11 +67,17 @@ pub fn examine() -> Vec<Finding> {
 
 fn user_namespaces() -> Finding {
     const WHAT: &str = "user namespaces";
-    match clone::clone3(&CloneArgs { flags: NEW_USER, cgroup: None }, || 0) {
-        Ok(child) => {
-            let _ = waitid(WaitId::PidFd(std::os::fd::AsFd::as_fd(&child.pidfd)), WaitIdOptions::EXITED);
-            Finding::fine(WHAT)
+    // There are hosts on which one can be made, and nothing be done in it.
+    let inside = || dhow_sys::process::unshare(INSIDE).map_or_else(|error| error.raw_os_error().unwrap_or(1), |()| 0);
+    let tried = clone::clone3(&CloneArgs { flags: NEW_USER, cgroup: None }, inside).and_then(|child| {
+        let ended = waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED)?;
+        match ended.and_then(|ended| ended.exit_status()) {
+            Some(0) => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno.unwrap_or(1))),
         }
+    });
+    match tried {
+        Ok(()) => Finding::fine(WHAT),
         Err(error) => {
             let remedy = crate::remedy().unwrap_or_else(|| "ask whoever runs this host to allow them".to_owned());
             Finding::missing(WHAT, &format!("the host refuses them: {error}"), &remedy)
@@ -96,7 +102,7 @@ fn ranges() -> Finding {
     const WHAT: &str = "ids for containers";
     let uid = rustix::process::getuid().as_raw();
     let count = |ranges: &[(u32, u32)]| ranges.iter().map(|(_, count)| u64::from(*count)).sum::<u64>();
-    let command = |user: &str| format!("usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}");
+    let command = crate::ranges::command_for;
     match Ranges::of(uid) {
         Ok(ranges) => {
             let least = count(&ranges.users).min(count(&ranges.groups));

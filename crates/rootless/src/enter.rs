@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -36,6 +37,7 @@ pub fn enter(exec_root: &Path) -> Result<()> {
     let joined = process::set_namespace(keeper.users.as_fd(), NEW_USER).and_then(|()| process::unshare(NEW_MOUNT));
     joined.context(|| "enter the user's namespaces".to_owned())?;
     home::adopt(keeper);
+    home::revive_with(revive);
     Ok(())
 }
 
@@ -78,21 +80,36 @@ fn start(exec_root: &Path, listener: &OwnedFd) -> Result<()> {
     let ranges = Ranges::of(uid)?;
     let what = || "start the keeper of the user's namespaces".to_owned();
     let (ours, theirs) = socket::packet_pair().context(what)?;
+    let parent = rustix::process::getpid();
     let args = CloneArgs { flags: NEW_USER as u64, cgroup: None };
     let child = clone::clone3(&args, || {
         let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-        // Its ids are given to it meanwhile. Without a word there are none.
-        match rustix::io::read(&theirs, &mut [0u8; 1]) {
-            Ok(1) => become_keeper(exec_root, listener, None),
-            _ => 1,
+        // Its ids are given to it meanwhile. Without a word there are none; the parent may have gone before that was to be told.
+        if rustix::process::getppid() != Some(parent) || !matches!(rustix::io::read(&theirs, &mut [0u8; 1]), Ok(1)) {
+            return 1;
         }
+        // There are hosts on which a user namespace can be made, and nothing be done in it.
+        if let Err(error) = process::unshare(NEW_MOUNT) {
+            let _ = rustix::io::write(&theirs, &error.raw_os_error().unwrap_or(-1).to_ne_bytes());
+            return 1;
+        }
+        become_keeper(exec_root, listener, None)
     });
     let child = child.map_err(|source| RootlessError::NoUserNamespace { source })?;
     drop(theirs);
-    give_ids("newuidmap", child.pid, &arguments(uid, &ranges.users))?;
-    give_ids("newgidmap", child.pid, &arguments(gid, &ranges.groups))?;
+    let given = give_ids("newuidmap", child.pid, &arguments(uid, &ranges.users))
+        .and_then(|()| give_ids("newgidmap", child.pid, &arguments(gid, &ranges.groups)));
+    if let Err(error) = given {
+        let _ = dhow_sys::signal::kill_descriptor(child.pidfd.as_fd(), 9);
+        return Err(error);
+    }
     rustix::io::write(&ours, b"x").context(what)?;
-    Ok(())
+    // It hangs up when it becomes the keeper.
+    let mut errno = [0; 4];
+    match rustix::io::read(&ours, &mut errno) {
+        Ok(4) => Err(RootlessError::NoUserNamespace { source: io::Error::from_raw_os_error(i32::from_ne_bytes(errno)) }),
+        _ => Ok(()),
+    }
 }
 
 /// Starts a keeper for namespaces that have lost theirs.
@@ -104,31 +121,39 @@ fn adopt(exec_root: &Path, listener: &OwnedFd, users: &OwnedFd, network: Option<
     child.map(drop).context(|| "start the keeper of the user's namespaces".to_owned())
 }
 
+/// Starts a keeper for the namespaces that this process is in, which may have threads.
+fn revive(exec_root: &Path, network: Option<&OwnedFd>) -> io::Result<()> {
+    let _lock = lock(exec_root, FlockOperation::LockExclusive)?;
+    if Keeper::connect(exec_root).is_ok() {
+        return Ok(());
+    }
+    let listener = keeper::listen(exec_root)?;
+    let how = if network.is_some() { keeper::ADOPTED } else { keeper::NEW };
+    let network = network.map(OwnedFd::try_clone).transpose()?.map_or_else(Stdio::null, Stdio::from);
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("dhow").arg("keeper").arg(exec_root).arg(how).env_clear();
+    command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).current_dir("/");
+    let mut child = command.stdin(Stdio::from(listener)).stdout(network).stderr(Stdio::null()).spawn()?;
+    // Somebody has to wait for it, should it end before this process does.
+    std::thread::spawn(move || child.wait());
+    Ok(())
+}
+
 /// In a child: becomes the program that is [`keeper::main`]. Returns the status of a failure.
 fn become_keeper(exec_root: &Path, listener: &OwnedFd, network: Option<&OwnedFd>) -> i32 {
     let execute = || -> io::Result<std::convert::Infallible> {
         let _ = rustix::process::set_parent_process_death_signal(None);
-        rustix::process::setsid()?;
         rustix::process::chdir("/")?;
         let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        let streams = [listener, network.unwrap_or(&null), &null];
         // High numbers first: none of them is overwritten by another.
-        let listener = rustix::io::fcntl_dupfd_cloexec(listener, 10)?;
-        let network = network.map(|network| rustix::io::fcntl_dupfd_cloexec(network, 10)).transpose()?;
-        for number in 0..3 {
-            dhow_sys::descriptor::duplicate_to(null.as_fd(), number)?;
+        let streams = streams.map(|stream| rustix::io::fcntl_dupfd_cloexec(stream, 10));
+        for (number, stream) in (0..).zip(streams) {
+            dhow_sys::descriptor::duplicate_to(stream?.as_fd(), number)?;
         }
-        dhow_sys::descriptor::duplicate_to(listener.as_fd(), keeper::LISTENER)?;
-        if let Some(network) = &network {
-            dhow_sys::descriptor::duplicate_to(network.as_fd(), keeper::ADOPTED)?;
-        }
-        dhow_sys::descriptor::cloexec_from(if network.is_some() { 5 } else { 4 })?;
-        let adopted = if network.is_some() { "adopted" } else { "new" };
-        let args = [
-            c"dhow".to_owned(),
-            c"keeper".to_owned(),
-            CString::new(exec_root.as_os_str().as_encoded_bytes())?,
-            CString::new(adopted)?,
-        ];
+        dhow_sys::descriptor::cloexec_from(3)?;
+        let how = CString::new(if network.is_some() { keeper::ADOPTED } else { keeper::NEW })?;
+        let args = [c"dhow".to_owned(), c"keeper".to_owned(), CString::new(exec_root.as_os_str().as_encoded_bytes())?, how];
         let path = std::env::var_os("PATH").unwrap_or_default();
         let path = CString::new([b"PATH=", path.as_encoded_bytes()].concat())?;
         let Err(error) = process::exec(c"/proc/self/exe", &args, &[path]);

@@ -18,9 +18,11 @@ use crate::uplink::Uplink;
 /// Which network namespace is the user's, as `readlink` of its file shows it, below the exec root: by it a new keeper finds it among
 /// the descriptors of monitors.
 pub(crate) const NETWORK_FILE: &str = "keeper.network";
-/// The descriptors that [`main`] starts with.
-pub(crate) const LISTENER: i32 = 3;
-pub(crate) const ADOPTED: i32 = 4;
+/// How [`main`] is told whether there is a network namespace already.
+pub(crate) const NEW: &str = "new";
+pub(crate) const ADOPTED: &str = "adopted";
+/// `RLIMIT_NOFILE`
+const DESCRIPTORS: u32 = 7;
 
 /// `CLONE_NEWNET` and `CLONE_NEWNS` of `linux/sched.h`.
 const NEW_NETWORK: i32 = 0x4000_0000;
@@ -61,14 +63,19 @@ pub(crate) fn listen(exec_root: &Path) -> io::Result<OwnedFd> {
     Ok(listener)
 }
 
-/// The keeper's whole life, with the arguments `EXEC-ROOT new|adopted`, a listener as descriptor 3, and with `adopted` a network
-/// namespace as descriptor 4. It has one thread. Returns its exit status.
+/// The keeper's whole life, with the arguments `EXEC-ROOT new|adopted`, a listener as standard input, and with `adopted` a network
+/// namespace as standard output. It has one thread. Returns its exit status.
 pub fn main(args: &[std::ffi::OsString]) -> i32 {
     process::small_heap();
     process::set_name(c"dhow");
     let _ = process::set_dumpable(false);
+    let _ = rustix::process::setsid();
+    // Every engine and every monitor of the user holds a connection.
+    if let Ok((_, most)) = process::rlimit(DESCRIPTORS) {
+        let _ = process::set_rlimit(DESCRIPTORS, most, most);
+    }
     let [exec_root, how] = args else { return 1 };
-    match Keeper::new(PathBuf::from(exec_root), how == "adopted").and_then(|mut keeper| keeper.run()) {
+    match Keeper::new(PathBuf::from(exec_root), how == ADOPTED).and_then(|mut keeper| keeper.run()) {
         Ok(()) => 0,
         Err(_) => 1,
     }
@@ -76,8 +83,12 @@ pub fn main(args: &[std::ffi::OsString]) -> i32 {
 
 impl Keeper {
     fn new(exec_root: PathBuf, adopted: bool) -> io::Result<Keeper> {
-        let listener = dhow_sys::descriptor::inherited(LISTENER)?;
-        let network = if adopted { Some(dhow_sys::descriptor::inherited(ADOPTED)?) } else { None };
+        let listener = dhow_sys::descriptor::inherited(0)?;
+        let network = if adopted { Some(dhow_sys::descriptor::inherited(1)?) } else { None };
+        if !adopted {
+            // Of a keeper that was killed: its namespace is gone, and its number may be another's by now.
+            let _ = fs::remove_file(exec_root.join(NETWORK_FILE));
+        }
         let users = rustix::fs::open("/proc/self/ns/user", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         // For what is mounted below.
         process::unshare(NEW_MOUNT)?;
@@ -85,6 +96,10 @@ impl Keeper {
     }
 
     fn run(&mut self) -> io::Result<()> {
+        if self.network.is_some() {
+            // There are containers that had a way out. Who asks is told what is wrong.
+            let _ = self.start_uplink();
+        }
         loop {
             if self.guests.is_empty() && !self.wait(Some(LINGER))? && self.is_alone()? && self.leave()? {
                 return Ok(());
@@ -115,10 +130,17 @@ impl Keeper {
     }
 
     fn serve(&mut self) {
-        while let Ok(guest) = rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-            // Others than the user cannot reach the socket; what root does is not for his namespaces.
-            if socket::send(&guest, USERS, &[self.users.as_fd()]).is_ok() {
-                self.guests.push(guest);
+        loop {
+            match rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                // Others than the user do not reach the socket.
+                Ok(guest) if socket::send(&guest, USERS, &[self.users.as_fd()]).is_ok() => self.guests.push(guest),
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => break,
+                Err(_) => {
+                    // No descriptor is left: somebody has to go before the next one can be let in.
+                    std::thread::sleep(Duration::from_millis(100));
+                    break;
+                }
             }
         }
         let mut guests = std::mem::take(&mut self.guests);
@@ -136,7 +158,14 @@ impl Keeper {
     /// Gives an engine the network namespace, with a way out if there is one to be had.
     fn answer(&mut self, guest: &OwnedFd) -> io::Result<()> {
         if self.network.is_none() {
-            self.network = Some(self.make_network()?);
+            match self.make_network() {
+                Ok(network) => self.network = Some(network),
+                Err(error) => {
+                    let mut message = [NETWORK, format!("make the user's network namespace: {error}").as_bytes()].concat();
+                    message.truncate(LONGEST);
+                    return socket::send(guest, &message, &[]).map(drop);
+                }
+            }
         }
         let fault = match self.uplink.as_mut().is_some_and(Uplink::is_alive) {
             true => String::new(),
@@ -196,7 +225,7 @@ impl Keeper {
         Ok(path)
     }
 
-    /// Whether no other process is in the user namespace, or in one below it.
+    /// Whether no other process is in the user namespace.
     fn is_alone(&self) -> io::Result<bool> {
         let own = [Some(rustix::process::getpid().as_raw_nonzero().get()), self.uplink.as_ref().map(|uplink| uplink.child.pid)];
         let theirs = rustix::fs::fstat(&self.users)?;
@@ -223,8 +252,9 @@ impl Keeper {
         if self.wait(Some(Duration::ZERO))? {
             return Ok(false);
         }
+        // No file is removed that something is mounted on, here.
+        let _ = rustix::mount::unmount(self.exec_root.join(NETWORK_FILE), rustix::mount::UnmountFlags::DETACH);
         for name in [SOCKET, NETWORK_FILE] {
-            // A file that is removed takes the mounts on it along (mount_namespaces(7)).
             match fs::remove_file(self.exec_root.join(name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}

@@ -30,7 +30,8 @@ pub enum RootlessError {
     },
     #[error(
         "user {user} has no ids for containers: there is no line for him in {file}. An administrator gives him some: \
-         usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}"
+         {}",
+        ranges::command_for(user)
     )]
     NoRanges { user: String, file: &'static str },
     #[error("{program} is missing, which gives a user namespace its ids: install {package}")]

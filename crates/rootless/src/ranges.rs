@@ -6,6 +6,8 @@ use crate::{Context, Result, RootlessError};
 
 const USERS: &str = "/etc/subuid";
 const GROUPS: &str = "/etc/subgid";
+/// Users that images commonly have.
+pub(crate) const USUAL: u64 = 65_536;
 
 /// Ranges of the host's ids: first and how many.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +56,23 @@ fn parse(text: &str, name: Option<&str>, uid: u32) -> Vec<(u32, u32)> {
     text.lines().filter_map(range).collect()
 }
 
+/// The command by which an administrator gives a user ids that nobody else has: as many as images commonly have, behind all others.
+pub fn command_for(user: &str) -> String {
+    let texts = [USERS, GROUPS].map(|file| fs::read_to_string(file).unwrap_or_default());
+    let first = free(&texts.concat());
+    let last = first + (USUAL - 1);
+    format!("usermod --add-subuids {first}-{last} --add-subgids {first}-{last} {user}")
+}
+
+/// The first of the ids behind all ranges. Those that login.defs(5) gives to new users begin at 100,000.
+fn free(text: &str) -> u64 {
+    let end = |line: &str| {
+        let mut numbers = line.split(':').skip(1).map(|field| field.trim().parse::<u64>());
+        Some(numbers.next()?.ok()? + numbers.next()?.ok()?)
+    };
+    text.lines().filter_map(end).chain([100_000]).max().unwrap_or(100_000)
+}
+
 /// The arguments after the process of newuidmap(1): the user himself is 0, and the ranges follow each other.
 pub(crate) fn arguments(own: u32, ranges: &[(u32, u32)]) -> Vec<String> {
     let mut arguments = vec!["0".to_owned(), own.to_string(), "1".to_owned()];
@@ -76,6 +95,12 @@ mod tests {
         let text = "root:1:2\nalice:100000:65536\n# alice:5:5\n1000:300000:10\nalice:bad:1\nalice:7:0\n";
         assert_eq!(parse(text, Some("alice"), 1000), [(100_000, 65_536), (300_000, 10)]);
         assert_eq!(parse(text, None, 1001), []);
+    }
+
+    #[test]
+    fn free_ids_are_behind_all_others() {
+        assert_eq!(free(""), 100_000);
+        assert_eq!(free("a:100000:65536\nb:165536:65536\nc:7:1\nd:broken\n"), 231_072);
     }
 
     #[test]

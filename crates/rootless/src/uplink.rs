@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use dhow_sys::clone::{self, Child, CloneArgs};
 use dhow_sys::process;
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 pub(crate) const PROGRAM: &str = "pasta";
@@ -44,6 +45,8 @@ impl Uplink {
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| failed(&error))?;
         let child = clone::clone3(&CloneArgs::default(), || {
             let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+            let _ = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+                .map(|null| [0, 1].map(|number| dhow_sys::descriptor::duplicate_to(null.as_fd(), number)));
             let _ = dhow_sys::descriptor::duplicate_to(write.as_fd(), 2);
             // It does not start where SIGPIPE is ignored.
             let _ = dhow_sys::signal::reset();

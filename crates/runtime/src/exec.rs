@@ -41,7 +41,8 @@ pub fn exec(exec: Exec<'_>) -> Result<Launched> {
         1
     };
     // Born in the PID namespace, and the caller's own all the same.
-    let clone_in = |cgroup| clone_into(None, Some(exec.init), &CloneArgs { flags: 0, cgroup }, child);
+    let pid_namespace = (!process::is_in_user_namespace() || differs(exec.init_pid, "pid")).then_some(exec.init);
+    let clone_in = |cgroup| clone_into(None, pid_namespace, &CloneArgs { flags: 0, cgroup }, child);
     let mut cloned = clone_in(exec.cgroup.clone_into());
     if cloned.as_ref().is_err_and(|error| error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()))
         && let Some(cgroup) = exec.cgroup.of_process(exec.init_pid)
@@ -56,7 +57,11 @@ pub fn exec(exec: Exec<'_>) -> Result<Launched> {
         Ok(()) => Ok(launched),
         Err(error) => {
             let _ = dhow_sys::signal::kill_descriptor(launched.pidfd.as_fd(), 9);
-            reap(&launched.pidfd);
+            // One that waits for a file system which the container serves is not to be killed before that answers. It stays a zombie of
+            // the caller's then.
+            if let Ok(true) = socket::wait_readable(&launched.pidfd, Duration::from_secs(1)) {
+                reap(&launched.pidfd);
+            }
             Err(error)
         }
     }

@@ -25,6 +25,7 @@ pub mod user;
 mod validate;
 
 pub use dhow_oci::spec;
+pub use state::start_time;
 
 use std::io;
 use std::path::PathBuf;

@@ -158,12 +158,19 @@ impl Tree {
             Some(source) => source,
             None => {
                 let tree = match new_file_system(&mount.kind, mount.source.as_deref(), &options) {
-                    // In a user namespace that the network does not belong to: the one that is there shows what it may.
+                    // In a user namespace that the network, processes or IPC do not belong to: what is there shows what it may.
                     Err(RuntimeError::Io { source, .. })
-                        if mount.kind == "sysfs" && is_users() && source.kind() == io::ErrorKind::PermissionDenied =>
+                        if is_users() && of_host(&mount.kind).is_some() && source.kind() == io::ErrorKind::PermissionDenied =>
                     {
-                        let tree = clone_tree(CWD, Path::new("/sys"), true).context(|| "bind /sys".to_owned())?;
-                        mount_setattr(tree.as_fd(), true, &options.attr).context(|| "set the options of /sys".to_owned())?;
+                        let path = of_host(&mount.kind).unwrap_or("/");
+                        let tree = match clone_tree(CWD, Path::new(path), true) {
+                            // A host need not show its message queues.
+                            Err(error) if mount.kind == "mqueue" && error.kind() == io::ErrorKind::NotFound => {
+                                new_file_system("tmpfs", Some("tmpfs"), &MountOptions::default())?
+                            }
+                            cloned => cloned.context(|| format!("bind {path}"))?,
+                        };
+                        mount_setattr(tree.as_fd(), true, &options.attr).context(|| format!("set the options of {path}"))?;
                         tree
                     }
                     made => made?,
@@ -669,6 +676,16 @@ fn is_null(device: &OwnedFd) -> bool {
     rustix::fs::fstat(device).is_ok_and(|stat| {
         FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == rustix::fs::makedev(1, 3)
     })
+}
+
+/// Where the host has the file system of this type, of which each namespace has one.
+fn of_host(kind: &str) -> Option<&'static str> {
+    match kind {
+        "sysfs" => Some("/sys"),
+        "proc" => Some("/proc"),
+        "mqueue" => Some("/dev/mqueue"),
+        _ => None,
+    }
 }
 
 /// A read-only tmpfs that cannot hold anything.

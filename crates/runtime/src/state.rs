@@ -159,6 +159,16 @@ impl Store {
 }
 
 /// When a process started, in clock ticks after boot, and its state letter (`proc_pid_stat(5)`).
+/// When a process was started, in nanoseconds since 1970, to a hundredth of a second.
+pub fn start_time(pid: i32) -> Option<i64> {
+    /// `USER_HZ`, the same on every Linux of our architectures.
+    const TICK: i64 = 1_000_000_000 / 100;
+    let (ticks, _) = start_ticks(pid)?;
+    let uptime = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let since_boot = uptime.tv_sec * 1_000_000_000 + uptime.tv_nsec;
+    Some(dhow_oci::time::now() - since_boot + i64::try_from(ticks).ok()? * TICK)
+}
+
 pub fn start_ticks(pid: i32) -> Option<(u64, char)> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name is in parentheses and may hold anything, also parentheses.

@@ -48,15 +48,15 @@ pub const PARENT: u64 = 0x8000;
 /// with the status that it returns: none of the parent's code that follows can run twice.
 ///
 /// # Errors
-/// `EBUSY` when the caller has more than one thread: the child of such a process could find any lock held forever.
+/// When the caller has more than one thread: the child of such a process could find any lock held forever.
 /// Otherwise what `clone3(2)` says.
 pub fn clone3(args: &CloneArgs<'_>, child: impl FnOnce() -> i32) -> io::Result<Child> {
     for attempt in 0.. {
         match thread_count()? {
             1 => break,
-            // One that has been joined is listed until the kernel has taken it apart.
-            _ if attempt < 100 => std::thread::sleep(std::time::Duration::from_micros(100)),
-            _ => return Err(io::Error::from_raw_os_error(libc::EBUSY)),
+            // One that has been joined is listed until the kernel has taken it apart, which it does when it gets to it.
+            _ if attempt < 2000 => std::thread::sleep(std::time::Duration::from_micros(if attempt < 40 { 50 } else { 1000 })),
+            _ => return Err(io::Error::other("the process has other threads")),
         }
     }
     let mut pidfd: RawFd = -1;

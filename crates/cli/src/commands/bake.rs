@@ -112,6 +112,8 @@ impl Command {
         }
         let mut allowed = Grants::parse(&self.allow).map_err(failed)?;
         self.check_call()?;
+        // The display has a thread.
+        target.become_root()?;
         let display = Display::new(kind_of(self.progress.as_deref(), false)?);
         let open = || target.own_engine("dhow builds on its own machine; docker buildx bake takes that address");
         let (display, read) = match address.clone() {

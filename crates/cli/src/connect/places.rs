@@ -23,8 +23,8 @@ pub const SYSTEM_SOCKET: &str = "/run/dhow/dhow.sock";
 pub fn places() -> &'static Places {
     static PLACES: OnceLock<Places> = OnceLock::new();
     PLACES.get_or_init(|| {
-        let uid = rustix::process::geteuid();
-        if uid.is_root() {
+        let uid = own_uid();
+        if uid == 0 {
             return Places {
                 socket: SYSTEM_SOCKET.into(),
                 data: "/var/lib/dhow".into(),
@@ -34,8 +34,8 @@ pub fn places() -> &'static Places {
             };
         }
         let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        let exec = runtime_directory(uid.as_raw(), variable("XDG_RUNTIME_DIR"));
-        let home = variable("HOME").or_else(|| home_of(uid.as_raw())).unwrap_or_else(|| PathBuf::from("/"));
+        let exec = runtime_directory(uid, variable("XDG_RUNTIME_DIR"));
+        let home = variable("HOME").or_else(|| home_of(uid)).unwrap_or_else(|| PathBuf::from("/"));
         let data = variable("XDG_DATA_HOME").unwrap_or_else(|| home.join(".local/share")).join("dhow");
         let configuration = variable("XDG_CONFIG_HOME").unwrap_or_else(|| home.join(".config")).join("dhow/daemon.json");
         Places { socket: exec.join("dhow.sock"), data, exec, configuration, is_ordinary: true }
@@ -45,8 +45,7 @@ pub fn places() -> &'static Places {
 /// Where a user's things go that end with the host (XDG Base Directory Specification, `XDG_RUNTIME_DIR`). Where no session has made the
 /// directory, one of `/tmp`, which is refused later should it be somebody else's.
 fn runtime_directory(uid: u32, given: Option<PathBuf>) -> PathBuf {
-    use std::os::unix::fs::MetadataExt;
-    let is_his = |path: &PathBuf| std::fs::symlink_metadata(path).is_ok_and(|found| found.is_dir() && found.uid() == uid);
+    let is_his = |path: &PathBuf| owner_alone_writes(path, &[uid]);
     let session = PathBuf::from(format!("/run/user/{uid}"));
     match given.into_iter().chain([session]).find(is_his) {
         Some(directory) => directory.join("dhow"),
@@ -75,5 +74,19 @@ pub fn roots(data: Option<PathBuf>, exec: Option<PathBuf>) -> (PathBuf, PathBuf)
 /// The default socket on which somebody listens: the user's own, or root's if it lets him.
 pub fn listening() -> Option<&'static Path> {
     let sockets = [places().socket.as_path(), Path::new(SYSTEM_SOCKET)];
-    sockets.into_iter().find(|path| std::os::unix::net::UnixStream::connect(path).is_ok())
+    let is_safe = |path: &&Path| path.parent().is_some_and(|directory| owner_alone_writes(directory, &[0, own_uid()]));
+    sockets.into_iter().filter(is_safe).find(|path| std::os::unix::net::UnixStream::connect(path).is_ok())
+}
+
+/// The user's number, also once he has entered his namespaces.
+fn own_uid() -> u32 {
+    static UID: OnceLock<u32> = OnceLock::new();
+    *UID.get_or_init(|| rustix::process::geteuid().as_raw())
+}
+
+/// Whether a directory is one of these users', and nobody else may put anything there. What is in `/tmp` others may have made.
+fn owner_alone_writes(directory: &Path, owners: &[u32]) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let found = std::fs::symlink_metadata(directory);
+    found.is_ok_and(|found| found.is_dir() && owners.contains(&found.uid()) && found.mode() & 0o022 == 0)
 }
