@@ -10,7 +10,7 @@ mod processes;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use dhow_runtime::launch::Helper;
 use dhow_runtime::user::Identity;
 use networks::Guard;
 use rustix::event::epoll;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::SocketType;
 use serde::{Deserialize, Serialize};
 
 use crate::client::{Client, Role};
@@ -284,25 +284,7 @@ fn detach() -> io::Result<()> {
 fn prepare(setup: &Setup) -> io::Result<Option<(OwnedFd, OwnedFd)>> {
     std::fs::create_dir_all(state::staging(&setup.run))?;
     let Some(lock) = state::try_lock(&setup.run)? else { return Ok(None) };
-    let socket = setup.run.join(state::SOCKET);
-    match std::fs::remove_file(&socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    // A Unix address holds 107 bytes: the long path is replaced by a descriptor of the directory.
-    let directory = rustix::fs::open(
-        &setup.run,
-        rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
-        rustix::fs::Mode::empty(),
-    )?;
-    let address = SocketAddrUnix::new(dhow_sys::root::descriptor_path(directory.as_fd()).join(state::SOCKET))?;
-    let listener =
-        rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
-    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-    let bound = rustix::net::bind(&listener, &address);
-    rustix::process::umask(before);
-    bound?;
-    rustix::net::listen(&listener, 128)?;
+    let listener = dhow_sys::socket::listen_in(&setup.run, state::SOCKET, SocketType::STREAM)?;
     Ok(Some((lock, listener)))
 }
 

@@ -10,8 +10,7 @@ use std::time::Duration;
 
 use dhow_sys::netlink::Socket;
 use dhow_sys::{process, socket};
-use rustix::fs::{Mode, OFlags};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::nft::{self, Expression, Family, Transaction};
 use crate::{Context, Result};
@@ -46,10 +45,8 @@ impl Keeper {
     /// `NotFound` and `ConnectionRefused` where there is none, `UnexpectedEof` where one is about to go.
     pub fn connect(exec_root: &Path) -> io::Result<Keeper> {
         let connection = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        // A Unix address holds 107 bytes: the long path is replaced by a descriptor of the directory.
-        let directory = rustix::fs::open(exec_root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        let path = dhow_sys::root::descriptor_path(directory.as_fd()).join(SOCKET);
-        rustix::net::connect(&connection, &SocketAddrUnix::new(path)?)?;
+        let (address, _directory) = socket::address_in(exec_root, SOCKET)?;
+        rustix::net::connect(&connection, &address)?;
         let (told, users) = hear(&connection)?;
         match users {
             Some(users) if told == USERS => {

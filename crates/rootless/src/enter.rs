@@ -13,6 +13,7 @@ use dhow_network::home::{self, Keeper};
 use dhow_sys::clone::{self, CloneArgs};
 use dhow_sys::{process, socket};
 use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::keeper::{self, NETWORK_FILE};
 use crate::ranges::{Ranges, arguments};
@@ -58,7 +59,8 @@ fn find(exec_root: &Path) -> Result<Keeper> {
     if let Ok(keeper) = Keeper::connect(exec_root) {
         return Ok(keeper);
     }
-    let listener = keeper::listen(exec_root).context(|| format!("listen on {}", home::SOCKET))?;
+    let listener =
+        socket::listen_in(exec_root, home::SOCKET, SocketType::SEQPACKET).context(|| format!("listen on {}", home::SOCKET))?;
     match left_behind(exec_root) {
         Some((users, network)) => adopt(exec_root, &listener, &users, network.as_ref())?,
         None => start(exec_root, &listener)?,
@@ -127,7 +129,7 @@ fn revive(exec_root: &Path, network: Option<&OwnedFd>) -> io::Result<()> {
     if Keeper::connect(exec_root).is_ok() {
         return Ok(());
     }
-    let listener = keeper::listen(exec_root)?;
+    let listener = socket::listen_in(exec_root, home::SOCKET, SocketType::SEQPACKET)?;
     let how = if network.is_some() { keeper::ADOPTED } else { keeper::NEW };
     let network = network.map(OwnedFd::try_clone).transpose()?.map_or_else(Stdio::null, Stdio::from);
     let mut command = Command::new("/proc/self/exe");
@@ -201,11 +203,9 @@ fn left_behind(exec_root: &Path) -> Option<(OwnedFd, Option<OwnedFd>)> {
 
 /// The process that listens as the monitor of a run directory.
 fn monitor_of(run: &Path) -> Option<i32> {
-    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-    let directory = rustix::fs::open(run, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let (address, _directory) = socket::address_in(run, "monitor.sock").ok()?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).ok()?;
-    let path = dhow_sys::root::descriptor_path(directory.as_fd()).join("monitor.sock");
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path).ok()?).ok()?;
+    rustix::net::connect(&socket, &address).ok()?;
     Some(rustix::net::sockopt::socket_peercred(&socket).ok()?.pid.as_raw_nonzero().get())
 }

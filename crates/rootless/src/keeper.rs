@@ -3,14 +3,14 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use dhow_network::home::{LONGEST, NETWORK, SOCKET, USERS};
 use dhow_sys::{process, socket};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{FlockOperation, Mode, OFlags};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::SocketFlags;
 
 use crate::enter::lock;
 use crate::uplink::Uplink;
@@ -43,24 +43,6 @@ struct Keeper {
     network: Option<OwnedFd>,
     uplink: Option<Uplink>,
     guests: Vec<OwnedFd>,
-}
-
-/// Listens for engines; what listened there before is gone.
-pub(crate) fn listen(exec_root: &Path) -> io::Result<OwnedFd> {
-    match fs::remove_file(exec_root.join(SOCKET)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let directory = rustix::fs::open(exec_root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let address = SocketAddrUnix::new(dhow_sys::root::descriptor_path(directory.as_fd()).join(SOCKET))?;
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let listener = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-    let before = rustix::process::umask(Mode::from_raw_mode(0o177));
-    let bound = rustix::net::bind(&listener, &address);
-    rustix::process::umask(before);
-    bound?;
-    rustix::net::listen(&listener, 128)?;
-    Ok(listener)
 }
 
 /// The keeper's whole life, with the arguments `EXEC-ROOT new|adopted`, a listener as standard input, and with `adopted` a network

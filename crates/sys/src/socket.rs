@@ -3,10 +3,12 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    SocketAddrUnix, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 
 /// How many descriptors one message may carry here: a host may have a cgroup hierarchy for each of 14 controllers, and others
@@ -21,6 +23,31 @@ pub fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
 /// A connected stream pair; both ends close on exec.
 pub fn stream_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
+}
+
+/// The address of a socket in a directory, however long the path of that is: an address holds 107 bytes. It is good as long as the
+/// descriptor is held that comes with it.
+pub fn address_in(directory: &Path, name: &str) -> io::Result<(SocketAddrUnix, OwnedFd)> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(directory, flags, Mode::empty())?;
+    let path = crate::root::descriptor_path(directory.as_fd()).join(name);
+    Ok((SocketAddrUnix::new(path)?, directory))
+}
+
+/// Listens on a socket of a directory, non-blocking, in the place of what was there; only the own user may connect.
+pub fn listen_in(directory: &Path, name: &str, kind: SocketType) -> io::Result<OwnedFd> {
+    match std::fs::remove_file(directory.join(name)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let (address, _directory) = address_in(directory, name)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let listener = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
+    // The mode that the file gets (unix(7)); the umask is the whole process's.
+    rustix::fs::fchmod(&listener, Mode::from_raw_mode(0o600))?;
+    rustix::net::bind(&listener, &address)?;
+    rustix::net::listen(&listener, 128)?;
+    Ok(listener)
 }
 
 /// Sends `data` with `descriptors` attached (`SCM_RIGHTS`); returns the bytes taken.
