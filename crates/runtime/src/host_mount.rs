@@ -10,7 +10,8 @@ use rustix::mount::{MoveMountFlags, move_mount};
 
 use crate::launch::idmap_namespace;
 use crate::mount_options::MountOptions;
-use crate::rootfs::{apply, clone_foreign_tree, clone_tree, in_other_namespace, leave_peer_groups, new_file_system};
+use crate::rootfs::{apply, clone_tree, leave_peer_groups, new_file_system};
+use crate::sources::{clone_foreign_tree, in_other_namespace};
 use crate::spec::IdMapping;
 use crate::{Context, Result};
 

@@ -12,8 +12,9 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::finish::{Finish, ProcessFiles};
 use crate::launch::{Join, Launch, Stdio, libc_flags};
-use crate::rootfs::{Source, Tree, c_string, open_sources};
+use crate::rootfs::{Tree, c_string};
 use crate::seccomp;
+use crate::sources::{Source, open_sources};
 use crate::{Context, Result, RuntimeError, hooks};
 
 pub(crate) struct Child<'a> {

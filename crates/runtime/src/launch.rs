@@ -16,8 +16,8 @@ use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::cgroup::Cgroup;
 pub use crate::rootfs::Rootfs;
-use crate::rootfs::open_host_sources;
 use crate::seccomp;
+use crate::sources::open_host_sources;
 use crate::spec::{IdMapping, Mount, Namespace, Process, Resources, Spec};
 use crate::validate::validate;
 use crate::{Context, Result, RuntimeError, hooks, init};

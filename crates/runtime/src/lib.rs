@@ -20,6 +20,7 @@ pub mod launch;
 mod mount_options;
 mod rootfs;
 pub mod seccomp;
+mod sources;
 mod state;
 pub mod user;
 mod validate;
