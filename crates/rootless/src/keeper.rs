@@ -201,7 +201,8 @@ impl Keeper {
     /// sees that mount.
     fn show(&self, network: &OwnedFd) -> io::Result<PathBuf> {
         let path = self.exec_root.join(NETWORK_FILE);
-        if rustix::fs::stat(&path)?.st_ino != rustix::fs::fstat(network)?.st_ino {
+        let (there, wanted) = (rustix::fs::stat(&path)?, rustix::fs::fstat(network)?);
+        if (there.st_dev, there.st_ino) != (wanted.st_dev, wanted.st_ino) {
             rustix::mount::mount_bind(dhow_sys::root::descriptor_path(network.as_fd()), &path)?;
         }
         Ok(path)
