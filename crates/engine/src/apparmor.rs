@@ -18,6 +18,16 @@ pub(crate) fn profile<'a>(host: &HostConfig, option: Option<&'a str>) -> &'a str
     }
 }
 
+/// The same where the host need not confine: nothing, if the container is not confined because nothing here is.
+pub(crate) fn shown(host: &HostConfig, option: Option<&str>) -> String {
+    match profile(host, option) {
+        _ if !apparmor::is_enabled() => String::new(),
+        // A profile that is named is taken also where the default one is not to be had.
+        DEFAULT | UNCONFINED if !apparmor::has_default() => String::new(),
+        name => name.to_owned(),
+    }
+}
+
 /// The profile that the monitor is told, which loads the default one when it is missing. `None` is no confinement. On a host without
 /// AppArmor nothing is confined, whatever the container names, as with dockerd. Where only the program that loads profiles is missing, a
 /// named one is taken all the same: dockerd would leave it away without a word.

@@ -73,15 +73,11 @@ impl Engine {
 
     /// Known from the first start on, as dockerd has it; empty on a host that does not confine.
     fn apparmor_profile(&self, container: &Container) -> Result<String> {
-        let host = container.host_config();
-        let option = security::parse(host)?.apparmor;
-        let profile = apparmor::profile(host, option.as_deref());
-        // A profile that is named is taken also where the default one is not to be had.
-        let is_known = apparmor::is_supported() || apparmor::for_start(host, option.as_deref()).is_some();
-        if container.state.started == 0 || !is_known {
+        if container.state.started == 0 {
             return Ok(String::new());
         }
-        Ok(profile.to_owned())
+        let host = container.host_config();
+        Ok(apparmor::shown(host, security::parse(host)?.apparmor.as_deref()))
     }
 
     fn graph_driver(&self, container: &Container) -> GraphDriver {

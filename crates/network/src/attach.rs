@@ -4,6 +4,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
+use dhow_sys::clone;
 use dhow_sys::netlink::Socket;
 use rustix::fs::{Mode, OFlags};
 
@@ -11,9 +12,6 @@ use crate::ports::{Publish, Published, Target};
 use crate::resolver::{self, Resolver};
 use crate::route::{self, BridgePort, HostLink, VethPair};
 use crate::{BRIDGE_MTU, Context, Driver, Endpoint, Plan, Result, gateway, home, nft, ports};
-
-/// `CLONE_NEWNET`
-const NEW_NETWORK: i32 = 0x4000_0000;
 
 /// A container's networks for as long as it is held: with the last descriptor of the namespace its links go.
 #[derive(Debug)]
@@ -315,12 +313,12 @@ fn inside<T: Send>(namespace: Option<OwnedFd>, act: impl FnOnce() -> io::Result<
     }
     let home = open_own().context(|| "open the own network namespace".to_owned())?;
     match &namespace {
-        None => dhow_sys::process::unshare(NEW_NETWORK).context(|| "create a network namespace".to_owned())?,
-        Some(namespace) => dhow_sys::process::set_namespace(namespace.as_fd(), NEW_NETWORK)
+        None => dhow_sys::process::unshare(clone::NEW_NETWORK as i32).context(|| "create a network namespace".to_owned())?,
+        Some(namespace) => dhow_sys::process::set_namespace(namespace.as_fd(), clone::NEW_NETWORK as i32)
             .context(|| "enter the network namespace".to_owned())?,
     }
     let done = in_namespace(namespace, act);
-    dhow_sys::process::set_namespace(home.as_fd(), NEW_NETWORK)
+    dhow_sys::process::set_namespace(home.as_fd(), clone::NEW_NETWORK as i32)
         .context(|| "return to the host's network namespace".to_owned())?;
     done.context(what)
 }

@@ -9,14 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use dhow_sys::netlink::Socket;
-use dhow_sys::{process, socket};
+use dhow_sys::{clone, process, socket};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::nft::{self, Expression, Family, Transaction};
 use crate::{Context, Result};
-
-/// `CLONE_NEWNET`
-const NEW_NETWORK: i32 = 0x4000_0000;
 
 /// The keeper's socket, below the exec root: of messages, each with one descriptor at most.
 pub const SOCKET: &str = "keeper.sock";
@@ -212,8 +209,8 @@ pub fn within<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
 pub(crate) fn in_thread<T: Send>(namespace: Option<&OwnedFd>, work: impl FnOnce() -> T + Send) -> io::Result<T> {
     let work = || {
         match namespace {
-            Some(namespace) => process::set_namespace(namespace.as_fd(), NEW_NETWORK)?,
-            None => process::unshare(NEW_NETWORK)?,
+            Some(namespace) => process::set_namespace(namespace.as_fd(), clone::NEW_NETWORK as i32)?,
+            None => process::unshare(clone::NEW_NETWORK as i32)?,
         }
         Ok(work())
     };

@@ -279,8 +279,8 @@ fn bind(protocol: Protocol, address: SocketAddr, obeys: bool) -> io::Result<(Own
     Ok((socket, bound.port()))
 }
 
-/// Leads the ports to a container, where the networks are the host's. Those of a family that it has no address of are left out: who comes to their sockets is
-/// served there.
+/// Leads the ports to a container, where the networks are the host's. Those of a family that it has no address of are left out: who
+/// comes to their sockets is served there.
 pub(crate) fn announce(table: &str, ports: &[Published], target: &Target) -> Result<()> {
     if home::is_elsewhere() {
         return Ok(());

@@ -12,10 +12,6 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 use crate::ranges::{Ranges, USUAL};
 use crate::{RootlessError, uplink};
 
-/// `CLONE_NEWUSER`, `CLONE_NEWNS` and `CLONE_NEWNET` of `linux/sched.h`.
-const NEW_USER: u64 = 0x1000_0000;
-const INSIDE: i32 = 0x0002_0000 | 0x4000_0000;
-
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
@@ -68,8 +64,11 @@ pub fn examine() -> Vec<Finding> {
 fn user_namespaces() -> Finding {
     const WHAT: &str = "user namespaces";
     // There are hosts on which one can be made, and nothing be done in it.
-    let inside = || dhow_sys::process::unshare(INSIDE).map_or_else(|error| error.raw_os_error().unwrap_or(1), |()| 0);
-    let tried = clone::clone3(&CloneArgs { flags: NEW_USER, cgroup: None }, inside).and_then(|child| {
+    let inside = || {
+        dhow_sys::process::unshare((clone::NEW_MOUNT | clone::NEW_NETWORK) as i32)
+            .map_or_else(|error| error.raw_os_error().unwrap_or(1), |()| 0)
+    };
+    let tried = clone::clone3(&CloneArgs { flags: clone::NEW_USER, cgroup: None }, inside).and_then(|child| {
         let ended = waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED)?;
         match ended.and_then(|ended| ended.exit_status()) {
             Some(0) => Ok(()),
@@ -109,7 +108,7 @@ fn ranges() -> Finding {
             match least < USUAL {
                 true => {
                     let why = format!("there are {least} only: images with users of higher numbers do not work");
-                    Finding::wanting(WHAT, &why, &command(&crate::user_name(uid).unwrap_or_else(|| uid.to_string())))
+                    Finding::wanting(WHAT, &why, &command(&crate::ranges::user_name(uid).unwrap_or_else(|| uid.to_string())))
                 }
                 false => Finding::fine(WHAT),
             }
@@ -182,12 +181,12 @@ fn session() -> Option<Finding> {
     if !Path::new("/run/systemd/system").exists() {
         return None;
     }
-    let user = crate::user_name(rustix::process::getuid().as_raw())?;
+    let user = crate::ranges::user_name(rustix::process::getuid().as_raw())?;
     match Path::new("/var/lib/systemd/linger").join(&user).exists() {
         true => Some(Finding::fine(WHAT)),
         false => Some(Finding::wanting(
             WHAT,
-            "with the last session of the user systemd ends his programs and removes his XDG_RUNTIME_DIR",
+            "with the user's last session his XDG_RUNTIME_DIR goes, in which running containers are found, and maybe his programs",
             &format!("loginctl enable-linger {user}"),
         )),
     }

@@ -19,10 +19,6 @@ use crate::keeper::{self, NETWORK_FILE};
 use crate::ranges::{Ranges, arguments};
 use crate::{Context, Result, RootlessError};
 
-/// `CLONE_NEWUSER` and `CLONE_NEWNS` of `linux/sched.h`.
-const NEW_USER: i32 = 0x1000_0000;
-const NEW_MOUNT: i32 = 0x0002_0000;
-
 /// Held by who starts a keeper, and by one that goes.
 pub(crate) const LOCK: &str = "keeper.lock";
 
@@ -35,7 +31,8 @@ pub fn enter(exec_root: &Path) -> Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(exec_root).context(|| format!("create {}", exec_root.display()))?;
     check(exec_root)?;
     let keeper = find(exec_root)?;
-    let joined = process::set_namespace(keeper.users.as_fd(), NEW_USER).and_then(|()| process::unshare(NEW_MOUNT));
+    let joined = process::set_namespace(keeper.users.as_fd(), clone::NEW_USER as i32)
+        .and_then(|()| process::unshare(clone::NEW_MOUNT as i32));
     joined.context(|| "enter the user's namespaces".to_owned())?;
     home::adopt(keeper);
     home::revive_with(revive);
@@ -83,7 +80,7 @@ fn start(exec_root: &Path, listener: &OwnedFd) -> Result<()> {
     let what = || "start the keeper of the user's namespaces".to_owned();
     let (ours, theirs) = socket::packet_pair().context(what)?;
     let parent = rustix::process::getpid();
-    let args = CloneArgs { flags: NEW_USER as u64, cgroup: None };
+    let args = CloneArgs { flags: clone::NEW_USER, cgroup: None };
     let child = clone::clone3(&args, || {
         let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
         // Its ids are given to it meanwhile. Without a word there are none; the parent may have gone before that was to be told.
@@ -91,7 +88,7 @@ fn start(exec_root: &Path, listener: &OwnedFd) -> Result<()> {
             return 1;
         }
         // There are hosts on which a user namespace can be made, and nothing be done in it.
-        if let Err(error) = process::unshare(NEW_MOUNT) {
+        if let Err(error) = process::unshare(clone::NEW_MOUNT as i32) {
             let _ = rustix::io::write(&theirs, &error.raw_os_error().unwrap_or(-1).to_ne_bytes());
             return 1;
         }
@@ -116,7 +113,7 @@ fn start(exec_root: &Path, listener: &OwnedFd) -> Result<()> {
 
 /// Starts a keeper for namespaces that have lost theirs.
 fn adopt(exec_root: &Path, listener: &OwnedFd, users: &OwnedFd, network: Option<&OwnedFd>) -> Result<()> {
-    let child = clone::clone3(&CloneArgs::default(), || match process::set_namespace(users.as_fd(), NEW_USER) {
+    let child = clone::clone3(&CloneArgs::default(), || match process::set_namespace(users.as_fd(), clone::NEW_USER as i32) {
         Ok(()) => become_keeper(exec_root, listener, network),
         Err(_) => 1,
     });

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use dhow_network::home::{LONGEST, NETWORK, SOCKET, USERS};
-use dhow_sys::{process, socket};
+use dhow_sys::{clone, process, socket};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::net::SocketFlags;
@@ -23,10 +23,6 @@ pub(crate) const NEW: &str = "new";
 pub(crate) const ADOPTED: &str = "adopted";
 /// `RLIMIT_NOFILE`
 const DESCRIPTORS: u32 = 7;
-
-/// `CLONE_NEWNET` and `CLONE_NEWNS` of `linux/sched.h`.
-const NEW_NETWORK: i32 = 0x4000_0000;
-const NEW_MOUNT: i32 = 0x0002_0000;
 
 /// How long the namespaces stay after the last one has left: commands often come one after the other.
 const LINGER: Duration = Duration::from_secs(2);
@@ -73,7 +69,7 @@ impl Keeper {
         }
         let users = rustix::fs::open("/proc/self/ns/user", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         // For what is mounted below.
-        process::unshare(NEW_MOUNT)?;
+        process::unshare(clone::NEW_MOUNT as i32)?;
         Ok(Keeper { exec_root, listener, users, network, uplink: None, guests: Vec::new() })
     }
 
@@ -183,7 +179,7 @@ impl Keeper {
 
     fn make_network(&self) -> io::Result<OwnedFd> {
         let network = std::thread::spawn(|| {
-            process::unshare(NEW_NETWORK)?;
+            process::unshare(clone::NEW_NETWORK as i32)?;
             Ok::<OwnedFd, io::Error>(rustix::fs::open(
                 "/proc/thread-self/ns/net",
                 OFlags::RDONLY | OFlags::CLOEXEC,

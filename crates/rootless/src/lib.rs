@@ -17,7 +17,6 @@ mod uplink;
 use std::io;
 
 pub use enter::enter;
-pub use ranges::{Ranges, user_name};
 
 /// Why an ordinary user cannot have an engine, and what to do about it.
 #[derive(Debug, thiserror::Error)]

@@ -12,8 +12,6 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 pub(crate) const PROGRAM: &str = "pasta";
-/// `CLONE_NEWNET`
-const NEW_NETWORK: i32 = 0x4000_0000;
 /// How long it may take to set its link up.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -93,7 +91,7 @@ fn said(read: OwnedFd) -> String {
 fn has_route(network: &OwnedFd) -> bool {
     std::thread::scope(|scope| {
         let look = scope.spawn(|| {
-            process::set_namespace(network.as_fd(), NEW_NETWORK).ok()?;
+            process::set_namespace(network.as_fd(), clone::NEW_NETWORK as i32).ok()?;
             let read = |name: &str| std::fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap_or_default();
             // Link, destination, gateway, flags, …; and destination, length, …, link (proc_net(5)).
             let ipv4 = read("route").lines().any(|line| line.split_whitespace().nth(1) == Some("00000000"));

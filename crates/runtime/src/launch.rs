@@ -90,15 +90,9 @@ pub(crate) fn namespace_flag(kind: &str) -> Option<u64> {
     })
 }
 
-/// `CLONE_NEW*` of `linux/sched.h`.
+/// The kernel's flags.
 pub(crate) mod libc_flags {
-    pub const NEW_MOUNT: u64 = 0x0002_0000;
-    pub const NEW_CGROUP: u64 = 0x0200_0000;
-    pub const NEW_UTS: u64 = 0x0400_0000;
-    pub const NEW_IPC: u64 = 0x0800_0000;
-    pub const NEW_USER: u64 = 0x1000_0000;
-    pub const NEW_PID: u64 = 0x2000_0000;
-    pub const NEW_NETWORK: u64 = 0x4000_0000;
+    pub use dhow_sys::clone::{NEW_CGROUP, NEW_IPC, NEW_MOUNT, NEW_NETWORK, NEW_PID, NEW_USER, NEW_UTS};
 }
 
 /// A namespace to enter.

@@ -36,6 +36,15 @@ struct RawArgs {
     cgroup: u64,
 }
 
+/// `CLONE_NEW*` of `linux/sched.h`.
+pub const NEW_MOUNT: u64 = 0x0002_0000;
+pub const NEW_CGROUP: u64 = 0x0200_0000;
+pub const NEW_UTS: u64 = 0x0400_0000;
+pub const NEW_IPC: u64 = 0x0800_0000;
+pub const NEW_USER: u64 = 0x1000_0000;
+pub const NEW_PID: u64 = 0x2000_0000;
+pub const NEW_NETWORK: u64 = 0x4000_0000;
+
 /// `CLONE_INTO_CGROUP` of `linux/sched.h`.
 const INTO_CGROUP: u64 = 0x2_0000_0000;
 /// `CLONE_NEWTIME` of `linux/sched.h`; only `clone3` and `unshare` take it.

@@ -73,9 +73,10 @@ pub fn roots(data: Option<PathBuf>, exec: Option<PathBuf>) -> (PathBuf, PathBuf)
 
 /// The default socket on which somebody listens: the user's own, or root's if it lets him.
 pub fn listening() -> Option<&'static Path> {
-    let sockets = [places().socket.as_path(), Path::new(SYSTEM_SOCKET)];
+    let roots = places().is_ordinary.then_some(Path::new(SYSTEM_SOCKET));
+    let sockets = std::iter::once(places().socket.as_path()).chain(roots);
     let is_safe = |path: &&Path| path.parent().is_some_and(|directory| owner_alone_writes(directory, &[0, own_uid()]));
-    sockets.into_iter().filter(is_safe).find(|path| std::os::unix::net::UnixStream::connect(path).is_ok())
+    sockets.filter(is_safe).find(|path| std::os::unix::net::UnixStream::connect(path).is_ok())
 }
 
 /// The user's number, also once he has entered his namespaces.
