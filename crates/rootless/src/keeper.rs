@@ -29,7 +29,7 @@ const LINGER: Duration = Duration::from_secs(2);
 /// Who came to an earlier keeper holds no connection to this one: when nobody does, it looks now and then whether anybody is there.
 const LOOK: Duration = Duration::from_secs(10);
 
-/// A program that ended sooner is not started again by itself.
+/// A program that ended sooner is not started again by itself, and one that did not start not again before that.
 const LASTING: Duration = Duration::from_secs(5);
 
 struct Keeper {
@@ -38,6 +38,8 @@ struct Keeper {
     users: OwnedFd,
     network: Option<OwnedFd>,
     uplink: Option<Uplink>,
+    /// When the way out could not be made last, and why.
+    failed: Option<(Instant, String)>,
     guests: Vec<OwnedFd>,
 }
 
@@ -70,7 +72,7 @@ impl Keeper {
         let users = rustix::fs::open("/proc/self/ns/user", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         // For what is mounted below.
         process::unshare(clone::NEW_MOUNT as i32)?;
-        Ok(Keeper { exec_root, listener, users, network, uplink: None, guests: Vec::new() })
+        Ok(Keeper { exec_root, listener, users, network, uplink: None, failed: None, guests: Vec::new() })
     }
 
     fn run(&mut self) -> io::Result<()> {
@@ -155,11 +157,17 @@ impl Keeper {
         socket::send(guest, &message, &[network.as_fd()]).map(drop)
     }
 
+    /// Starts the program of the way out. One that has just failed is not tried again for each container.
     fn start_uplink(&mut self) -> Result<(), String> {
         self.uplink = None;
+        if let Some((_, why)) = self.failed.as_ref().filter(|(at, _)| at.elapsed() < LASTING) {
+            return Err(why.clone());
+        }
         let Some(network) = &self.network else { return Ok(()) };
-        let path = self.show(network).map_err(|error| format!("mount the network namespace: {error}"))?;
-        self.uplink = Some(Uplink::start(network, &path)?);
+        let path = self.show(network).map_err(|error| format!("mount the network namespace: {error}"));
+        let started = path.and_then(|path| Uplink::start(network, &path));
+        self.failed = started.as_ref().err().map(|why| (Instant::now(), why.clone()));
+        self.uplink = Some(started?);
         Ok(())
     }
 

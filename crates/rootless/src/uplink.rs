@@ -79,12 +79,12 @@ impl Drop for Uplink {
     }
 }
 
-/// What a program that has ended wrote to its standard error.
+/// The last line that a program which has ended wrote to its standard error: those before it are of no use to others.
 fn said(read: OwnedFd) -> String {
     use std::io::Read;
     let mut text = Vec::new();
     let _ = std::fs::File::from(read).take(2000).read_to_end(&mut text);
-    String::from_utf8_lossy(&text).trim().to_owned()
+    String::from_utf8_lossy(&text).trim().lines().last().unwrap_or("it ended without a word").to_owned()
 }
 
 /// Whether packets leave a network namespace.
