@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What the child gets of its own, and where it is put.
 #[derive(Default)]
@@ -61,7 +62,7 @@ pub const PARENT: u64 = 0x8000;
 /// Otherwise what `clone3(2)` says.
 pub fn clone3(args: &CloneArgs<'_>, child: impl FnOnce() -> i32) -> io::Result<Child> {
     for attempt in 0.. {
-        match thread_count()? {
+        match if IS_CLONED.load(Ordering::Relaxed) { 1 } else { thread_count()? } {
             1 => break,
             // One that has been joined is listed until the kernel has taken it apart, which it does when it gets to it.
             _ if attempt < 2000 => std::thread::sleep(std::time::Duration::from_micros(if attempt < 40 { 50 } else { 1000 })),
@@ -89,6 +90,7 @@ pub fn clone3(args: &CloneArgs<'_>, child: impl FnOnce() -> i32) -> io::Result<C
     if pid == 0 {
         // Destructors that a panic ran would be the parent's: they would give back what it still has.
         let guard = AbortOnUnwind;
+        IS_CLONED.store(true, Ordering::Relaxed);
         let code = child();
         std::mem::forget(guard);
         crate::process::exit_now(code);
@@ -97,6 +99,9 @@ pub fn clone3(args: &CloneArgs<'_>, child: impl FnOnce() -> i32) -> io::Result<C
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok(Child { pid: pid as i32, pidfd })
 }
+
+/// Whether this process has been cloned here: then it has one thread, and its procfs may be another one's by now.
+static IS_CLONED: AtomicBool = AtomicBool::new(false);
 
 struct AbortOnUnwind;
 

@@ -34,6 +34,34 @@ pub fn cloexec_from(first: RawFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Closes every descriptor from `first` on but those in `kept`. For a process that has just been cloned and drops nothing: values that stand
+/// for what is closed must not be used any more.
+pub fn close_all_but(first: RawFd, kept: &[RawFd]) -> io::Result<()> {
+    let mut kept: Vec<RawFd> = kept.iter().copied().filter(|number| *number >= first).collect();
+    kept.sort_unstable();
+    let mut from = first;
+    for end in kept.into_iter().chain([RawFd::MAX]) {
+        if end > from {
+            // SAFETY: the caller sees to it that nobody uses what is closed.
+            super::check(unsafe { libc::syscall(libc::SYS_close_range, from, end - 1, 0) })?;
+        }
+        from = end.saturating_add(1);
+    }
+    Ok(())
+}
+
+/// Closes what the parent has open under a number. For a process that has just been cloned and drops nothing.
+pub fn close_parents(number: RawFd) {
+    // SAFETY: the value that stands for it is the parent's, and is neither used nor dropped here.
+    unsafe { libc::close(number) };
+}
+
+/// Waits until directories are on stable storage, with what was made in them. Whoever then syncs a record of them into a file cannot rely on
+/// that for it: a file that is written over in place takes nothing else along.
+pub fn sync_directories<'a>(paths: impl IntoIterator<Item = &'a std::path::Path>) -> io::Result<()> {
+    paths.into_iter().try_for_each(|path| std::fs::File::open(path)?.sync_all())
+}
+
 /// Has the kernel begin to write to the disk what of a file is not there yet, and does not wait for it (sync_file_range(2)):
 /// whoever syncs afterwards waits less.
 pub fn begin_writing(file: impl AsFd) {

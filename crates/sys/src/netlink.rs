@@ -171,17 +171,27 @@ impl Socket {
     pub fn request(&self, batch: Batch) -> io::Result<Vec<Answer>> {
         let (bytes, count) = batch.finished();
         rustix::net::send(&self.fd, &bytes, SendFlags::empty())?;
-        self.collect(count)
+        self.collect(count, true)
+    }
+
+    /// Sends messages that are carried out one by one, also after one that fails; each asks for an acknowledgement.
+    ///
+    /// # Errors
+    /// What the first says that has failed.
+    pub fn requests(&self, batch: Batch, acks: u32) -> io::Result<()> {
+        let (bytes, _) = batch.finished();
+        rustix::net::send(&self.fd, &bytes, SendFlags::empty())?;
+        self.collect(acks, false).map(drop)
     }
 
     /// Sends a batch of which the last `acks` messages asked for an acknowledgement.
     pub fn transaction(&self, batch: Batch, acks: u32) -> io::Result<()> {
         let (bytes, _) = batch.finished();
         rustix::net::send(&self.fd, &bytes, SendFlags::empty())?;
-        self.collect(acks).map(drop)
+        self.collect(acks, true).map(drop)
     }
 
-    fn collect(&self, mut acks: u32) -> io::Result<Vec<Answer>> {
+    fn collect(&self, mut acks: u32, ends_with_failure: bool) -> io::Result<Vec<Answer>> {
         let mut answers = Vec::new();
         let mut failure = None;
         let mut buffer = vec![0u8; 32 * 1024];
@@ -206,7 +216,7 @@ impl Socket {
                             failure.get_or_insert(io::Error::from_raw_os_error(-code));
                         }
                         acks = acks.saturating_sub(1);
-                        if failure.is_some() {
+                        if failure.is_some() && ends_with_failure {
                             acks = 0;
                         }
                     }

@@ -6,6 +6,7 @@
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -122,8 +123,8 @@ impl Root {
         Ok((parent, PathBuf::from(name)))
     }
 
-    /// Reads a regular file of at most `limit` bytes. A FIFO, device or larger file is an error, so that hostile content
-    /// can neither block nor exhaust the reader (CVE-2026-47262).
+    /// Reads a regular file of at most `limit` bytes. A FIFO, device, file of procfs or its like, or larger file is an error, so that
+    /// hostile content can neither block nor exhaust the reader (CVE-2026-47262).
     pub fn read(&self, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
         let handle = self.handle(path)?;
         let stat = rustix::fs::fstat(&handle)?;
@@ -133,7 +134,10 @@ impl Root {
         if stat.st_size as u64 > limit {
             return Err(io::Error::other(format!("larger than {limit} bytes")));
         }
-        let file = reopen(handle.as_fd(), OFlags::RDONLY | OFlags::NOCTTY)?;
+        if is_of_kernel(&handle)? {
+            return Err(io::Error::other("not a file of the root's own, but one of the kernel's"));
+        }
+        let file = reopen(handle.as_fd(), OFlags::RDONLY | OFlags::NOCTTY | OFlags::NONBLOCK)?;
         let mut content = Vec::with_capacity(stat.st_size as usize);
         std::fs::File::from(file).take(limit).read_to_end(&mut content)?;
         Ok(content)
@@ -144,6 +148,27 @@ impl Root {
         let handle = self.handle(path)?;
         Ok(rustix::fs::fstat(&handle)?)
     }
+}
+
+/// Whether a file is the kernel's: reading `/proc/kmsg` waits until there is something to read.
+fn is_of_kernel(file: &OwnedFd) -> io::Result<bool> {
+    // linux/magic.h: procfs, sysfs, cgroup and cgroup2, debugfs, tracefs, securityfs, bpf, configfs, fusectl, binfmt_misc, mqueue, pstore
+    const MAGICS: [u64; 13] = [
+        0x9fa0,
+        0x6265_6572,
+        0x0027_e0eb,
+        0x6367_7270,
+        0x6462_6720,
+        0x7472_6163,
+        0x7363_6673,
+        0xcafe_4a11,
+        0x6265_6570,
+        0x6573_5543,
+        0x4249_4e4d,
+        0x1980_0202,
+        0x6165_676c,
+    ];
+    Ok(MAGICS.contains(&(rustix::fs::fstatfs(file)?.f_type as u64)))
 }
 
 /// Opens again, with other flags, what an `O_PATH` handle refers to.
@@ -157,32 +182,85 @@ pub fn descriptor_path(fd: BorrowedFd<'_>) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
+/// As deep as [`remove_tree`] goes. A container may nest directories as deep as it likes: what lies deeper is moved up first, so that
+/// neither the stack nor the descriptors run out.
+const DEEP: usize = 64;
+
 /// Removes the tree `name` below `dir`, whatever it holds; links are removed, not followed. Missing is fine.
 pub fn remove_tree(dir: BorrowedFd<'_>, name: &Path) -> io::Result<()> {
+    let Some(top) = remove_or_open(dir, name)? else { return Ok(()) };
+    loop {
+        let mut moved = 0;
+        remove_entries(&top, &top, 0, &mut moved)?;
+        match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::NOTEMPTY | Errno::EXIST) if moved > 0 => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The same by a path that no container has made; the last component alone may be its doing.
+pub fn remove_all(path: &Path) -> io::Result<()> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(Errno::INVAL.into()) };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match rustix::fs::open(if parent.as_os_str().is_empty() { Path::new(".") } else { parent }, flags, Mode::empty()) {
+        Err(Errno::NOENT) => Ok(()),
+        parent => remove_tree(parent?.as_fd(), Path::new(name)),
+    }
+}
+
+/// Removes what is no directory; opens what is one.
+fn remove_or_open(dir: BorrowedFd<'_>, name: &Path) -> io::Result<Option<OwnedFd>> {
     match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Ok(()) | Err(Errno::NOENT) => return Ok(None),
         // Linux says EISDIR for a directory; POSIX, and some file systems, EPERM.
         Err(Errno::ISDIR | Errno::PERM) => {}
         Err(error) => return Err(error.into()),
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let child = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+    match rustix::fs::openat(dir, name, flags, Mode::empty()) {
         // Somebody else removes the same tree.
-        Err(Errno::NOENT) => return Ok(()),
-        other => other?,
-    };
-    let entries = rustix::fs::Dir::read_from(&child)?;
-    for entry in entries {
+        Err(Errno::NOENT) => Ok(None),
+        opened => Ok(Some(opened?)),
+    }
+}
+
+/// Removes what is in a directory; what is too deep is moved to the top, and counted.
+fn remove_entries(top: &OwnedFd, directory: &OwnedFd, depth: usize, moved: &mut usize) -> io::Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    for entry in rustix::fs::Dir::read_from(directory)? {
         let entry = entry?;
         let name = entry.file_name();
-        if name != c"." && name != c".." {
-            use std::os::unix::ffi::OsStrExt;
-            remove_tree(child.as_fd(), Path::new(std::ffi::OsStr::from_bytes(name.to_bytes())))?;
+        if name == c"." || name == c".." {
+            continue;
+        }
+        let name = Path::new(std::ffi::OsStr::from_bytes(name.to_bytes()));
+        let Some(child) = remove_or_open(directory.as_fd(), name)? else { continue };
+        if depth >= DEEP {
+            *moved += lift(directory, name, top)?;
+            continue;
+        }
+        remove_entries(top, &child, depth + 1, moved)?;
+        match rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
         }
     }
-    match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(error) => Err(error.into()),
+    Ok(())
+}
+
+/// Moves a directory to another, under a name that nobody has there. Returns how many were moved.
+fn lift(directory: &OwnedFd, name: &Path, top: &OwnedFd) -> io::Result<usize> {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let new = format!(".deep-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        match rustix::fs::renameat_with(directory, name, top, new, rustix::fs::RenameFlags::NOREPLACE) {
+            Ok(()) => return Ok(1),
+            Err(Errno::NOENT) => return Ok(0),
+            Err(Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 
@@ -209,6 +287,30 @@ mod tests {
         root.create_dir_all(Path::new("/up/made"), 0o755).unwrap_err();
         root.create_dir_all(Path::new("../../inside/deep"), 0o755).unwrap();
         assert!(dir.path().join("inside/deep").is_dir());
+    }
+
+    #[test]
+    fn trees_are_removed_however_deep_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut inner = OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
+        for number in 0..3000 {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            rustix::fs::openat(&inner, "file", OFlags::CREATE | OFlags::WRONLY, Mode::RWXU).unwrap();
+            let name = if number == 0 { "tree" } else { ".deep-0" };
+            rustix::fs::mkdirat(&inner, name, Mode::RWXU).unwrap();
+            inner = rustix::fs::openat(&inner, name, flags, Mode::empty()).unwrap();
+        }
+        remove_all(&dir.path().join("tree")).unwrap();
+        assert!(!dir.path().join("tree").exists() && dir.path().join("file").exists());
+        remove_all(&dir.path().join("tree")).unwrap();
+        remove_all(&dir.path().join("none/tree")).unwrap();
+    }
+
+    #[test]
+    fn a_file_of_the_kernels_is_not_read() {
+        let root = Root::open_path(Path::new("/")).unwrap();
+        let refused = root.read(Path::new("/proc/self/stat"), 100).unwrap_err().to_string();
+        assert!(refused.contains("the kernel's"), "{refused}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
-use crate::root::descriptor_path;
+use crate::root::{descriptor_path, reopen};
 
 /// Directories in each other; more would exhaust stack and descriptors.
 pub const DEEPEST: usize = 256;
@@ -128,9 +128,7 @@ impl<'a> Copier<'a> {
         }
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {
-                // A FIFO in its place by now must not block.
-                let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let from = rustix::fs::openat(source, name, flags, Mode::empty())?;
+                let from = open_regular(source, name)?;
                 let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let to = rustix::fs::openat(target, name, flags, Mode::RUSR | Mode::WUSR)?;
                 let (from, to) = (File::from(from), File::from(to));
@@ -154,6 +152,19 @@ impl<'a> Copier<'a> {
             }
         }
     }
+}
+
+/// Opens for reading a regular file. Whoever has put another thing in its place since it was looked at, a device or a FIFO of his, has not
+/// had that opened, which alone has effects, nor read.
+///
+/// # Errors
+/// `ESTALE`: it is no regular file any more.
+pub fn open_regular(parent: impl AsFd, name: impl rustix::path::Arg) -> io::Result<OwnedFd> {
+    let handle = rustix::fs::openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&handle)?.st_mode) != FileType::RegularFile {
+        return Err(Errno::STALE.into());
+    }
+    reopen(handle.as_fd(), OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)
 }
 
 /// # Errors
