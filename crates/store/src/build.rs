@@ -36,7 +36,7 @@ pub struct Workspace {
 impl Drop for Workspace {
     fn drop(&mut self) {
         // After it has become a layer there is nothing there.
-        let _ = fs::remove_dir_all(&self.path);
+        let _ = dhow_sys::root::remove_all(&self.path);
     }
 }
 
@@ -146,8 +146,8 @@ impl Store {
         recording.finish().context(what)?;
         let size = disk_usage(&directory);
         fs::rename(&directory, workspace.path.join("fs")).context(|| "move the step's files".to_owned())?;
-        fs::remove_dir_all(workspace.path.join("root")).context(|| "remove the work directory".to_owned())?;
-        match fs::remove_dir_all(workspace.path.join(BESIDE)) {
+        dhow_sys::root::remove_all(&workspace.path.join("root")).context(|| "remove the work directory".to_owned())?;
+        match dhow_sys::root::remove_all(&workspace.path.join(BESIDE)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).context(what),
             _ => {}
         }

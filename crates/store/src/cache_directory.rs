@@ -117,7 +117,7 @@ impl Store {
         let open = self.open_directory(kind, id, CacheSharing::Own, &|| false)?.ok_or_else(never).context(what)?;
         let (files, note) = (open.files(), open.directory.join(BOOT));
         if fs::read_to_string(&note).ok().as_deref() != Some(boot()) {
-            match fs::remove_dir_all(&files) {
+            match dhow_sys::root::remove_all(&files) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).context(what),
                 _ => {}
             }
@@ -190,7 +190,7 @@ impl Store {
             let name = entry.file_name().to_string_lossy().into_owned();
             if name.starts_with('.') {
                 // Somebody was killed while he removed it.
-                let _ = fs::remove_dir_all(entry.path());
+                let _ = dhow_sys::root::remove_all(&entry.path());
                 continue;
             }
             let Ok(directory) = File::open(entry.path()) else { continue };
@@ -235,7 +235,7 @@ impl Store {
         // Whoever is killed now leaves something that is known to be nobody's.
         let gone = all.join(format!(".{}", random_name()?));
         fs::rename(all.join(name), &gone).context(what)?;
-        fs::remove_dir_all(&gone).context(what)?;
+        dhow_sys::root::remove_all(&gone).context(what)?;
         Ok(Some(size))
     }
 }

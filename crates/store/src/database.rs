@@ -177,6 +177,7 @@ impl Database {
         if !path.exists() {
             return Ok(None);
         }
+        close_to_others(&path)?;
         let connection = connect(&path)?;
         let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         let known = MIGRATIONS.len() as i64;
@@ -193,6 +194,7 @@ impl Database {
             rustix::fs::open(directory.join("lock"), OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC, Mode::from_raw_mode(0o600))
                 .context(|| format!("open {}/lock", directory.display()))?;
         rustix::fs::flock(&lock, FlockOperation::LockExclusive).context(|| "lock the data root".to_owned())?;
+        close_to_others(&directory.join(FILE))?;
         let mut connection = connect(&directory.join(FILE))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
@@ -263,6 +265,33 @@ fn wait(looks: i32) -> bool {
     looks < LOOKS
 }
 
+/// Makes a database for its owner alone, if there is none, and closes one that others may read: containers' environments are in it, and
+/// the data root may have been there before, with any mode. SQLite gives its other files the same mode.
+fn close_to_others(path: &Path) -> Result<()> {
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+    let mode = |path: &Path| path.metadata().map(|stat| stat.permissions().mode());
+    match mode(path) {
+        Ok(mode) if mode & 0o077 == 0 => return Ok(()),
+        Ok(_) => {}
+        Err(_) => {
+            let mut options = std::fs::OpenOptions::new();
+            options.write(true).create(true).truncate(false).mode(0o600);
+            return options.open(path).map(drop).context(|| format!("create {}", path.display()));
+        }
+    }
+    for suffix in ["", "-wal", "-shm"] {
+        let mut file = path.as_os_str().to_owned();
+        file.push(suffix);
+        match std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).context(|| format!("close {} to others", Path::new(&file).display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 fn connect(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags)?;
@@ -279,6 +308,18 @@ fn connect(path: &Path) -> Result<Connection> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_else_reads_it() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let mode = || dir.path().join(FILE).metadata().unwrap().permissions().mode() & 0o777;
+        drop(Database::create(dir.path()).unwrap());
+        assert_eq!(mode(), 0o600);
+        std::fs::set_permissions(dir.path().join(FILE), std::fs::Permissions::from_mode(0o644)).unwrap();
+        drop(Database::open_existing(dir.path()).unwrap());
+        assert_eq!(mode(), 0o600);
+    }
 
     #[test]
     fn many_processes_may_create_it_at_once() {

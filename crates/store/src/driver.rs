@@ -219,7 +219,7 @@ impl Store {
         }
         let (directory, _lock) = crate::layer::claim(&self.paths.layers(), crate::layer::TEMPORARY)?;
         let probed = driver.implementation().probe(&directory);
-        let _ = std::fs::remove_dir_all(&directory);
+        let _ = dhow_sys::root::remove_all(&directory);
         probed.map_err(|source| StoreError::NoDriver { driver, source })?;
         if driver == Driver::Overlay2 {
             std::fs::write(&proven, "").context(|| format!("create {}", proven.display()))?;

@@ -282,7 +282,7 @@ impl Store {
                 other => other,
             }
         })();
-        let _ = fs::remove_dir_all(&temporary);
+        let _ = dhow_sys::root::remove_all(&temporary);
         made.context(|| "create the init layer".to_owned())
     }
 
@@ -365,8 +365,9 @@ impl Store {
         Ok(())
     }
 
-    /// The same for what has no place yet.
-    pub(crate) fn sweep_unfinished(&self) -> Result<()> {
+    /// The same for what has no place yet: before more is made, since it takes room.
+    pub fn sweep_unfinished(&self) -> Result<()> {
+        self.sweep_loads();
         let layers = self.paths.layers();
         let entries = fs::read_dir(&layers).context(|| format!("read {}", layers.display()))?.flatten();
         entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).try_for_each(|name| self.sweep_one(&name))
@@ -441,6 +442,6 @@ pub(crate) struct Unpacked {
 impl Drop for Unpacked {
     fn drop(&mut self) {
         // After it was placed there is nothing there.
-        let _ = fs::remove_dir_all(&self.path);
+        let _ = dhow_sys::root::remove_all(&self.path);
     }
 }

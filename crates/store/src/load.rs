@@ -69,7 +69,7 @@ enum Layer {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.directory);
+        let _ = dhow_sys::root::remove_all(&self.directory);
     }
 }
 
@@ -300,7 +300,7 @@ impl Store {
             let is_load = entry.file_name().to_string_lossy().starts_with(LOAD);
             let Some(lock) = fs::File::open(entry.path()).ok().filter(|_| is_load) else { continue };
             if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
-                let _ = fs::remove_dir_all(entry.path());
+                let _ = dhow_sys::root::remove_all(&entry.path());
             }
         }
     }

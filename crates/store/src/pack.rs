@@ -164,8 +164,11 @@ impl<W: Write> Packer<W> {
                 if stat.st_nlink > 1 {
                     self.links.insert(number, shown.to_vec());
                 }
-                // A FIFO in its place by now must not block.
-                let file = open(OFlags::RDONLY | OFlags::NONBLOCK)?;
+                let file = match self.recording {
+                    // Nobody is at work there.
+                    Some(_) => open(OFlags::RDONLY | OFlags::NONBLOCK)?,
+                    None => tree::open_regular(parent, name)?,
+                };
                 entry.size = u64::try_from(stat.st_size).unwrap_or(0);
                 entry.xattrs = xattrs(&file)?;
                 self.header(&entry)?;

@@ -31,7 +31,7 @@ pub fn sweep_scratch(exec: &Path) {
         let Ok(left) = fs::File::open(entry.path()) else { continue };
         // Locked until it is gone: its maker may only be about to take it.
         if rustix::fs::flock(&left, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            let _ = fs::remove_dir_all(entry.path());
+            let _ = dhow_sys::root::remove_all(&entry.path());
         }
     }
 }
@@ -65,7 +65,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
+        let _ = dhow_sys::root::remove_all(&self.path);
     }
 }
 
@@ -378,7 +378,7 @@ impl Solver<'_> {
         }
         // Whole, or not there.
         let new = directory.join("new");
-        let _ = fs::remove_dir_all(&new);
+        let _ = dhow_sys::root::remove_all(&new);
         fs::DirBuilder::new().mode(0o755).create(&new).map_err(failed(what))?;
         if let Source::Step(Some(step)) = source {
             let from = self.files_of(&self.outcome(*step)?.chain)?;
