@@ -75,6 +75,7 @@ impl Attached {
         let host = home::route().context(|| "open a netlink socket".to_owned())?;
         for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.network.bridge().is_some()) {
             endpoint.network.ensure_with(&host)?;
+            endpoint.network.mend()?;
         }
         if !ports::are_announced(&self.table, &self.ports, &self.target)? {
             self.detach()?;
@@ -133,15 +134,25 @@ impl Attached {
                     namespace: self.namespace.as_fd(),
                     mtu: network.mtu.unwrap_or(BRIDGE_MTU),
                 };
-                route::create_veth(host, &pair).context(|| failed("create the link"))?;
+                let made = match route::create_veth(host, &pair) {
+                    // A killed monitor's, which the kernel has not taken apart yet: the name is this endpoint's alone.
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                        let left = route::index(host, &endpoint.link).context(|| failed("find the former link"))?;
+                        left.map_or(Ok(()), |index| route::delete_link(host, index))
+                            .context(|| failed("remove the former link"))?;
+                        route::create_veth(host, &pair)
+                    }
+                    made => made,
+                };
+                made.context(|| failed("create the link"))?;
             }
             Driver::Macvlan { mode, .. } => {
                 let link = HostLink::Macvlan { parent, mode: *mode as u32, mac: endpoint.mac, namespace: self.namespace.as_fd() };
-                route::create_link(host, &name, network.mtu, &link).context(|| failed("create the link"))?;
+                route::create_link(host, &name, network.mtu, &link, "").context(|| failed("create the link"))?;
             }
             Driver::Ipvlan { mode, .. } => {
                 let link = HostLink::Ipvlan { parent, mode: *mode as u16, namespace: self.namespace.as_fd() };
-                route::create_link(host, &name, network.mtu, &link).context(|| failed("create the link"))?;
+                route::create_link(host, &name, network.mtu, &link, "").context(|| failed("create the link"))?;
             }
         }
         if let Err(error) = self.set_up(host, &endpoint, &name) {

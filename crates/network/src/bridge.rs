@@ -10,6 +10,8 @@ use crate::{BRIDGE_MTU, Bridge, Context, Driver, Network, Result, home, mac_of, 
 
 /// How the alias of a link begins that an engine made; the network's table and id follow.
 const MARK: &str = "dhow";
+/// What the alias of a link ends with that is not ready yet.
+const BEGUN: &str = " begun";
 
 /// Whether nobody has given a link its address (`NET_ADDR_PERM` and `NET_ADDR_RANDOM`, `addr_assign_type` in sysfs).
 fn has_borrowed_mac(name: &str) -> bool {
@@ -36,6 +38,14 @@ impl Network {
         self.ensure_with(&socket).map(drop)
     }
 
+    /// Puts back what of the rules somebody has taken away piece by piece, which [`Network::ensure`] does not look for.
+    pub(crate) fn mend(&self) -> Result<()> {
+        let Some(bridge) = self.bridge() else { return Ok(()) };
+        let socket = home::netfilter().context(|| "open a netfilter socket".to_owned())?;
+        rules::mend(&socket, self, bridge)?;
+        crate::obey::mend(&socket, &self.table).context(|| format!("look at table ip {}", self.table))
+    }
+
     /// Returns the index of the link that containers' own are connected to.
     pub(crate) fn ensure_with(&self, route: &Socket) -> Result<u32> {
         match &self.driver {
@@ -54,7 +64,7 @@ impl Network {
         if let Some(found) = route::link(route, name).context(|| failed("find"))? {
             return Ok(Found { index: found.index, is_marked: found.alias == self.mark(), is_new: false });
         }
-        match route::create_link(route, name, mtu, link) {
+        match route::create_link(route, name, mtu, link, &format!("{}{BEGUN}", self.mark())) {
             // Another process was faster.
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
             other => other.context(|| failed("create"))?,
@@ -72,7 +82,7 @@ impl Network {
         if !found.is_marked && !found.is_new && !is_bridge() {
             return Err(std::io::Error::other("it is no bridge")).context(|| format!("use link {name} of the host"));
         }
-        // The mark comes last: who made a link and was killed over it has left one without.
+        // That it is done is said last: who made a link and was killed over it has left one that is only begun.
         if !found.is_marked {
             self.configure(route, found.index, bridge)?;
             if found.is_new || self.is_own_name(name) {
@@ -185,24 +195,28 @@ impl Network {
             Driver::Bridge(bridge) => bridge.name.clone(),
             Driver::Macvlan { parent, .. } | Driver::Ipvlan { parent, .. } => parent.clone().unwrap_or_else(|| self.dummy()),
         };
-        remove(&self.table, &link, &self.mark())
+        let is_own = |alias: &str| alias.strip_suffix(BEGUN).unwrap_or(alias) == self.mark();
+        remove(&self.table, &link, is_own)
     }
 }
 
-fn remove(table: &str, link: &str, mark: &str) -> Result<()> {
+fn remove(table: &str, link: &str, is_such: impl Fn(&str) -> bool) -> Result<()> {
+    let netfilter = home::netfilter().context(|| "open a netfilter socket".to_owned())?;
+    rules::remove(&netfilter, table, link)?;
+    // Last: by its mark whoever looks finds what is left of a removal.
     let route = home::route().context(|| "open a netlink socket".to_owned())?;
-    if let Some(found) = route::link(&route, link).context(|| format!("find link {link}"))?.filter(|found| found.alias == mark) {
+    if let Some(found) = route::link(&route, link).context(|| format!("find link {link}"))?.filter(|found| is_such(&found.alias))
+    {
         route::delete_link(&route, found.index).context(|| format!("remove link {link}"))?;
     }
-    let netfilter = home::netfilter().context(|| "open a netfilter socket".to_owned())?;
-    rules::remove(&netfilter, table, link)
+    Ok(())
 }
 
 /// Removes links that engines with this table made for networks that do not exist: what a removal left that was cut short.
 /// Returns their names.
 pub fn left_bridges(table: &str, exists: impl Fn(&str) -> bool) -> Result<Vec<String>> {
     let unowned = marked_bridges(table, exists)?;
-    unowned.iter().try_for_each(|(link, alias)| remove(table, link, alias))?;
+    unowned.iter().try_for_each(|(link, alias)| remove(table, link, |found| found == alias))?;
     Ok(unowned.into_iter().map(|(link, _)| link).collect())
 }
 
@@ -216,7 +230,7 @@ fn marked_bridges(table: &str, exists: impl Fn(&str) -> bool) -> Result<Vec<(Str
     let mut links = route::aliases(&route).context(|| "list the links".to_owned())?;
     links.retain(|(_, alias)| {
         let network = alias.strip_prefix(MARK).and_then(|rest| rest.strip_prefix(&format!(" {table} ")));
-        network.is_some_and(|network| !exists(network))
+        network.is_some_and(|network| !exists(network.strip_suffix(BEGUN).unwrap_or(network)))
     });
     Ok(links)
 }

@@ -4,6 +4,7 @@
 //! the rules quoted beside them in [`crate::rules`]. Registers: 1 is the first of four 16-byte ones; 8, 9 and so on are
 //! its 4-byte pieces, which is what concatenations need.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -67,13 +68,15 @@ pub(crate) struct Transaction {
     table: String,
     batch: Batch,
     acks: u32,
+    /// How many rules it adds, by chain.
+    pub rules: BTreeMap<String, usize>,
 }
 
 impl Transaction {
     pub fn begin(family: Family, table: &str) -> Transaction {
         let mut batch = Batch::new();
         batch.message(BATCH_BEGIN, 0, &[0, 0, 0, 10]);
-        Transaction { family, table: table.to_owned(), batch, acks: 0 }
+        Transaction { family, table: table.to_owned(), batch, acks: 0, rules: BTreeMap::new() }
     }
 
     fn message(&mut self, kind: u16, flags: u16) -> &mut Batch {
@@ -234,6 +237,7 @@ impl Transaction {
     }
 
     pub fn rule(&mut self, chain: &str, expressions: &[Expression]) {
+        *self.rules.entry(chain.to_owned()).or_default() += 1;
         let table = self.table.clone();
         let batch = self.message(NEW_RULE, CREATE | dhow_sys::netlink::APPEND);
         batch.string(1, &table).string(2, chain).nested(4, |list| {
@@ -350,6 +354,19 @@ pub(crate) fn rules(socket: &Socket, family: Family, table: &str) -> io::Result<
     let mut batch = Batch::new();
     batch.message(GET_RULE, dhow_sys::netlink::DUMP, &header(family)).string(1, table);
     Ok(socket.request(batch)?.into_iter().map(|answer| answer.payload).collect())
+}
+
+/// How many rules a table has, by chain. A table that is not there has none.
+pub(crate) fn rule_counts(socket: &Socket, family: Family, table: &str) -> io::Result<BTreeMap<String, usize>> {
+    let mut batch = Batch::new();
+    batch.message(GET_RULE, dhow_sys::netlink::DUMP, &header(family)).string(1, table);
+    let mut counts = BTreeMap::new();
+    for answer in socket.request(batch)?.into_iter().map(Answer::of) {
+        if let Some(chain) = answer.text(2).filter(|_| answer.text(1).as_deref() == Some(table)) {
+            *counts.entry(chain).or_default() += 1;
+        }
+    }
+    Ok(counts)
 }
 
 /// Whether the elements of a set are beginnings and ends of ranges.

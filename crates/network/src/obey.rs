@@ -31,7 +31,9 @@ const ONE: &str = "publish_address";
 const BEHIND: &str = "behind";
 /// The same of [`ONE`]: link, address, protocol and port.
 const BEHIND_ONE: &str = "behind_address";
-const SETS: [&str; 4] = [ANY, ONE, BEHIND, BEHIND_ONE];
+/// Bridges of networks that reach nothing outside: nor the ports of others by the host's addresses.
+const SHUT: &str = "shut";
+const SETS: [&str; 5] = [ANY, ONE, BEHIND, BEHIND_ONE, SHUT];
 
 /// Behind every other chain, before the entry of a new connection is confirmed (`NF_IP_PRI_CONNTRACK_CONFIRM`).
 const LAST: i32 = i32::MAX - 1;
@@ -116,6 +118,60 @@ pub(crate) fn withdraw<'a>(table: &str, ports: impl Iterator<Item = &'a Publish>
     Ok(())
 }
 
+/// Keeps who is behind a bridge from ports that others publish: what `forward` chains refuse of other packets, copies would pass.
+pub(crate) fn shut(table: &str, bridge: &str) -> io::Result<()> {
+    for family in [Family::Ip, Family::Ip6] {
+        let mut tries = 0;
+        loop {
+            let mut transaction = Transaction::begin(family, table);
+            transaction.add_link(SHUT, bridge);
+            match transaction.commit(&crate::home::netfilter()?) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && tries < 5 => {
+                    tries += 1;
+                    match make_table(family, table) {
+                        Err(error) if is_race(&error) && tries < 5 => {}
+                        // There are no such ports here.
+                        Err(_) => break,
+                        Ok(()) => {}
+                    }
+                }
+                Err(error) => return Err(error),
+                Ok(()) => break,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes back what [`shut`] did, before the link's name is another network's. What is gone already is fine.
+pub(crate) fn unshut(table: &str, bridge: &str) -> io::Result<()> {
+    for family in [Family::Ip, Family::Ip6] {
+        let mut transaction = Transaction::begin(family, table);
+        transaction.delete_link(SHUT, bridge);
+        match transaction.commit(&crate::home::netfilter()?) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Writes the rules anew if somebody has taken some of them away. Where there is no table nothing is missed.
+pub(crate) fn mend(socket: &Socket, table: &str) -> io::Result<()> {
+    for family in [Family::Ip, Family::Ip6] {
+        if nft::chain_names(socket, family, table)?.is_empty() {
+            continue;
+        }
+        let mut wanted = Transaction::begin(family, table);
+        write_rules(&mut wanted, family, &Layout::of(family));
+        let found = nft::rule_counts(socket, family, table)?;
+        if wanted.rules.iter().any(|(chain, count)| found.get(chain) != Some(count)) {
+            make_table(family, table)?;
+        }
+    }
+    Ok(())
+}
+
 /// Whether the host leads a port to the container.
 pub(crate) fn is_announced(socket: &Socket, table: &str, port: &Publish) -> bool {
     let family = if port.host_address.is_ipv4() { Family::Ip } else { Family::Ip6 };
@@ -182,6 +238,7 @@ fn make_table(family: Family, table: &str) -> io::Result<()> {
     transaction.map(ONE, id_of(ONE), one, target);
     transaction.set(BEHIND, id_of(BEHIND), (LINK_NAME << 12 | port.0, 16 + port.1));
     transaction.set(BEHIND_ONE, id_of(BEHIND_ONE), (LINK_NAME << 18 | one.0, 16 + one.1));
+    transaction.link_set(SHUT, id_of(SHUT));
     transaction.base_chain("prerouting", "nat", nft::HOOK_PREROUTING, -100);
     transaction.base_chain("output", "nat", nft::HOOK_OUTPUT, -100);
     transaction.base_chain("input", "filter", nft::HOOK_INPUT, LAST);
@@ -212,6 +269,9 @@ fn write_rules(transaction: &mut Transaction, family: Family, layout: &Layout) {
         ],
         Family::Ip | Family::Inet => Vec::new(),
     };
+    // input: iifname @shut accept (the socket that holds the port drops it)
+    let name = Expression::Meta { key: nft::META_INPUT_NAME, register: 1 };
+    transaction.rule("input", &[name, member(SHUT), Expression::Accept]);
     for one in [true, false] {
         let map = if one { ONE } else { ANY };
         // output: fib daddr type local dnat to [daddr .] l4proto . th dport map @publish…

@@ -105,7 +105,7 @@ pub(crate) enum HostLink<'a> {
 }
 
 /// Makes a link; one on the host comes up. Without an MTU it gets what the kernel or its parent gives.
-pub(crate) fn create_link(socket: &Socket, name: &str, mtu: Option<u32>, link: &HostLink<'_>) -> io::Result<()> {
+pub(crate) fn create_link(socket: &Socket, name: &str, mtu: Option<u32>, link: &HostLink<'_>, alias: &str) -> io::Result<()> {
     const IFLA_VLAN_ID: u16 = 1;
     const IFLA_MACVLAN_MODE: u16 = 1;
     const IFLA_IPVLAN_MODE: u16 = 1;
@@ -148,7 +148,12 @@ pub(crate) fn create_link(socket: &Socket, name: &str, mtu: Option<u32>, link: &
             };
         });
     });
-    socket.request(batch).map(drop)
+    if alias.is_empty() {
+        return socket.request(batch).map(drop);
+    }
+    // The kernel takes no alias for a link that it makes. In one call: whoever is killed has done both or nothing.
+    batch.message(NEW_LINK, ACK, &link_header(0, 0)).string(IFLA_IFNAME, name).bytes(IFLA_IFALIAS, alias.as_bytes());
+    socket.requests(batch, 2)
 }
 
 /// Writes a mark on a link that says whose it is.

@@ -23,7 +23,7 @@ pub(crate) const IPV4: u8 = Family::Ip as u8;
 pub(crate) const IPV6: u8 = Family::Ip6 as u8;
 
 /// Changes whenever the rules' own form does.
-const REVISION: u32 = 4;
+const REVISION: u32 = 5;
 
 /// Links of this engine's bridges.
 const BRIDGES: &str = "bridges";
@@ -53,21 +53,58 @@ pub(crate) fn is_race(error: &std::io::Error) -> bool {
 
 fn try_ensure(socket: &Socket, network: &Network, bridge: &Bridge) -> Result<()> {
     let table = network.table.as_str();
+    if network.internal {
+        crate::obey::shut(table, &bridge.name).context(|| format!("shut {} in table ip {table}", bridge.name))?;
+    }
     let chains = Chains::of(network, bridge);
     if nft::has_chain(socket, table, &chains.enter).context(|| format!("look at table inet {table}"))? {
         return Ok(());
     }
+    write(socket, network, bridge, &chains, false)
+}
+
+/// Writes the rules of a bridge anew if somebody has taken some of them away, or the elements by which packets come to them. Takes
+/// longer than [`ensure`], which looks for the chains alone.
+pub(crate) fn mend(socket: &Socket, network: &Network, bridge: &Bridge) -> Result<()> {
+    let chains = Chains::of(network, bridge);
+    let what = || format!("look at table inet {}", network.table);
+    let mut tries = 0;
+    while !is_whole(socket, network, bridge, &chains).context(what)? {
+        match write(socket, network, bridge, &chains, true) {
+            Err(NetworkError::Kernel { source, .. }) if is_race(&source) && tries < 5 => tries += 1,
+            other => return other,
+        }
+    }
+    Ok(())
+}
+
+fn is_whole(socket: &Socket, network: &Network, bridge: &Bridge, chains: &Chains) -> std::io::Result<bool> {
+    let table = network.table.as_str();
+    let mut wanted = Transaction::begin(Family::Inet, table);
+    write_base(&mut wanted);
+    bridge_rules(&mut wanted, network, bridge, chains);
+    let found = nft::rule_counts(socket, Family::Inet, table)?;
+    let key = nft::link_name(&bridge.name);
+    let has = |map: &&str| nft::has_element(socket, (Family::Inet, table), map, &key);
+    Ok(wanted.rules.iter().all(|(chain, count)| found.get(chain) == Some(count)) && [BRIDGES].iter().chain(&VERDICTS).all(has))
+}
+
+/// Writes the rules of a bridge, and what all bridges share if it is not of this form, or `all` is to be written.
+fn write(socket: &Socket, network: &Network, bridge: &Bridge, chains: &Chains, all: bool) -> Result<()> {
+    let table = network.table.as_str();
     let old = nft::chains(socket, table).context(|| format!("list the chains of table inet {table}"))?;
     let mut transaction = Transaction::begin(Family::Inet, table);
     let base = format!("base-{REVISION}");
-    if !old.contains(&base) {
+    if all || !old.contains(&base) {
         write_base(&mut transaction);
-        for chain in old.iter().filter(|name| name.starts_with("state-") || name.starts_with("base-")) {
+        for chain in old.iter().filter(|name| (name.starts_with("state-") || name.starts_with("base-")) && **name != base) {
             transaction.delete_chain(chain);
         }
         transaction.chain(&base);
     }
-    let former: Vec<&String> = old.iter().filter(|chain| bridge_of(chain) == Some(&bridge.name)).collect();
+    let own = [&chains.leave, &chains.enter, &chains.translate, &chains.hairpin];
+    let is_former = |chain: &&String| bridge_of(chain) == Some(&bridge.name) && !own.contains(chain);
+    let former: Vec<&String> = old.iter().filter(is_former).collect();
     if !former.is_empty() {
         for map in VERDICTS {
             transaction.delete_link(map, &bridge.name);
@@ -75,17 +112,18 @@ fn try_ensure(socket: &Socket, network: &Network, bridge: &Bridge) -> Result<()>
         former.iter().for_each(|chain| transaction.delete_chain(chain));
     }
     transaction.add_link(BRIDGES, &bridge.name);
-    let all = [&chains.leave, &chains.enter, &chains.translate, &chains.hairpin];
-    for (map, chain) in VERDICTS.into_iter().zip(all) {
+    for (map, chain) in VERDICTS.into_iter().zip(own) {
         transaction.chain(chain);
+        transaction.flush(chain);
         transaction.add_jump(map, &bridge.name, chain);
     }
-    bridge_rules(&mut transaction, network, bridge, &chains);
+    bridge_rules(&mut transaction, network, bridge, chains);
     transaction.commit(socket).context(|| format!("write table inet {table}"))
 }
 
 /// Takes the rules of a bridge away. What is gone already is fine.
 pub(crate) fn remove(socket: &Socket, table: &str, bridge: &str) -> Result<()> {
+    crate::obey::unshut(table, bridge).context(|| format!("take {bridge} out of table ip {table}"))?;
     let all = nft::chains(socket, table).context(|| format!("list the chains of table inet {table}"))?;
     let chains: Vec<&String> = all.iter().filter(|chain| bridge_of(chain) == Some(bridge)).collect();
     if chains.is_empty() {
@@ -158,11 +196,11 @@ fn write_base(transaction: &mut Transaction) {
     let verdict = |map: &'static str| Expression::VerdictOf { map, id: id_of(map) };
     let loopback = |offset: u32| in_subnet(offset, &[127, 0, 0, 0], &[255, 0, 0, 0]);
     let all = |parts: &[&[Expression]]| -> Vec<Expression> { parts.iter().flat_map(|part| part.iter().cloned()).collect() };
-    let inside = [link(nft::META_INPUT_NAME), bridges()];
     let outside = [link(nft::META_OUTPUT_NAME), bridges()];
-    // raw: iifname @bridges ip daddr 127.0.0.0/8 drop
-    // route_localnet lets loopback addresses out to the bridges; they must not come in (CVE-2020-8558's class).
-    transaction.rule("raw", &all(&[&family(IPV4), &inside, &loopback(16), &[Expression::Drop]]));
+    // raw: iifname != "lo" ip daddr 127.0.0.0/8 drop
+    // route_localnet lets loopback addresses out to the bridges; they must not come in (CVE-2020-8558's class). Nor by any
+    // other link: a port that is published on loopback would be translated before routing refuses its address.
+    transaction.rule("raw", &all(&[&family(IPV4), &input("lo", false), &loopback(16), &[Expression::Drop]]));
     // postrouting: ip saddr 127.0.0.0/8 oifname @bridges masquerade (a published port through localhost)
     transaction.rule("postrouting", &all(&[&family(IPV4), &loopback(12), &outside, &[Expression::Masquerade]]));
     // postrouting: iifname vmap @translate
