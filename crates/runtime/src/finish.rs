@@ -93,7 +93,7 @@ impl<'a> Finish<'a> {
     /// Becomes the program. `before_exec` runs when all that can fail for the caller's reasons has been done, `confined` after
     /// that, with the rights that the program will have.
     pub fn exec(
-        self,
+        mut self,
         filter: Option<&Filter>,
         preserve_fds: i32,
         before_exec: impl Fn() -> Result<()>,
@@ -108,20 +108,7 @@ impl<'a> Finish<'a> {
         dhow_sys::descriptor::cloexec_from(3 + preserve_fds).context(|| "close descriptors".to_owned())?;
         set_limits(&process.rlimits)?;
         rustix::process::umask(Mode::from_raw_mode(process.user.umask.unwrap_or(0o022)));
-        if let Some(file) = &self.apparmor {
-            let profile = process.apparmor_profile.as_deref().unwrap_or_default();
-            rustix::io::write(file, format!("exec {profile}").as_bytes()).map_err(|error| {
-                let why = match error {
-                    Errno::NOENT => "it is not loaded: apparmor_parser --replace FILE loads it".to_owned(),
-                    error => lower(&error.into()),
-                };
-                RuntimeError::Init(format!("unable to apply apparmor profile: {profile}: {why}"))
-            })?;
-        }
-        if let Some(file) = &self.selinux {
-            let text = process.selinux_label.as_deref().unwrap_or_default();
-            rustix::io::write(file, text.as_bytes()).context(|| format!("apply SELinux label {text}"))?;
-        }
+        self.apply_labels()?;
         // Before the filter, which may not know the call that it takes.
         let entered = self.enter_cwd();
         // Without no_new_privileges the kernel wants CAP_SYS_ADMIN for a filter: it is installed while there is some.
@@ -144,11 +131,9 @@ impl<'a> Finish<'a> {
             process::set_no_new_privileges().context(|| "set no_new_privs".to_owned())?;
         }
         let program = self.find_program()?;
-        if self.ends_with_parent {
-            // Here: a change of ids would take it away again.
-            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
-                .context(|| "ask for the parent's end".to_owned())?;
-        }
+        // Here: a change of ids would take it away again. Until now whoever sets it up ended with who had it set up.
+        rustix::process::set_parent_process_death_signal(self.ends_with_parent.then_some(rustix::process::Signal::KILL))
+            .context(|| "ask for the parent's end".to_owned())?;
         before_exec()?;
         dhow_sys::signal::reset().context(|| "reset the signals".to_owned())?;
         if process.no_new_privileges {
@@ -159,6 +144,26 @@ impl<'a> Finish<'a> {
         let env = self.env.iter().copied().chain(home.as_deref()).map(crate::rootfs::c_string).collect::<Result<Vec<_>>>()?;
         let Err(error) = process::exec(&program_text, &self.args, &env);
         Err(RuntimeError::Init(format!("exec {}: {}", program.display(), lower(&error))))
+    }
+
+    /// Has the next program run under its labels, also that of a process which is cloned from the caller before. Once.
+    pub fn apply_labels(&mut self) -> Result<()> {
+        let process = self.process;
+        if let Some(file) = self.apparmor.take() {
+            let profile = process.apparmor_profile.as_deref().unwrap_or_default();
+            rustix::io::write(&file, format!("exec {profile}").as_bytes()).map_err(|error| {
+                let why = match error {
+                    Errno::NOENT => "it is not loaded: apparmor_parser --replace FILE loads it".to_owned(),
+                    error => lower(&error.into()),
+                };
+                RuntimeError::Init(format!("unable to apply apparmor profile: {profile}: {why}"))
+            })?;
+        }
+        if let Some(file) = self.selinux.take() {
+            let text = process.selinux_label.as_deref().unwrap_or_default();
+            rustix::io::write(&file, text.as_bytes()).context(|| format!("apply SELinux label {text}"))?;
+        }
+        Ok(())
     }
 
     /// Enters the working directory inside the root, by descriptor; magic links like `/proc/self/fd/7` lead nowhere

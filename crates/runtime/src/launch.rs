@@ -6,13 +6,15 @@
 //! seccomp filter. It makes the cgroups of v1 and compiles the filter while the child is at work, which needs them late.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use dhow_sys::clone::{self, Child, CloneArgs};
 use dhow_sys::{process, socket};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{CWD, Mode, OFlags};
+use rustix::time::Timespec;
 
 use crate::cgroup::Cgroup;
 pub use crate::rootfs::Rootfs;
@@ -143,7 +145,13 @@ pub fn launch(launch: Launch<'_>) -> Result<Launched> {
     let args = CloneArgs { flags, cgroup: launch.cgroup.clone_into() };
     let child = init::Child { launch: &launch, flags, joins: &joins, sources, fifo: fifo.as_ref(), socket: &theirs };
     let user = joins.first().filter(|join| join.flag == libc_flags::NEW_USER).map(|join| &join.file);
-    let cloned = clone_into(user, pid_join.as_ref(), &args, || init::run(&child));
+    let parents = ours.as_raw_fd();
+    let cloned = clone_into(user, pid_join.as_ref(), &args, || {
+        // Else the child would wait for its parent after that was killed, with all that the parent had locked.
+        dhow_sys::descriptor::close_parents(parents);
+        let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+        init::run(&child)
+    });
     let (Child { pid, pidfd }, _between) = cloned.context(|| "clone the container's init".to_owned())?;
     drop((theirs, joins));
     let mut launched = Launched { pid, pidfd, terminal: None };
@@ -161,8 +169,13 @@ pub fn launch(launch: Launch<'_>) -> Result<Launched> {
 pub struct Helper(OwnedFd);
 
 impl Drop for Helper {
+    /// What has been frozen meanwhile does not end, even if it is killed: it stays a zombie of the caller's then.
     fn drop(&mut self) {
-        reap(&self.0);
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let ended = || socket::wait_readable(&self.0, PATIENCE).unwrap_or(false);
+        if ended() || (dhow_sys::signal::kill_descriptor(self.0.as_fd(), 9).is_ok() && ended()) {
+            let _ = try_reap(&self.0);
+        }
     }
 }
 
@@ -185,23 +198,26 @@ pub(crate) fn clone_into(
             enter_pid(&own)?;
             cloned.map(|child| (child, None))
         }
-        _ => clone_between(args, child, || {
+        _ => clone_between(&CloneArgs::default(), args, None, child, |_| {
             user.map_or(Ok(()), |user| process::set_namespace(user.as_fd(), libc_flags::NEW_USER as i32))?;
             pid.map_or(Ok(()), enter_pid)
         }),
     }
 }
 
-/// Clones a process from one in between that enters what it cannot leave again.
-fn clone_between(
+/// Clones a process from one in between that enters what it cannot leave again; it is told which descriptor it still needs then.
+/// Whoever does not come back within `patience` is given up.
+pub(crate) fn clone_between(
+    between: &CloneArgs<'_>,
     args: &CloneArgs<'_>,
+    patience: Option<Duration>,
     child: impl FnOnce() -> i32,
-    enter: impl FnOnce() -> std::io::Result<()>,
+    enter: impl FnOnce(RawFd) -> std::io::Result<()>,
 ) -> std::io::Result<(Child, Option<Helper>)> {
     let (ours, theirs) = socket::packet_pair()?;
-    let between = clone::clone3(&CloneArgs::default(), || {
+    let between = clone::clone3(between, || {
         let flags = args.flags | clone::PARENT;
-        let made = enter().and_then(|()| clone::clone3(&CloneArgs { flags, cgroup: args.cgroup }, child));
+        let made = enter(theirs.as_raw_fd()).and_then(|()| clone::clone3(&CloneArgs { flags, cgroup: args.cgroup }, child));
         let told = match made {
             Ok(made) => socket::send(&theirs, &[0; 4], &[made.pidfd.as_fd()]),
             Err(error) => socket::send(&theirs, &error.raw_os_error().unwrap_or(-1).to_ne_bytes(), &[]),
@@ -213,9 +229,13 @@ fn clone_between(
     let (mut errno, mut descriptors) = ([0; 4], Vec::new());
     // The child has the other end, too: that the process in between died without a word is seen by its own end.
     let mut fds = [PollFd::new(&ours, PollFlags::IN), PollFd::new(&between.0, PollFlags::IN)];
-    while matches!(rustix::event::poll(&mut fds, None), Err(rustix::io::Errno::INTR)) {}
-    if fds[0].revents().is_empty() {
-        return Err(std::io::ErrorKind::UnexpectedEof.into());
+    let timeout =
+        patience.map(|patience| Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: patience.subsec_nanos().into() });
+    while matches!(rustix::event::poll(&mut fds, timeout.as_ref()), Err(rustix::io::Errno::INTR)) {}
+    match (fds[0].revents().is_empty(), fds[1].revents().is_empty()) {
+        (true, true) => return Err(std::io::ErrorKind::TimedOut.into()),
+        (true, false) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+        _ => {}
     }
     match (socket::receive(&ours, &mut errno, &mut descriptors)?, descriptors.pop()) {
         (4, Some(pidfd)) => Ok((Child { pid: process::pid_of(pidfd.as_fd())?, pidfd }, Some(between))),
@@ -469,6 +489,17 @@ fn empty_namespaces(uids: &[IdMapping], gids: &[IdMapping], more: u64) -> Result
     let holder = Helper(pidfd);
     rustix::io::write(&ours, b"x").context(|| "let the namespace's holder go".to_owned())?;
     opened.map(|(user, network)| (user, network, holder))
+}
+
+/// The exit status of a child that has ended, as [`reap`] returns it; `None` as long as it is not to be had: a process of the container's
+/// that traces the child is told first, whether or not it asks.
+pub fn try_reap(pidfd: &OwnedFd) -> Option<i32> {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+        Ok(Some(status)) => Some(exit_code(&status)),
+        Ok(None) | Err(rustix::io::Errno::INTR) => None,
+        Err(_) => Some(255),
+    }
 }
 
 /// Waits for a child and returns its exit status as a shell would: its code, or 128 and the signal.

@@ -291,11 +291,9 @@ impl Tree {
         let number = rustix::fs::makedev(device.major as u32, device.minor as u32);
         match rustix::fs::mknodat(&parent, &name, kind, mode, number) {
             Ok(()) => {}
-            // The image's own /dev, where nothing was mounted on it.
-            Err(rustix::io::Errno::EXIST) => {
-                dhow_sys::root::remove_tree(parent.as_fd(), &name).context(|| "replace".to_owned())?;
-                rustix::fs::mknodat(&parent, &name, kind, mode, number).context(|| "mknod".to_owned())?;
-            }
+            // Of the image's own /dev, where nothing was mounted on it; or what the user has mounted there or above, which may be the
+            // host's: nothing of that is taken away or changed, as with runc.
+            Err(rustix::io::Errno::EXIST) => return Ok(()),
             Err(error) => return Err(error).context(|| "mknod".to_owned()),
         }
         let (uid, gid) = (device.uid.unwrap_or(0), device.gid.unwrap_or(0));

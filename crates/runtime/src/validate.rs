@@ -50,6 +50,9 @@ pub(crate) fn validate(spec: &Spec) -> Result<()> {
         _ => {}
     }
     for name in linux.sysctl.keys() {
+        if sysctl_path(name).split('/').any(|part| matches!(part, "" | "." | "..")) {
+            return refuse(format!("sysctl \"{name}\" is not a valid name"));
+        }
         let is_separate = match sysctl_path(name).as_str() {
             name if IPC.contains(&name) || name.starts_with("fs/mqueue/") => find("ipc").is_some(),
             name if name.starts_with("net/") => find("network").is_some_and(|namespace| !is_own(namespace, "net")),

@@ -429,6 +429,9 @@ mod tests {
         for family in 0..60u64 {
             let expected = if matches!(family, 38 | 40) { ERRNO | EPERM } else { ALLOW };
             assert_eq!(run(&filter, AUDIT_ARCH_X86_64, socket, [family, 0, 0, 0, 0, 0]), expected, "{family}");
+            // What the kernel takes for the same family.
+            let wide = family | 1 << 32;
+            assert_eq!(run(&filter, AUDIT_ARCH_X86_64, socket, [wide, 0, 0, 0, 0, 0]), ERRNO | EPERM, "{wide}");
         }
     }
 

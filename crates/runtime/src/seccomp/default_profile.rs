@@ -428,6 +428,8 @@ const ALLOWED_WITH: &[(&str, &[&str])] = &[
 const PERSONALITIES: &[u64] = &[0x0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 /// Flags of `clone(2)` that make namespaces; none may be set.
 const NAMESPACE_FLAGS: u64 = 0x7e02_0000;
+/// Address families of `socket(2)`, and room for new ones: Linux 6.18 has 46.
+const FAMILIES: u64 = 64;
 const ENOSYS: u32 = 38;
 const EPERM: u32 = 1;
 
@@ -443,9 +445,11 @@ pub fn default_profile(bounding: &[String], kernel: (u32, u32)) -> Seccomp {
     }
     let mut rules = vec![allow(&names, vec![])];
     rules.extend(PERSONALITIES.iter().map(|domain| allow(&["personality"], vec![argument("SCMP_CMP_EQ", *domain, 0)])));
-    // One condition per rule: AF_ALG (38) and AF_VSOCK (40) are what is left out.
-    for (operator, family) in [("SCMP_CMP_LT", 38), ("SCMP_CMP_EQ", 39), ("SCMP_CMP_GT", 40)] {
-        rules.push(allow(&["socket"], vec![argument(operator, family, 0)]));
+    // One condition per rule: AF_ALG (38) and AF_VSOCK (40) are what is left out. Docker's last rule is "more than 40", which lets
+    // 40 | 1 << 32 through; the kernel looks at the lower half alone, where that is AF_VSOCK.
+    rules.push(allow(&["socket"], vec![argument("SCMP_CMP_LT", 38, 0)]));
+    for family in std::iter::once(39).chain(41..FAMILIES) {
+        rules.push(allow(&["socket"], vec![argument("SCMP_CMP_EQ", family, 0)]));
     }
     if !has("CAP_SYS_ADMIN") {
         rules.push(allow(&["clone"], vec![argument("SCMP_CMP_MASKED_EQ", NAMESPACE_FLAGS, 0)]));
