@@ -53,9 +53,7 @@ impl LocalNames {
         match records {
             Some(records) => Some(found(query, &records)),
             // Nothing leaves a container that is to reach nobody (CVE-2024-29018).
-            None if !self.networks.is_empty() && self.networks.iter().all(|network| network.internal) => {
-                Some(failure(query, [query[0], query[1]]))
-            }
+            None if self.networks.iter().all(|network| network.internal) => Some(failure(query, [query[0], query[1]])),
             None => None,
         }
     }

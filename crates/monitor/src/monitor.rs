@@ -380,6 +380,7 @@ impl Monitor {
             self.restart_at,
             self.services.as_ref().and_then(Services::deadline),
             self.guard.as_ref().and_then(|guard| guard.repair_at),
+            self.processes.iter().flatten().filter_map(|process| process.held_until).min(),
             self.forwarder.as_ref().and_then(Forwarder::deadline),
             self.prober.as_ref().and_then(Prober::deadline),
             (!self.buffer.is_empty()).then(|| Instant::now() + QUIET),
@@ -411,6 +412,7 @@ impl Monitor {
             services.expire(now);
         }
         self.guard_timer(now);
+        self.held_timers(now);
         if let Some(forwarder) = &mut self.forwarder {
             forwarder.retry(now);
         }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
 
 use dhow_runtime::launch::Stdio;
 use rustix::fs::{Gid, Mode, OFlags, Uid};
@@ -27,6 +28,8 @@ pub(crate) struct Process {
     pub input_ends: bool,
     pub input_watched: bool,
     pub exit_code: Option<i32>,
+    /// It has ended, and another process, which traces it, has not been told yet: when to ask again for its status.
+    pub held_until: Option<Instant>,
     /// `None` for the container's init.
     pub exec: Option<ExecConfig>,
 }
@@ -97,6 +100,7 @@ impl Process {
             input_ends: false,
             input_watched: false,
             exit_code: None,
+            held_until: None,
             exec,
         }
     }

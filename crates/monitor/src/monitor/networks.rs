@@ -28,14 +28,21 @@ impl Guard {
     fn new(network: &Attached, epoll: &OwnedFd) -> io::Result<Option<Guard>> {
         let Some(changes) = network.changes()? else { return Ok(None) };
         epoll::add(epoll, &changes, epoll::EventData::new_u64(FILTER), epoll::EventFlags::IN)?;
-        Ok(Some(Guard { changes, repair_at: None }))
+        // The first look is at what was done while nobody listened.
+        let mut guard = Guard { changes, repair_at: None };
+        guard.look_soon();
+        Ok(Some(guard))
     }
 
     fn changed(&mut self) {
         let mut message = [0; 64];
         // An overrun also ends this; that something has changed is all there is to know.
         while rustix::net::recv(&self.changes, &mut message, rustix::net::RecvFlags::empty()).is_ok() {}
-        // Soon, for until then networks are not apart; not all monitors of a host at the same moment.
+        self.look_soon();
+    }
+
+    /// Until then networks are not apart; not all monitors of a host at the same moment.
+    fn look_soon(&mut self) {
         let spread = Duration::from_millis(u64::from(std::process::id() % 20));
         self.repair_at.get_or_insert_with(|| Instant::now() + spread);
     }

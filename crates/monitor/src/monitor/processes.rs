@@ -1,11 +1,16 @@
 //! The processes: their output to the log and to who is attached, and their ends.
 
+use std::time::{Duration, Instant};
+
 use rustix::event::epoll;
 
 use super::{EXIT, INIT, Monitor, OUTPUT, take_buffer};
 use crate::client::Role;
 use crate::log::Stream;
 use crate::process::Process;
+
+/// How long the status of a process that another one traces is left alone.
+const HELD: Duration = Duration::from_millis(100);
 
 impl Monitor {
     /// Puts a process in its place and watches it.
@@ -101,12 +106,24 @@ impl Monitor {
     pub(super) fn process_exited(&mut self, index: usize) {
         let Some(process) = self.processes.get_mut(index).and_then(Option::as_mut) else { return };
         let _ = epoll::delete(&self.epoll, &process.pidfd);
-        let code = dhow_runtime::launch::reap(&process.pidfd);
+        let code = dhow_runtime::launch::try_reap(&process.pidfd);
+        process.held_until = code.is_none().then(|| Instant::now() + HELD);
+        let Some(code) = code else { return };
         process.exit_code = Some(code);
         // What it wrote last is in the pipes; a process it left behind may hold them open for ever.
         for number in 0..2 {
             while self.read_output(index, number) {}
             self.close_output(index, number);
+        }
+    }
+
+    /// Asks for what was held.
+    pub(super) fn held_timers(&mut self, now: Instant) {
+        for index in 0..self.processes.len() {
+            let held = self.processes[index].as_ref().and_then(|process| process.held_until);
+            if held.is_some_and(|until| until <= now) {
+                self.process_exited(index);
+            }
         }
     }
 
