@@ -38,6 +38,8 @@ impl Engine {
         if repair {
             // With what its addresses are.
             self.sweep_builds()?;
+            // Before anything is made anew.
+            self.sweep_volumes();
         }
         let mut check = Check { engine: self, repair, done: Checked::default() };
         check.database()?;
@@ -52,13 +54,12 @@ impl Engine {
         check.networks()?;
         check.directories()?;
         if repair {
-            self.store.sweep_temporary()?;
-            self.sweep_volumes();
+            self.sweep();
         }
         Ok(check.done)
     }
 
-    fn row_exists(&self, table: &str, key: &str, value: &str) -> Result<bool> {
+    pub(crate) fn row_exists(&self, table: &str, key: &str, value: &str) -> Result<bool> {
         let query = format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE {key} = ?1)");
         self.store.database.read::<_, Error>(|db| Ok(db.query_row(&query, [value], |row| row.get(0))?))
     }
@@ -225,7 +226,8 @@ impl Check<'_> {
     /// Run directories without a container, and cgroups of containers that do not run.
     fn runs(&mut self) -> Result<()> {
         let engine = self.engine;
-        for (id, run) in entries(&engine.paths().runs()) {
+        // Those that are on their way out already are swept.
+        for (id, run) in entries(&engine.paths().runs()).into_iter().filter(|(id, _)| !id.starts_with(state::RETIRED)) {
             self.done.looked_at += 1;
             if state::is_locked(&run) || state::has_builder(&run) || engine.row_exists("containers", "id", &id)? {
                 continue;
@@ -324,7 +326,7 @@ impl Check<'_> {
             }
             self.found(path.display().to_string(), "there is no such container", "remove it", || match is_known()? {
                 true => Ok(()),
-                false => fs::remove_dir_all(&path).context(|| format!("remove {}", path.display())),
+                false => dhow_sys::root::remove_all(&path).context(|| format!("remove {}", path.display())),
             });
         }
         let known = engine.store.layer_directories()?;

@@ -38,6 +38,7 @@ impl Engine {
         let name = options.name.as_deref().filter(|name| !name.is_empty());
         let name = name.map(|name| name.parse::<Reference>().map_err(|error| Error::invalid(error.to_string()))).transpose()?;
         let name = name.map(Reference::or_latest);
+        self.store.sweep_unfinished()?;
         // Changes are of what is given, or else of the container's.
         let given = options.config.as_ref().unwrap_or(&container.record.config);
         let given = changed(given.clone(), &options.changes)?;

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
 use dhow_api::config::{Config, CreateRequest, EndpointSettings, HostConfig, NetworkingConfig, RestartPolicy};
 use dhow_oci::Platform;
@@ -41,6 +41,23 @@ struct Parts<'a> {
 pub struct Created {
     pub id: ContainerId,
     pub warnings: Vec<String>,
+}
+
+/// A new directory, which is its maker's as long as he has the lock on it: whoever looks for what killed engines have left may come
+/// before that, and take it for such.
+fn claim(path: &Path) -> std::io::Result<fs::File> {
+    loop {
+        match fs::DirBuilder::new().mode(0o710).create(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let Ok(directory) = fs::File::open(path) else { continue };
+        directory.lock()?;
+        let (own, there) = (directory.metadata()?, fs::metadata(path));
+        if there.is_ok_and(|there| there.ino() == own.ino()) {
+            return Ok(directory);
+        }
+    }
 }
 
 impl Engine {
@@ -110,7 +127,8 @@ impl Engine {
         }
 
         let directory = self.paths().container(&id.0);
-        fs::DirBuilder::new().mode(0o710).create(&directory).context(|| format!("create {}", directory.display()))?;
+        // Until there is a row.
+        let _making = claim(&directory).context(|| format!("create {}", directory.display()))?;
         let limit = match root_limit(&host)? {
             None => self.settings().containers.root_size,
             given => given,
@@ -195,6 +213,11 @@ impl Engine {
         let Parts { image, ids, volumes, links } = parts;
         // A container that goes with its process need not survive a power cut.
         let durability = if record.host_config.auto_remove { Durability::Process } else { Durability::Power };
+        if matches!(durability, Durability::Power) {
+            let (layer, files) = (self.paths().layers().join(&id.0), self.paths().data.join("containers"));
+            dhow_sys::descriptor::sync_directories([layer.as_path(), &files])
+                .context(|| format!("sync the files of container {id}"))?;
+        }
         self.store.database.write(durability, |tx| {
             let image_exists: bool =
                 tx.query_row("SELECT EXISTS (SELECT 1 FROM images WHERE id = ?1)", [image.to_string()], |row| row.get(0))?;

@@ -39,10 +39,10 @@ impl Engine {
         config.id = names::random_id()?;
         config.detach_keys = detach_keys(Some(keys))?;
         let id = config.id.clone();
-        // The exec's id leads to its container by a file that goes with it.
+        // The exec's id leads to its container by a link that goes with it: there at once, whole.
         let directory = self.paths().exec.join("execs");
         fs::create_dir_all(&directory).context(|| format!("create {}", directory.display()))?;
-        fs::write(directory.join(&id), &container.id.0).context(|| "record the exec".to_owned())?;
+        std::os::unix::fs::symlink(&container.id.0, directory.join(&id)).context(|| "record the exec".to_owned())?;
         let created = self.ask_monitor(&container, &Request::ExecCreate(Box::new(config)));
         if created.is_err() {
             let _ = fs::remove_file(directory.join(&id));
@@ -57,8 +57,8 @@ impl Engine {
             return Err(missing());
         }
         let path = self.paths().exec.join("execs").join(id);
-        let owner = fs::read_to_string(&path).map_err(|_| missing())?;
-        let container = self.container(&owner).map_err(|_| missing())?;
+        let owner = fs::read_link(&path).map_err(|_| missing())?;
+        let container = self.container(&owner.to_string_lossy()).map_err(|_| missing())?;
         let reply = self.ask_monitor(&container, &Request::ExecInspect { id: id.to_owned() });
         if reply.is_err() && self.monitor(&container).is_none() {
             let _ = fs::remove_file(path);

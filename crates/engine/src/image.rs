@@ -377,6 +377,7 @@ impl Engine {
     /// Loads an archive of images.
     pub fn load(&self, archive: impl Read, platform: Option<&Platform>, told: LoadTold<'_>) -> Result<Vec<LoadedImage>> {
         let host = Platform::host();
+        self.store.sweep_unfinished()?;
         let loaded = self.store.load(archive, platform.unwrap_or(&host), told)?;
         self.keep_budget(loaded.last().map(|image| image.id));
         for image in &loaded {
@@ -482,6 +483,7 @@ impl Engine {
             .map(|name| name.parse::<Reference>().map_err(|error| Error::invalid(error.to_string())))
             .transpose()?;
         let name = name.map(Reference::or_latest);
+        self.store.sweep_unfinished()?;
         let execution = crate::instructions::changed(Execution::default(), changes)?;
         let platform = platform.unwrap_or_else(Platform::host);
         let now = time::now();

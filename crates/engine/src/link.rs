@@ -22,6 +22,8 @@ use crate::{Container, ContainerId, Engine, Error, Result};
 const MONITOR: &str = "monitor";
 /// How long a dying monitor is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a request is made again that monitors die over: whatever kills each of them will kill the next.
+const LOST: Duration = Duration::from_secs(5);
 
 /// Connects to the monitor of a run directory.
 pub(crate) fn connect(run: &Path) -> io::Result<UnixStream> {
@@ -77,13 +79,15 @@ impl Engine {
         mut monitor: UnixStream,
         request: &Request,
     ) -> Result<(UnixStream, Reply)> {
-        let deadline = Instant::now() + PATIENCE;
+        let begun = Instant::now();
+        let deadline = begun + PATIENCE;
         loop {
             match exchange(&monitor, request) {
                 Ok(Reply { error: Some(failure), .. }) if failure.kind != FailureKind::Ending => return Err(failure.into()),
                 Ok(reply) if reply.error.is_none() => return Ok((monitor, reply)),
-                _ if Instant::now() < deadline => {}
+                Ok(_) if Instant::now() < deadline => {}
                 Ok(_) => return Err(Error::conflict(format!("container {} does not come to its end", container.id))),
+                Err(_) if begun.elapsed() < LOST => {}
                 Err(error) => return Err(error).context(|| "hear from the container's monitor".to_owned()),
             }
             std::thread::sleep(Duration::from_millis(1));

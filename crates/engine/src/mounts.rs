@@ -310,6 +310,8 @@ impl Engine {
         for mount in container.record.mounts.iter().filter(|mount| mount.create_source) {
             let source = Path::new(&mount.point.source);
             if !source.exists() {
+                // A volume may be on its way back.
+                self.sweep_volumes();
                 std::fs::create_dir_all(source).context(|| {
                     format!("error while creating mount source path '{}': mkdir {}", source.display(), source.display())
                 })?;

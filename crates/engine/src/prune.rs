@@ -133,6 +133,7 @@ impl Engine {
             pruned.space_reclaimed = gone_layers.values().sum();
             return Ok(pruned);
         }
+        self.sweep();
         let freed = self.store.sweep_blobs()?;
         pruned.space_reclaimed = before.saturating_sub(self.store.layers_size()?) + freed;
         self.prune_event("image", pruned.space_reclaimed);

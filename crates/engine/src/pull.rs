@@ -87,6 +87,7 @@ impl Engine {
     /// platform; something is not what its digest says.
     pub fn pull(&self, request: &PullRequest, told: Told<'_>) -> Result<Digest> {
         let name = &request.name;
+        self.store.sweep_unfinished()?;
         let client = self.registries(&request.credentials);
         let mut session = client.session().map_err(|error| failed(name, &error))?;
         let host = Platform::host();

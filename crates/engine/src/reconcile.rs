@@ -126,14 +126,7 @@ impl Engine {
     /// Looks at every container and puts right what is not. With `boot`, containers that are to run are started: what a
     /// daemon does when it comes up after a reboot.
     pub fn reconcile(&self, boot: bool) -> Result<()> {
-        self.store.sweep_temporary()?;
-        for entry in fs::read_dir(self.paths().runs()).into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with(state::RETIRED) && !state::is_locked(&entry.path()) {
-                let _ = state::discard(&entry.path());
-            }
-        }
-        self.sweep_execs(None);
-        self.sweep_volumes();
+        self.sweep();
         if let Err(error) = self.reconcile_networks() {
             tracing::warn!("{error}");
         }
@@ -145,11 +138,45 @@ impl Engine {
         Ok(())
     }
 
+    /// Removes what killed processes have left half made or half removed of layers, archives, volumes, runs and execs. Who is at work
+    /// is left alone. What cannot be removed stays for the next.
+    pub(crate) fn sweep(&self) {
+        if let Err(error) = self.store.sweep_temporary() {
+            tracing::warn!("{error}");
+        }
+        for entry in fs::read_dir(self.paths().runs()).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(state::RETIRED) && !state::is_locked(&entry.path()) {
+                let _ = state::discard(&entry.path());
+            }
+        }
+        self.sweep_execs(None);
+        self.sweep_volumes();
+        self.sweep_unrecorded_volumes();
+        self.sweep_containers();
+    }
+
+    /// Removes what there is of containers that were never recorded.
+    fn sweep_containers(&self) {
+        for entry in fs::read_dir(self.paths().data.join("containers")).into_iter().flatten().flatten() {
+            let Ok(id) = entry.file_name().into_string() else { continue };
+            // After a look at the lock: until then somebody may have been at making it.
+            let is_left = || matches!(self.row_exists("containers", "id", &id), Ok(false));
+            let Some(lock) = fs::File::open(entry.path()).ok().filter(|_| is_left()) else { continue };
+            if lock.try_lock().is_ok()
+                && is_left()
+                && let Err(error) = self.remove_files(&id)
+            {
+                tracing::warn!("{error}");
+            }
+        }
+    }
+
     /// Removes the files of execs whose container's monitor is gone: of one container, or of all.
     fn sweep_execs(&self, of: Option<&str>) {
         for entry in fs::read_dir(self.paths().exec.join("execs")).into_iter().flatten().flatten() {
-            // One that is being written is empty still.
-            let Some(owner) = fs::read_to_string(entry.path()).ok().filter(|owner| !owner.is_empty()) else { continue };
+            let Some(owner) = fs::read_link(entry.path()).ok().and_then(|owner| owner.into_os_string().into_string().ok()) else {
+                continue;
+            };
             if of.is_none_or(|of| of == owner) && !state::is_locked(&self.paths().run(&owner)) {
                 let _ = fs::remove_file(entry.path());
             }

@@ -23,6 +23,8 @@ const ANONYMOUS: &str = "com.docker.volume.anonymous";
 
 /// Directories of removed volumes have names that no volume can have.
 const RETIRED: &str = ".removed-";
+/// A symbolic link in such a directory, to the name that it had.
+const FORMER: &str = "volume";
 
 /// The record of a volume in the database.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -188,11 +190,18 @@ impl Engine {
         let text = serde_json::to_string(&record).context(|| "encode the volume's record".to_owned())?;
         let limit = size(&record.options).unwrap_or(0);
         let content = self.paths().volume(name);
+        if !content.exists() {
+            // What had that name may be on its way back.
+            self.sweep_volumes();
+        }
         let made = self.store.database.write::<bool, Error>(Durability::Power, |tx| {
             let made = tx.execute("INSERT OR IGNORE INTO volumes (name, record) VALUES (?1, ?2)", [name, &text])? > 0;
-            // Before anybody finds it, and before the commit, which has the disk take what was done to the file system until then: a
-            // power cut leaves no volume without its directory.
+            // Before anybody finds it, and before the commit: a power cut leaves no volume without its directory.
             fs::create_dir_all(&content).context(|| format!("create volume {name}"))?;
+            if made {
+                let (above, own) = (self.paths().volumes(), self.paths().volumes().join(name));
+                dhow_sys::descriptor::sync_directories([own.as_path(), &above]).context(|| format!("sync volume {name}"))?;
+            }
             if made && limit > 0 {
                 self.limit_volume(name, limit)?;
             }
@@ -268,19 +277,27 @@ impl Engine {
             if tx.execute("DELETE FROM volumes WHERE name = ?1", [name])? == 0 {
                 return Ok(false);
             }
-            // Out of the way before the transaction ends: from then on somebody may make one of that name.
+            // Out of the way before the transaction ends: from then on somebody may make one of that name. Should it not end, the
+            // link says what is to be put back.
+            let _ = std::os::unix::fs::symlink(name, directory.join(FORMER));
             match fs::rename(&directory, &retired) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     Err(Error::internal(format!("remove volume {name}: move {}: {error}", directory.display())))
                 }
                 _ => Ok(true),
             }
-        })?;
-        if !removed {
-            return unknown();
-        }
-        self.volume_event("destroy", name);
-        remove_retired(&retired)
+        });
+        let done = match removed {
+            Ok(false) => return unknown(),
+            Ok(true) => {
+                self.volume_event("destroy", name);
+                self.finish_removal(&retired)
+            }
+            Err(error) => Err(error),
+        };
+        // What others have left, and what could not be recorded.
+        self.sweep_volumes();
+        done
     }
 
     /// Removes volumes that no container uses: those without a name of their own, with the filter `all=true` all of them.
@@ -304,6 +321,7 @@ impl Engine {
             }
         }
         if !query.dry_run {
+            self.sweep_volumes();
             self.prune_event("volume", pruned.space_reclaimed);
         }
         Ok(pruned)
@@ -328,15 +346,61 @@ impl Engine {
         }
     }
 
-    /// Removes what a killed engine has left half removed.
+    /// Removes the directories of volumes that were removed. Those whose removal was cut short before it was recorded are put back.
     pub(crate) fn sweep_volumes(&self) {
         for entry in fs::read_dir(self.paths().volumes()).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().starts_with(RETIRED)
-                && let Err(error) = remove_retired(&entry.path())
+                && let Err(error) = self.finish_removal(&entry.path())
             {
                 tracing::warn!("{error}");
             }
         }
+    }
+
+    /// Removes directories of volumes that were never recorded. One with anything in it may be somebody's, and stays.
+    pub(crate) fn sweep_unrecorded_volumes(&self) {
+        for entry in fs::read_dir(self.paths().volumes()).into_iter().flatten().flatten() {
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            let is_recorded = || !matches!(self.row_exists("volumes", "name", &name), Ok(false));
+            if name.starts_with('.') || is_recorded() {
+                continue;
+            }
+            // Whoever makes one does so within a transaction.
+            let removed = self.store.database.write::<_, Error>(Durability::Process, |tx| {
+                if stored(tx, &name)?.is_none() {
+                    let _ = fs::remove_dir(entry.path().join("_data")).and_then(|()| fs::remove_dir(entry.path()));
+                }
+                Ok(())
+            });
+            if let Err(error) = removed {
+                tracing::warn!("{error}");
+            }
+        }
+    }
+
+    fn finish_removal(&self, retired: &Path) -> Result<()> {
+        let Ok(lock) = fs::File::open(retired) else { return Ok(()) };
+        if lock.try_lock().is_err() {
+            // Somebody is at it.
+            return Ok(());
+        }
+        let name = fs::read_link(retired.join(FORMER)).ok().and_then(|name| name.into_os_string().into_string().ok());
+        if let Some(name) = name.filter(|name| check_name(name).is_ok()) {
+            let place = self.paths().volumes().join(&name);
+            // Whoever removes it has renamed it within a transaction: that has ended when this one begins.
+            let is_back = self.store.database.write::<bool, Error>(Durability::Process, |tx| {
+                if stored(tx, &name)?.is_none() || place.exists() {
+                    return Ok(false);
+                }
+                fs::rename(retired, &place).context(|| format!("put volume {name} back"))?;
+                fs::remove_file(place.join(FORMER)).context(|| format!("put volume {name} back"))?;
+                Ok(true)
+            })?;
+            if is_back {
+                return Ok(());
+            }
+        }
+        remove_retired(retired)
     }
 
     fn stored_volumes(&self) -> Result<Vec<(String, Record, bool)>> {
@@ -376,12 +440,7 @@ fn remove_retired(directory: &Path) -> Result<()> {
         return Ok(());
     }
     quota::forget(&directory.join("_data"));
-    match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::internal(format!("remove {}: {error}", directory.display())))
-        }
-        _ => Ok(()),
-    }
+    dhow_sys::root::remove_all(directory).context(|| format!("remove {}", directory.display()))
 }
 
 /// # Errors

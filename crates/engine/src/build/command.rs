@@ -282,10 +282,9 @@ impl Engine {
         if lock.is_none() {
             return;
         }
-        if let Some(left) = state::load(&run)
-            && !left.cgroup.is_empty()
-            && let Err(error) = crate::reconcile::end_cgroup(&left.cgroup)
-        {
+        // One that was killed early has not said where its cgroup is.
+        let told = state::load(&run).map(|left| left.cgroup).filter(|path| !path.is_empty());
+        if let Err(error) = crate::reconcile::end_cgroup(&told.unwrap_or_else(|| format!("{}/{id}", state::cgroup_parent()))) {
             tracing::warn!("{error}");
         }
         if let Err(error) = state::discard(&run) {

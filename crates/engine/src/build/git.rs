@@ -93,6 +93,8 @@ impl Git<'_> {
         if let Some(authorization) = &self.authorization {
             command.env("GIT_CONFIG_COUNT", "1").env("GIT_CONFIG_KEY_0", format!("http.{}.extraheader", self.remote));
             command.env("GIT_CONFIG_VALUE_0", format!("Authorization: {authorization}"));
+            // To another host git would take it along.
+            command.args(["-c", "http.followRedirects=false"]);
         }
         let mut child = command.args(args).spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => {
@@ -324,7 +326,7 @@ impl Engine {
         if git.keep_git_dir && !git.directory.is_empty() {
             fs::rename(whole.join(".git"), directory.join(".git")).map_err(broken)?;
         }
-        fs::remove_dir_all(&whole).map_err(broken)?;
+        dhow_sys::root::remove_all(&whole).map_err(broken)?;
         match time {
             Some(time) => fs::File::open(directory).and_then(|directory| directory.set_modified(time)).map_err(broken),
             None => Ok(()),
@@ -357,7 +359,7 @@ fn plain(directory: &Path, keep_git_dir: bool, time: Option<SystemTime>, is_top:
         let (path, kind) = (entry.path(), entry.file_type()?);
         if entry.file_name() == ".git" && !(keep_git_dir && is_top) {
             match kind.is_dir() {
-                true => fs::remove_dir_all(&path)?,
+                true => dhow_sys::root::remove_all(&path)?,
                 false if keep_git_dir => {}
                 false => fs::remove_file(&path)?,
             }

@@ -275,7 +275,7 @@ impl Engine {
         }
         .context(|| format!("remove network {name}"))?;
         self.network_event("destroy", &record);
-        Ok(())
+        self.sweep_networks()
     }
 
     /// Removes the networks in which nobody runs.
@@ -297,6 +297,7 @@ impl Engine {
             }
         }
         if !query.dry_run {
+            self.reconcile_networks()?;
             self.prune_event("network", 0);
         }
         Ok(PrunedNetworks { networks_deleted: Some(deleted).filter(|deleted| !deleted.is_empty()) })
@@ -320,9 +321,7 @@ impl Engine {
     /// Removes what a removal left that was cut short, and gives back what networks need that containers run in: their rules
     /// may have been another program's, or an older version's.
     pub(crate) fn reconcile_networks(&self) -> Result<()> {
-        // Asked after the links are listed: another engine may make a network meanwhile.
-        let exists = |id: &str| !matches!(self.store.database.read(|db| super::by_id(db, id)), Ok(None));
-        dhow_network::left_bridges(&self.table(), exists).context(|| "look for links of removed networks".to_owned())?;
+        self.sweep_networks()?;
         let records = self.store.database.read(all)?;
         for record in records.iter().filter(|record| !record.config_only) {
             let runs = |id: &String| dhow_monitor::state::is_locked(&self.paths().run(id));
@@ -334,6 +333,14 @@ impl Engine {
                 tracing::warn!("put network {} right: {error}", record.name());
             }
         }
+        Ok(())
+    }
+
+    /// Removes links and rules of networks whose removal was cut short.
+    fn sweep_networks(&self) -> Result<()> {
+        // Asked after the links are listed: another engine may make a network meanwhile.
+        let exists = |id: &str| !matches!(self.store.database.read(|db| super::by_id(db, id)), Ok(None));
+        dhow_network::left_bridges(&self.table(), exists).context(|| "look for links of removed networks".to_owned())?;
         Ok(())
     }
 
