@@ -70,6 +70,7 @@ impl Database {
     pub fn open(directory: &Path) -> Result<Database, OpenError> {
         let path = directory.join(FILE);
         let failed = |error| OpenError::Database(path.clone(), error);
+        close_to_others(&path).map_err(|error| failed(rusqlite::Error::ToSqlConversionFailure(Box::new(error))))?;
         let mut writer = connect(&path).map_err(failed)?;
         writer.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
         // What is acknowledged survives a power cut.
@@ -114,6 +115,13 @@ impl Database {
         transaction.commit()?;
         Ok(value)
     }
+}
+
+/// What repositories there are is not for every user of the host. SQLite gives its other files the same mode.
+fn close_to_others(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+    let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    file.set_permissions(std::fs::Permissions::from_mode(0o600))
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {

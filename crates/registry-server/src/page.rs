@@ -17,7 +17,7 @@ use hyper::header::{
     REFERRER_POLICY, SET_COOKIE, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::http::request::Parts;
-use hyper::{Method, StatusCode};
+use hyper::{HeaderMap, Method, StatusCode};
 use maud::Markup;
 
 use self::image::Image;
@@ -171,13 +171,20 @@ fn check(registry: &Registry, who: &Who, name: &Name, right: Right, path: &str) 
 /// # Errors
 /// The form may be another page's.
 fn check_origin(parts: &Parts, host: &str) -> Result<()> {
-    let header = |name: HeaderName| parts.headers.get(name).and_then(|value| value.to_str().ok());
-    let is_own = match (header(FETCH_SITE), header(ORIGIN)) {
-        (Some(site), _) => site == "same-origin",
-        (None, Some(origin)) => origin.split_once("://").is_some_and(|(_, origin)| origin == host),
-        (None, None) => false,
-    };
-    if is_own { Ok(()) } else { Err(Refusal::new(Code::Denied, "The form is not of this page.")) }
+    match is_of_own_page(&parts.headers, host) {
+        Some(true) => Ok(()),
+        _ => Err(Refusal::new(Code::Denied, "The form is not of this page.")),
+    }
+}
+
+/// Whether a request was sent by a page of this server; `None` where no browser says that a page has sent it.
+pub(crate) fn is_of_own_page(headers: &HeaderMap, host: &str) -> Option<bool> {
+    let header = |name: HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    match (header(FETCH_SITE), header(ORIGIN)) {
+        (Some("none"), None) | (None, None) => None,
+        (Some(site), _) => Some(site == "same-origin"),
+        (None, Some(origin)) => Some(origin.split_once("://").is_some_and(|(_, origin)| origin == host)),
+    }
 }
 
 fn repositories(registry: &Registry, who: &Who, query: &str, about: &About) -> Result<Markup> {

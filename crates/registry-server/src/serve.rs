@@ -342,7 +342,11 @@ async fn answer(registry: Arc<Registry>, request: Request<Incoming>, is_tls: boo
     let scheme = if is_tls || header("x-forwarded-proto") == Some("https") { "https" } else { "http" };
     let realm = format!("{scheme}://{}", header(HOST.as_str()).unwrap_or("localhost"));
     let path = percent_encoding::percent_decode_str(parts.uri.path()).decode_utf8_lossy().into_owned();
+    let host = header(HOST.as_str()).unwrap_or_default();
+    // A browser sends some requests for any page without asking first, and an open registry takes them from everybody.
+    let is_strangers = !parts.method.is_safe() && crate::page::is_of_own_page(&parts.headers, host) == Some(false);
     let (kind, answered) = match path.strip_prefix("/v2").filter(|rest| rest.is_empty() || rest.starts_with('/')) {
+        Some(_) if is_strangers => ("none", Err(Refusal::new(Code::Denied, "The request is of another site's page."))),
         Some(rest) => match Route::parse(rest.trim_start_matches('/')) {
             Ok(route) => (route.kind(), protocol(registry.clone(), route, parts, body, &realm).await),
             Err(refusal) => ("none", refuse_early(&registry, &parts.headers, refusal, &realm).await),

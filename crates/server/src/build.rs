@@ -239,6 +239,7 @@ fn run(engine: &Engine, asked: Asked, mut context: BuildContext, cancel: &Cancel
     let teller = Teller { sender, held: asked.quiet.then(Mutex::default), state: Mutex::new(steps) };
     let outputs = vec![BuildOutput { kind: "image".to_owned(), ..BuildOutput::default() }];
     let journal = engine.begin_record(NewRecord { outputs, ..NewRecord::default() });
+    let asked_for_host = asked.options.network == Network::Host;
     let options = Options { ignore: context.ignore().clone(), ..asked.options };
     let form = ImageForm { squash: asked.squash, ..ImageForm::default() };
     let given: Vec<String> = options.build_args.keys().cloned().collect();
@@ -254,8 +255,8 @@ fn run(engine: &Engine, asked: Asked, mut context: BuildContext, cancel: &Cancel
         pull: asked.pull,
         takes_ids: true,
         limits: asked.limits,
-        // The classic builder asked for no leave.
-        allowed: Allowed { host_network: true, insecure: false },
+        // The classic builder asked for no leave; what is asked for by a parameter is the client's wish, and not the Dockerfile's.
+        allowed: Allowed { host_network: asked_for_host, insecure: false },
         credentials: &|domain| credentials_for(&asked.registries, domain),
     };
     let done = engine.build(&request, &form, &context, &Noted { journal: &journal, progress: &teller }, cancel);

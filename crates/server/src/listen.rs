@@ -2,16 +2,24 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use dhow_engine::Engine;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::tls::Gate;
 use crate::{Bounds, Scope};
+
+/// How long a client of the whole API has for the head of a request, as with dockerd; an idle connection lasts as long.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// How long one within a scope has, who is not trusted with the rest.
+const SCOPED_PATIENCE: Duration = Duration::from_secs(60);
+/// Connections to one scoped socket at one moment, so that its clients leave descriptors to those of the others. The next ones wait.
+const SCOPED_CONNECTIONS: usize = 1024;
 
 /// Why a daemon does not listen.
 #[derive(Debug)]
@@ -30,6 +38,7 @@ pub struct Listener {
     socket: Socket,
     path: Option<SocketFile>,
     scope: Option<Arc<Scope>>,
+    places: Arc<Semaphore>,
 }
 
 enum Socket {
@@ -52,9 +61,13 @@ impl Listener {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).map_err(|error| failed("create the directory of", &error))?;
         }
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed("replace", &error)),
-            _ => {}
+        match std::fs::symlink_metadata(path) {
+            Ok(stat) if !stat.file_type().is_socket() => {
+                return Err(failed("listen on", &"there is something that is no socket"));
+            }
+            Ok(_) => std::fs::remove_file(path).map_err(|error| failed("replace", &error))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed("look at", &error)),
         }
         // Nobody may connect before the owner is set.
         let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
@@ -63,7 +76,12 @@ impl Listener {
         let socket = socket.map_err(|error| failed("listen on", &error))?;
         if dhow_engine::is_of_ordinary_user() {
             // Groups have other numbers there; it is his alone.
-            return Ok(Listener { socket: Socket::Unix(socket), path: Some(SocketFile(path.to_owned())), scope: None });
+            return Ok(Listener {
+                socket: Socket::Unix(socket),
+                path: Some(SocketFile(path.to_owned())),
+                scope: None,
+                places: unlimited(),
+            });
         }
         let gid = group_id(group);
         if gid.is_none() {
@@ -72,7 +90,7 @@ impl Listener {
         std::os::unix::fs::chown(path, Some(0), gid.or(Some(0))).map_err(|error| failed("set the group of", &error))?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
             .map_err(|error| failed("set the mode of", &error))?;
-        Ok(Listener { socket: Socket::Unix(socket), path: Some(SocketFile(path.to_owned())), scope: None })
+        Ok(Listener { socket: Socket::Unix(socket), path: Some(SocketFile(path.to_owned())), scope: None, places: unlimited() })
     }
 
     /// Listens on an address for clients that the gate lets in.
@@ -82,7 +100,7 @@ impl Listener {
     pub async fn tcp(address: SocketAddr, gate: Gate) -> Result<Listener, ListenError> {
         let socket = TcpListener::bind(address).await;
         let socket = socket.map_err(|error| ListenError(format!("listen on tcp://{address}: {error}")))?;
-        Ok(Listener { socket: Socket::Tcp(socket, gate), path: None, scope: None })
+        Ok(Listener { socket: Socket::Tcp(socket, gate), path: None, scope: None, places: unlimited() })
     }
 
     /// Takes a socket that the service manager passed.
@@ -106,12 +124,12 @@ impl Listener {
             }
             (other, _) => return Err(failed(std::io::Error::other(format!("address family {}", other.as_raw())))),
         };
-        Ok(Listener { socket, path: None, scope: None })
+        Ok(Listener { socket, path: None, scope: None, places: unlimited() })
     }
 
     /// The same socket for clients who may do what a scope allows.
     pub fn scoped(self, scope: Scope) -> Listener {
-        Listener { scope: Some(Arc::new(scope)), ..self }
+        Listener { scope: Some(Arc::new(scope)), places: Arc::new(Semaphore::new(SCOPED_CONNECTIONS)), ..self }
     }
 
     /// Serves connections until the future is dropped; says at `ended` that one has ended.
@@ -133,12 +151,15 @@ impl Listener {
     /// Takes one connection; it is served beside the next.
     async fn accept(&self, engine: &Arc<Engine>, ended: &Arc<Notify>) -> std::io::Result<()> {
         let (engine, ended) = (engine.clone(), ended.clone());
+        let seat = self.places.clone().acquire_owned().await.ok();
+        let patience = Some(if self.scope.is_some() { SCOPED_PATIENCE } else { PATIENCE });
         match &self.socket {
             Socket::Unix(socket) => {
                 let (connection, _) = socket.accept().await?;
-                let bounds = Bounds { scope: self.scope.clone(), by_network: false };
+                let bounds = Bounds { scope: self.scope.clone(), by_network: false, patience };
                 tokio::spawn(async move {
                     crate::serve_within(engine, bounds, connection).await;
+                    drop(seat);
                     ended.notify_one();
                 });
             }
@@ -147,7 +168,7 @@ impl Listener {
                 let (connection, client) = socket.accept().await?;
                 // Answers are small, and clients wait for each.
                 let _ = connection.set_nodelay(true);
-                let (gate, bounds) = (gate.clone(), Bounds { scope: self.scope.clone(), by_network: true });
+                let (gate, bounds) = (gate.clone(), Bounds { scope: self.scope.clone(), by_network: true, patience });
                 tokio::spawn(async move {
                     let admitted = gate.admit(connection).await;
                     drop(place);
@@ -155,12 +176,17 @@ impl Listener {
                         Ok(connection) => crate::serve_within(engine, bounds, connection).await,
                         Err(error) => tracing::info!("turned {client} away: {error}"),
                     }
+                    drop(seat);
                     ended.notify_one();
                 });
             }
         }
         Ok(())
     }
+}
+
+fn unlimited() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(Semaphore::MAX_PERMITS))
 }
 
 impl std::fmt::Display for Listener {
@@ -201,6 +227,18 @@ fn group_id(group: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn only_sockets_are_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        std::fs::write(&path, "precious").unwrap();
+        let refused = Listener::unix(&path, "root").err().unwrap().to_string();
+        assert!(refused.contains("no socket") && std::fs::read(&path).unwrap() == b"precious", "{refused}");
+        std::fs::remove_file(&path).unwrap();
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(Listener::unix(&path, "0").is_ok());
+    }
 
     #[tokio::test]
     async fn a_tcp_socket_of_the_service_manager_needs_certificates() {
