@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 missing=()
-for package in busybox-static crun iproute2 iptables nftables docker.io openssl gcc runc e2fsprogs xfsprogs btrfs-progs fuse-overlayfs kmod bzip2 zstd libcap2-bin nasm autoconf automake libtool qemu-system-x86 chromium chromium-driver python3-venv git openssh-client uidmap passt; do
+for package in busybox-static crun iproute2 iptables nftables docker.io openssl gcc runc e2fsprogs xfsprogs btrfs-progs fuse-overlayfs kmod bzip2 zstd libcap2-bin nasm autoconf automake libtool qemu-system-x86 chromium chromium-driver python3-venv git openssh-client uidmap passt strace; do
   dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")
 done
 # Debian splits docker's client from its engine; where the client is there, the engine is not needed.

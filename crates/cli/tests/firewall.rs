@@ -90,7 +90,7 @@ fn at(addresses: [&str; 2]) -> Vec<SocketAddr> {
 }
 
 /// What a server in the container sees of a client at each of the host's addresses.
-fn seen(host: &Host, sandbox: &Sandbox, from: From, protocol: &str) -> Vec<Option<String>> {
+fn seen(host: &Host, sandbox: &Sandbox, from: From<'_>, protocol: &str) -> Vec<Option<String>> {
     let server = Server { container: "server", protocol, port: INSIDE, length: 3000 };
     at(HOST).into_iter().map(|address| Some(host.ask(sandbox, from, address, server)?.to_string())).collect()
 }
@@ -224,6 +224,16 @@ fn what_others_flush_comes_back() {
     Firewall::Nft.allow(&host, "tcp");
     wait_until("all rules are back", || rules() == before);
     assert_eq!(seen(&host, &sandbox, From::Client, "tcp"), themselves(CLIENT));
+    // Piece by piece, too.
+    let table = before.iter().find_map(|line| line.strip_prefix("table inet dhow")).unwrap().trim_end_matches(" {");
+    let pieces = ["flush chain inet dhowT raw", "flush table inet dhowT", "flush table ip dhowT", "flush set inet dhowT bridges"];
+    for piece in pieces {
+        host.run("nft", &["-f", "-"], &piece.replace('T', table));
+        // What is in sets is not told, but seen when something else is.
+        host.run("nft", &["add", "table", "ip", "others"], "");
+        host.run("nft", &["delete", "table", "ip", "others"], "");
+        wait_until(piece, || rules() == before);
+    }
     // Links too.
     let bridges = || {
         let links = host.command("ip").args(["-br", "link", "show", "type", "bridge"]).output().expect("ip is there").stdout;

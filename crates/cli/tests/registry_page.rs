@@ -79,6 +79,9 @@ fn people_look_around_copy_and_delete() {
         &[("Sec-Fetch-Site", "same-site"), ("Origin", &*at(""))],
     ] {
         assert_eq!(registry.ask("POST", "/r/team/app", headers, form).status, 403, "{headers:?}");
+        // Nor send something to the registry itself, which takes it from whoever is no page.
+        let status = registry.ask("POST", "/v2/team/other/blobs/uploads/", headers, b"").status;
+        assert_eq!(status, if headers.is_empty() { 202 } else { 403 }, "{headers:?}");
     }
     let front = registry.get("/");
     assert!(front.header("content-security-policy").starts_with("default-src 'none'"), "{:?}", front.headers);

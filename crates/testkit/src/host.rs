@@ -74,6 +74,12 @@ impl Host {
         assert!(child.wait().expect("it ends").success(), "{program} {args:?} failed:\n{input}");
     }
 
+    /// Runs a program in the client's namespace that must succeed.
+    pub fn run_at_client(&self, program: &str, args: &[&str]) {
+        let namespace = format!("--net={}", path(&self.0.client));
+        run("nsenter", &[&[namespace.as_str(), program], args].concat());
+    }
+
     /// Has the client send packets for a subnet to the host.
     pub fn route_from_client(&self, subnet: &str) {
         run("ip", &["-n", &self.0.client, "route", "add", subnet, "via", HOST[0]]);
@@ -86,13 +92,14 @@ impl Host {
 
     /// What a server in a container sees of a client that talks to an address: the client's address. `None` where they do not
     /// get together.
-    pub fn ask(&self, sandbox: &Sandbox, from: From, address: SocketAddr, to: Server<'_>) -> Option<IpAddr> {
-        let pid = sandbox.ok(&["inspect", "-f", "{{.State.Pid}}", to.container]);
-        let server = format!("/proc/{pid}/ns/net");
-        let from = path(match from {
-            From::Client => &self.0.client,
-            From::Host => &self.0.name,
-        });
+    pub fn ask(&self, sandbox: &Sandbox, from: From<'_>, address: SocketAddr, to: Server<'_>) -> Option<IpAddr> {
+        let of_container = |name: &str| format!("/proc/{}/ns/net", sandbox.ok(&["inspect", "-f", "{{.State.Pid}}", name]));
+        let server = of_container(to.container);
+        let from = match from {
+            From::Client => path(&self.0.client),
+            From::Host => path(&self.0.name),
+            From::Container(name) => of_container(name),
+        };
         exchange(&server, &from, address, &to)
     }
 
@@ -107,9 +114,11 @@ impl Host {
 
 /// Where a client is.
 #[derive(Clone, Copy, Debug)]
-pub enum From {
+pub enum From<'a> {
     Client,
     Host,
+    /// Another container, by its name.
+    Container(&'a str),
 }
 
 /// A server in a container.

@@ -11,6 +11,10 @@ pub(crate) struct Host {
 }
 
 impl Host {
+    pub fn nothing() -> Host {
+        Host { mounts: BTreeSet::new(), links: BTreeSet::new() }
+    }
+
     pub fn look() -> Host {
         Host { mounts: mounts(), links: links() }
     }
@@ -40,12 +44,18 @@ impl Host {
                 .map(|name| format!("{name} in the data root")),
         );
         for (pid, command) in super::processes() {
-            if command.contains("dhow") && ours(&command) && pid != std::process::id() as i32 {
+            if command.contains("dhow") && pid != std::process::id() as i32 && (ours(&command) || has_open(pid, ours)) {
                 left.push(format!("process {pid}: {command}"));
             }
         }
         left
     }
+}
+
+/// Whether a process has something open whose path is such. A monitor has its container's layer, and no path in its command line.
+pub(crate) fn has_open(pid: i32, is_such: impl Fn(&str) -> bool) -> bool {
+    let links = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    links.filter_map(|link| std::fs::read_link(link.path()).ok()).any(|target| is_such(&target.to_string_lossy()))
 }
 
 fn entries(directory: &Path) -> Vec<String> {
@@ -63,7 +73,7 @@ fn links() -> BTreeSet<String> {
 }
 
 /// The nftables table of a data root, as the engine calls it; its default bridge has the same name.
-fn table(data: &Path) -> String {
+pub(crate) fn table(data: &Path) -> String {
     let digest = super::registry::digest_of(data.as_os_str().as_encoded_bytes());
     format!("dhow{}", &digest.trim_start_matches("sha256:")[..8])
 }

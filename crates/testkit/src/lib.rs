@@ -8,6 +8,7 @@ mod browser;
 mod bucket;
 mod bundle;
 mod certificates;
+pub mod faults;
 pub mod host;
 pub mod http;
 mod image;
