@@ -311,7 +311,7 @@ impl Engine {
             let source = Path::new(&mount.point.source);
             if !source.exists() {
                 // A volume may be on its way back.
-                self.sweep_volumes();
+                self.restore_volumes();
                 std::fs::create_dir_all(source).context(|| {
                     format!("error while creating mount source path '{}': mkdir {}", source.display(), source.display())
                 })?;

@@ -192,7 +192,7 @@ impl Engine {
         let content = self.paths().volume(name);
         if !content.exists() {
             // What had that name may be on its way back.
-            self.sweep_volumes();
+            self.restore_volumes();
         }
         let made = self.store.database.write::<bool, Error>(Durability::Power, |tx| {
             let made = tx.execute("INSERT OR IGNORE INTO volumes (name, record) VALUES (?1, ?2)", [name, &text])? > 0;
@@ -287,17 +287,17 @@ impl Engine {
                 _ => Ok(true),
             }
         });
-        let done = match removed {
-            Ok(false) => return unknown(),
+        match removed {
             Ok(true) => {
                 self.volume_event("destroy", name);
-                self.finish_removal(&retired)
+                self.settle_removal(&retired, remove_retired)
             }
-            Err(error) => Err(error),
-        };
-        // What others have left, and what could not be recorded.
-        self.sweep_volumes();
-        done
+            Ok(false) => unknown(),
+            Err(error) => {
+                self.restore_volumes();
+                Err(error)
+            }
+        }
     }
 
     /// Removes volumes that no container uses: those without a name of their own, with the filter `all=true` all of them.
@@ -348,13 +348,45 @@ impl Engine {
 
     /// Removes the directories of volumes that were removed. Those whose removal was cut short before it was recorded are put back.
     pub(crate) fn sweep_volumes(&self) {
+        self.settle_removals(remove_retired);
+    }
+
+    /// Puts back volumes whose removal was cut short, and waits for no other removal.
+    pub(crate) fn restore_volumes(&self) {
+        self.settle_removals(|_| Ok(()));
+    }
+
+    fn settle_removals(&self, finish: impl Fn(&Path) -> Result<()>) {
         for entry in fs::read_dir(self.paths().volumes()).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().starts_with(RETIRED)
-                && let Err(error) = self.finish_removal(&entry.path())
+                && let Err(error) = self.settle_removal(&entry.path(), &finish)
             {
                 tracing::warn!("{error}");
             }
         }
+    }
+
+    /// Puts a directory back if its volume is on record and has none. Else its removal is final, and is finished.
+    fn settle_removal(&self, retired: &Path, finish: impl Fn(&Path) -> Result<()>) -> Result<()> {
+        let link = retired.join(FORMER);
+        let name = fs::read_link(&link).ok().and_then(|name| name.into_os_string().into_string().ok());
+        if let Some(name) = name.filter(|name| check_name(name).is_ok()) {
+            let place = self.paths().volumes().join(&name);
+            // Whoever removes it has renamed it within a transaction: that has ended when this one begins.
+            let is_back = self.store.database.write::<bool, Error>(Durability::Process, |tx| {
+                let is_back = stored(tx, &name)?.is_some() && !place.exists();
+                if is_back {
+                    fs::rename(retired, &place).context(|| format!("put volume {name} back"))?;
+                }
+                // Whatever has this name from now on is another volume.
+                let _ = fs::remove_file(if is_back { place.join(FORMER) } else { link.clone() });
+                Ok(is_back)
+            })?;
+            if is_back {
+                return Ok(());
+            }
+        }
+        finish(retired)
     }
 
     /// Removes directories of volumes that were never recorded. One with anything in it may be somebody's, and stays.
@@ -376,31 +408,6 @@ impl Engine {
                 tracing::warn!("{error}");
             }
         }
-    }
-
-    fn finish_removal(&self, retired: &Path) -> Result<()> {
-        let Ok(lock) = fs::File::open(retired) else { return Ok(()) };
-        if lock.try_lock().is_err() {
-            // Somebody is at it.
-            return Ok(());
-        }
-        let name = fs::read_link(retired.join(FORMER)).ok().and_then(|name| name.into_os_string().into_string().ok());
-        if let Some(name) = name.filter(|name| check_name(name).is_ok()) {
-            let place = self.paths().volumes().join(&name);
-            // Whoever removes it has renamed it within a transaction: that has ended when this one begins.
-            let is_back = self.store.database.write::<bool, Error>(Durability::Process, |tx| {
-                if stored(tx, &name)?.is_none() || place.exists() {
-                    return Ok(false);
-                }
-                fs::rename(retired, &place).context(|| format!("put volume {name} back"))?;
-                fs::remove_file(place.join(FORMER)).context(|| format!("put volume {name} back"))?;
-                Ok(true)
-            })?;
-            if is_back {
-                return Ok(());
-            }
-        }
-        remove_retired(retired)
     }
 
     fn stored_volumes(&self) -> Result<Vec<(String, Record, bool)>> {
