@@ -17,6 +17,8 @@ pub(crate) struct LocalNames {
     /// Alias and name.
     links: Vec<(String, String)>,
     networks: Vec<Network>,
+    /// It is in no network that leads out.
+    is_cut_off: bool,
 }
 
 struct Network {
@@ -42,6 +44,7 @@ impl LocalNames {
         };
         self.links = endpoints.iter().flat_map(|endpoint| endpoint.links.clone()).collect();
         self.networks = endpoints.iter().map(|endpoint| of(&endpoint.network)).collect();
+        self.is_cut_off = self.networks.iter().all(|network| network.internal);
     }
 
     /// The answer to a query; `None` if others must be asked.
@@ -53,7 +56,7 @@ impl LocalNames {
         match records {
             Some(records) => Some(found(query, &records)),
             // Nothing leaves a container that is to reach nobody (CVE-2024-29018).
-            None if self.networks.iter().all(|network| network.internal) => Some(failure(query, [query[0], query[1]])),
+            None if self.is_cut_off => Some(failure(query, [query[0], query[1]])),
             None => None,
         }
     }
