@@ -40,8 +40,8 @@ const RUNNING: (&str, &str) = ("inspect -f {{.State.Status}} box", "running");
 const EXITED: (&str, &str) = ("inspect -f {{.State.Status}} box", "exited");
 const REMOVE: &str = "rm -f -v box";
 
-/// What is put right by whoever uses networks next.
-const MENDED: [&str; 2] = [": its bridge is missing ", ": its network was removed "];
+/// What is put right by whoever uses networks or volumes next.
+const MENDED: [&str; 3] = [": its bridge is missing ", ": its network was removed ", ": its removal was cut short "];
 
 /// What a killed command has left of the disk, and nobody has needed since, goes with this at the latest.
 const PRUNE: &str = "system prune -f --volumes";

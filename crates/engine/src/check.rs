@@ -271,7 +271,12 @@ impl Check<'_> {
                 self.hopeless(object.clone(), error.message, "save its content, and remove it with volume rm");
             }
             let content = engine.paths().volume(name);
-            if !content.is_dir() {
+            if engine.is_half_removed(name) {
+                self.found(object.clone(), "its removal was cut short", "put it back", || {
+                    engine.restore_volumes();
+                    Ok(())
+                });
+            } else if !content.is_dir() {
                 self.found(object.clone(), format!("{} is missing", content.display()), "make it anew, empty", || {
                     fs::create_dir_all(&content).context(|| format!("create {}", content.display()))
                 });

@@ -366,6 +366,14 @@ impl Engine {
         }
     }
 
+    /// Whether a volume's directory was moved out of the way, to be removed.
+    pub(crate) fn is_half_removed(&self, name: &str) -> bool {
+        let retired = fs::read_dir(self.paths().volumes()).into_iter().flatten().flatten();
+        let mut retired = retired.filter(|entry| entry.file_name().to_string_lossy().starts_with(RETIRED));
+        retired.any(|entry| fs::read_link(entry.path().join(FORMER)).is_ok_and(|former| former == Path::new(name)))
+            && !self.paths().volumes().join(name).exists()
+    }
+
     /// Puts a directory back if its volume is on record and has none. Else its removal is final, and is finished.
     fn settle_removal(&self, retired: &Path, finish: impl Fn(&Path) -> Result<()>) -> Result<()> {
         let link = retired.join(FORMER);

@@ -296,7 +296,7 @@ impl Store {
             tx.execute("DELETE FROM layers WHERE boot IS NOT NULL AND boot != ?1", [boot()])?;
             Ok(gone)
         })?;
-        gone.iter().filter_map(|chain_id| chain_id.parse().ok()).try_for_each(|chain_id| self.retire_layer(&chain_id))
+        self.retire_layers(&gone.iter().filter_map(|chain_id| chain_id.parse().ok()).collect::<Vec<_>>())
     }
 
     /// Has everything that builds have made until now count for good.

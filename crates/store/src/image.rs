@@ -297,11 +297,9 @@ impl Store {
         let Some((layers, blobs, platforms)) = removed else { return Ok(None) };
         self.remove_blobs(&blobs)?;
         let mut result = vec![Untagged::Deleted(*id)];
-        for chain_id in layers {
-            // Somebody may have added an image with it since.
-            self.retire_layer(&chain_id)?;
-            result.push(Untagged::Deleted(chain_id));
-        }
+        // Unless somebody has added an image with one of them since.
+        self.retire_layers(&layers)?;
+        result.extend(layers.into_iter().map(Untagged::Deleted));
         result.extend(self.forget_platforms(&platforms)?);
         Ok(Some(result))
     }

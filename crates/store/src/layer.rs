@@ -15,7 +15,7 @@ use rustix::fs::{FlockOperation, Mode};
 use crate::bounds::Guarded;
 use crate::fetch::is_at;
 use crate::tar_split::{Recorded, Recording};
-use crate::{Context, Driver, Mountable, Result, Store, StoreError, WrongDigest, apply, quota, random_name};
+use crate::{Context, Driver, Durability, Mountable, Result, Store, StoreError, WrongDigest, apply, quota, random_name};
 
 /// An unpacked layer.
 #[derive(Clone, Debug)]
@@ -296,6 +296,30 @@ impl Store {
         Ok(())
     }
 
+    /// Removes what is on the disk of layers that the database has forgotten, and then the note that it is to go.
+    pub(crate) fn retire_layers(&self, chain_ids: &[Digest]) -> Result<()> {
+        if chain_ids.is_empty() {
+            return Ok(());
+        }
+        chain_ids.iter().try_for_each(|chain_id| self.retire_layer(chain_id))?;
+        self.database.write::<_, StoreError>(Durability::Process, |tx| {
+            let mut delete = tx.prepare_cached("DELETE FROM retired_layers WHERE chain_id = ?1")?;
+            chain_ids.iter().filter(|id| !self.has_directory(id)).try_for_each(|id| {
+                delete.execute([id.to_string()])?;
+                Ok(())
+            })
+        })
+    }
+
+    /// The same with those whose removal was cut short.
+    fn sweep_retired(&self) -> Result<()> {
+        let left: Vec<String> = self.database.read::<_, StoreError>(|db| {
+            let mut statement = db.prepare("SELECT chain_id FROM retired_layers")?;
+            Ok(statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?)
+        })?;
+        self.retire_layers(&left.iter().filter_map(|chain_id| chain_id.parse().ok()).collect::<Vec<_>>())
+    }
+
     /// Removes the directory of a layer and the trees that end with it, unless the database knows it again.
     pub(crate) fn retire_layer(&self, chain_id: &Digest) -> Result<()> {
         let is_known = || {
@@ -350,6 +374,7 @@ impl Store {
     /// Removes what killed processes left while they unpacked or removed something. Directories in use are locked.
     pub fn sweep_temporary(&self) -> Result<()> {
         self.sweep_loads();
+        self.sweep_retired()?;
         let layers = self.paths.layers();
         for entry in fs::read_dir(&layers).context(|| format!("read {}", layers.display()))?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
