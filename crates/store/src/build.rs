@@ -176,7 +176,9 @@ impl Store {
                 (Err(error), unpacked) => {
                     // A half layer is no layer.
                     if let Ok(half) = unpacked {
-                        self.discard_layers(&[half.chain_id])?;
+                        let chain_id = half.chain_id;
+                        drop(half);
+                        self.discard_layers(&[chain_id])?;
                     }
                     Err(error).context(what)
                 }
@@ -296,7 +298,7 @@ impl Store {
             tx.execute("DELETE FROM layers WHERE boot IS NOT NULL AND boot != ?1", [boot()])?;
             Ok(gone)
         })?;
-        self.retire_layers(&gone.iter().filter_map(|chain_id| chain_id.parse().ok()).collect::<Vec<_>>())
+        gone.iter().filter_map(|chain_id| chain_id.parse().ok()).try_for_each(|chain_id| self.retire_layer(&chain_id))
     }
 
     /// Has everything that builds have made until now count for good.
@@ -336,7 +338,7 @@ fn layers_down(db: &Connection, chain_id: &Digest) -> Result<Vec<Option<LayerRow
         };
         let counts = made_in.is_none_or(|made_in| made_in == boot());
         let diff_id = diff_id.parse().ok().filter(|_| counts);
-        found.push(diff_id.map(|diff_id| LayerRow { chain_id, diff_id, size: size as u64 }));
+        found.push(diff_id.map(|diff_id| LayerRow { chain_id, diff_id, size: size as u64, _hold: None }));
         next = parent.and_then(|parent| parent.parse().ok());
     }
     Ok(found)
@@ -377,7 +379,7 @@ mod tests {
         fs::write(files.join("empty"), "").unwrap();
         let path = workspace.path.clone();
         fs::write(workspace.beside("copies").unwrap().join("file"), "of a mount").unwrap();
-        let row = store.seal(workspace, None).unwrap();
+        let mut row = store.seal(workspace, None).unwrap();
         assert!(!path.exists());
         let mut names: Vec<_> = fs::read_dir(store.paths.layers().join(directory_name(&row.chain_id)))
             .unwrap()
@@ -402,7 +404,9 @@ mod tests {
             let update = |tx: &rusqlite::Transaction<'_>| Ok(tx.execute("UPDATE layers SET boot = ?1", [boot]).map(drop)?);
             store.database.write::<_, StoreError>(Durability::Process, update).unwrap();
         };
-        // What was not synced before the host went down does not count.
+        // No process has it from before the host went down.
+        row._hold = None;
+        // What was not synced before does not count.
         set_boot("another");
         assert_eq!(store.build_record(&key).unwrap(), None);
         assert!(store.layer(&row.chain_id).unwrap().is_none());
@@ -414,7 +418,14 @@ mod tests {
         assert_eq!(fs::read(&file).unwrap(), b"hello");
         store.sweep_builds().unwrap();
         assert!(!file.exists());
-        store.unpack(None, &tar[..], None).unwrap();
+        // One that nobody has recorded yet is kept as long as its maker lives.
+        let made = store.unpack(None, &tar[..], None).unwrap();
+        store.sweep_temporary().unwrap();
+        assert!(file.exists());
+        drop(made);
+        store.sweep_temporary().unwrap();
+        assert!(!file.exists());
+        let _made = store.unpack(None, &tar[..], None).unwrap();
         store.record_step(&[key], &record, Some((&row, None)), "RUN x").unwrap();
         store.sync_build().unwrap();
         assert_eq!(store.chain_of(&row.chain_id).unwrap().unwrap().len(), 1);

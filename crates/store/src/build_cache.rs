@@ -118,9 +118,14 @@ impl Store {
             Ok((gone, blobs))
         })?;
         self.remove_blobs(&blobs)?;
-        let chain_ids: Vec<Digest> = layers.iter().filter_map(|(chain_id, _)| chain_id.parse().ok()).collect();
-        self.retire_layers(&chain_ids)?;
-        Ok(layers.iter().map(|(_, size)| size).sum())
+        let mut freed = 0;
+        for (chain_id, size) in layers {
+            if let Ok(chain_id) = chain_id.parse() {
+                self.retire_layer(&chain_id)?;
+                freed += size;
+            }
+        }
+        Ok(freed)
     }
 }
 

@@ -168,12 +168,6 @@ const MIGRATIONS: &[&str] = &[
              REFERENCES containers ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED
      );
      CREATE INDEX id_ranges_by_container ON id_ranges (container_id);",
-    // Layers that are forgotten and whose directories may still be there: whoever is killed in between leaves them to the next.
-    "CREATE TABLE retired_layers (chain_id TEXT PRIMARY KEY) WITHOUT ROWID;
-     CREATE TRIGGER layers_retire AFTER DELETE ON layers
-     BEGIN INSERT OR IGNORE INTO retired_layers VALUES (OLD.chain_id); END;
-     CREATE TRIGGER layers_return AFTER INSERT ON layers
-     BEGIN DELETE FROM retired_layers WHERE chain_id = NEW.chain_id; END;",
 ];
 
 impl Database {

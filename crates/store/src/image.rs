@@ -298,7 +298,7 @@ impl Store {
         self.remove_blobs(&blobs)?;
         let mut result = vec![Untagged::Deleted(*id)];
         // Unless somebody has added an image with one of them since.
-        self.retire_layers(&layers)?;
+        layers.iter().try_for_each(|chain_id| self.retire_layer(chain_id))?;
         result.extend(layers.into_iter().map(Untagged::Deleted));
         result.extend(self.forget_platforms(&platforms)?);
         Ok(Some(result))

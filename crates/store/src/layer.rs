@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use dhow_oci::{Algorithm, Digest, Hasher};
 use dhow_sys::root::Root;
@@ -15,7 +16,7 @@ use rustix::fs::{FlockOperation, Mode};
 use crate::bounds::Guarded;
 use crate::fetch::is_at;
 use crate::tar_split::{Recorded, Recording};
-use crate::{Context, Driver, Durability, Mountable, Result, Store, StoreError, WrongDigest, apply, quota, random_name};
+use crate::{Context, Driver, Mountable, Result, Store, StoreError, WrongDigest, apply, quota, random_name};
 
 /// An unpacked layer.
 #[derive(Clone, Debug)]
@@ -24,6 +25,8 @@ pub struct LayerRow {
     pub diff_id: Digest,
     /// Bytes of its files.
     pub size: u64,
+    /// Keeps one that no record has yet: whoever finds one that is not held removes it.
+    pub(crate) _hold: Option<Arc<fs::File>>,
 }
 
 /// How the names of directories begin that are no layers yet, or no more.
@@ -122,24 +125,23 @@ impl Store {
         let name = directory_name(&chain_id);
         let directory = self.paths.layers().join(&name);
         fs::write(unpacked.path.join(MADE_IN), boot()).context(|| "take down when the layer was made".to_owned())?;
-        let is_there =
-            |error: &io::Error| matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty);
-        let mut placed = fs::rename(&unpacked.path, &directory);
-        if placed.as_ref().is_err_and(is_there) && !self.is_whole(&chain_id, &directory) {
-            // The host went down before it was on the disk.
-            self.retire_layer_directory(&name, || false)?;
-            placed = fs::rename(&unpacked.path, &directory);
-        }
-        match placed {
-            Ok(()) => {}
-            // Another process was faster with the same content.
-            Err(error) if is_there(&error) => {
-                // It is somebody's again: whoever looks for left ones goes by its age.
-                let _ = fs::File::open(&directory).and_then(|directory| directory.set_modified(std::time::SystemTime::now()));
+        loop {
+            let mut placed = fs::rename(&unpacked.path, &directory);
+            if placed.as_ref().is_err_and(|error| is_there(error)) && !self.is_whole(&chain_id, &directory) {
+                // The host went down before it was on the disk.
+                self.retire_layer_directory(&name, || false)?;
+                placed = fs::rename(&unpacked.path, &directory);
             }
-            Err(error) => return Err(error).context(|| "place the layer".to_owned()),
+            let hold = match placed {
+                Ok(()) => Some(unpacked.lock.try_clone().context(|| "hold the layer".to_owned())?),
+                // Another process was faster with the same content. It may go before it is held.
+                Err(error) if is_there(&error) => self.hold_layer(&chain_id)?,
+                Err(error) => return Err(error).context(|| "place the layer".to_owned()),
+            };
+            if let Some(hold) = hold {
+                return Ok(LayerRow { chain_id, diff_id, size: unpacked.size, _hold: Some(Arc::new(hold)) });
+            }
         }
-        Ok(LayerRow { chain_id, diff_id, size: unpacked.size })
     }
 
     /// Whether a layer's directory is as it was made: it was synced, or made since the host came up.
@@ -159,9 +161,9 @@ impl Store {
                 .optional()?)
         })?;
         let exists = self.has_directory(chain_id);
-        Ok(row
-            .filter(|_| exists)
-            .and_then(|(diff_id, size)| Some(LayerRow { chain_id: *chain_id, diff_id: diff_id.parse().ok()?, size })))
+        Ok(row.filter(|_| exists).and_then(|(diff_id, size)| {
+            Some(LayerRow { chain_id: *chain_id, diff_id: diff_id.parse().ok()?, size, _hold: None })
+        }))
     }
 
     /// All layers that the database knows.
@@ -172,7 +174,7 @@ impl Store {
             Ok(rows.collect::<Result<_, _>>()?)
         })?;
         let parsed = rows.into_iter().filter_map(|(chain_id, diff_id, size)| {
-            Some(LayerRow { chain_id: chain_id.parse().ok()?, diff_id: diff_id.parse().ok()?, size: size as u64 })
+            Some(LayerRow { chain_id: chain_id.parse().ok()?, diff_id: diff_id.parse().ok()?, size: size as u64, _hold: None })
         });
         Ok(parsed.collect())
     }
@@ -296,30 +298,6 @@ impl Store {
         Ok(())
     }
 
-    /// Removes what is on the disk of layers that the database has forgotten, and then the note that it is to go.
-    pub(crate) fn retire_layers(&self, chain_ids: &[Digest]) -> Result<()> {
-        if chain_ids.is_empty() {
-            return Ok(());
-        }
-        chain_ids.iter().try_for_each(|chain_id| self.retire_layer(chain_id))?;
-        self.database.write::<_, StoreError>(Durability::Process, |tx| {
-            let mut delete = tx.prepare_cached("DELETE FROM retired_layers WHERE chain_id = ?1")?;
-            chain_ids.iter().filter(|id| !self.has_directory(id)).try_for_each(|id| {
-                delete.execute([id.to_string()])?;
-                Ok(())
-            })
-        })
-    }
-
-    /// The same with those whose removal was cut short.
-    fn sweep_retired(&self) -> Result<()> {
-        let left: Vec<String> = self.database.read::<_, StoreError>(|db| {
-            let mut statement = db.prepare("SELECT chain_id FROM retired_layers")?;
-            Ok(statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?)
-        })?;
-        self.retire_layers(&left.iter().filter_map(|chain_id| chain_id.parse().ok()).collect::<Vec<_>>())
-    }
-
     /// Removes the directory of a layer and the trees that end with it, unless the database knows it again.
     pub(crate) fn retire_layer(&self, chain_id: &Digest) -> Result<()> {
         let is_known = || {
@@ -358,14 +336,22 @@ impl Store {
         let what = || format!("move layer {name}");
         let retired = format!("{TEMPORARY}{}", random_name()?);
         // Until it is known whether it goes, whoever cleans up is to leave it alone.
-        let directory = fs::File::open(layers.join(name)).context(what)?;
+        let directory = match fs::File::open(layers.join(name)) {
+            // Somebody else has.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other.context(what)?,
+        };
         if rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).is_err() {
             // Somebody is about to have an image of it.
             return Ok(());
         }
         fs::rename(layers.join(name), layers.join(&retired)).context(what)?;
         if is_wanted() {
-            return fs::rename(layers.join(&retired), layers.join(name)).context(|| format!("put layer {name} back"));
+            match fs::rename(layers.join(&retired), layers.join(name)) {
+                // Whoever wants it has put one there.
+                Err(error) if is_there(&error) => {}
+                other => return other.context(|| format!("put layer {name} back")),
+            }
         }
         quota::forget(&layers.join(&retired));
         remove_below(&layers, &retired)
@@ -374,16 +360,13 @@ impl Store {
     /// Removes what killed processes left while they unpacked or removed something. Directories in use are locked.
     pub fn sweep_temporary(&self) -> Result<()> {
         self.sweep_loads();
-        self.sweep_retired()?;
         let layers = self.paths.layers();
+        let known = self.layer_directories()?;
         for entry in fs::read_dir(&layers).context(|| format!("read {}", layers.display()))?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            if Tree::is_one(&name) {
-                // Somebody has used it while its layers were removed.
-                let is_known = || self.layer_directories().map_or(true, |known| known.contains(&name));
-                if !is_known() {
-                    self.retire_layer_directory(&name, is_known)?;
-                }
+            // Somebody has used a tree while its layers were removed, or was killed before there was a record of a layer.
+            if (Tree::is_one(&name) || is_layer(&name)) && !known.contains(&name) {
+                self.retire_layer_directory(&name, || self.layer_directories().map_or(true, |known| known.contains(&name)))?;
             }
             self.sweep_one(&name)?;
         }
@@ -411,6 +394,16 @@ impl Store {
     }
 }
 
+/// Whether a directory could not be renamed because of what is at the new place.
+fn is_there(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty)
+}
+
+/// Whether a directory has a name that a layer's has.
+fn is_layer(name: &str) -> bool {
+    name.len() == 32 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 /// A new directory, which is its maker's as long as he has the lock on it.
 pub(crate) fn claim(below: &Path, prefix: &str) -> Result<(PathBuf, fs::File)> {
     loop {
@@ -419,7 +412,8 @@ pub(crate) fn claim(below: &Path, prefix: &str) -> Result<(PathBuf, fs::File)> {
         fs::DirBuilder::new().mode(0o755).create(&path).context(what)?;
         // Whoever looks for left ones may come in between, and take it for one.
         let Ok(directory) = fs::File::open(&path) else { continue };
-        let locked = rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok();
+        // As those do who come to use it, once it has its place.
+        let locked = rustix::fs::flock(&directory, FlockOperation::NonBlockingLockShared).is_ok();
         if locked && is_at(&directory, &path) {
             return Ok((path, directory));
         }

@@ -1,5 +1,5 @@
-//! Processes that are killed at a system call of one's choice, by strace, and what an engine has on a host, for the comparison
-//! afterwards.
+//! Processes that are killed at a system call of one's choice, or whose call fails, by strace, and what an engine has on a host,
+//! for the comparison afterwards.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -43,6 +43,57 @@ const CALLS: [&str; 30] = [
     "write",
 ];
 
+/// What a call may fail with.
+const ERRORS: [(&str, &str); 29] = [
+    ("bind", "EADDRINUSE"),
+    ("clone3", "EAGAIN"),
+    ("connect", "ECONNREFUSED"),
+    ("fchmod", "EIO"),
+    ("fchown", "EIO"),
+    ("fdatasync", "EIO"),
+    ("flock", "ENOLCK"),
+    ("fsmount", "ENOMEM"),
+    ("fsync", "EIO"),
+    ("ftruncate", "ENOSPC"),
+    ("linkat", "ENOSPC"),
+    ("mkdir", "ENOSPC"),
+    ("mkdirat", "ENOSPC"),
+    ("mknodat", "ENOSPC"),
+    ("move_mount", "ENOMEM"),
+    ("openat", "EMFILE"),
+    ("pipe2", "EMFILE"),
+    ("pwrite64", "ENOSPC"),
+    ("rename", "ENOSPC"),
+    ("renameat2", "ENOSPC"),
+    ("sendmsg", "ENOBUFS"),
+    ("setns", "ENOMEM"),
+    ("socket", "EMFILE"),
+    ("symlinkat", "ENOSPC"),
+    ("syncfs", "EIO"),
+    ("unlink", "EIO"),
+    ("unlinkat", "EIO"),
+    ("unshare", "ENOSPC"),
+    ("write", "ENOSPC"),
+];
+
+/// What happens at a system call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The process is killed before it.
+    Killed,
+    /// It is not made, and fails.
+    Failed,
+}
+
+impl Fault {
+    fn calls(self) -> Vec<&'static str> {
+        match self {
+            Fault::Killed => CALLS.to_vec(),
+            Fault::Failed => ERRORS.iter().map(|(call, _)| *call).collect(),
+        }
+    }
+}
+
 /// How a monitor's command line begins; its container's ID follows.
 const MONITOR: &str = "dhow monitor ";
 
@@ -63,12 +114,12 @@ pub struct Ended {
     pub hung: bool,
 }
 
-/// All moments of a command, which is run for that.
+/// All moments of a command for a fault. It is run for that.
 ///
 /// # Panics
 /// It fails.
-pub fn moments(sandbox: &Sandbox, command: Command) -> Vec<Moment> {
-    let traced = Traced::begin(sandbox, command, &["-e", &format!("trace={}", CALLS.join(","))]);
+pub fn moments(sandbox: &Sandbox, command: Command, fault: Fault) -> Vec<Moment> {
+    let traced = Traced::begin(sandbox, command, &["-e", &format!("trace={}", fault.calls().join(","))]);
     let log = traced.log.clone();
     let ended = traced.end();
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
@@ -88,9 +139,14 @@ pub fn moments(sandbox: &Sandbox, command: Command) -> Vec<Moment> {
     all.collect()
 }
 
-/// Runs a command of which each process is killed that comes to a moment.
-pub fn killed_at(sandbox: &Sandbox, command: Command, moment: &Moment) -> Ended {
-    let inject = format!("inject={}:signal=KILL:when={}", moment.call, moment.number);
+/// Runs a command with a fault in each process that comes to a moment.
+pub fn run_with(sandbox: &Sandbox, command: Command, fault: Fault, moment: &Moment) -> Ended {
+    let error = ERRORS.iter().find(|(call, _)| *call == moment.call).map(|(_, error)| *error);
+    let fault = match fault {
+        Fault::Killed => "signal=KILL".to_owned(),
+        Fault::Failed => format!("error={}", error.expect("a call whose errors are known")),
+    };
+    let inject = format!("inject={}:{fault}:when={}", moment.call, moment.number);
     Traced::begin(sandbox, command, &["-e", &format!("trace={}", moment.call), "-e", &inject]).end()
 }
 

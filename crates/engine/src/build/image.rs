@@ -21,12 +21,12 @@ pub(super) struct Document<'a> {
     /// Which of the build's results it is of.
     pub result: usize,
     pub config: ImageConfig,
-    /// Layers that are there for it alone, as long as no image has them.
-    _made: MadeLayers<'a>,
     /// The same, encoded.
     pub bytes: Vec<u8>,
     /// From the bottom to the top.
     pub layers: Vec<LayerRow>,
+    /// Layers that are there for it alone, as long as no image has them: they go last.
+    _made: MadeLayers<'a>,
 }
 
 /// Layers that nobody else has, held; when this is dropped those go that have become nobody's.
