@@ -142,7 +142,7 @@ pub fn main(args: Vec<OsString>) -> i32 {
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("dhow: start the program's runtime: {error}");
+            tell!("dhow: start the program's runtime: {error}");
             return 1;
         }
     };
@@ -157,7 +157,7 @@ fn finish(result: failure::Result) -> i32 {
         Ok(()) => 0,
         Err(failure) => {
             if !failure.message.is_empty() {
-                eprintln!("{failure}");
+                tell!("{failure}");
             }
             failure.code
         }

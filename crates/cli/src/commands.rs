@@ -46,7 +46,7 @@ async fn delete(client: &Client, path: &str, force: bool) -> Result<Option<Bytes
     match client.delete(path).await {
         Ok(answer) => Ok(Some(answer)),
         Err(error @ ClientError::Api { status: 404, .. }) if force => {
-            eprintln!("{error}");
+            tell!("{error}");
             Ok(None)
         }
         Err(error) => Err(error.into()),

@@ -4,6 +4,20 @@ use std::fmt;
 
 use dhow_api::client::ClientError;
 
+/// Says a line on standard error. Where that is closed, or on a disk that is full, the command goes on: `eprintln` would end it.
+macro_rules! tell {
+    ($($words:tt)*) => {{
+        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{}\n", format_args!($($words)*)));
+    }};
+}
+
+/// The same without an end of the line.
+macro_rules! tell_on {
+    ($($words:tt)*) => {{
+        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!($($words)*));
+    }};
+}
+
 #[derive(Debug)]
 pub struct Failure {
     /// Nothing is printed when empty.
@@ -69,7 +83,7 @@ pub async fn each<'a, F: Future<Output = Result>>(names: &'a [String], mut work:
     let mut failed = false;
     for name in names {
         if let Err(failure) = work(name).await {
-            eprintln!("{failure}");
+            tell!("{failure}");
             failed = true;
         }
     }

@@ -13,7 +13,7 @@ pub fn main(args: &[OsString]) -> i32 {
         _ => args,
     };
     let Some((program, rest)) = args.split_first() else {
-        eprintln!("docker-init: no program given");
+        tell!("docker-init: no program given");
         return 1;
     };
     // Everything but what the kernel must deliver itself, and the two that job control would stop us with.
@@ -22,7 +22,7 @@ pub fn main(args: &[OsString]) -> i32 {
     let signals = match dhow_sys::signal::signal_descriptor(&forwarded) {
         Ok(signals) => signals,
         Err(error) => {
-            eprintln!("docker-init: watch signals: {error}");
+            tell!("docker-init: watch signals: {error}");
             return 1;
         }
     };
@@ -32,7 +32,7 @@ pub fn main(args: &[OsString]) -> i32 {
     let child = match child {
         Ok(child) => child,
         Err(error) => {
-            eprintln!("docker-init: exec {}: {error}", program.to_string_lossy());
+            tell!("docker-init: exec {}: {error}", program.to_string_lossy());
             return if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 };
         }
     };

@@ -3,12 +3,14 @@
 //! The first argument and the name it was called by decide. What must have one thread and no async runtime (monitor,
 //! runtime, init) branches off before either exists.
 
+#[macro_use]
+mod failure;
+
 mod app;
 mod commands;
 mod configuration;
 mod connect;
 mod credentials;
-mod failure;
 mod init;
 mod output;
 mod streams;

@@ -211,7 +211,7 @@ pub fn forward_signals(client: &Client, id: String) -> tokio::task::JoinHandle<(
             let _ = client.post(&format!("/containers/{id}/kill?signal={number}")).await;
             impatient += u32::from(matches!(number, 2 | 15));
             if impatient >= 3 {
-                eprintln!("\ngot 3 SIGTERM/SIGINTs, forcefully exiting");
+                tell!("\ngot 3 SIGTERM/SIGINTs, forcefully exiting");
                 std::process::exit(1);
             }
         }

@@ -85,7 +85,7 @@ impl From<StoreError> for Error {
 
 impl From<dhow_store::rusqlite::Error> for Error {
     fn from(error: dhow_store::rusqlite::Error) -> Error {
-        Error::internal(format!("metadata database: {error}"))
+        Error::internal(dhow_store::database_error(&error))
     }
 }
 

@@ -60,7 +60,7 @@ impl Engine {
         let owner = fs::read_link(&path).map_err(|_| missing())?;
         let container = self.container(&owner.to_string_lossy()).map_err(|_| missing())?;
         let reply = self.ask_monitor(&container, &Request::ExecInspect { id: id.to_owned() });
-        if reply.is_err() && self.monitor(&container).is_none() {
+        if reply.is_err() && self.monitor(&container)?.is_none() {
             let _ = fs::remove_file(path);
         }
         let state = reply.map_err(|_| missing())?.exec.ok_or_else(missing)?;
@@ -82,7 +82,7 @@ impl Engine {
         });
         let (rows, columns) = size.unwrap_or((0, 0));
         let stream =
-            self.monitor(&container).ok_or_else(|| Error::conflict(format!("container {} is not running", container.id)))?;
+            self.monitor(&container)?.ok_or_else(|| Error::conflict(format!("container {} is not running", container.id)))?;
         ask(&stream, &Request::ExecStart { id: id.to_owned(), attach, rows, columns })?;
         Ok(ExecStarted { stream, tty: config.tty })
     }

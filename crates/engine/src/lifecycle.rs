@@ -130,7 +130,7 @@ impl Engine {
 
     /// Ends a monitor that holds no running container, with the clients that are attached to it.
     pub(crate) fn abandon(&self, container: &Container) {
-        if let Some(monitor) = self.monitor(container) {
+        if let Ok(Some(monitor)) = self.monitor(container) {
             // One that is going already need not answer.
             let _ = ask(&monitor, &Request::Abandon);
         }
@@ -148,7 +148,7 @@ impl Engine {
     pub(crate) fn stop_container(&self, container: &Container, signal: Option<&str>, timeout: Option<i64>) -> Result<()> {
         let signal = signal.filter(|signal| !signal.is_empty()).map(parse_signal).transpose()?;
         self.set_wanted(container, false)?;
-        match self.monitor(container) {
+        match self.monitor(container)? {
             Some(monitor) => match exchange(&monitor, &Request::Stop { signal, timeout }) {
                 Ok(Reply { error: Some(failure), .. }) => Err(failure.into()),
                 Ok(_) => Ok(()),
@@ -201,7 +201,7 @@ impl Engine {
         self.ask_monitor(&container, &Request::Kill { signal }).map_err(cannot)?;
         if signal == SIGKILL {
             // As dockerd: the answer comes when the container has ended.
-            if let Some(monitor) = self.monitor(&container) {
+            if let Some(monitor) = self.monitor(&container)? {
                 let _ = ask(&monitor, &Request::Wait { next: false });
             }
         }

@@ -51,21 +51,25 @@ pub(crate) fn exchange(stream: &UnixStream, request: &Request) -> io::Result<Rep
 
 impl Engine {
     /// The running monitor of a container; `None` when it has none.
-    pub(crate) fn monitor(&self, container: &Container) -> Option<UnixStream> {
-        connect(&self.paths().run(&container.id.0)).ok()
+    pub(crate) fn monitor(&self, container: &Container) -> Result<Option<UnixStream>> {
+        match connect(&self.paths().run(&container.id.0)) {
+            Ok(monitor) => Ok(Some(monitor)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(None),
+            Err(error) => Err(error).context(|| format!("reach the monitor of container {}", container.id)),
+        }
     }
 
     /// Asks the monitor of a running container.
     pub(crate) fn ask_monitor(&self, container: &Container, request: &Request) -> Result<Reply> {
         let not_running = || Error::conflict(format!("container {} is not running", container.id));
-        let monitor = self.monitor(container).ok_or_else(not_running)?;
+        let monitor = self.monitor(container)?.ok_or_else(not_running)?;
         // One that goes without an answer has no container any more.
         exchange(&monitor, request).map_err(|_| not_running()).and_then(accepted)
     }
 
     /// Tells a container's monitor something, if there is one. One that goes without an answer need not know any more.
     pub(crate) fn tell_monitor(&self, container: &Container, request: &Request) -> Result<()> {
-        match self.monitor(container).map(|monitor| exchange(&monitor, request)) {
+        match self.monitor(container)?.map(|monitor| exchange(&monitor, request)) {
             Some(Ok(reply)) => accepted(reply).map(drop),
             Some(Err(_)) | None => Ok(()),
         }

@@ -38,7 +38,7 @@ impl Engine {
                 )));
             }
             const SIGKILL: i32 = 9;
-            if let Some(monitor) = self.monitor(&container) {
+            if let Some(monitor) = self.monitor(&container)? {
                 match crate::link::ask(&monitor, &Request::Kill { signal: SIGKILL }) {
                     Err(error) if error.kind != Kind::Conflict && error.kind != Kind::Internal => return Err(error),
                     _ => {}

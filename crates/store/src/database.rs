@@ -10,6 +10,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
+use crate::room::Room;
 use crate::{Context, Result, StoreError};
 
 /// How much of a transaction must survive.
@@ -23,6 +24,8 @@ pub enum Durability {
 
 pub struct Database {
     connection: Mutex<Connection>,
+    /// Closed after the connection.
+    room: Room,
 }
 
 const FILE: &str = "dhow.db";
@@ -178,13 +181,16 @@ impl Database {
             return Ok(None);
         }
         close_to_others(&path)?;
-        let connection = connect(&path)?;
-        let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        let room = Room::keep(&path);
+        let (connection, version) = match opened(&path) {
+            Err(error) if is_full(&error) && room.give_back() => opened(&path)?,
+            other => other?,
+        };
         let known = MIGRATIONS.len() as i64;
         match version {
             version if version > known => Err(StoreError::Newer { path: directory.to_owned(), found: version, known }),
             version if version < known => Ok(None),
-            _ => Ok(Some(Database { connection: Mutex::new(connection) })),
+            _ => Ok(Some(Database { connection: Mutex::new(connection), room })),
         }
     }
 
@@ -195,6 +201,7 @@ impl Database {
                 .context(|| format!("open {}/lock", directory.display()))?;
         rustix::fs::flock(&lock, FlockOperation::LockExclusive).context(|| "lock the data root".to_owned())?;
         close_to_others(&directory.join(FILE))?;
+        let room = Room::keep(&directory.join(FILE));
         let mut connection = connect(&directory.join(FILE))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
@@ -207,8 +214,9 @@ impl Database {
             transaction.commit()?;
         }
         connection.pragma_update(None, "foreign_keys", true)?;
-        shorten_log(&mut connection);
-        Ok(Database { connection: Mutex::new(connection) })
+        let database = Database { connection: Mutex::new(connection), room };
+        database.shorten_log(&mut database.lock());
+        Ok(database)
     }
 
     fn lock(&self) -> MutexGuard<'_, Connection> {
@@ -235,26 +243,41 @@ impl Database {
         connection.pragma_update(None, "synchronous", level)?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let result = work(&transaction)?;
-        transaction.commit()?;
-        shorten_log(&mut connection);
+        if let Err(error) = transaction.commit() {
+            take_back(&connection);
+            return Err(error.into());
+        }
+        self.shorten_log(&mut connection);
         Ok(result)
+    }
+
+    /// Copies the write-ahead log into the database and empties it, should it have grown: whoever opens the database next reads the
+    /// log again. SQLite's own automatic checkpoints only copy; the next writer of the same process would begin the log anew, but a
+    /// command writes once. Whoever reads or writes at this moment is not waited for: then the next writer does it.
+    fn shorten_log(&self, connection: &mut Connection) {
+        let log = connection.path().map(|path| format!("{path}-wal"));
+        if log.and_then(|log| std::fs::metadata(log).ok()).is_none_or(|log| log.len() < LOG) {
+            return;
+        }
+        let shortened = connection
+            .busy_timeout(Duration::ZERO)
+            .and_then(|()| connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())));
+        // What was to be written is written, however this went.
+        if let Err(error) = shortened.and(connection.busy_handler(Some(wait))) {
+            tracing::debug!("checkpoint of the database: {error}");
+        }
+        // It was cut off together with what was set aside behind it.
+        self.room.renew();
     }
 }
 
-/// Copies the write-ahead log into the database and empties it, should it have grown: whoever opens the database next reads the
-/// log again. SQLite's own automatic checkpoints only copy; the next writer of the same process would begin the log anew, but a
-/// command writes once. Whoever reads or writes at this moment is not waited for: then the next writer does it.
-fn shorten_log(connection: &mut Connection) {
-    let log = connection.path().map(|path| format!("{path}-wal"));
-    if log.and_then(|log| std::fs::metadata(log).ok()).is_none_or(|log| log.len() < LOG) {
-        return;
-    }
-    let shortened = connection
-        .busy_timeout(Duration::ZERO)
-        .and_then(|()| connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())));
-    // What was to be written is written, however this went.
-    if let Err(error) = shortened.and(connection.busy_handler(Some(wait))) {
-        tracing::debug!("checkpoint of the database: {error}");
+/// Undoes a transaction whose end failed. It may be in the log as a whole, and whoever reads the log next would take it for done:
+/// another is written in its place. Where that fails, too, it stays open what has become of it.
+fn take_back(connection: &Connection) {
+    let another = "INSERT OR REPLACE INTO meta VALUES ('taken back', datetime('now'))";
+    let done = connection.pragma_update(None, "synchronous", "NORMAL").and_then(|()| connection.execute(another, []));
+    if let Err(error) = done {
+        tracing::warn!("take back a transaction that could not be ended: {error}");
     }
 }
 
@@ -292,7 +315,20 @@ fn close_to_others(path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn connect(path: &Path) -> Result<Connection> {
+/// A connection, and the schema's number.
+fn opened(path: &Path) -> rusqlite::Result<(Connection, i64)> {
+    let connection = connect(path)?;
+    let version = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    Ok((connection, version))
+}
+
+/// Whether something failed for want of room on the disk: to write, or for the index of the log.
+pub(crate) fn is_full(error: &rusqlite::Error) -> bool {
+    use rusqlite::ffi::{SQLITE_FULL, SQLITE_IOERR_SHMSIZE};
+    error.sqlite_error().is_some_and(|error| [SQLITE_FULL, SQLITE_IOERR_SHMSIZE].contains(&error.extended_code))
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags)?;
     connection.busy_handler(Some(wait))?;

@@ -127,7 +127,7 @@ impl Store {
         fs::write(unpacked.path.join(MADE_IN), boot()).context(|| "take down when the layer was made".to_owned())?;
         loop {
             let mut placed = fs::rename(&unpacked.path, &directory);
-            if placed.as_ref().is_err_and(|error| is_there(error)) && !self.is_whole(&chain_id, &directory) {
+            if placed.as_ref().is_err_and(is_there) && !self.is_whole(&chain_id, &directory) {
                 // The host went down before it was on the disk.
                 self.retire_layer_directory(&name, || false)?;
                 placed = fs::rename(&unpacked.path, &directory);

@@ -24,6 +24,7 @@ mod pack;
 mod paths;
 mod platforms;
 pub mod quota;
+mod room;
 mod save;
 mod tar_split;
 mod turn;
@@ -79,7 +80,7 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
-    #[error("metadata database: {0}")]
+    #[error("{}", database_error(.0))]
     Database(#[from] rusqlite::Error),
     #[error("{path}: {source}")]
     Json { path: String, source: serde_json::Error },
@@ -148,6 +149,14 @@ impl Store {
 
     pub(crate) fn limits(&self) -> Limits {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What failed in the database, in words that say of a full disk that it is full.
+pub fn database_error(error: &rusqlite::Error) -> String {
+    match database::is_full(error) {
+        true => "metadata database: no space left on device".to_owned(),
+        false => format!("metadata database: {error}"),
     }
 }
 

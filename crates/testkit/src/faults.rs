@@ -47,7 +47,7 @@ const CALLS: [&str; 30] = [
 const ERRORS: [(&str, &str); 29] = [
     ("bind", "EADDRINUSE"),
     ("clone3", "EAGAIN"),
-    ("connect", "ECONNREFUSED"),
+    ("connect", "EAGAIN"),
     ("fchmod", "EIO"),
     ("fchown", "EIO"),
     ("fdatasync", "EIO"),

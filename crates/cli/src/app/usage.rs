@@ -133,7 +133,7 @@ pub fn usage(error: &clap::Error, args: &[OsString]) -> i32 {
     };
     // Docker's own distinction.
     let verb = if message.contains("requires at least") { "See" } else { "Run" };
-    eprintln!("{message}\n\n{usage}{verb} '{command} --help' for more information");
+    tell!("{message}\n\n{usage}{verb} '{command} --help' for more information");
     code
 }
 

@@ -218,7 +218,7 @@ fn save(folder: &Folder, context: &Context, certificates: &[(String, Vec<u8>)]) 
 
 fn report(name: &str, what: &str) -> Result {
     print(&format!("{name}\n"))?;
-    eprintln!("Successfully {what} context \"{name}\"");
+    tell!("Successfully {what} context \"{name}\"");
     Ok(())
 }
 
@@ -283,7 +283,7 @@ fn list(folder: &Folder, selected: &contexts::Selected, format: Option<&str>, qu
     }
     .print(format, quiet)?;
     if let Some(variable) = selected.overridden_by {
-        eprintln!(
+        tell!(
             "Warning: {variable} environment variable overrides the active context. To use a context, either set the global --context flag, or unset {variable} environment variable."
         );
     }
@@ -317,9 +317,9 @@ fn make_current(folder: &Folder, selected: &contexts::Selected, name: &str) -> R
     }
     folder.set_current(name)?;
     print(&format!("{name}\n"))?;
-    eprintln!("Current context is now \"{name}\"");
+    tell!("Current context is now \"{name}\"");
     if let Some(variable) = selected.overridden_by.filter(|_| name != DEFAULT) {
-        eprintln!(
+        tell!(
             "Warning: {variable} environment variable overrides the active context. To use \"{name}\", either set the global --context flag, or unset {variable} environment variable."
         );
     }
@@ -359,7 +359,7 @@ fn export(folder: &Folder, name: &str, file: Option<&str>) -> Result {
         _ => Failure::new(format!("open {}: {error}", path.display())),
     })?;
     file.write_all(&bytes).map_err(failed)?;
-    eprintln!("Written file \"{}\"", path.display());
+    tell!("Written file \"{}\"", path.display());
     Ok(())
 }
 

@@ -101,7 +101,7 @@ impl Cp {
     fn tell(&self, size: u64, to: &str) {
         let quiet = self.quiet.unwrap_or_else(|| !io::stdout().is_terminal());
         if !quiet {
-            eprintln!("Successfully copied {} to {to}", human_size(size));
+            tell!("Successfully copied {} to {to}", human_size(size));
         }
     }
 

@@ -424,7 +424,7 @@ impl Options {
                 if !self.quiet {
                     let name =
                         self.image().parse::<Reference>().map_or(self.image().to_owned(), |name| name.or_latest().familiar());
-                    eprintln!("Unable to find image '{name}' locally");
+                    tell!("Unable to find image '{name}' locally");
                 }
                 pull().await?;
                 client.post_json(&path, &request).await
@@ -433,7 +433,7 @@ impl Options {
         };
         let created: CreateResponse = created?;
         for warning in &created.warnings {
-            eprintln!("WARNING: {warning}");
+            tell!("WARNING: {warning}");
         }
         if let Some(file) = &self.cidfile {
             fs::write(file, &created.id).map_err(|error| bad(format!("failed to create the container ID file: {error}")))?;

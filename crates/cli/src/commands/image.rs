@@ -103,7 +103,7 @@ impl Images {
         if self.format.as_ref().is_some_and(|format| !format.is_empty()) {
             return Err(Failure::new("--format is not yet supported with --tree"));
         }
-        eprintln!("WARNING: This is an experimental feature. The output may change and shouldn't be depended on.");
+        tell!("WARNING: This is an experimental feature. The output may change and shouldn't be depended on.");
         let mut lines = vec![["IMAGE", "ID", "DISK USAGE", "CONTENT SIZE", "EXTRA"].map(str::to_owned).to_vec()];
         for image in images {
             let untagged = vec!["<untagged>".to_owned()];

@@ -62,7 +62,7 @@ impl Start {
                 match client.post(&format!("{}/start", path(name))).await {
                     Ok(_) => print(&format!("{name}\n"))?,
                     Err(error) => {
-                        eprintln!("{error}");
+                        tell!("{error}");
                         failed.push(name.as_str());
                     }
                 }
@@ -181,7 +181,7 @@ impl Stop {
             match task.await {
                 Ok(Ok(())) => print(&format!("{name}\n"))?,
                 Ok(Err(error)) => {
-                    eprintln!("{error}");
+                    tell!("{error}");
                     failed = true;
                 }
                 Err(error) => return Err(Failure::new(error.to_string())),

@@ -89,7 +89,7 @@ impl Create {
         };
         let created: CreatedNetwork = client.post_json("/networks/create", &request).await?;
         if !created.warning.is_empty() {
-            eprintln!("WARNING: {}", created.warning);
+            tell!("WARNING: {}", created.warning);
         }
         print(&format!("{}\n", created.id))
     }
@@ -290,7 +290,7 @@ impl Rm {
                 Err(ClientError::Api { status: 404, .. }) if self.force => {}
                 Err(error @ ClientError::Api { .. }) => {
                     failed = true;
-                    eprintln!("{error}");
+                    tell!("{error}");
                 }
                 Err(error) => return Err(error.into()),
             }

@@ -45,7 +45,7 @@ impl Login {
             if self.password_stdin {
                 return Err(Failure::new("conflicting options: cannot specify both --password and --password-stdin"));
             }
-            eprintln!("WARNING! Using --password via the CLI is insecure. Use --password-stdin.");
+            tell!("WARNING! Using --password via the CLI is insecure. Use --password-stdin.");
         }
         if self.password_stdin {
             if self.username.is_empty() {
@@ -58,14 +58,14 @@ impl Login {
         let known = credentials::of(client.folder(), &server).unwrap_or_default();
         let text = |key: &str| known.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
         if self.username.is_empty() && self.password.is_empty() && !known.is_empty() {
-            eprint!("Authenticating with existing credentials...");
+            tell_on!("Authenticating with existing credentials...");
             if !text("username").is_empty() {
-                eprint!(" [Username: {}]", text("username"));
+                tell_on!(" [Username: {}]", text("username"));
             }
-            eprintln!("\n\n Info -> To login with a different account, run 'docker logout' followed by 'docker login'\n\n");
+            tell!("\n\n Info -> To login with a different account, run 'docker logout' followed by 'docker login'\n\n");
             match self.authenticate(client, &Value::Object(known.clone())).await {
                 Ok(_) => return print("Login Succeeded\n"),
-                Err(error) => eprintln!("Login did not succeed, error: {error}"),
+                Err(error) => tell!("Login did not succeed, error: {error}"),
             }
         }
         self.ask(&text("username"))?;
@@ -77,7 +77,7 @@ impl Login {
             login.identity_token = answer.identity_token;
         }
         if let Some(path) = credentials::keep(client.folder(), &server, &login)? {
-            eprintln!(
+            tell!(
                 "\nWARNING! Your credentials are stored unencrypted in '{}'.\nConfigure a credential helper to remove this warning. See\nhttps://docs.docker.com/go/credential-store/\n",
                 path.display()
             );

@@ -105,7 +105,7 @@ impl Run {
         }
         let status: Wait = serde_json::from_slice(&status)?;
         if let Some(error) = status.error.filter(|error| !error.message.is_empty()) {
-            eprintln!("Error waiting for container: {}", error.message);
+            tell!("Error waiting for container: {}", error.message);
             return Err(Failure::status(125));
         }
         match status.status_code {

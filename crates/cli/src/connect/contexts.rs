@@ -244,7 +244,7 @@ impl Selected {
             Some(name) => name,
             // Docker's client goes on, too.
             None => folder.current().unwrap_or_else(|error| {
-                eprintln!("WARNING: Error loading config file: {error}");
+                tell!("WARNING: Error loading config file: {error}");
                 DEFAULT.to_owned()
             }),
         };

@@ -12,9 +12,24 @@ use crate::operations::{MENDED, OPERATIONS, Operation, PRUNE, RUN};
 /// Of calls that an operation makes very often so many are enough.
 const OFTEN: usize = 25;
 
-/// How the asynchronous runtime gives up: no system refuses to write to an eventfd, and without a first thread it has nobody to
-/// work for it.
-const GIVEN_UP: [&str; 2] = ["failed to wake I/O driver", "OS can't spawn worker thread"];
+/// How the runtimes beneath give up: no system refuses to write to an eventfd, and without threads there is nobody to work.
+const GIVEN_UP: [&str; 3] = ["failed to wake I/O driver", "OS can't spawn worker thread", "failed to spawn thread"];
+
+/// What gives room back, or needs none: it is done on a full disk, too.
+const ROOMLESS: [&str; 12] = [
+    "kill",
+    "network disconnect",
+    "network rm",
+    "pause",
+    "rename",
+    "rm",
+    "rm -f",
+    "rmi",
+    "stop",
+    "system prune",
+    "unpause",
+    "volume rm",
+];
 
 /// What an operation is tried with.
 #[derive(Debug)]
@@ -122,7 +137,12 @@ impl Bench {
 
     /// One operation with a fault. What is wrong then.
     fn tried(&self, operation: &Operation, trial: &Trial, clean: &BTreeSet<String>) -> Result<(), String> {
-        operation.before.iter().for_each(|line| self.run(line));
+        for line in operation.before {
+            let (code, _, stderr) = self.try_run(line);
+            if code != Some(0) {
+                return Err(format!("{line}: {stderr}"));
+            }
+        }
         let command = self.command(operation.what);
         let ended = match trial {
             Trial::Call(moment, fault) => run_with(&self.sandbox, command, *fault, moment),
@@ -135,6 +155,14 @@ impl Bench {
         }
         if !may_be_killed && (ended.code.is_none() || ended.stderr.contains("panicked at")) {
             return Err(format!("it ended with {:?}: {}", ended.code, ended.stderr));
+        }
+        if matches!(trial, Trial::Room(_)) && ended.code != Some(0) {
+            if ROOMLESS.contains(&operation.name) {
+                return Err(format!("it needs room: {}", ended.stderr));
+            }
+            if !ended.stderr.to_lowercase().contains("no space left on device") {
+                return Err(format!("it does not say that the disk is full: {}", ended.stderr));
+            }
         }
         settled(|| match self.try_run("ps -aq") {
             (Some(0), ..) => contradictions(&self.sandbox),

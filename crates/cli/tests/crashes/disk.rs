@@ -21,7 +21,7 @@ impl Disk {
         let [image, before, data] = [sandbox.path("disk.img"), sandbox.path("before"), sandbox.data_root()];
         File::create(&image).and_then(|file| file.set_len(MEGABYTES << 20)).unwrap();
         let [image, before, at] = [&image, &before, &data].map(|path| path.to_str().unwrap());
-        must("mkfs.ext4", &["-q", "-m", "0", image]);
+        must("mkfs.ext4", &["-q", "-m", "0", "-b", "4096", image]);
         fs::rename(at, before).unwrap();
         fs::create_dir(at).unwrap();
         must("mount", &["-o", "loop", image, at]);
