@@ -138,6 +138,10 @@ pub fn main(args: Vec<OsString>) -> i32 {
         let target = Target { host: None, roots: app.globals.roots.clone(), ..Target::default() };
         return finish(system::reap(&target, id));
     }
+    if let Command::System(System::Check(system::Check { rebuild: true, .. })) = &app.command {
+        let target = Target { host: None, roots: app.globals.roots.clone(), ..Target::default() };
+        return finish(system::rebuild(&target));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use dhow_api::client::{BoxedStream, Client, Connector};
-use dhow_engine::{Engine, Settings, Spare};
+use dhow_engine::{Engine, Rebuilt, Settings, Spare};
 
 use self::contexts::Folder;
 use self::places::{places, roots};
@@ -119,6 +119,11 @@ impl Target {
     /// Opens the engine of this process.
     pub fn engine(&self) -> Result<Engine> {
         Engine::open(self.settings()?).map_err(|error| Failure::new(error.to_string()))
+    }
+
+    /// Makes the database of an engine in this process anew.
+    pub fn rebuild(&self) -> Result<Option<Rebuilt>> {
+        Engine::rebuild(self.settings()?).map_err(|error| Failure::new(error.to_string()))
     }
 
     /// Of an engine in this process, which is about to be opened. Roots that are named on the command line have no configuration file.

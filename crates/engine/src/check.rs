@@ -305,6 +305,9 @@ impl Check<'_> {
 
     fn networks(&mut self) -> Result<()> {
         let engine = self.engine;
+        for (id, name, error) in engine.damaged_networks()? {
+            self.found(format!("network {name}"), error.message, "remove its record", || engine.forget_network(&id));
+        }
         let exists = |id: &str| engine.row_exists("networks", "id", id).unwrap_or(true);
         let left =
             dhow_network::unowned_bridges(&engine.table(), exists).context(|| "look for links of removed networks".to_owned())?;

@@ -77,6 +77,7 @@ impl From<StoreError> for Error {
             | StoreError::Database(_)
             | StoreError::Newer { .. }
             | StoreError::NoTar { .. }
+            | StoreError::Lost { .. }
             | StoreError::Out(_) => Kind::Internal,
         };
         Error::new(kind, error.to_string())

@@ -309,21 +309,29 @@ fn used_subnets(networks: &[NetworkRecord]) -> Vec<Subnet> {
     networks.iter().flat_map(|record| record.network.ranges().map(|range| range.subnet)).collect()
 }
 
-/// All networks with a record, by name.
+/// All networks with a record that can be read, by name.
 fn all(db: &Connection) -> Result<Vec<NetworkRecord>> {
-    let mut statement = db.prepare_cached("SELECT record FROM networks ORDER BY name")?;
-    let rows = statement.query_map([], text)?.collect::<Result<Vec<String>, _>>()?;
-    rows.iter().map(|text| decode(text)).collect()
+    let mut statement = db.prepare_cached("SELECT name, record FROM networks ORDER BY name")?;
+    let rows = statement.query_map([], row)?.collect::<Result<Vec<_>, _>>()?;
+    // One that is damaged keeps nobody from the others; `system check` tells of it.
+    Ok(rows.iter().filter_map(|row| decode(row).map_err(|error| tracing::debug!("{error}")).ok()).collect())
+}
+
+/// Those that cannot be read: the ID, the name, and why.
+fn damaged(db: &Connection) -> Result<Vec<(String, String, Error)>> {
+    let mut statement = db.prepare_cached("SELECT name, record, id FROM networks ORDER BY name")?;
+    let rows = statement.query_map([], |found| Ok((row(found)?, found.get(2)?)))?.collect::<Result<Vec<_>, _>>()?;
+    Ok(rows.into_iter().filter_map(|(row, id)| decode(&row).err().map(|error| (id, row.0, error))).collect())
 }
 
 fn by_name(db: &Connection, name: &str) -> Result<Option<NetworkRecord>> {
-    let row = db.prepare_cached("SELECT record FROM networks WHERE name = ?1")?.query_row([name], text).optional()?;
-    row.map(|text| decode(&text)).transpose()
+    let found = db.prepare_cached("SELECT name, record FROM networks WHERE name = ?1")?.query_row([name], row).optional()?;
+    found.as_ref().map(decode).transpose()
 }
 
 fn by_id(db: &Connection, id: &str) -> Result<Option<NetworkRecord>> {
-    let row = db.prepare_cached("SELECT record FROM networks WHERE id = ?1")?.query_row([id], text).optional()?;
-    row.map(|text| decode(&text)).transpose()
+    let found = db.prepare_cached("SELECT name, record FROM networks WHERE id = ?1")?.query_row([id], row).optional()?;
+    found.as_ref().map(decode).transpose()
 }
 
 fn find(db: &Connection, reference: &str) -> Result<NetworkRecord> {
@@ -337,8 +345,8 @@ fn find(db: &Connection, reference: &str) -> Result<NetworkRecord> {
     if reference.is_empty() || !reference.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Err(missing());
     }
-    let mut statement = db.prepare_cached("SELECT record FROM networks WHERE id >= ?1 AND id < ?1 || 'g' LIMIT 2")?;
-    let found = statement.query_map([reference.to_ascii_lowercase()], text)?.collect::<Result<Vec<String>, _>>()?;
+    let mut statement = db.prepare_cached("SELECT name, record FROM networks WHERE id >= ?1 AND id < ?1 || 'g' LIMIT 2")?;
+    let found = statement.query_map([reference.to_ascii_lowercase()], row)?.collect::<Result<Vec<_>, _>>()?;
     match found.as_slice() {
         [] => Err(missing()),
         [one] => decode(one),
@@ -346,12 +354,16 @@ fn find(db: &Connection, reference: &str) -> Result<NetworkRecord> {
     }
 }
 
-fn text(row: &Row<'_>) -> dhow_store::rusqlite::Result<String> {
-    row.get(0)
+/// The name and the record of a network.
+fn row(row: &Row<'_>) -> dhow_store::rusqlite::Result<(String, String)> {
+    Ok((row.get(0)?, row.get(1)?))
 }
 
-fn decode(text: &str) -> Result<NetworkRecord> {
-    serde_json::from_str(text).context(|| "read the record of a network".to_owned())
+fn decode((name, text): &(String, String)) -> Result<NetworkRecord> {
+    let why = |error: serde_json::Error| {
+        Error::internal(format!("the record of network {name} cannot be read: {error}; 'dhow system check --repair' removes it"))
+    };
+    serde_json::from_str(text).map_err(why)
 }
 
 fn encode(record: &NetworkRecord) -> Result<String> {

@@ -15,6 +15,9 @@ use crate::container::{Container, UNKNOWN_EXIT};
 use crate::error::Context;
 use crate::{Engine, Error, Kind, Result};
 
+/// Nanoseconds that whoever waits for the end of a container with `--rm` has to begin with its removal.
+const REMOVING: i64 = 10_000_000_000;
+
 impl Engine {
     /// Puts right what a killed monitor or a reboot left of a container: whoever looks at one does it. Whether something has
     /// changed.
@@ -25,9 +28,10 @@ impl Engine {
         if container.is_left {
             return self.recover(container).map(|()| true);
         }
-        // One that has ended while its host was up is being removed by whoever waits for that.
-        let ran_before = || container.state.status != Status::Created && container.state.started < dhow_sys::process::booted();
-        if container.removing || !container.auto_remove() || !ran_before() {
+        // One that has ended just now, while its host was up, is being removed by whoever waits for that.
+        let state = &container.state;
+        let is_nobodys = || state.started < dhow_sys::process::booted() || state.finished < dhow_oci::time::now() - REMOVING;
+        if container.removing || !container.auto_remove() || state.status == Status::Created || !is_nobodys() {
             return Ok(false);
         }
         match self.remove_container(container, true) {
@@ -142,6 +146,9 @@ impl Engine {
     /// is left alone. What cannot be removed stays for the next.
     pub(crate) fn sweep(&self) {
         if let Err(error) = self.store.sweep_temporary() {
+            tracing::warn!("{error}");
+        }
+        if let Err(error) = self.sweep_builds() {
             tracing::warn!("{error}");
         }
         for entry in fs::read_dir(self.paths().runs()).into_iter().flatten().flatten() {

@@ -408,7 +408,8 @@ impl Engine {
             // Whoever makes one does so within a transaction.
             let removed = self.store.database.write::<_, Error>(Durability::Process, |tx| {
                 if stored(tx, &name)?.is_none() {
-                    let _ = fs::remove_dir(entry.path().join("_data")).and_then(|()| fs::remove_dir(entry.path()));
+                    let _ = fs::remove_dir(entry.path().join("_data"));
+                    let _ = fs::remove_dir(entry.path());
                 }
                 Ok(())
             });

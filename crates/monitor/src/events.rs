@@ -52,7 +52,8 @@ const MAX_SIZE: u64 = 4 << 20;
 pub fn append(log: &Path, event: &Event) -> io::Result<()> {
     let mut line = serde_json::to_vec(event)?;
     line.push(b'\n');
-    let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(log)?;
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let mut file = OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(flags).open(log)?;
     file.write_all(&line)?;
     if file.metadata()?.len() > MAX_SIZE {
         rustix::fs::rename(log, log.with_extension("jsonl.1"))?;

@@ -187,8 +187,10 @@ pub fn rotated(path: &Path, number: u32) -> PathBuf {
     PathBuf::from(name)
 }
 
+/// A FIFO that nobody reads is not waited for.
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path)
 }
 
 /// Which bytes stand for themselves in a JSON string: printable ASCII but `"` and `\`.

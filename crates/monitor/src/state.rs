@@ -145,7 +145,7 @@ pub const RETIRED: &str = ".gone-";
 
 /// Reads a state; `None` when there is none. A damaged one counts as none: the next writer replaces it.
 pub fn load(directory: &Path) -> Option<State> {
-    serde_json::from_slice(&fs::read(directory.join(FILE)).ok()?).ok()
+    serde_json::from_slice(&dhow_sys::tree::read_at_once(&directory.join(FILE)).ok()?).ok()
 }
 
 /// Replaces the state in one step.

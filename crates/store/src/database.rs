@@ -2,6 +2,7 @@
 //!
 //! SQLite in WAL mode: readers never wait, writers wait for each other in line. A process opens it once.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -28,7 +29,7 @@ pub struct Database {
     room: Room,
 }
 
-const FILE: &str = "dhow.db";
+pub(crate) const FILE: &str = "dhow.db";
 /// How often whoever wants to write looks whether nobody else does; a transaction takes well under a millisecond.
 const LOOK: Duration = Duration::from_millis(3);
 /// After so many looks, two minutes and more, whoever writes is taken to have stopped.
@@ -177,8 +178,14 @@ impl Database {
     /// Opens a database of the present schema; `None` when there is none or it must be migrated first.
     pub(crate) fn open_existing(directory: &Path) -> Result<Option<Database>> {
         let path = directory.join(FILE);
-        if !path.exists() {
-            return Ok(None);
+        match path.symlink_metadata() {
+            // Of a link the file would be closed to others that it leads to; a FIFO would be waited for.
+            Ok(stat) if !stat.is_file() => {
+                let error = std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a file");
+                return Err(error).context(|| format!("open {}", path.display()));
+            }
+            Ok(_) => {}
+            Err(_) => return Ok(None),
         }
         close_to_others(&path)?;
         let room = Room::keep(&path);
@@ -196,30 +203,22 @@ impl Database {
 
     /// Makes or migrates the database. Processes that start at the same moment take turns.
     pub(crate) fn create(directory: &Path) -> Result<Database> {
-        let lock =
-            rustix::fs::open(directory.join("lock"), OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC, Mode::from_raw_mode(0o600))
-                .context(|| format!("open {}/lock", directory.display()))?;
-        rustix::fs::flock(&lock, FlockOperation::LockExclusive).context(|| "lock the data root".to_owned())?;
-        close_to_others(&directory.join(FILE))?;
-        let room = Room::keep(&directory.join(FILE));
-        let mut connection = connect(&directory.join(FILE))?;
-        connection.pragma_update(None, "journal_mode", "WAL")?;
+        let _lock = lock_root(directory)?;
+        let path = directory.join(FILE);
+        close_to_others(&path)?;
+        let room = Room::keep(&path);
+        let mut connection = connect(&path)?;
         let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-        // A table that is made anew would take along what refers to it.
-        connection.pragma_update(None, "foreign_keys", false)?;
-        for (number, migration) in MIGRATIONS.iter().enumerate().skip(version as usize) {
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            transaction.execute_batch(migration)?;
-            transaction.pragma_update(None, "user_version", number as i64 + 1)?;
-            transaction.commit()?;
+        if version == 0 && is_in_use(directory) {
+            return Err(StoreError::Lost { path });
         }
-        connection.pragma_update(None, "foreign_keys", true)?;
+        migrate(&mut connection)?;
         let database = Database { connection: Mutex::new(connection), room };
         database.shorten_log(&mut database.lock());
         Ok(database)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Connection> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Connection> {
         // A panic in a reader leaves the connection usable: SQLite rolls an open transaction back.
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -313,6 +312,75 @@ fn close_to_others(path: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Those who make, migrate or rebuild a database take turns, as long as they have this.
+pub(crate) fn lock_root(directory: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC;
+    let lock = rustix::fs::open(directory.join("lock"), flags, Mode::from_raw_mode(0o600))
+        .context(|| format!("open {}/lock", directory.display()))?;
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive).context(|| "lock the data root".to_owned())?;
+    Ok(lock)
+}
+
+/// A new database that no process has, at a place of its own.
+pub(crate) fn made_at(path: &Path) -> Result<Connection> {
+    close_to_others(path)?;
+    let mut connection = connect(path)?;
+    migrate(&mut connection)?;
+    Ok(connection)
+}
+
+fn migrate(connection: &mut Connection) -> Result<()> {
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    // A table that is made anew would take along what refers to it.
+    connection.pragma_update(None, "foreign_keys", false)?;
+    for (number, migration) in MIGRATIONS.iter().enumerate().skip(version as usize) {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        transaction.execute_batch(migration)?;
+        transaction.pragma_update(None, "user_version", number as i64 + 1)?;
+        transaction.commit()?;
+    }
+    Ok(connection.pragma_update(None, "foreign_keys", true)?)
+}
+
+/// Gives a copy of a damaged database the present schema, as far as it can be done.
+pub(crate) fn migrate_what_there_is(connection: &mut Connection) {
+    if let Err(error) = migrate(connection) {
+        tracing::debug!("migrate a damaged database: {error}");
+    }
+}
+
+/// Whether a data root's database is one, of this version or a former one, and all of it can be read.
+///
+/// # Errors
+/// It is of a newer version.
+pub(crate) fn is_whole(directory: &Path) -> Result<bool> {
+    let look = |connection: &Connection| -> rusqlite::Result<(String, i64, i64)> {
+        let found = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
+        let strays = connection.query_row("SELECT count(*) FROM pragma_foreign_key_check", [], |row| row.get(0))?;
+        Ok((found, strays, connection.query_row("PRAGMA user_version", [], |row| row.get(0))?))
+    };
+    let path = directory.join(FILE);
+    if !path.symlink_metadata().is_ok_and(|stat| stat.is_file()) {
+        return Ok(false);
+    }
+    let known = MIGRATIONS.len() as i64;
+    match connect(&path).and_then(|connection| look(&connection)) {
+        Ok((_, _, found)) if found > known => Err(StoreError::Newer { path: directory.to_owned(), found, known }),
+        Ok((found, strays, version)) => Ok(found == "ok" && strays == 0 && version > 0),
+        Err(_) => Ok(false),
+    }
+}
+
+/// Whether there is something in a data root that a database must have known of.
+fn is_in_use(directory: &Path) -> bool {
+    let holds = |name: &str, counts: fn(&str) -> bool| {
+        let mut entries = std::fs::read_dir(directory.join(name)).into_iter().flatten().flatten();
+        entries.any(|entry| counts(&entry.file_name().to_string_lossy()))
+    };
+    holds("containers", |_| true) || holds("volumes", |name| !name.starts_with('.')) || holds("layers", crate::layer::is_layer)
 }
 
 /// A connection, and the schema's number.

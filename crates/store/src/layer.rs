@@ -400,7 +400,7 @@ fn is_there(error: &io::Error) -> bool {
 }
 
 /// Whether a directory has a name that a layer's has.
-fn is_layer(name: &str) -> bool {
+pub(crate) fn is_layer(name: &str) -> bool {
     name.len() == 32 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 

@@ -25,6 +25,7 @@ mod paths;
 mod platforms;
 pub mod quota;
 mod room;
+mod salvage;
 mod save;
 mod tar_split;
 mod turn;
@@ -47,6 +48,7 @@ pub use load::{LoadProgress, LoadTold, LoadedImage};
 pub use pack::{Packer, Times};
 pub use paths::Paths;
 pub use rusqlite;
+pub use salvage::{Salvaged, salvage};
 pub use save::{ArchiveLayout, SavedImage, Saving};
 pub use turn::Turn;
 
@@ -86,6 +88,9 @@ pub enum StoreError {
     Json { path: String, source: serde_json::Error },
     #[error("the data root {path} was written by a newer version (schema {found}, this one knows {known})")]
     Newer { path: PathBuf, found: i64, known: i64 },
+    /// Empty, or not there at all, beside what it must have known.
+    #[error("metadata database {path}: it is empty, and there are containers, images or volumes: {REBUILD}")]
+    Lost { path: PathBuf },
     #[error(transparent)]
     WrongDigest(Box<WrongDigest>),
     #[error("layer {chain_id}: how its archive looked is not known ({source}); remove its images, and pull or load them again")]
@@ -152,11 +157,17 @@ impl Store {
     }
 }
 
+/// What can be done about a database that is damaged.
+const REBUILD: &str =
+    "restore it from a copy, or have it made anew from what can be read of it with 'dhow system check --rebuild'";
+
 /// What failed in the database, in words that say of a full disk that it is full.
 pub fn database_error(error: &rusqlite::Error) -> String {
-    match database::is_full(error) {
-        true => "metadata database: no space left on device".to_owned(),
-        false => format!("metadata database: {error}"),
+    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    match error.sqlite_error_code() {
+        _ if database::is_full(error) => "metadata database: no space left on device".to_owned(),
+        Some(DatabaseCorrupt | NotADatabase) => format!("metadata database: {error}: {REBUILD}"),
+        _ => format!("metadata database: {error}"),
     }
 }
 

@@ -21,7 +21,7 @@ use std::sync::mpsc::{channel, sync_channel};
 
 use dhow_oci::{Digest, Hasher};
 use dhow_sys::root::Root;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::layer::directory_name;
 use crate::{Context, LayerRow, Result, Store, StoreError, WrongDigest};
@@ -165,7 +165,7 @@ struct Records {
 
 impl Records {
     fn open(path: &Path) -> io::Result<Records> {
-        let mut file = File::open(path)?;
+        let mut file = File::from(dhow_sys::tree::open_regular(CWD, path)?);
         let mut header = [0; 24];
         file.read_exact(&mut header)?;
         let number = |at: usize| header[at..at + 8].try_into().map(u64::from_le_bytes).unwrap_or_default();

@@ -4,6 +4,7 @@ use clap::Args;
 use dhow_api::client::{Client, query};
 use dhow_api::system::{Checked, Finding};
 use dhow_api::version::{OLDEST, SPOKEN};
+use dhow_engine::Rebuilt;
 use dhow_engine::units::human_binary_size;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
@@ -175,9 +176,38 @@ pub struct Check {
     /// Put right what can be
     #[arg(long)]
     repair: bool,
+    /// Make a damaged database anew from what can be read of it. No daemon may run
+    #[arg(long, conflicts_with_all = ["layers", "repair", "format"])]
+    pub rebuild: bool,
     /// Format output as JSON
     #[arg(long, value_parser = ["json"])]
     format: Option<String>,
+}
+
+/// Says what came of a rebuild; status 1 if anything was lost.
+pub fn rebuild(target: &Target) -> Result {
+    let Some(Rebuilt { database, volumes, containers }) = target.rebuild()? else {
+        return print("The database is whole: nothing was done.\n");
+    };
+    let mut out =
+        format!("{} rows were read of the former database, which is now {}.\n", database.rows, database.former.display());
+    if !database.unread.is_empty() {
+        out += &format!("Not all could be read of: {}.\n", database.unread.join(", "));
+    }
+    if database.dropped > 0 {
+        out += &format!("{} rows were dropped whose objects are lost.\n", database.dropped);
+    }
+    if !volumes.is_empty() {
+        out += &format!("Volumes without a record have one again, without labels and options: {}.\n", volumes.join(", "));
+    }
+    for directory in &containers {
+        out += &format!("The record of a container is lost; its files are now in {}.\n", directory.display());
+    }
+    print(&(out + "Now look at the rest: dhow system check --layers\n"))?;
+    match database.unread.is_empty() && database.dropped == 0 && containers.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::status(1)),
+    }
 }
 
 impl Check {

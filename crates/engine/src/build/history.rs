@@ -25,6 +25,8 @@ use self::log::is_locked;
 pub use self::record::{HistoryRecord, NewRecord, Output, Place, RecordedFailure, RecordedResult, StepCounts};
 pub(super) use self::record::{attributes, without_passwords};
 use self::record::{load, save};
+use dhow_sys::tree::open_at_once;
+
 use crate::{Engine, Error, Result};
 
 /// Records that are kept (BuildKit's default), and how many more there may be until some are removed.
@@ -47,7 +49,7 @@ fn new_id() -> Result<String> {
 
 /// Takes the lock of a record whose build has ended, waiting for who has it for a moment.
 fn lock_ended(directory: &Path) -> io::Result<File> {
-    let log = File::open(directory.join("log"))?;
+    let log = open_at_once(&directory.join("log"))?;
     rustix::fs::flock(&log, FlockOperation::LockExclusive)?;
     match directory.join("log").exists() {
         true => Ok(log),
@@ -94,7 +96,7 @@ impl Engine {
         if record.completed.is_some() {
             return Some(record);
         }
-        let log = File::open(directory.join("log")).ok()?;
+        let log = open_at_once(&directory.join("log")).ok()?;
         if rustix::fs::flock(&log, FlockOperation::NonBlockingLockExclusive).is_err() {
             // Its builder's, or somebody's who settles it as below.
             return read().map(|record| match record.completed {
@@ -127,7 +129,7 @@ impl Engine {
     pub fn build_log(&self, id: &str) -> Result<BuildLog> {
         self.build_record(id)?;
         let path = self.history().join(id).join("log");
-        let file = File::open(&path).map_err(|error| Error::internal(format!("open {}: {error}", path.display())))?;
+        let file = open_at_once(&path).map_err(|error| Error::internal(format!("open {}: {error}", path.display())))?;
         Ok(BuildLog::of(file))
     }
 
@@ -177,7 +179,7 @@ impl Engine {
         let known: BTreeSet<&str> = records.iter().map(|record| record.id.as_str()).collect();
         let is_damaged = |id: &&String| {
             let directory = self.history().join(id);
-            let is_held = File::open(directory.join("log")).is_ok_and(|log| is_locked(&log));
+            let is_held = open_at_once(&directory.join("log")).is_ok_and(|log| is_locked(&log));
             !known.contains(id.as_str()) && !is_held && is_old(&directory)
         };
         let ids = self.record_ids()?;

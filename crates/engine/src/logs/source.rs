@@ -5,6 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use dhow_monitor::log::rotated;
+use dhow_sys::tree::open_at_once;
 
 use super::output::Output;
 use super::{LogSink, PIECE};
@@ -55,7 +56,7 @@ impl Source {
     pub fn pump(&mut self, out: &mut Output<'_>, sink: LogSink<'_>) -> io::Result<()> {
         loop {
             if self.current.is_none() {
-                self.current = self.newer.pop().or_else(|| File::open(&self.path).ok());
+                self.current = self.newer.pop().or_else(|| open_at_once(&self.path).ok());
             }
             let Some(file) = &mut self.current else { break };
             if self.buffer.len() - self.filled < PIECE {
@@ -125,7 +126,7 @@ fn open_all(path: &Path) -> io::Result<Vec<File>> {
     let mut files: Vec<(File, (u64, u64))> = Vec::new();
     let (mut number, mut missing) = (0, 0);
     while missing < 2 {
-        match File::open(if number == 0 { path.to_owned() } else { rotated(path, number) }) {
+        match open_at_once(&if number == 0 { path.to_owned() } else { rotated(path, number) }) {
             Ok(file) => {
                 missing = 0;
                 let identity = identity(&file)?;
@@ -144,7 +145,7 @@ fn open_all(path: &Path) -> io::Result<Vec<File>> {
 /// Whether the file is no longer the one of that name; it is not, either, in the moment in which there is none.
 fn is_another(file: Option<&File>, path: &Path) -> io::Result<bool> {
     let Some(file) = file else { return Ok(false) };
-    match File::open(path) {
+    match open_at_once(path) {
         Ok(named) => Ok(identity(&named)? != identity(file)?),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
         Err(error) => Err(error),

@@ -237,6 +237,20 @@ impl Engine {
         })
     }
 
+    /// The networks whose records cannot be read: ID, name, and why.
+    pub(crate) fn damaged_networks(&self) -> Result<Vec<(String, String, Error)>> {
+        self.store.database.read(super::damaged)
+    }
+
+    /// Removes the record of one, with the addresses that containers have in it. The default network is made anew when it is needed.
+    pub(crate) fn forget_network(&self, id: &str) -> Result<()> {
+        self.store.database.write::<_, Error>(Durability::Power, |tx| {
+            tx.execute("DELETE FROM endpoints WHERE network_id = ?1", [id])?;
+            Ok(tx.execute("DELETE FROM networks WHERE id = ?1", [id]).map(drop)?)
+        })?;
+        self.reconcile_networks()
+    }
+
     /// Removes a network in which nobody runs.
     pub fn remove_network(&self, reference: &str) -> Result<()> {
         if let Some(name) = PREDEFINED.iter().find(|name| **name == reference || super::fixed_network_id(name) == reference) {

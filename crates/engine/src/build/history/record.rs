@@ -1,7 +1,7 @@
 //! What is known of one build, and the file that it is kept in.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -106,7 +106,7 @@ pub(super) fn save(directory: &Path, record: &HistoryRecord) -> io::Result<()> {
 
 /// The last whole line that is a record.
 pub(super) fn load(directory: &Path) -> Option<HistoryRecord> {
-    let bytes = fs::read(directory.join(RECORD)).ok()?;
+    let bytes = dhow_sys::tree::read_at_once(&directory.join(RECORD)).ok()?;
     let lines = bytes.split_inclusive(|byte| *byte == b'\n').rev();
     lines.filter(|line| line.ends_with(b"}\n")).find_map(|line| serde_json::from_slice(line).ok())
 }
