@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 use dhow_monitor::protocol::{self, FailureKind, LogConfig, Reply, Request, receive, send};
 use dhow_monitor::{Overlay, RootSource, Setup, state};
 use dhow_store::{Driver, Mountable};
+use dhow_sys::socket::wait_readable;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::error::Context;
 use crate::{Container, ContainerId, Engine, Error, Result};
@@ -22,6 +24,10 @@ use crate::{Container, ContainerId, Engine, Error, Result};
 const MONITOR: &str = "monitor";
 /// How long a dying monitor is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How often it is looked at a monitor that gives no answer.
+const LOOK: Duration = Duration::from_secs(1);
+/// One that is stopped for so long is not waited for.
+const STOPPED: Duration = Duration::from_secs(3);
 /// How long a request is made again that monitors die over: whatever kills each of them will kill the next.
 const LOST: Duration = Duration::from_secs(5);
 
@@ -37,16 +43,73 @@ pub(crate) fn ask(stream: &UnixStream, request: &Request) -> Result<Reply> {
     exchange(stream, request).context(|| "hear from the container's monitor".to_owned()).and_then(accepted)
 }
 
-fn accepted(reply: Reply) -> Result<Reply> {
+pub(crate) fn accepted(reply: Reply) -> Result<Reply> {
     match reply.error {
         Some(failure) => Err(failure.into()),
         None => Ok(reply),
     }
 }
 
+/// # Errors
+/// `TimedOut`: the monitor is stopped, as by SIGSTOP.
 pub(crate) fn exchange(stream: &UnixStream, request: &Request) -> io::Result<Reply> {
     send(stream, request)?;
+    // Whoever waits for an end has time.
+    if !matches!(request, Request::Wait { .. }) {
+        await_answer(stream)?;
+    }
     receive(stream)
+}
+
+/// Waits for the answer as long as it takes, unless there is nobody to give one.
+fn await_answer(stream: &UnixStream) -> io::Result<()> {
+    let mut stopped = Duration::ZERO;
+    while !wait_readable(stream, LOOK)? {
+        let Some(pid) = peer(stream).filter(|pid| is_stopped(*pid)) else {
+            stopped = Duration::ZERO;
+            continue;
+        };
+        stopped += LOOK;
+        if stopped >= STOPPED {
+            let pid = pid.as_raw_nonzero();
+            let why = format!("process {pid} is stopped: 'kill -CONT {pid}' lets it go on, and 'rm -f' removes the container");
+            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+        }
+    }
+    Ok(())
+}
+
+/// The process that listens at the other end.
+fn peer(stream: &UnixStream) -> Option<Pid> {
+    rustix::net::sockopt::socket_peercred(stream).ok().map(|credentials| credentials.pid)
+}
+
+/// Whether a process was stopped by a signal (proc_pid_stat(5), state `T`).
+fn is_stopped(pid: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+}
+
+/// Kills the monitor at the other end, which does not answer. What it leaves is whoever's who looks next.
+pub(crate) fn kill(stream: &UnixStream) -> io::Result<()> {
+    const SIGKILL: i32 = 9;
+    let Some(pid) = peer(stream) else { return Ok(()) };
+    let process = pidfd_open(pid, PidfdFlags::empty())?;
+    // It is still the one at the other end: had that ended, the connection would have, too.
+    if !wait_readable(stream, Duration::ZERO)? {
+        dhow_sys::signal::kill_descriptor(process.as_fd(), SIGKILL)?;
+    }
+    Ok(())
+}
+
+/// That a monitor does not answer is told; one that went without an answer is for the caller to judge.
+fn told<T>(container: &Container, result: io::Result<T>) -> Result<io::Result<T>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+            Err(Error::internal(format!("the monitor of container {} does not answer: {error}", container.id)))
+        }
+        other => Ok(other),
+    }
 }
 
 impl Engine {
@@ -59,19 +122,25 @@ impl Engine {
         }
     }
 
+    /// What a monitor answers; `Err` inside if it went without an answer.
+    pub(crate) fn answer(container: &Container, monitor: &UnixStream, request: &Request) -> Result<io::Result<Reply>> {
+        told(container, exchange(monitor, request))
+    }
+
     /// Asks the monitor of a running container.
     pub(crate) fn ask_monitor(&self, container: &Container, request: &Request) -> Result<Reply> {
         let not_running = || Error::conflict(format!("container {} is not running", container.id));
         let monitor = self.monitor(container)?.ok_or_else(not_running)?;
         // One that goes without an answer has no container any more.
-        exchange(&monitor, request).map_err(|_| not_running()).and_then(accepted)
+        told(container, exchange(&monitor, request))?.map_err(|_| not_running()).and_then(accepted)
     }
 
     /// Tells a container's monitor something, if there is one. One that goes without an answer need not know any more.
     pub(crate) fn tell_monitor(&self, container: &Container, request: &Request) -> Result<()> {
-        match self.monitor(container)?.map(|monitor| exchange(&monitor, request)) {
-            Some(Ok(reply)) => accepted(reply).map(drop),
-            Some(Err(_)) | None => Ok(()),
+        let Some(monitor) = self.monitor(container)? else { return Ok(()) };
+        match told(container, exchange(&monitor, request))? {
+            Ok(reply) => accepted(reply).map(drop),
+            Err(_) => Ok(()),
         }
     }
 
@@ -86,7 +155,7 @@ impl Engine {
         let begun = Instant::now();
         let deadline = begun + PATIENCE;
         loop {
-            match exchange(&monitor, request) {
+            match told(container, exchange(&monitor, request))? {
                 Ok(Reply { error: Some(failure), .. }) if failure.kind != FailureKind::Ending => return Err(failure.into()),
                 Ok(reply) if reply.error.is_none() => return Ok((monitor, reply)),
                 Ok(_) if Instant::now() < deadline => {}

@@ -1,6 +1,7 @@
 //! Removing containers.
 
 use std::fs;
+use std::io;
 use std::time::{Duration, Instant};
 
 use dhow_monitor::protocol::Request;
@@ -8,7 +9,8 @@ use dhow_monitor::state;
 use dhow_store::Durability;
 
 use crate::container::{Container, find};
-use crate::{Engine, Error, Kind, Result};
+use crate::error::Context;
+use crate::{Engine, Error, Kind, Result, link};
 
 /// How long the end of a killed container is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -39,8 +41,12 @@ impl Engine {
             }
             const SIGKILL: i32 = 9;
             if let Some(monitor) = self.monitor(&container)? {
-                match crate::link::ask(&monitor, &Request::Kill { signal: SIGKILL }) {
-                    Err(error) if error.kind != Kind::Conflict && error.kind != Kind::Internal => return Err(error),
+                match link::exchange(&monitor, &Request::Kill { signal: SIGKILL }).map(link::accepted) {
+                    Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                        tracing::warn!("the monitor of container {} is killed: {error}", container.id);
+                        link::kill(&monitor).context(|| format!("kill the monitor of container {}", container.id))?;
+                    }
+                    Ok(Err(error)) if error.kind != Kind::Conflict && error.kind != Kind::Internal => return Err(error),
                     _ => {}
                 }
             }
@@ -107,7 +113,7 @@ impl Engine {
                 )));
             }
             // A monitor that ends lets go of its lock and then of its connections. One that is about to end takes none.
-            match crate::link::connect(&run) {
+            match link::connect(&run) {
                 Ok(stream) => wait_for_hang_up(&stream, left),
                 Err(_) => std::thread::sleep(Duration::from_micros(100)),
             }

@@ -254,7 +254,16 @@ impl Overlay {
             fsconfig_set_flag(&context, "userxattr")?;
         }
         fsconfig_create(&context)?;
-        Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
+        self.written_to(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
+    }
+
+    /// A mount with a writable layer, unless that cannot be written: overlayfs, which finds no room for what it keeps in the work
+    /// directory, mounts it to be read alone.
+    fn written_to(&self, mount: OwnedFd) -> io::Result<OwnedFd> {
+        match !self.upper.is_empty() && rustix::fs::fstatvfs(&mount)?.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
+            true => Err(rustix::io::Errno::NOSPC.into()),
+            false => Ok(mount),
+        }
     }
 
     /// By `mount(2)`, whose options hold a page: names are relative to the current directory, which this process may
@@ -273,6 +282,6 @@ impl Overlay {
         });
         let tree = tree.map_err(io::Error::from).and_then(|tree| make_private(&tree).map(|()| tree));
         rustix::process::chdir("/")?;
-        tree
+        tree.and_then(|tree| self.written_to(tree))
     }
 }

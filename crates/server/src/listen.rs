@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dhow_engine::Engine;
 use tokio::net::{TcpListener, UnixListener};
@@ -20,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const SCOPED_PATIENCE: Duration = Duration::from_secs(60);
 /// Connections to one scoped socket at one moment, so that its clients leave descriptors to those of the others. The next ones wait.
 const SCOPED_CONNECTIONS: usize = 1024;
+/// How often it is told that no connection can be taken.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// Why a daemon does not listen.
 #[derive(Debug)]
@@ -134,12 +136,16 @@ impl Listener {
 
     /// Serves connections until the future is dropped; says at `ended` that one has ended.
     pub async fn serve(&self, engine: Arc<Engine>, ended: Arc<Notify>) {
+        let mut told: Option<Instant> = None;
         loop {
             match self.accept(&engine, &ended).await {
                 Ok(()) => {}
                 Err(error) => {
                     // Out of descriptors, most likely: connections that end give some back.
-                    tracing::warn!("accept a connection: {error}");
+                    if told.is_none_or(|told| told.elapsed() > SILENCE) {
+                        tracing::warn!("accept a connection: {error}");
+                        told = Some(Instant::now());
+                    }
                     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
                 }
             }
