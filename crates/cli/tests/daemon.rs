@@ -201,3 +201,18 @@ fn a_late_wait_for_a_container_with_rm_is_told_the_truth() {
     }
     sandbox.finish();
 }
+
+#[test]
+fn a_daemon_has_more_descriptors_than_it_gives_on() {
+    let mut sandbox = sandboxed!();
+    let daemon = sandbox.daemon(&[]);
+    let mut limited = Command::new("prlimit");
+    limited.arg("--nofile=256:4000").arg(daemon.get_program()).args(daemon.get_args());
+    sandbox.start_daemon_by(limited);
+    let limits = fs::read_to_string(format!("/proc/{}/limits", sandbox.daemon_id())).unwrap();
+    let own = limits.lines().find(|line| line.starts_with("Max open files")).unwrap().split_whitespace().nth(3).unwrap();
+    assert_eq!(own, "4000");
+    let (code, out, why) = sandbox.by("dhow", &["run", "--rm", "busybox", "sh", "-c", "ulimit -Sn; ulimit -Hn"]);
+    assert_eq!((code, out.as_str()), (0, "256\n4000\n"), "{why}");
+    sandbox.finish();
+}

@@ -237,6 +237,7 @@ impl Engine {
             all_capabilities: dhow_runtime::capabilities::available(),
             tied: false,
             has_keeper: dhow_network::home::is_elsewhere(),
+            descriptors: dhow_sys::process::descriptors_before(),
         }
     }
 

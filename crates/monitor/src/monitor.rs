@@ -77,6 +77,9 @@ pub struct Setup {
     /// The networks are an ordinary user's, whose keeper has them (`dhow_network::home`).
     #[serde(default)]
     pub has_keeper: bool,
+    /// How many descriptors containers may have, if the engine has raised its own limit.
+    #[serde(default)]
+    pub descriptors: Option<u64>,
 }
 
 impl Setup {
@@ -288,17 +291,10 @@ fn prepare(setup: &Setup) -> io::Result<Option<(OwnedFd, OwnedFd)>> {
     Ok(Some((lock, listener)))
 }
 
-/// Raises the limit of descriptors; returns that of before.
-fn raise_descriptors() -> (u64, u64) {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let before = getrlimit(Resource::Nofile);
-    // As it was, should the kernel refuse.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: before.maximum, maximum: before.maximum });
-    (before.current.unwrap_or(u64::MAX), before.maximum.unwrap_or(u64::MAX))
-}
-
 impl Monitor {
     fn new(setup: Setup, listener: OwnedFd, isolated: Option<OwnedFd>) -> io::Result<Monitor> {
+        let (own, most) = dhow_sys::process::raise_descriptors();
+        let descriptors = (setup.descriptors.unwrap_or(own), most);
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let signals = dhow_sys::signal::signal_descriptor(&[SIGTERM])?;
         epoll::add(&epoll, &listener, epoll::EventData::new_u64(LISTENER), epoll::EventFlags::IN)?;
@@ -318,7 +314,7 @@ impl Monitor {
             log,
             forwarder: None,
             network: None,
-            descriptors: raise_descriptors(),
+            descriptors,
             isolated,
             users: None,
             helper: None,

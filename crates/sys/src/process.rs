@@ -4,6 +4,9 @@ use std::convert::Infallible;
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::OnceLock;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Ends the process at once: no destructors, no exit handlers. What a cloned child does instead of returning.
 pub fn exit_now(code: i32) -> ! {
@@ -312,6 +315,23 @@ pub fn find_program(name: &str) -> std::io::Result<std::path::PathBuf> {
     found.ok_or_else(|| {
         std::io::Error::new(std::io::ErrorKind::NotFound, format!("the program {name} is not in {PROGRAMS}: install it"))
     })
+}
+
+/// The soft limit of descriptors that this process had before it was raised.
+static DESCRIPTORS: OnceLock<u64> = OnceLock::new();
+
+/// Raises the soft limit of descriptors to the hard one; returns both as they were (getrlimit(2), `RLIMIT_NOFILE`).
+pub fn raise_descriptors() -> (u64, u64) {
+    let before = getrlimit(Resource::Nofile);
+    // As it was, should the kernel refuse.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: before.maximum, maximum: before.maximum });
+    let soft = *DESCRIPTORS.get_or_init(|| before.current.unwrap_or(u64::MAX));
+    (soft, before.maximum.unwrap_or(u64::MAX))
+}
+
+/// The soft limit of descriptors of before, if this process has raised it: its children inherit the new one.
+pub fn descriptors_before() -> Option<u64> {
+    DESCRIPTORS.get().copied()
 }
 
 #[cfg(test)]

@@ -268,6 +268,8 @@ struct Service {
 
 impl Service {
     async fn serve(&self, settings: Settings) -> Result {
+        // Of connections, and of layers that are being fetched.
+        dhow_sys::process::raise_descriptors();
         let listeners = self.sockets.listen(&self.group).await?;
         let failed = |error: dhow_engine::Error| Failure::new(format!("failed to start daemon: {error}"));
         let engine = Arc::new(Engine::open(settings).map_err(failed)?);
