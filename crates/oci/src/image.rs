@@ -71,6 +71,29 @@ pub struct Index {
     pub annotations: BTreeMap<String, String>,
 }
 
+/// What a document of a registry or an archive is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DocumentKind {
+    Index,
+    Manifest,
+}
+
+/// What a document is, by its parts, and not what it says of itself.
+///
+/// # Errors
+/// It has the parts of both, some of them perhaps in other letters: readers would take it for different things
+/// (CVE-2021-41190). It has the parts of none.
+pub fn document_kind(document: &serde_json::Value) -> Result<DocumentKind, &'static str> {
+    let has = |part: &str| document.as_object().is_some_and(|fields| fields.keys().any(|key| key.eq_ignore_ascii_case(part)));
+    match (has("manifests"), has("layers") || has("config"), has("fsLayers")) {
+        (_, _, true) => Err("schema 1 is not supported any more: push the image again with a newer program"),
+        (true, true, _) => Err("it is an index and a manifest at once"),
+        (true, false, _) => Ok(DocumentKind::Index),
+        (false, true, _) => Ok(DocumentKind::Manifest),
+        (false, false, _) => Err("it is neither an index nor a manifest"),
+    }
+}
+
 /// An image's config. Keys that are not modelled are kept in the blob, which is what counts.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ImageConfig {
@@ -171,4 +194,28 @@ pub struct ArchiveEntry {
     /// By diff ID.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub layer_sources: BTreeMap<String, Descriptor>,
+}
+
+#[cfg(test)]
+mod document_tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn no_document_is_two_things() {
+        assert_eq!(document_kind(&json!({"manifests": []})), Ok(DocumentKind::Index));
+        assert_eq!(document_kind(&json!({"config": {}, "layers": []})), Ok(DocumentKind::Manifest));
+        for both in [
+            json!({"manifests": [], "config": {}}),
+            json!({"Manifests": [], "layers": []}),
+            json!({"manifests": [], "LAYERS": 1}),
+        ] {
+            assert_eq!(document_kind(&both), Err("it is an index and a manifest at once"), "{both}");
+        }
+        assert!(document_kind(&json!({"fslayers": [], "manifests": []})).is_err_and(|why| why.contains("schema 1")));
+        for none in [json!({}), json!([]), json!("manifests"), json!({"mediaType": "x"})] {
+            assert!(document_kind(&none).is_err(), "{none}");
+        }
+    }
 }

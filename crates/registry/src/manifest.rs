@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use dhow_oci::image::{DOCKER_INDEX, DOCKER_MANIFEST, Index, Manifest, OCI_INDEX, OCI_MANIFEST};
+use dhow_oci::image::{DOCKER_INDEX, DOCKER_MANIFEST, DocumentKind, Index, Manifest, OCI_INDEX, OCI_MANIFEST, document_kind};
 use dhow_oci::{Digest, Reference};
 use hyper::Method;
 use hyper::header::{ACCEPT, CONTENT_TYPE, LINK};
@@ -46,15 +46,11 @@ pub fn parse(fetched: &Fetched) -> Result<Document> {
     {
         return Err(broken(&format!("it is served as {media_type}, and says to be {own}")));
     }
-    let has = |key: &str| value.get(key).is_some();
-    let (is_index, is_manifest) = (has("manifests"), has("layers") || has("config"));
-    match media_type.as_str() {
-        _ if has("fsLayers") => Err(broken(&"schema 1 is not supported any more: push the image again with a newer program")),
-        _ if is_index && is_manifest => Err(broken(&"it is an index and a manifest at once")),
-        OCI_INDEX | DOCKER_INDEX if is_index => {
+    match (media_type.as_str(), document_kind(&value).map_err(|why| broken(&why))?) {
+        (OCI_INDEX | DOCKER_INDEX, DocumentKind::Index) => {
             serde_json::from_value(value).map(Document::Index).map_err(|error| broken(&error))
         }
-        OCI_MANIFEST | DOCKER_MANIFEST if is_manifest => {
+        (OCI_MANIFEST | DOCKER_MANIFEST, DocumentKind::Manifest) => {
             serde_json::from_value(value).map(Document::Manifest).map_err(|error| broken(&error))
         }
         _ => Err(broken(&format!("{media_type} is no type of an image's manifest, or the document is of another"))),

@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::path::{Component, Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 
-use dhow_oci::image::{ArchiveEntry, Descriptor, ImageConfig, Index, Manifest};
+use dhow_oci::image::{ArchiveEntry, Descriptor, DocumentKind, ImageConfig, Index, Manifest, document_kind};
 use dhow_oci::{Digest, Hasher, Platform, Reference};
 use rustix::fs::FlockOperation;
 
@@ -362,15 +362,13 @@ impl Store {
             let content = held.blob(descriptor, "manifest")?;
             let json = |source| StoreError::Json { path: descriptor.digest.to_string(), source };
             let value: serde_json::Value = serde_json::from_slice(&content).map_err(json)?;
-            match (value.get("manifests").is_some(), value.get("layers").is_some()) {
-                (true, true) => {
-                    return Err(StoreError::Archive(format!("{} is both an index and a manifest", descriptor.digest)));
-                }
-                (true, false) => {
+            let kind = document_kind(&value);
+            match kind.map_err(|why| StoreError::Archive(format!("manifest {}: {why}", descriptor.digest)))? {
+                DocumentKind::Index => {
                     let nested: Index = serde_json::from_value(value).map_err(json)?;
                     self.load_index(held, &nested, name, platform, loaded, depth + 1)?;
                 }
-                _ => {
+                DocumentKind::Manifest => {
                     let wanted = descriptor.platform.as_ref();
                     if wanted.is_some_and(|found| found.os != platform.os || found.architecture != platform.architecture) {
                         continue;
