@@ -102,25 +102,30 @@ impl futures_core::Stream for Receiving {
     }
 }
 
-/// The sending half of a body that must not be taken for whole when it breaks off.
-pub(crate) type FallibleSender = mpsc::Sender<std::io::Result<Bytes>>;
+/// A piece of a body that must not be taken for whole when it breaks off, or why it does.
+pub(crate) type Piece = std::io::Result<Bytes>;
 
-struct FallibleReceiving(mpsc::Receiver<std::io::Result<Bytes>>);
+struct Pieces {
+    first: Option<Piece>,
+    rest: mpsc::Receiver<Piece>,
+}
 
-impl futures_core::Stream for FallibleReceiving {
+impl futures_core::Stream for Pieces {
     type Item = std::io::Result<Frame<Bytes>>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.poll_recv(context).map(|piece| piece.map(|piece| piece.map(Frame::data)))
+        match self.first.take() {
+            Some(first) => Poll::Ready(Some(first.map(Frame::data))),
+            None => self.rest.poll_recv(context).map(|piece| piece.map(|piece| piece.map(Frame::data))),
+        }
     }
 }
 
-/// As [`stream`]; an error that is sent ends the connection.
-pub(crate) fn fallible_stream(content_type: &'static str) -> (Answer, FallibleSender) {
-    let (sender, receiver) = mpsc::channel(16);
-    let mut answer = Response::new(StreamBody::new(FallibleReceiving(receiver)).boxed_unsync());
+/// An answer whose body comes in pieces, of which the first is there already; an error among them ends the connection.
+pub(crate) fn pieces(content_type: &'static str, first: Option<Piece>, rest: mpsc::Receiver<Piece>) -> Answer {
+    let mut answer = Response::new(StreamBody::new(Pieces { first, rest }).boxed_unsync());
     answer.headers_mut().insert("Content-Type", HeaderValue::from_static(content_type));
-    (answer, sender)
+    answer
 }
 
 /// An answer whose body comes in pieces, and what sends them. Its head is sent at once.

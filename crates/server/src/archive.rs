@@ -9,8 +9,9 @@ use bytes::Bytes;
 use dhow_engine::{Engine, Error, PathStat, PutOptions, Result};
 use hyper::header::HeaderValue;
 use hyper::{Method, StatusCode};
+use tokio::sync::mpsc;
 
-use crate::answer::{self, Answer, FallibleSender};
+use crate::answer::{self, Answer, Piece};
 use crate::request::{Call, blocking_body};
 use crate::route::blocking;
 
@@ -27,9 +28,8 @@ pub(crate) async fn read(engine: Arc<Engine>, id: &str, call: Call) -> Result<An
         return Ok(answer);
     }
     let (stat, pack) = blocking(move || engine.read_archive(&id, &path)).await?;
-    let (mut answer, sender) = answer::fallible_stream("application/x-tar");
+    let mut answer = packed("application/x-tar", pack).await?;
     tell(&mut answer, &stat)?;
-    send_packed(sender, pack);
     Ok(answer)
 }
 
@@ -40,20 +40,32 @@ fn tell(answer: &mut Answer, stat: &PathStat) -> Result<()> {
     Ok(())
 }
 
-/// Packs where it holds nobody up. What fails on the way breaks the answer off, so that nobody takes it for whole.
-pub(crate) fn send_packed(sender: FallibleSender, pack: impl FnOnce(&mut dyn Write) -> Result<()> + Send + 'static) {
+/// Packs where it holds nobody up. What fails before there is anything to send is the answer; what fails later breaks it off, so that
+/// nobody takes it for whole.
+pub(crate) async fn packed(
+    content_type: &'static str,
+    pack: impl FnOnce(&mut dyn Write) -> Result<()> + Send + 'static,
+) -> Result<Answer> {
+    let (sender, mut pieces) = mpsc::channel(16);
     tokio::task::spawn_blocking(move || {
         let mut out = Pieces { sender, piece: Vec::with_capacity(PIECE) };
         if let Err(error) = pack(&mut out) {
             tracing::warn!("{error}");
-            let _ = out.sender.blocking_send(Err(io::Error::other(error.message)));
+            let _ = out.sender.blocking_send(Err(io::Error::other(error)));
         }
     });
+    match pieces.recv().await {
+        Some(Err(error)) => Err(match error.downcast::<Error>() {
+            Ok(error) => error,
+            Err(error) => Error::internal(error.to_string()),
+        }),
+        first => Ok(answer::pieces(content_type, first, pieces)),
+    }
 }
 
 /// Collects what is written into pieces of an answer.
 struct Pieces {
-    sender: FallibleSender,
+    sender: mpsc::Sender<Piece>,
     piece: Vec<u8>,
 }
 
@@ -93,7 +105,5 @@ pub(crate) async fn write(engine: Arc<Engine>, id: &str, call: Call) -> Result<A
 pub(crate) async fn export(engine: Arc<Engine>, id: &str) -> Result<Answer> {
     let id = id.to_owned();
     let pack = blocking(move || engine.export(&id)).await?;
-    let (answer, sender) = answer::fallible_stream("application/octet-stream");
-    send_packed(sender, pack);
-    Ok(answer)
+    packed("application/octet-stream", pack).await
 }

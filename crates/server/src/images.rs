@@ -13,7 +13,7 @@ use hyper::StatusCode;
 use serde_json::{Value, json};
 
 use crate::answer::{self, Answer, Sender};
-use crate::archive::send_packed;
+use crate::archive::packed;
 use crate::request::{Call, blocking_body};
 use crate::route::{blocking, quick};
 use crate::shape::{self, V52};
@@ -151,9 +151,7 @@ pub(crate) async fn save(engine: Arc<Engine>, names: Vec<String>, call: &Call) -
     let platforms = call.parameters.all("platform").iter().map(|text| platform(text)).collect::<Result<Vec<_>>>()?;
     let platform = platforms.into_iter().flatten().next();
     let write = blocking(move || engine.save(&names, platform.as_ref())).await?;
-    let (answer, sender) = answer::fallible_stream("application/x-tar");
-    send_packed(sender, write);
-    Ok(answer)
+    packed("application/x-tar", write).await
 }
 
 pub(crate) async fn load(engine: Arc<Engine>, call: Call) -> Result<Answer> {
