@@ -128,6 +128,14 @@ pub fn claim_build(directory: &Path) -> io::Result<fs::File> {
     Ok(file)
 }
 
+/// Removes a run directory whose builder was killed while he made it his.
+pub fn sweep_claim(directory: &Path) {
+    let Ok(file) = fs::File::open(directory.join(NEW_BUILD)) else { return };
+    if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() && !directory.join(BUILD).exists() {
+        let _ = fs::remove_file(directory.join(NEW_BUILD)).and_then(|()| fs::remove_dir(directory));
+    }
+}
+
 /// Whether a run directory is a build's command's whose builder lives: its monitor may be about to come.
 pub fn has_builder(directory: &Path) -> bool {
     fs::File::open(directory.join(BUILD))

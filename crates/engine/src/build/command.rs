@@ -298,6 +298,7 @@ impl Engine {
         dhow_build::solve::sweep_scratch(&self.paths().exec);
         for entry in fs::read_dir(self.paths().runs()).into_iter().flatten().flatten() {
             let path = entry.path();
+            state::sweep_claim(&path);
             if path.join(state::BUILD).exists() && !state::is_locked(&path) && !state::has_builder(&path) {
                 let id = entry.file_name().to_string_lossy().into_owned();
                 self.clean_step(&id);
