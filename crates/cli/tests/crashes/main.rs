@@ -7,6 +7,7 @@
 //! others than with another seed; `TEST_OPERATION=commit` those of one.
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+#![expect(clippy::print_stdout, reason = "it tells what it tries, where it is asked to")]
 
 mod bench;
 mod disk;
