@@ -9,7 +9,8 @@ fuzz_target!(|bytes: &[u8]| {
     if bytes.len() < HEADER {
         return;
     }
-    let records = [Record::Address("192.0.2.1".parse().expect("an address")), Record::Address("2001:db8::1".parse().expect("an address"))];
+    let records =
+        [Record::Address("192.0.2.1".parse().expect("an address")), Record::Address("2001:db8::1".parse().expect("an address"))];
     for answer in [found(bytes, &records), failure(bytes, [bytes[0], bytes[1]])] {
         assert!(answer[..2] == bytes[..2] && answer.len() <= bytes.len() + 64);
         if asked(bytes).is_some() {

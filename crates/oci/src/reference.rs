@@ -115,7 +115,8 @@ impl FromStr for Reference {
             DEFAULT_DOMAIN if !path.contains('/') => format!("{DEFAULT_NAMESPACE}{path}"),
             _ => path,
         };
-        if name.len() > MAX_NAME {
+        // As docker counts: without the host, and with what is put before names of Hub.
+        if path.len() > MAX_NAME {
             return Err(InvalidReference::TooLong);
         }
         if path.chars().any(char::is_uppercase) && !path.contains(':') {
@@ -219,7 +220,14 @@ mod tests {
             assert_eq!(bad.parse::<Reference>(), Err(InvalidReference::Format), "{bad}");
         }
         assert_eq!("Busybox".parse::<Reference>(), Err(InvalidReference::Uppercase("library/Busybox".into())));
-        assert!(matches!("a".repeat(300).parse::<Reference>(), Err(InvalidReference::TooLong)));
+        for (name, fits) in
+            [("a".repeat(247), true), ("a".repeat(248), false), (format!("{}.example/{}", "d".repeat(60), "a".repeat(255)), true)]
+        {
+            match name.parse::<Reference>() {
+                Ok(reference) => assert!(fits && reference.to_string().parse::<Reference>().is_ok(), "{name}"),
+                Err(error) => assert!(!fits && matches!(error, InvalidReference::TooLong), "{name}: {error}"),
+            }
+        }
         assert!(matches!("ab".repeat(32).parse::<Reference>(), Err(InvalidReference::LooksLikeId(_))));
     }
 

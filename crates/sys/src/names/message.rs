@@ -124,6 +124,10 @@ pub fn asked(query: &[u8]) -> Option<Asked> {
     let mut rest = labels;
     while let Some((length, after)) = rest.split_first().filter(|(length, _)| **length > 0) {
         let (label, after) = after.split_at_checked(usize::from(*length))?;
+        // Written down, it would be two.
+        if label.contains(&b'.') {
+            return None;
+        }
         if !name.is_empty() {
             name.push('.');
         }
@@ -226,7 +230,13 @@ pub fn addresses(answer: &[u8], kind: Kind) -> Vec<IpAddr> {
 
 /// Where a name ends that begins at `at`: after its empty label, or after a pointer to the rest of it where those may be.
 fn after_name(message: &[u8], mut at: usize, pointers: bool) -> Option<usize> {
+    // With its lengths (RFC 1035, 2.3.4).
+    const LONGEST: usize = 255;
+    let begin = at;
     loop {
+        if at - begin >= LONGEST {
+            return None;
+        }
         match *message.get(at)? {
             0 => return Some(at + 1),
             length @ 1..=63 => at += 1 + usize::from(length),
@@ -239,6 +249,23 @@ fn after_name(message: &[u8], mut at: usize, pointers: bool) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_name_is_not_asked_for() {
+        let query = |labels: &[&[u8]]| {
+            let mut message = vec![1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+            labels.iter().for_each(|label| message.extend([&[label.len() as u8], *label].concat()));
+            message.extend([0, 0, 1, 0, 1]);
+            message
+        };
+        assert_eq!(asked(&query(&[b"a", b"b"])).unwrap().name, "a.b");
+        assert_eq!(asked(&query(&[b"a.b"])), None);
+        let long = [b'x'; 63];
+        // 255 bytes with all lengths.
+        assert_eq!(asked(&query(&[&long, &long, &long, &long[..61]])).unwrap().name.len(), 253);
+        assert_eq!(asked(&query(&[&long, &long, &long, &long[..62]])), None);
+        assert_eq!(question(&query(&[&long[..]; 40])), b"");
+    }
 
     #[test]
     fn only_the_answer_to_the_question_counts() {
