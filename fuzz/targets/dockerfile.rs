@@ -1,4 +1,4 @@
-//! Dockerfiles, with all checks. Whatever is found is at lines that there are.
+//! Dockerfiles, with all checks. What is wrong is said, and at lines that there are.
 #![no_main]
 
 use dhow_build::dockerfile::{self, Checks};
@@ -6,9 +6,14 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(mut checks) = Checks::of(bytes, None) else { return };
-    let lines = bytes.split(|byte| *byte == b'\n').count();
+    let count = bytes.split(|byte| *byte == b'\n').count();
     match dockerfile::parse(bytes, &mut checks) {
-        Ok(file) => assert!(!file.stages.is_empty() || bytes.is_empty(), "a file without a stage is refused"),
-        Err(error) => assert!(!error.message.is_empty() && lines > 0),
+        Ok(file) => assert!(!file.stages.is_empty(), "a file without a stage is refused"),
+        Err(error) => {
+            assert!(!error.message.is_empty());
+            assert!(
+                error.lines.iter().all(|lines| lines.first >= 1 && lines.first <= lines.last && lines.last as usize <= count)
+            );
+        }
     }
 });

@@ -167,6 +167,11 @@ fn of_a_damaged_database_is_had_back_what_can_be_read() {
             if !said.contains("The database is whole") && !said.contains("rows were read of the former database") {
                 return Err(format!("rebuild: {said}"));
             }
+            let own = fs::read_dir(sandbox.data_root().join("lost")).into_iter().flatten().flatten();
+            let own = own.map(|entry| entry.path().join("layer/fs/own")).find(|own| own.exists());
+            if matches!(kind, Damage::Empty | Damage::Gone) && own.is_none_or(|own| fs::read_to_string(own).unwrap() != "own\n") {
+                return Err(format!("what a container without a record had written is nowhere: {said}"));
+            }
             rebuilt += u32::from(!said.contains("The database is whole"));
             try_run(&sandbox, "system check --repair")?;
             // From here on all works, and the volume has what it had.

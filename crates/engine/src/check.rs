@@ -95,7 +95,11 @@ impl Check<'_> {
         })?;
         self.done.looked_at += 1;
         for line in damage.into_iter().filter(|line| line != "ok") {
-            self.hopeless("database".to_owned(), line, "restore dhow.db from a copy, or save images and volumes and begin anew");
+            self.hopeless(
+                "database".to_owned(),
+                line,
+                "restore dhow.db from a copy, or have it made anew with 'system check --rebuild'",
+            );
         }
         for (table, parent) in strays {
             self.hopeless(
@@ -229,7 +233,12 @@ impl Check<'_> {
         // Those that are on their way out already are swept.
         for (id, run) in entries(&engine.paths().runs()).into_iter().filter(|(id, _)| !id.starts_with(state::RETIRED)) {
             self.done.looked_at += 1;
-            if state::is_locked(&run) || state::has_builder(&run) || engine.row_exists("containers", "id", &id)? {
+            engine.sweep_claim(&run)?;
+            if !run.exists()
+                || state::is_locked(&run)
+                || state::has_builder(&run)
+                || engine.row_exists("containers", "id", &id)?
+            {
                 continue;
             }
             self.found(format!("run directory {id}"), "there is no such container", "end its processes and remove it", || {
@@ -271,7 +280,7 @@ impl Check<'_> {
                 self.hopeless(object.clone(), error.message, "save its content, and remove it with volume rm");
             }
             let content = engine.paths().volume(name);
-            if engine.is_half_removed(name) {
+            if !content.is_dir() && engine.is_half_removed(name) {
                 self.found(object.clone(), "its removal was cut short", "put it back", || {
                     engine.restore_volumes();
                     Ok(())

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use dhow_api::config::{Config, CreateRequest, EndpointSettings, HostConfig, NetworkingConfig, RestartPolicy};
@@ -53,8 +53,7 @@ fn claim(path: &Path) -> std::io::Result<fs::File> {
         }
         let Ok(directory) = fs::File::open(path) else { continue };
         directory.lock()?;
-        let (own, there) = (directory.metadata()?, fs::metadata(path));
-        if there.is_ok_and(|there| there.ino() == own.ino()) {
+        if dhow_sys::descriptor::is_at(&directory, path) {
             return Ok(directory);
         }
     }

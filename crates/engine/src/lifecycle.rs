@@ -9,7 +9,7 @@ use dhow_store::rusqlite::params;
 
 use crate::container::Container;
 use crate::create::name_conflict;
-use crate::link::ask;
+use crate::link::{answer, ask};
 use crate::{Engine, Error, Kind, Result, names, parse_signal};
 
 /// What a client that attaches wants.
@@ -149,7 +149,7 @@ impl Engine {
         let signal = signal.filter(|signal| !signal.is_empty()).map(parse_signal).transpose()?;
         self.set_wanted(container, false)?;
         match self.monitor(container)? {
-            Some(monitor) => match Engine::answer(container, &monitor, &Request::Stop { signal, timeout })? {
+            Some(monitor) => match answer(container, &monitor, &Request::Stop { signal, timeout })? {
                 Ok(Reply { error: Some(failure), .. }) => Err(failure.into()),
                 Ok(_) => Ok(()),
                 // It went without an answer: the container has just ended, or whoever killed the monitor left it to us.

@@ -102,9 +102,9 @@ pub(crate) fn kill(stream: &UnixStream) -> io::Result<()> {
     Ok(())
 }
 
-/// That a monitor does not answer is told; one that went without an answer is for the caller to judge.
-fn told<T>(container: &Container, result: io::Result<T>) -> Result<io::Result<T>> {
-    match result {
+/// What a container's monitor answers. That it is stopped is an error; one that went without an answer is for the caller to judge.
+pub(crate) fn answer(container: &Container, monitor: &UnixStream, request: &Request) -> Result<io::Result<Reply>> {
+    match exchange(monitor, request) {
         Err(error) if error.kind() == io::ErrorKind::TimedOut => {
             Err(Error::internal(format!("the monitor of container {} does not answer: {error}", container.id)))
         }
@@ -122,23 +122,18 @@ impl Engine {
         }
     }
 
-    /// What a monitor answers; `Err` inside if it went without an answer.
-    pub(crate) fn answer(container: &Container, monitor: &UnixStream, request: &Request) -> Result<io::Result<Reply>> {
-        told(container, exchange(monitor, request))
-    }
-
     /// Asks the monitor of a running container.
     pub(crate) fn ask_monitor(&self, container: &Container, request: &Request) -> Result<Reply> {
         let not_running = || Error::conflict(format!("container {} is not running", container.id));
         let monitor = self.monitor(container)?.ok_or_else(not_running)?;
         // One that goes without an answer has no container any more.
-        told(container, exchange(&monitor, request))?.map_err(|_| not_running()).and_then(accepted)
+        answer(container, &monitor, request)?.map_err(|_| not_running()).and_then(accepted)
     }
 
     /// Tells a container's monitor something, if there is one. One that goes without an answer need not know any more.
     pub(crate) fn tell_monitor(&self, container: &Container, request: &Request) -> Result<()> {
         let Some(monitor) = self.monitor(container)? else { return Ok(()) };
-        match told(container, exchange(&monitor, request))? {
+        match answer(container, &monitor, request)? {
             Ok(reply) => accepted(reply).map(drop),
             Err(_) => Ok(()),
         }
@@ -155,7 +150,7 @@ impl Engine {
         let begun = Instant::now();
         let deadline = begun + PATIENCE;
         loop {
-            match told(container, exchange(&monitor, request))? {
+            match answer(container, &monitor, request)? {
                 Ok(Reply { error: Some(failure), .. }) if failure.kind != FailureKind::Ending => return Err(failure.into()),
                 Ok(reply) if reply.error.is_none() => return Ok((monitor, reply)),
                 Ok(_) if Instant::now() < deadline => {}

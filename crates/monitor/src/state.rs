@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use dhow_sys::descriptor::{is_at, read_at_once};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
@@ -120,19 +121,37 @@ const NEW_BUILD: &str = "build.new";
 
 /// Makes the run directory of a build's command: its builder's as long as what is returned is open.
 pub fn claim_build(directory: &Path) -> io::Result<fs::File> {
+    // Whoever sweeps may take it for one that was left, until it is marked.
+    const TRIES: usize = 20;
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match mark_build(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && tries < TRIES => {}
+            result => return result,
+        }
+    }
+}
+
+fn mark_build(directory: &Path) -> io::Result<fs::File> {
     fs::create_dir(directory)?;
     let file = fs::File::create_new(directory.join(NEW_BUILD))?;
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    file.lock()?;
     // Whoever finds it under its name finds it locked.
     fs::rename(directory.join(NEW_BUILD), directory.join(BUILD))?;
     Ok(file)
 }
 
-/// Removes a run directory whose builder was killed while he made it his.
+/// Removes a run directory, of no container, whose builder was killed while he made it his.
 pub fn sweep_claim(directory: &Path) {
-    let Ok(file) = fs::File::open(directory.join(NEW_BUILD)) else { return };
-    if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() && !directory.join(BUILD).exists() {
-        let _ = fs::remove_file(directory.join(NEW_BUILD)).and_then(|()| fs::remove_dir(directory));
+    match fs::File::open(directory.join(NEW_BUILD)) {
+        Ok(file) => {
+            if file.try_lock().is_ok() && is_at(&file, &directory.join(NEW_BUILD)) {
+                let _ = fs::remove_file(directory.join(NEW_BUILD)).and_then(|()| fs::remove_dir(directory));
+            }
+        }
+        // Where there is anything in it, it stays.
+        Err(_) => drop(fs::remove_dir(directory)),
     }
 }
 
@@ -153,7 +172,7 @@ pub const RETIRED: &str = ".gone-";
 
 /// Reads a state; `None` when there is none. A damaged one counts as none: the next writer replaces it.
 pub fn load(directory: &Path) -> Option<State> {
-    serde_json::from_slice(&dhow_sys::tree::read_at_once(&directory.join(FILE)).ok()?).ok()
+    serde_json::from_slice(&read_at_once(&directory.join(FILE)).ok()?).ok()
 }
 
 /// Replaces the state in one step.
@@ -178,4 +197,45 @@ pub fn try_lock(directory: &Path) -> io::Result<Option<OwnedFd>> {
 pub fn is_locked(directory: &Path) -> bool {
     let Ok(file) = rustix::fs::open(directory.join(LOCK), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) else { return false };
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_err()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_swept_meanwhile_is_claimed_all_the_same() {
+        let parent = tempfile::tempdir().unwrap();
+        let is_done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !is_done.load(std::sync::atomic::Ordering::Relaxed) {
+                        for entry in fs::read_dir(parent.path()).unwrap().flatten() {
+                            sweep_claim(&entry.path());
+                        }
+                    }
+                });
+            }
+            for number in 0..2000 {
+                let directory = parent.path().join(number.to_string());
+                let claimed = claim_build(&directory);
+                let is_claimed = claimed.as_ref().is_ok_and(|file| is_at(file, &directory.join(BUILD)));
+                is_done.store(!is_claimed || number == 1999, std::sync::atomic::Ordering::Relaxed);
+                assert!(is_claimed && has_builder(&directory), "{claimed:?}");
+                discard(&directory).unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn what_a_killed_builder_has_not_marked_is_swept() {
+        let parent = tempfile::tempdir().unwrap();
+        let [empty, unmarked, begun] = ["empty", "unmarked", "begun"].map(|name| parent.path().join(name));
+        [&empty, &unmarked, &begun].iter().for_each(|directory| fs::create_dir(directory).unwrap());
+        let _begun = fs::File::create(begun.join(NEW_BUILD)).map(|file| file.lock().map(|()| file)).unwrap().unwrap();
+        fs::write(unmarked.join(NEW_BUILD), "").unwrap();
+        [&empty, &unmarked, &begun].iter().for_each(|directory| sweep_claim(directory));
+        assert_eq!([empty, unmarked, begun].map(|directory| directory.exists()), [false, false, true]);
+    }
 }

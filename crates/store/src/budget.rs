@@ -137,7 +137,7 @@ impl Store {
             other => other.context(|| format!("open layer {chain_id}"))?,
         };
         rustix::fs::flock(&directory, FlockOperation::LockShared).context(|| format!("lock layer {chain_id}"))?;
-        Ok(crate::fetch::is_at(&directory, Path::new(&path)).then_some(directory))
+        Ok(dhow_sys::descriptor::is_at(&directory, Path::new(&path)).then_some(directory))
     }
 }
 

@@ -331,7 +331,8 @@ pub(crate) fn made_at(path: &Path) -> Result<Connection> {
     Ok(connection)
 }
 
-fn migrate(connection: &mut Connection) -> Result<()> {
+/// Gives a database the present schema.
+pub(crate) fn migrate(connection: &mut Connection) -> Result<()> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     // A table that is made anew would take along what refers to it.
@@ -343,13 +344,6 @@ fn migrate(connection: &mut Connection) -> Result<()> {
         transaction.commit()?;
     }
     Ok(connection.pragma_update(None, "foreign_keys", true)?)
-}
-
-/// Gives a copy of a damaged database the present schema, as far as it can be done.
-pub(crate) fn migrate_what_there_is(connection: &mut Connection) {
-    if let Err(error) = migrate(connection) {
-        tracing::debug!("migrate a damaged database: {error}");
-    }
 }
 
 /// Whether a data root's database is one, of this version or a former one, and all of it can be read.

@@ -6,13 +6,14 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use dhow_oci::image::Descriptor;
 use dhow_oci::{Algorithm, Digest, Hasher};
+use dhow_sys::descriptor::is_at;
 use rustix::fs::FlockOperation;
 
 use crate::archive::decompressed_within;
@@ -298,12 +299,6 @@ impl Incoming {
             let _ = fs::remove_file(&self.path);
         }
     }
-}
-
-/// Whether a path still leads to a file.
-pub(crate) fn is_at(file: &File, path: &Path) -> bool {
-    let own = file.metadata().map(|stat| (stat.dev(), stat.ino()));
-    own.is_ok_and(|own| fs::metadata(path).is_ok_and(|stat| (stat.dev(), stat.ino()) == own))
 }
 
 /// Takes a lock when it is free, as long as that is wanted. `false`: the file is not at its path any more, whoever has had it.

@@ -297,9 +297,11 @@ impl Store {
         let Some((layers, blobs, platforms)) = removed else { return Ok(None) };
         self.remove_blobs(&blobs)?;
         let mut result = vec![Untagged::Deleted(*id)];
-        // Unless somebody has added an image with one of them since.
-        layers.iter().try_for_each(|chain_id| self.retire_layer(chain_id))?;
-        result.extend(layers.into_iter().map(Untagged::Deleted));
+        for chain_id in layers {
+            // Somebody may have added an image with it since.
+            self.retire_layer(&chain_id)?;
+            result.push(Untagged::Deleted(chain_id));
+        }
         result.extend(self.forget_platforms(&platforms)?);
         Ok(Some(result))
     }

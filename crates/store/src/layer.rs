@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dhow_oci::{Algorithm, Digest, Hasher};
+use dhow_sys::descriptor::is_at;
 use dhow_sys::root::Root;
 use rusqlite::OptionalExtension;
 use rustix::fs::{FlockOperation, Mode};
 
 use crate::bounds::Guarded;
-use crate::fetch::is_at;
 use crate::tar_split::{Recorded, Recording};
 use crate::{Context, Driver, Mountable, Result, Store, StoreError, WrongDigest, apply, quota, random_name};
 

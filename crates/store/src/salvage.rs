@@ -109,7 +109,9 @@ fn copy(former: &Path, to: &Connection) -> Result<(u64, Vec<String>)> {
         return Ok((0, tables));
     }
     // One of a former version may lack tables and columns. It is a copy.
-    database::migrate_what_there_is(&mut from);
+    if let Err(error) = database::migrate(&mut from) {
+        tracing::debug!("migrate a damaged database: {error}");
+    }
     let (mut rows, mut unread) = (0, Vec::new());
     to.execute_batch("PRAGMA foreign_keys = OFF; BEGIN")?;
     for table in tables {

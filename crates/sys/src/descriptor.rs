@@ -1,7 +1,12 @@
-//! Descriptors that outlive `exec`, by number: standard streams, inherited sockets. And when files are written out.
+//! Descriptors that outlive `exec`, by number: standard streams, inherited sockets. And files of our own: opened without waiting, told
+//! from others, written out.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
 
 /// Makes `number` refer to what `fd` refers to, kept open across `exec`.
 pub fn duplicate_to(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<()> {
@@ -67,4 +72,30 @@ pub fn sync_directories<'a>(paths: impl IntoIterator<Item = &'a std::path::Path>
 pub fn begin_writing(file: impl AsFd) {
     // SAFETY: no memory is involved. That it cannot be begun, is what the sync will tell.
     unsafe { libc::sync_file_range(file.as_fd().as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
+/// Opens a file of our own to be read, which may have been exchanged for anything: a FIFO is not waited for, and is empty.
+///
+/// # Errors
+/// As open(2).
+pub fn open_at_once(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
+}
+
+/// The content of such a file.
+///
+/// # Errors
+/// As open(2) and read(2).
+pub fn read_at_once(path: &Path) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    io::Read::read_to_end(&mut open_at_once(path)?, &mut content)?;
+    Ok(content)
+}
+
+/// Whether a path still leads to a file that was opened by it.
+pub fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let own = file.metadata().map(|stat| (stat.dev(), stat.ino()));
+    own.is_ok_and(|own| path.metadata().is_ok_and(|stat| (stat.dev(), stat.ino()) == own))
 }

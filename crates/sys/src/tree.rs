@@ -167,25 +167,6 @@ pub fn open_regular(parent: impl AsFd, name: impl rustix::path::Arg) -> io::Resu
     reopen(handle.as_fd(), OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)
 }
 
-/// Opens a file of our own to be read, which may have been exchanged for anything: a FIFO is not waited for, and is empty.
-///
-/// # Errors
-/// As open(2).
-pub fn open_at_once(path: &Path) -> io::Result<std::fs::File> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
-}
-
-/// The content of such a file.
-///
-/// # Errors
-/// As open(2) and read(2).
-pub fn read_at_once(path: &Path) -> io::Result<Vec<u8>> {
-    let mut content = Vec::new();
-    io::Read::read_to_end(&mut open_at_once(path)?, &mut content)?;
-    Ok(content)
-}
-
 /// # Errors
 /// The path has more directories than [`DEEPEST`].
 pub fn check_depth(path: &Path) -> io::Result<()> {

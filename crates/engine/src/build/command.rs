@@ -298,12 +298,22 @@ impl Engine {
         dhow_build::solve::sweep_scratch(&self.paths().exec);
         for entry in fs::read_dir(self.paths().runs()).into_iter().flatten().flatten() {
             let path = entry.path();
-            state::sweep_claim(&path);
+            self.sweep_claim(&path)?;
             if path.join(state::BUILD).exists() && !state::is_locked(&path) && !state::has_builder(&path) {
                 let id = entry.file_name().to_string_lossy().into_owned();
                 self.clean_step(&id);
                 self.release_all(&id)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Takes a run directory that a killed builder had not marked yet.
+    pub(crate) fn sweep_claim(&self, run: &Path) -> Result<()> {
+        let is_unmarked = !run.join(state::LOCK).exists() && !run.join(state::BUILD).exists();
+        let id = run.file_name().unwrap_or_default().to_string_lossy();
+        if is_unmarked && !self.row_exists("containers", "id", &id)? {
+            state::sweep_claim(run);
         }
         Ok(())
     }

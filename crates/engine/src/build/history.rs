@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dhow_oci::Digest;
+use dhow_sys::descriptor::open_at_once;
 use rustix::fs::FlockOperation;
 
 use self::journal::counted;
@@ -25,8 +26,6 @@ use self::log::is_locked;
 pub use self::record::{HistoryRecord, NewRecord, Output, Place, RecordedFailure, RecordedResult, StepCounts};
 pub(super) use self::record::{attributes, without_passwords};
 use self::record::{load, save};
-use dhow_sys::tree::open_at_once;
-
 use crate::{Engine, Error, Result};
 
 /// Records that are kept (BuildKit's default), and how many more there may be until some are removed.

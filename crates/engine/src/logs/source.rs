@@ -5,7 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use dhow_monitor::log::rotated;
-use dhow_sys::tree::open_at_once;
+use dhow_sys::descriptor::open_at_once;
 
 use super::output::Output;
 use super::{LogSink, PIECE};

@@ -12,12 +12,12 @@ use std::path::{Path, PathBuf};
 
 use dhow_oci::Digest;
 use dhow_sys::btrfs;
+use dhow_sys::descriptor::is_at;
 use dhow_sys::tree::{self, Content, Copier, copy_attributes, names_in, set_times};
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat};
 
 use super::merge::merge;
 use super::{Change, ChangeKind, Driver, ImageFiles, Mountable, StorageDriver, about, finish};
-use crate::fetch::is_at;
 use crate::layer::{INIT, TEMPORARY, Tree, claim, remove_below};
 use crate::{Context, Packer, Result, Store, StoreError, sync_file_system};
 

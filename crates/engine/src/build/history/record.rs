@@ -106,7 +106,7 @@ pub(super) fn save(directory: &Path, record: &HistoryRecord) -> io::Result<()> {
 
 /// The last whole line that is a record.
 pub(super) fn load(directory: &Path) -> Option<HistoryRecord> {
-    let bytes = dhow_sys::tree::read_at_once(&directory.join(RECORD)).ok()?;
+    let bytes = dhow_sys::descriptor::read_at_once(&directory.join(RECORD)).ok()?;
     let lines = bytes.split_inclusive(|byte| *byte == b'\n').rev();
     lines.filter(|line| line.ends_with(b"}\n")).find_map(|line| serde_json::from_slice(line).ok())
 }
