@@ -1,6 +1,8 @@
 //! Answers: JSON as Go writes it, errors, streams, and the headers that all of them carry.
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -89,16 +91,61 @@ pub(crate) fn with_common_headers(mut answer: Answer) -> Answer {
     answer
 }
 
-/// The sending half of a streamed body. Dropping it ends the body.
-pub(crate) type Sender = mpsc::Sender<Bytes>;
+/// The sending half of a streamed body. Dropping it ends the body; a panic that drops it breaks the body off, since what merely ends
+/// says that all is well.
+pub(crate) struct Sender<T = Bytes> {
+    pieces: mpsc::Sender<T>,
+    is_broken: Arc<AtomicBool>,
+}
 
-struct Receiving(mpsc::Receiver<Bytes>);
+impl<T> std::ops::Deref for Sender<T> {
+    type Target = mpsc::Sender<T>;
 
-impl futures_core::Stream for Receiving {
+    fn deref(&self) -> &mpsc::Sender<T> {
+        &self.pieces
+    }
+}
+
+impl<T> Drop for Sender<T> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.is_broken.store(true, Ordering::Release);
+        }
+    }
+}
+
+/// What a [`Sender`] sends.
+pub(crate) struct Receiver<T> {
+    pieces: mpsc::Receiver<T>,
+    is_broken: Arc<AtomicBool>,
+}
+
+impl<T> Receiver<T> {
+    /// The next piece; `None` at the end.
+    pub(crate) async fn next(&mut self) -> Option<std::io::Result<T>> {
+        std::future::poll_fn(|context| self.poll(context)).await
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<std::io::Result<T>>> {
+        self.pieces.poll_recv(context).map(|piece| match piece {
+            None if self.is_broken.swap(false, Ordering::Acquire) => Some(Err(std::io::Error::other("a fault of dhow's"))),
+            piece => piece.map(Ok),
+        })
+    }
+}
+
+/// What sends a body's pieces, and what they are received by.
+pub(crate) fn channel<T>(room: usize) -> (Sender<T>, Receiver<T>) {
+    let (sender, receiver) = mpsc::channel(room);
+    let is_broken = Arc::new(AtomicBool::new(false));
+    (Sender { pieces: sender, is_broken: is_broken.clone() }, Receiver { pieces: receiver, is_broken })
+}
+
+impl futures_core::Stream for Receiver<Bytes> {
     type Item = std::io::Result<Frame<Bytes>>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.poll_recv(context).map(|piece| piece.map(|bytes| Ok(Frame::data(bytes))))
+        self.poll(context).map(|piece| piece.map(|piece| piece.map(Frame::data)))
     }
 }
 
@@ -107,7 +154,7 @@ pub(crate) type Piece = std::io::Result<Bytes>;
 
 struct Pieces {
     first: Option<Piece>,
-    rest: mpsc::Receiver<Piece>,
+    rest: Receiver<Piece>,
 }
 
 impl futures_core::Stream for Pieces {
@@ -116,13 +163,13 @@ impl futures_core::Stream for Pieces {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         match self.first.take() {
             Some(first) => Poll::Ready(Some(first.map(Frame::data))),
-            None => self.rest.poll_recv(context).map(|piece| piece.map(|piece| piece.map(Frame::data))),
+            None => self.rest.poll(context).map(|piece| piece.map(|piece| piece.flatten().map(Frame::data))),
         }
     }
 }
 
 /// An answer whose body comes in pieces, of which the first is there already; an error among them ends the connection.
-pub(crate) fn pieces(content_type: &'static str, first: Option<Piece>, rest: mpsc::Receiver<Piece>) -> Answer {
+pub(crate) fn pieces(content_type: &'static str, first: Option<Piece>, rest: Receiver<Piece>) -> Answer {
     let mut answer = Response::new(StreamBody::new(Pieces { first, rest }).boxed_unsync());
     answer.headers_mut().insert("Content-Type", HeaderValue::from_static(content_type));
     answer
@@ -130,8 +177,26 @@ pub(crate) fn pieces(content_type: &'static str, first: Option<Piece>, rest: mps
 
 /// An answer whose body comes in pieces, and what sends them. Its head is sent at once.
 pub(crate) fn stream(content_type: &'static str) -> (Answer, Sender) {
-    let (sender, receiver) = mpsc::channel(16);
-    let mut answer = Response::new(StreamBody::new(Receiving(receiver)).boxed_unsync());
+    let (sender, receiver) = channel(16);
+    let mut answer = Response::new(StreamBody::new(receiver).boxed_unsync());
     answer.headers_mut().insert("Content-Type", HeaderValue::from_static(content_type));
     (answer, sender)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_whose_sender_panics_does_not_merely_end() {
+        for panics in [false, true] {
+            let (answer, sender) = stream("text/plain");
+            let work = std::thread::spawn(move || {
+                sender.blocking_send(Bytes::from_static(b"x")).unwrap();
+                assert!(!panics, "as a fault of ours");
+            });
+            let collected = answer.into_body().collect().await;
+            assert_eq!((work.join().is_err(), collected.is_err()), (panics, panics));
+        }
+    }
 }

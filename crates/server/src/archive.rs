@@ -9,9 +9,8 @@ use bytes::Bytes;
 use dhow_engine::{Engine, Error, PathStat, PutOptions, Result};
 use hyper::header::HeaderValue;
 use hyper::{Method, StatusCode};
-use tokio::sync::mpsc;
 
-use crate::answer::{self, Answer, Piece};
+use crate::answer::{self, Answer, Piece, Sender};
 use crate::request::{Call, blocking_body};
 use crate::route::blocking;
 
@@ -46,7 +45,7 @@ pub(crate) async fn packed(
     content_type: &'static str,
     pack: impl FnOnce(&mut dyn Write) -> Result<()> + Send + 'static,
 ) -> Result<Answer> {
-    let (sender, mut pieces) = mpsc::channel(16);
+    let (sender, mut pieces) = answer::channel::<Piece>(16);
     tokio::task::spawn_blocking(move || {
         let mut out = Pieces { sender, piece: Vec::with_capacity(PIECE) };
         if let Err(error) = pack(&mut out) {
@@ -54,7 +53,7 @@ pub(crate) async fn packed(
             let _ = out.sender.blocking_send(Err(io::Error::other(error)));
         }
     });
-    match pieces.recv().await {
+    match pieces.next().await.map(Result::flatten) {
         Some(Err(error)) => Err(match error.downcast::<Error>() {
             Ok(error) => error,
             Err(error) => Error::internal(error.to_string()),
@@ -65,7 +64,7 @@ pub(crate) async fn packed(
 
 /// Collects what is written into pieces of an answer.
 struct Pieces {
-    sender: mpsc::Sender<Piece>,
+    sender: Sender<Piece>,
     piece: Vec<u8>,
 }
 

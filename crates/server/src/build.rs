@@ -192,9 +192,12 @@ pub(crate) async fn build(engine: Arc<Engine>, call: Call) -> Result<Answer> {
                 }
             };
         }
-        if let Ok(Err(error)) = work.await {
-            let _ = sender.send(line(&failure(&BuildError::invalid(error.message)))).await;
-        }
+        let failed = match work.await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => BuildError::invalid(error.message),
+            Err(_) => BuildError::internal("a fault of dhow's"),
+        };
+        let _ = sender.send(line(&failure(&failed))).await;
     });
     Ok(answer)
 }
