@@ -5,7 +5,8 @@
 
 COMMAND is a client and its options, as `dhow` or `docker -H unix:///run/docker.sock`. Prints of each round how many
 containers were started and removed per second, the median and the 99th percentile of a start and of a removal in
-milliseconds, what failed, and afterwards what is left: containers, processes of theirs, cgroups, network interfaces.
+milliseconds, how much memory of the host a running container takes (of its program, the engine's processes and the kernel),
+what failed, and afterwards what is left: processes, mounts, cgroups, network interfaces.
 """
 
 import argparse
@@ -23,6 +24,12 @@ def left():
     mounts = open("/proc/self/mountinfo").read().count("\n")
     processes = sum(name.isdigit() for name in os.listdir("/proc"))
     return cgroups, interfaces, mounts, processes
+
+
+def available():
+    """KiB of memory that are available on this host."""
+    line = next(line for line in open("/proc/meminfo") if line.startswith("MemAvailable:"))
+    return int(line.split()[1])
 
 
 def main():
@@ -54,7 +61,9 @@ def main():
         for number in range(options.rounds):
             print(f"round {number + 1}")
             name = lambda each: f"storm-{number}-{each}"
+            free = available()
             all_of(pool, "run", lambda each: timed("run", "-d", "--name", name(each), options.image, "sleep", "1000"))
+            print(f"  memory: {(free - available()) / options.containers:.0f} KiB a container", flush=True)
             all_of(pool, "stop and rm", lambda each: timed("stop", "-t", "0", name(each)) + timed("rm", name(each)))
     time.sleep(3)
     after = left()

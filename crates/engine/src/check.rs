@@ -201,7 +201,7 @@ impl Check<'_> {
                 }
             };
             if container.removing && !container.supervised {
-                self.found(object, "its removal was cut short", "remove it", || engine.remove_container(&container, true));
+                self.found(object, "its removal was cut short", "remove it", || engine.remove_container(&container, true, true));
                 continue;
             }
             if container.is_left {

@@ -12,7 +12,7 @@ use dhow_oci::time::now;
 use dhow_store::rusqlite::params;
 use dhow_store::{Durability, StoreError};
 
-use crate::container::{ContainerId, Record};
+use crate::container::{ContainerId, MountRecord, Record};
 use crate::error::Context;
 use crate::links::{self, Link};
 use crate::users::{self, Wanted};
@@ -117,7 +117,7 @@ impl Engine {
         if new.binds_below.is_some() {
             crate::mounts::confine_new_volumes(&host)?;
         }
-        let (mut mounts, volumes) = self.resolve_mounts(&config, &host)?;
+        let (mut mounts, volumes, _held) = self.held_mounts(&config, &host)?;
         if matches!(wanted_ids, Wanted::Host) {
             crate::mounts::need_ids(&mounts)?;
         }
@@ -155,6 +155,24 @@ impl Engine {
                 let _ = fs::remove_dir_all(&directory);
                 let _ = self.store.remove_writable(&id.0);
                 Err(error)
+            }
+        }
+    }
+
+    /// Its mounts and the names of their volumes, which nobody removes until the container has been recorded.
+    fn held_mounts(&self, config: &Config, host: &HostConfig) -> Result<(Vec<MountRecord>, Vec<String>, Vec<fs::File>)> {
+        const TRIES: usize = 5;
+        let mut tries = 0;
+        loop {
+            let (mounts, volumes) = self.resolve_mounts(config, host)?;
+            tries += 1;
+            // What was made is prey for `volume prune` until it is held.
+            match self.hold_volumes(&volumes)? {
+                Some(held) => return Ok((mounts, volumes, held)),
+                // One whose directory is missing gets it when the container starts. There is nothing to hold, and nothing to lose.
+                None if tries == TRIES => return Ok((mounts, volumes, Vec::new())),
+                // Whoever removes it has moved its directory and not committed yet: that is waited for.
+                None => self.store.database.write::<(), Error>(Durability::Process, |_| Ok(()))?,
             }
         }
     }
@@ -245,7 +263,10 @@ impl Engine {
             }
             dhow_store::note_image_use(tx, &image.to_string())?;
             for volume in volumes {
-                tx.execute("INSERT OR IGNORE INTO volume_uses (container_id, volume) VALUES (?1, ?2)", [&id.0, volume])?;
+                let insert = "INSERT INTO volume_uses (container_id, volume) SELECT ?1, name FROM volumes WHERE name = ?2";
+                if tx.execute(insert, [&id.0, volume])? == 0 {
+                    return Err(Error::conflict(format!("volume {volume} was removed meanwhile")));
+                }
             }
             links::insert(tx, id, links)?;
             Ok(())

@@ -9,7 +9,6 @@ use dhow_monitor::state::Status;
 use crate::container::Container;
 use crate::error::Context;
 use crate::lifecycle::detach_keys;
-use crate::link::ask;
 use crate::{Engine, Error, Result, names};
 
 /// A started exec; attached, its socket carries the streams in the form that the API sends them.
@@ -81,9 +80,8 @@ impl Engine {
             detach_keys: config.detach_keys.clone(),
         });
         let (rows, columns) = size.unwrap_or((0, 0));
-        let stream =
-            self.monitor(&container)?.ok_or_else(|| Error::conflict(format!("container {} is not running", container.id)))?;
-        ask(&stream, &Request::ExecStart { id: id.to_owned(), attach, rows, columns })?;
+        let start = Request::ExecStart { id: id.to_owned(), attach, rows, columns };
+        let (stream, _) = self.ask_and_keep(&container, &start)?;
         Ok(ExecStarted { stream, tty: config.tty })
     }
 

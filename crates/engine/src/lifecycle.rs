@@ -9,7 +9,7 @@ use dhow_store::rusqlite::params;
 
 use crate::container::Container;
 use crate::create::name_conflict;
-use crate::link::{answer, ask};
+use crate::link::{answer, exchange};
 use crate::{Engine, Error, Kind, Result, names, parse_signal};
 
 /// What a client that attaches wants.
@@ -52,9 +52,14 @@ impl Engine {
             && error.kind != Kind::NotModified
         {
             self.abandon(container);
+            if let Err(gone) = self.check_is_kept(container) {
+                // Whoever removes it may have done so before it got its addresses.
+                self.release_all(&container.id.0)?;
+                return Err(gone);
+            }
             self.record_failure(container, error);
             if container.auto_remove() {
-                let _ = self.remove_container(container, true);
+                let _ = self.remove_container(container, true, false);
             }
         }
         started
@@ -132,7 +137,7 @@ impl Engine {
     pub(crate) fn abandon(&self, container: &Container) {
         if let Ok(Some(monitor)) = self.monitor(container) {
             // One that is going already need not answer.
-            let _ = ask(&monitor, &Request::Abandon);
+            let _ = exchange(&monitor, &Request::Abandon);
         }
     }
 
@@ -202,7 +207,7 @@ impl Engine {
         if signal == SIGKILL {
             // As dockerd: the answer comes when the container has ended.
             if let Some(monitor) = self.monitor(&container)? {
-                let _ = ask(&monitor, &Request::Wait { next: false });
+                let _ = exchange(&monitor, &Request::Wait { next: false });
             }
         }
         Ok(())

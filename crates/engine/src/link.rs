@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use dhow_monitor::protocol::{self, FailureKind, LogConfig, Reply, Request, receive, send};
 use dhow_monitor::{Overlay, RootSource, Setup, state};
+use dhow_store::rusqlite::OptionalExtension;
 use dhow_store::{Driver, Mountable};
 use dhow_sys::socket::wait_readable;
 use rustix::fs::{CWD, Mode, OFlags};
@@ -36,11 +37,6 @@ pub(crate) fn connect(run: &Path) -> io::Result<UnixStream> {
     let directory = rustix::fs::open(run, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     // A Unix address holds 107 bytes: the long path is replaced by a descriptor of the directory.
     UnixStream::connect(dhow_sys::root::descriptor_path(directory.as_fd()).join(state::SOCKET))
-}
-
-/// Sends a request and reads the reply.
-pub(crate) fn ask(stream: &UnixStream, request: &Request) -> Result<Reply> {
-    exchange(stream, request).context(|| "hear from the container's monitor".to_owned()).and_then(accepted)
 }
 
 pub(crate) fn accepted(reply: Reply) -> Result<Reply> {
@@ -124,10 +120,16 @@ impl Engine {
 
     /// Asks the monitor of a running container.
     pub(crate) fn ask_monitor(&self, container: &Container, request: &Request) -> Result<Reply> {
+        self.ask_and_keep(container, request).map(|(_, reply)| reply)
+    }
+
+    /// The same, with the connection on which it goes on.
+    pub(crate) fn ask_and_keep(&self, container: &Container, request: &Request) -> Result<(UnixStream, Reply)> {
         let not_running = || Error::conflict(format!("container {} is not running", container.id));
         let monitor = self.monitor(container)?.ok_or_else(not_running)?;
         // One that goes without an answer has no container any more.
-        answer(container, &monitor, request)?.map_err(|_| not_running()).and_then(accepted)
+        let reply = answer(container, &monitor, request)?.map_err(|_| not_running()).and_then(accepted)?;
+        Ok((monitor, reply))
     }
 
     /// Tells a container's monitor something, if there is one. One that goes without an answer need not know any more.
@@ -173,12 +175,31 @@ impl Engine {
             if let Ok(stream) = connect(&run) {
                 return Ok(stream);
             }
-            match self.spawn_monitor(container)? {
-                Some(stream) => return Ok(stream),
+            match self.spawn_monitor(container) {
+                Ok(Some(stream)) => {
+                    // Who removes it may have looked for a monitor before there was this one.
+                    return self.check_is_kept(container).inspect_err(|_| self.abandon(container)).map(|()| stream);
+                }
+                Err(error) => return Err(self.check_is_kept(container).err().unwrap_or(error)),
                 // Another engine was faster, or the last one is still going.
-                None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
-                None => return Err(Error::internal(format!("the monitor of container {} does not answer", container.id))),
+                Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
+                Ok(None) => return Err(Error::internal(format!("the monitor of container {} does not answer", container.id))),
             }
+        }
+    }
+
+    /// # Errors
+    /// The container is being removed, or was.
+    pub(crate) fn check_is_kept(&self, container: &Container) -> Result<()> {
+        let query = "SELECT removing FROM containers WHERE id = ?1";
+        let removing: Option<bool> = self
+            .store
+            .database
+            .read::<_, Error>(|db| Ok(db.query_row(query, [&container.id.0], |row| row.get(0)).optional()?))?;
+        match removing {
+            Some(false) => Ok(()),
+            Some(true) => Err(Error::conflict("container is marked for removal and cannot be started")),
+            None => Err(Error::not_found(format!("No such container: {}", container.id))),
         }
     }
 

@@ -159,7 +159,7 @@ impl Engine {
     /// A container as the list has it, put right where that was needed; none that cannot be read or is gone.
     fn listed(&self, stored: Stored, runs: Option<&Runs>) -> Result<Option<Container>> {
         let Some(container) = self.readable(stored, runs) else { return Ok(None) };
-        if container.removing && !container.supervised && self.remove_container(&container, true).is_ok() {
+        if container.removing && !container.supervised && self.remove_container(&container, true, true).is_ok() {
             return Ok(None);
         }
         if self.put_right(&container)? { Ok(self.container(&container.id.0).ok()) } else { Ok(Some(container)) }

@@ -1,5 +1,6 @@
 //! A container's mounts: `Binds`, `Mounts`, `Tmpfs` and the image's volumes, resolved to what the runtime mounts.
 
+use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
 use dhow_api::config::{Config, HostConfig, IdMapping, Mount};
@@ -63,9 +64,10 @@ impl Engine {
                 record.match_owner = Some(MatchOwner { destination, user: None, required: false });
             }
         }
-        let volumes =
-            records.iter().filter(|record| record.point.kind == "volume").map(|record| record.point.name.clone()).collect();
-        Ok((records, volumes))
+        let volumes = records.iter().filter(|record| record.point.kind == "volume").map(|record| record.point.name.clone());
+        // One may be mounted more than once.
+        let volumes: BTreeSet<String> = volumes.collect();
+        Ok((records, volumes.into_iter().collect()))
     }
 
     /// The volumes and binds of another container: `CONTAINER[:ro|:rw]`.

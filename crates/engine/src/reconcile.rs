@@ -34,7 +34,7 @@ impl Engine {
         if container.removing || !container.auto_remove() || state.status == Status::Created || !is_nobodys() {
             return Ok(false);
         }
-        match self.remove_container(container, true) {
+        match self.remove_container(container, true, false) {
             Err(error) if error.kind != Kind::NotFound => Err(error),
             _ => Ok(true),
         }
@@ -47,7 +47,7 @@ impl Engine {
             return Ok(());
         }
         if container.auto_remove() {
-            return self.remove_container(container, true);
+            return self.remove_container(container, true, false);
         }
         let restart = container.restart();
         let again = matches!(restart.policy, Policy::Always | Policy::UnlessStopped | Policy::OnFailure);
@@ -192,7 +192,7 @@ impl Engine {
 
     fn reconcile_one(&self, container: &Container, boot: bool) -> Result<()> {
         if container.removing {
-            return self.remove_container(container, true);
+            return self.remove_container(container, true, true);
         }
         if container.supervised {
             return Ok(());
@@ -202,7 +202,7 @@ impl Engine {
         }
         let ended = state::load(&self.paths().container(&container.id.0));
         if container.auto_remove() && container.state.status != Status::Created {
-            return self.remove_container(container, true);
+            return self.remove_container(container, true, false);
         }
         if ended.is_some_and(|ended| ended.status != container.state.status) {
             // It ran when the host went down. Nobody knows until when: from now on this is the time that is shown.
@@ -240,7 +240,7 @@ impl Engine {
 
     /// Removes a container that its monitor asks to be removed: it ran with `--rm` and nobody waits.
     pub fn reap(&self, id: &str) -> Result<()> {
-        match self.container(id).and_then(|container| self.remove_container(&container, true)) {
+        match self.container(id).and_then(|container| self.remove_container(&container, true, false)) {
             Err(Error { kind: Kind::NotFound, .. }) => Ok(()),
             other => other,
         }

@@ -168,7 +168,8 @@ impl Engine {
                 self.make_volume(name, Record { created: now(), labels, options })?;
                 // Another may have made it, with options, at the same time.
                 let made = self.store.database.read(|db| stored(db, name))?;
-                made.ok_or_else(|| Error::not_found(format!("get {name}: the volume was removed meanwhile")))?
+                // Not as "not found": clients would take that for the image and fetch it.
+                made.ok_or_else(|| Error::conflict(format!("get {name}: the volume was removed meanwhile")))?
             }
         };
         let writable = !record.words().any(|option| option == "ro");
@@ -234,6 +235,21 @@ impl Engine {
         Ok(self.shown(name.to_owned(), &record))
     }
 
+    /// Keeps volumes from being removed as long as the result is there; `None` if one of them is gone already.
+    pub(crate) fn hold_volumes(&self, names: &[String]) -> Result<Option<Vec<fs::File>>> {
+        let mut held = Vec::new();
+        for name in names {
+            let directory = self.paths().volumes().join(name);
+            let Ok(lock) = fs::File::open(&directory) else { return Ok(None) };
+            lock.lock_shared().context(|| format!("lock volume {name}"))?;
+            if !dhow_sys::descriptor::is_at(&lock, &directory) {
+                return Ok(None);
+            }
+            held.push(lock);
+        }
+        Ok(Some(held))
+    }
+
     /// Volumes in the order of their names.
     pub fn volumes(&self, filters: &Filters) -> Result<Vec<Volume>> {
         filters.check(&FILTERS)?;
@@ -268,6 +284,11 @@ impl Engine {
         // What is mounted there is no content of the volume. A monitor that was killed has left it.
         if !unmount_unused(&directory).context(|| format!("unmount volume {name}"))? {
             return Err(Error::conflict(format!("remove {name}: volume is in use by a container that runs")));
+        }
+        // Nobody is about to make a container with it, see `hold_volumes`.
+        let lock = fs::File::open(&directory).ok();
+        if lock.as_ref().is_some_and(|lock| lock.try_lock().is_err()) {
+            return Err(Error::conflict(format!("remove {name}: volume is in use by a container that is being created")));
         }
         let removed = self.store.database.write::<bool, Error>(durability, |tx| {
             let users = users(tx, name)?;

@@ -77,7 +77,7 @@ impl Waiting {
         };
         if self.container.auto_remove() && self.condition != Condition::NextExit {
             // The monitor leaves the removal to who waits.
-            match engine.remove_container(&self.container, true) {
+            match engine.remove_container(&self.container, true, false) {
                 // Somebody else was faster.
                 Err(error) if error.kind == crate::Kind::NotFound => {}
                 // The container has ended all the same, and what is left of it is removed by whoever looks next.

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use dhow_network::Attached;
@@ -234,14 +234,18 @@ pub fn main(engine: OwnedFd) -> i32 {
             return 1;
         }
     };
+    let run = setup.run.clone();
     let mut monitor = match Monitor::new(setup, listener, isolated) {
         Ok(monitor) => monitor,
         Err(error) => {
+            // It may be gone, with the container that somebody has just removed.
+            give_back(&run);
             let _ = send(&mut engine, &Reply::failed(FailureKind::Internal, format!("start the monitor: {error}")));
             return 1;
         }
     };
     if send(&mut engine, &Reply::default()).is_err() {
+        give_back(&run);
         return 1;
     }
     // The engine's connection goes on as the first client: a monitor without clients and without a container ends.
@@ -287,8 +291,24 @@ fn detach() -> io::Result<()> {
 fn prepare(setup: &Setup) -> io::Result<Option<(OwnedFd, OwnedFd)>> {
     std::fs::create_dir_all(state::staging(&setup.run))?;
     let Some(lock) = state::try_lock(&setup.run)? else { return Ok(None) };
-    let listener = dhow_sys::socket::listen_in(&setup.run, state::SOCKET, SocketType::STREAM)?;
-    Ok(Some((lock, listener)))
+    let listener = dhow_sys::socket::listen_in(&setup.run, state::SOCKET, SocketType::STREAM);
+    listener.map(|listener| Some((lock, listener))).inspect_err(|_| give_back(&setup.run))
+}
+
+/// Removes a run directory in one step, so that nobody finds it half removed and takes it for a crash.
+fn retire(run: &Path) {
+    let gone = state::retired(run);
+    let _ = state::discard(&gone);
+    if std::fs::rename(run, &gone).is_ok() {
+        let _ = state::discard(&gone);
+    }
+}
+
+/// Removes the run directory of a monitor that has not begun, unless it has what a killed one left.
+fn give_back(run: &Path) {
+    if !run.join(state::FILE).exists() {
+        retire(run);
+    }
 }
 
 impl Monitor {
@@ -467,12 +487,7 @@ impl Monitor {
             self.forget_exec(last);
         }
         let remove = self.over && self.setup.auto_remove && !self.removal_promised;
-        // In one step, so that nobody finds a run directory that is half removed and takes it for a crash.
-        let gone = state::retired(&self.setup.run);
-        let _ = state::discard(&gone);
-        if std::fs::rename(&self.setup.run, &gone).is_ok() {
-            let _ = state::discard(&gone);
-        }
+        retire(&self.setup.run);
         remove
     }
 

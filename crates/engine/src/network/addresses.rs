@@ -191,7 +191,7 @@ impl Engine {
         })
     }
 
-    /// Gives back all addresses that a command of a build had.
+    /// Gives back all addresses that a command of a build had, or a container that is gone.
     pub(crate) fn release_all(&self, id: &str) -> Result<()> {
         self.store.database.write(Durability::Process, |tx| {
             tx.execute("DELETE FROM endpoints WHERE container_id = ?1", [id])?;

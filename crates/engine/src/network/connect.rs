@@ -109,7 +109,11 @@ impl Engine {
             return Err(Error::internal(message));
         }
         if container.is_running() {
-            self.ask_monitor(&container, &Request::Disconnect { network: record.id().to_owned() })?;
+            match self.ask_monitor(&container, &Request::Disconnect { network: record.id().to_owned() }) {
+                // It has ended meanwhile, and its end with it.
+                Err(error) if error.kind == Kind::Conflict && !self.container(&container.id.0)?.is_running() => {}
+                other => drop(other?),
+            }
             let endpoints = container.state.network.iter().flat_map(|network| &network.endpoints);
             if let Some(endpoint) = endpoints.into_iter().find(|endpoint| endpoint.network.id == record.id())
                 && let Err(error) = self.take_from_hosts(&container, endpoint)

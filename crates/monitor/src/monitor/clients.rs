@@ -187,7 +187,10 @@ impl Monitor {
                 }
             }
             Request::Abandon => {
-                if !self.is_alive() && !self.over {
+                if self.is_alive() {
+                    return self.fail(index, FailureKind::Conflict, "container is running".to_owned());
+                }
+                if !self.over {
                     // Whoever attached or waits for a start that will not come learns it now.
                     self.finish_streams(INIT);
                     self.tell_waiting(true);
