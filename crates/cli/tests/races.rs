@@ -5,7 +5,6 @@
 //! word, `TEST_SEED=7` other distances.
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
-#![expect(clippy::print_stdout, reason = "it tells what it tries, where it is asked to")]
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
