@@ -240,6 +240,14 @@ fn what_others_flush_comes_back() {
         dhow_testkit::text(&links).lines().count()
     };
     assert_eq!(bridges(), 2);
+    // What others have taken away already keeps nothing of a network that is removed.
+    sandbox.ok(&["rm", "-f", "server"]);
+    let bridge = format!("br-{}", &sandbox.ok(&["network", "inspect", "-f", "{{.Id}}", "front"])[..12]);
+    let is_of_it = |line: &String| line.contains(&bridge);
+    assert!(rules().iter().any(is_of_it));
+    host.run("nft", &["delete", "element", "inet", &format!("dhow{table}"), "bridges", &format!("{{ {bridge} }}")], "");
+    sandbox.ok(&["network", "rm", "front"]);
+    assert_eq!(rules().into_iter().filter(is_of_it).collect::<Vec<_>>(), Vec::<String>::new());
     sandbox.finish();
 }
 

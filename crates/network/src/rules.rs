@@ -124,21 +124,28 @@ fn write(socket: &Socket, network: &Network, bridge: &Bridge, chains: &Chains, a
 /// Takes the rules of a bridge away. What is gone already is fine.
 pub(crate) fn remove(socket: &Socket, table: &str, bridge: &str) -> Result<()> {
     crate::obey::unshut(table, bridge).context(|| format!("take {bridge} out of table ip {table}"))?;
-    let all = nft::chains(socket, table).context(|| format!("list the chains of table inet {table}"))?;
-    let chains: Vec<&String> = all.iter().filter(|chain| bridge_of(chain) == Some(bridge)).collect();
-    if chains.is_empty() {
-        return Ok(());
-    }
-    let mut transaction = Transaction::begin(Family::Inet, table);
-    for map in VERDICTS {
-        transaction.delete_link(map, bridge);
-    }
-    transaction.delete_link(BRIDGES, bridge);
-    chains.iter().for_each(|chain| transaction.delete_chain(chain));
-    match transaction.commit(socket) {
-        // Somebody else is faster, or has been at the elements by hand: what is left refers to a link that is gone.
-        Err(error) if is_race(&error) => Ok(()),
-        other => other.context(|| format!("take {bridge} out of table inet {table}")),
+    let what = || format!("take {bridge} out of table inet {table}");
+    let mut tries = 0;
+    loop {
+        let all = nft::chains(socket, table).context(|| format!("list the chains of table inet {table}"))?;
+        let chains: Vec<&String> = all.iter().filter(|chain| bridge_of(chain) == Some(bridge)).collect();
+        if chains.is_empty() {
+            return Ok(());
+        }
+        let mut transaction = Transaction::begin(Family::Inet, table);
+        let key = nft::link_name(bridge);
+        for map in VERDICTS.into_iter().chain([BRIDGES]) {
+            // An element that somebody has taken away by hand would undo all of it.
+            if tries == 0 || nft::has_element(socket, (Family::Inet, table), map, &key) {
+                transaction.delete_link(map, bridge);
+            }
+        }
+        chains.iter().for_each(|chain| transaction.delete_chain(chain));
+        match transaction.commit(socket) {
+            // Others write tables, too.
+            Err(error) if is_race(&error) && tries < 5 => tries += 1,
+            other => return other.context(what),
+        }
     }
 }
 

@@ -226,6 +226,13 @@ impl Socket {
                 rest = &rest[size.next_multiple_of(4).min(rest.len())..];
             }
         }
+        if failure.is_some() && ends_with_failure {
+            // What the kernel says of the other messages is there already, and no answer to what is asked next.
+            while matches!(
+                rustix::net::recv(&self.fd, &mut buffer[..], RecvFlags::DONTWAIT),
+                Ok(_) | Err(rustix::io::Errno::INTR)
+            ) {}
+        }
         failure.map_or(Ok(answers), Err)
     }
 }
