@@ -10,7 +10,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use dhow_testkit::faults::{contradictions, everything};
-use dhow_testkit::{Sandbox, sandboxed, text};
+use dhow_testkit::{Sandbox, sandboxed, text, wait_until};
 
 /// How a command ended.
 struct Ended {
@@ -276,9 +276,9 @@ fn tried(sandbox: &Sandbox, race: &Race, one_is_first: bool, later: Duration) ->
     };
     let (one, other) = std::thread::scope(|scope| {
         let one = scope.spawn(|| delayed(race.one, one_is_first));
-        (delayed(race.other, !one_is_first), one.join().unwrap())
+        let other = delayed(race.other, !one_is_first);
+        (one.join().unwrap(), other)
     });
-    let (other, one) = (one, other);
     let mut outcome = Outcome { one, other, status: String::new() };
     let status = || run(sandbox, "inspect -f {{.State.Status}} box").stdout.trim().to_owned();
     // What was told may take a moment to be so: a container that runs with --rm is removed by its monitor.
@@ -349,8 +349,7 @@ fn two_commands_at_once_leave_one_truth() {
         }
         println!("{what}: {rounds} rounds, {} ms each", begun.elapsed().as_millis() / u128::from(rounds.max(1)));
     }
-    let left: Vec<String> = everything(&sandbox).into_iter().filter(|line| line.starts_with("file exec/containers/")).collect();
-    assert!(left.is_empty(), "run directories: {left:#?}");
+    wait_until("no run directory is left", || !everything(&sandbox).iter().any(|line| line.starts_with("file exec/containers/")));
     assert!(wrong.is_empty(), "{} went wrong: {wrong:#?}", wrong.len());
     sandbox.finish();
 }

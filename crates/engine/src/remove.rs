@@ -123,6 +123,11 @@ impl Engine {
                 }
                 Ok(Reply { error: Some(_), .. }) => self.force_end(container)?,
                 Err(error) if force && error.kind() == io::ErrorKind::TimedOut => self.force_end(container)?,
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    self.unmark(container)?;
+                    let id = &container.id;
+                    return Err(Error::internal(format!("the monitor of container {id} does not answer: {error}")));
+                }
                 // One that is going already need not answer.
                 Ok(_) | Err(_) => {}
             }

@@ -110,7 +110,7 @@ impl Engine {
         }
         if container.is_running() {
             match self.ask_monitor(&container, &Request::Disconnect { network: record.id().to_owned() }) {
-                // It has ended meanwhile, and its end with it.
+                // It has ended meanwhile, and with it its end of the link.
                 Err(error) if error.kind == Kind::Conflict && !self.container(&container.id.0)?.is_running() => {}
                 other => drop(other?),
             }
