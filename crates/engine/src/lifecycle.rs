@@ -53,8 +53,10 @@ impl Engine {
         {
             self.abandon(container);
             if let Err(gone) = self.check_is_kept(container) {
-                // Whoever removes it may have done so before it got its addresses.
-                self.release_all(&container.id.0)?;
+                if gone.kind == Kind::NotFound {
+                    // It may have got its addresses after its row, with which they go, was removed.
+                    self.release_all(&container.id.0)?;
+                }
                 return Err(gone);
             }
             self.record_failure(container, error);
