@@ -313,6 +313,8 @@ fn an_init_hands_signals_on_and_may_be_replaced() {
     let by_daemon = |args: &[&str]| sandbox.by("dhow", args);
     for name in ["first", "second"] {
         assert_eq!(by_daemon(&["run", "-d", "--init", "--name", name, "busybox", "sleep", "1000"]).0, 0);
+        // A signal that comes before the init watches for any is lost, as with other inits.
+        wait_until("the init has started its program", || by_daemon(&["top", name]).1.lines().count() == 3);
         assert_eq!(by_daemon(&["stop", "-t", "10", name]).0, 0);
         assert_eq!(by_daemon(&["inspect", "-f", "{{.State.ExitCode}}", name]).1.trim(), "143", "SIGTERM arrives");
     }

@@ -57,7 +57,7 @@ impl Engine {
                     // It may have got its addresses after its row, with which they go, was removed.
                     self.release_all(&container.id.0)?;
                 }
-                return Err(gone);
+                return started;
             }
             self.record_failure(container, error);
             if container.auto_remove() {

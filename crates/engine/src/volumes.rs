@@ -241,7 +241,18 @@ impl Engine {
         for name in names {
             let directory = self.paths().volumes().join(name);
             let Ok(lock) = fs::File::open(&directory) else { return Ok(None) };
-            lock.lock_shared().context(|| format!("lock volume {name}"))?;
+            // Who mounts or removes it has it for moments, unless what is mounted does not answer.
+            let is_locked = (0..200).any(|_| {
+                lock.try_lock_shared().is_ok() || {
+                    std::thread::sleep(std::time::Duration::from_millis(50));
+                    false
+                }
+            });
+            if !is_locked {
+                return Err(Error::conflict(format!(
+                    "volume {name} has been mounted or removed by somebody else for ten seconds"
+                )));
+            }
             if !dhow_sys::descriptor::is_at(&lock, &directory) {
                 return Ok(None);
             }
@@ -310,6 +321,8 @@ impl Engine {
         });
         match removed {
             Ok(true) => {
+                // Who takes away what is mounted there locks it, too.
+                drop(lock);
                 self.volume_event("destroy", name);
                 self.settle_removal(&retired, remove_retired)
             }
