@@ -101,7 +101,7 @@ echo piped | docker exec -i p-one cat
 script -qec "docker exec -it p-one sh -c 'tty; test -t 0 && echo terminal; exit 6'" /dev/null </dev/null
 docker exec -d p-one touch /detached; sleep 0.3; docker exec p-one ls /detached
 docker exec p-nosuch true
-docker top p-one -o pid,args | wc -l
+docker top p-one -o pid,args | grep -c usr1
 docker top p-nosuch
 docker port p-one
 docker kill -s USR1 p-one; sleep 0.5; docker logs --tail 1 p-one
